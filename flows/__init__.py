@@ -1,0 +1,1 @@
+"""Dataflows, their settings, and the processes that run them."""

@@ -1,0 +1,1 @@
+"""Steps of the dataflow: sources, decode, blocks, chunks."""

@@ -1,0 +1,92 @@
+"""The `chunks` step: `storage.chunks` as a sink, one writer a partition.
+
+Offers are handled in order on one thread beside each worker, so that ingest never waits for a merge
+and memory holds one merge at a time. The sink keeps nothing in snapshots: after a restart `blocks`
+offers again whatever the catalog does not cover. A merge that fails fails the job at its next turn.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from typing_extensions import override
+
+from operators.routing import partition_name
+from operators.stop import stopping
+from storage.blocks import Offer
+from storage.chunks import Chunks
+from storage.files import Files
+from storage.layout import Layout
+
+
+class _ChunksPartition(StatefulSinkPartition[Offer, None]):
+    def __init__(self, chunks: Chunks, merger: ThreadPoolExecutor) -> None:
+        self._chunks = chunks
+        self._merger = merger
+        self._running: list[Future[None]] = []
+
+    @override
+    def write_batch(self, values: list[Offer]) -> None:
+        for offer in values:
+            self._running.append(self._merger.submit(self._chunks.take, offer, _now_ms()))
+        self._check()
+
+    @override
+    def snapshot(self) -> None:
+        self._check()
+
+    @override
+    def close(self) -> None:
+        """Wait for what is being merged; on a stop, leave what has not begun to the next run."""
+        for future in self._running:
+            if not (stopping() and future.cancel()):
+                future.result()
+
+    def _check(self) -> None:
+        """Raise what a merge raised."""
+        for future in [future for future in self._running if future.done()]:
+            self._running.remove(future)
+            future.result()
+
+
+class ChunksSink(FixedPartitionedSink[Offer, None]):
+    """Chunks of all partitions that this run may see."""
+
+    def __init__(
+        self,
+        partitions: list[str],
+        layout: Layout,
+        files: Files,
+        *,
+        blocks_per_chunk: int,
+        grace_ms: int,
+    ) -> None:
+        self._partitions = sorted(partitions)
+        self._index = {name: index for index, name in enumerate(self._partitions)}
+        self._layout = layout
+        self._files = files
+        self._blocks_per_chunk = blocks_per_chunk
+        self._grace_ms = grace_ms
+        self._local = threading.local()
+
+    @override
+    def list_parts(self) -> list[str]:
+        return self._partitions
+
+    @override
+    def part_fn(self, item_key: str) -> int:
+        return self._index[partition_name(item_key)]
+
+    @override
+    def build_part(self, step_id: str, for_part: str, resume_state: None) -> _ChunksPartition:
+        if not hasattr(self._local, "merger"):
+            self._local.merger = ThreadPoolExecutor(1, thread_name_prefix="merge")
+        chunks = Chunks(for_part, self._layout, self._files, self._blocks_per_chunk, self._grace_ms)
+        return _ChunksPartition(chunks, self._local.merger)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

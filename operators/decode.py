@@ -1,0 +1,287 @@
+"""Decode: messages in, columnar frames out; what can't become an event becomes a reject.
+
+One call of arro3 (arrow-rs) reads a whole batch. Steps:
+1. each message stands in an envelope {"K": message} on a line of its own, K being random, and as
+   many rows as messages must come back: a message can't end its envelope and begin another without
+   adding a row, nor swallow the next one, so rows and messages can't go out of step;
+2. if the reader refuses the batch, pieces of it are tried, down to single messages;
+3. a message refused on its own is parsed by orjson: what that refuses too, or what is no object, is
+   a reject; else each column is read by itself, and one of a wrong type is null and counted;
+4. events without key or upload time, or with an absurd or future one, are rejects.
+What comes out for a message never depends on the messages around it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import arro3.io
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from operators.messages import I64, Messages
+from storage.frame import REJECT_SCHEMA, Frame
+from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
+
+Mask = npt.NDArray[np.bool_]
+
+PIECE_ROWS = 32
+UPLOAD_MIN_MS = 946_684_800_000
+"""2000-01-01: an earlier upload time is absurd."""
+UPLOAD_MAX_MS = 7_258_118_400_000
+"""2200-01-01: so is a later one."""
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """`future_skew_ms`: how far an upload time may be ahead of the broker's timestamp."""
+
+    schema: Schema
+    future_skew_ms: int
+    message_bytes_max: int
+
+
+class Reader:
+    """Reads some columns from many messages in one call."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self.columns = tuple(columns)
+        name = os.urandom(8).hex()
+        self._open = b'{"%b":' % name.encode()
+        self._between = b"}\n" + self._open
+        self._schema = pa.schema([pa.field(name, pa.struct(_fields(columns)))])
+
+    def read(self, values: Sequence[bytes]) -> pa.StructArray | None:
+        """One row a message, null for a JSON null; None if any message is refused."""
+        text = b"".join((self._open, self._between.join(values), b"}"))
+        try:
+            stream = arro3.io.read_json(io.BytesIO(text), self._schema, batch_size=len(values) + 1)
+            batches = list(pa.RecordBatchReader.from_stream(stream))
+        except pa.ArrowInvalid:
+            return None
+        if len(batches) != 1 or batches[0].num_rows != len(values):
+            return None
+        return batches[0].column(0)
+
+    def take(self, rows: pa.StructArray) -> list[pa.Array]:
+        """The declared columns of rows that `read` gave."""
+        return [pc.struct_field(rows, list(column.path)) for column in self.columns]
+
+    def pieces(self, values: Sequence[bytes]) -> Iterator[tuple[int, pa.StructArray | None]]:
+        """`read` over consecutive pieces, with the length of each; None for a single refused one."""
+        rows = self.read(values)
+        if rows is not None or len(values) == 1:
+            yield len(values), rows
+            return
+        step = PIECE_ROWS if len(values) > PIECE_ROWS else (len(values) + 1) // 2
+        for low in range(0, len(values), step):
+            yield from self.pieces(values[low : low + step])
+
+
+class Decoder:
+    """Decodes messages under one schema. Thread safety: none needed, it holds no state."""
+
+    def __init__(self, config: DecodeConfig) -> None:
+        self._config = config
+        self._schema = config.schema.arrow
+        self._columns = config.schema.decoded
+        self._reader = Reader(self._columns)
+        self._single = [Reader([column]) for column in self._columns]
+
+    def decode(self, items: Sequence[Messages]) -> list[Frame]:
+        """One frame an item. Any number of items shares one call of the reader."""
+        values = [value for item in items for value in item.values]
+        if not values:
+            nothing = pa.array([], pa.binary())
+            return [self._frame(item, [], _Reasons(0), nothing) for item in items]
+        messages = pa.array(values, pa.binary())
+        reasons = _Reasons(len(values))
+        sizes = np.diff(np.frombuffer(messages.buffers()[1], np.int32))
+        reasons.flag("too large", sizes > self._config.message_bytes_max)
+        reasons.flag("empty", sizes == 0)
+        if reasons.any:
+            bad = set(np.flatnonzero(reasons.mask).tolist())
+            values = [b"null" if row in bad else value for row, value in enumerate(values)]
+        columns, nulled = self._read(values, reasons)
+        frames, low = [], 0
+        for item in items:
+            n = len(item.values)
+            part = [column.slice(low, n) for column in columns]
+            mine = reasons.slice(low, low + n)
+            mine.nulled = nulled[low : low + n]
+            frames.append(self._frame(item, part, mine, messages.slice(low, n)))
+            low += n
+        return frames
+
+    def _read(self, values: list[bytes], reasons: _Reasons) -> tuple[list[pa.Array], I64]:
+        """Steps 1 to 3: the columns, and how many values of each row were nulled."""
+        nulled: I64 = np.zeros(len(values), dtype=np.int64)
+        rows = self._reader.read(values)
+        if rows is not None:
+            self._flag_null(rows, reasons, 0)
+            return self._reader.take(rows), nulled
+        parts: list[list[pa.Array]] = []
+        low = 0
+        for length, piece in self._reader.pieces(values):
+            if piece is not None:
+                self._flag_null(piece, reasons, low)
+                parts.append(self._reader.take(piece))
+            else:
+                parts.append(self._read_alone(values[low], low, reasons, nulled))
+            low += length
+        return [pa.concat_arrays(column) for column in zip(*parts, strict=True)], nulled
+
+    def _read_alone(self, value: bytes, row: int, reasons: _Reasons, nulled: I64) -> list[pa.Array]:
+        """Step 3 for one message that the reader refuses."""
+        nulls = [pa.nulls(1, column.arrow_type) for column in self._columns]
+        try:
+            document = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            reasons.flag_row("bad json", row, str(error))
+            return nulls
+        if not isinstance(document, dict):
+            reasons.flag_row("bad json", row, f"expected an object, got {type(document).__name__}")
+            return nulls
+        columns = []
+        for reader, null, column in zip(self._single, nulls, self._columns, strict=True):
+            rows = reader.read([value])
+            if rows is None:
+                nulled[row] += 1
+                reasons.details[row] = f"{column.name}: expected {column.type}"
+            columns.append(null if rows is None else reader.take(rows)[0])
+        return columns
+
+    def _flag_null(self, rows: pa.StructArray, reasons: _Reasons, low: int) -> None:
+        if rows.null_count:
+            for row in np.flatnonzero(rows.is_null().to_numpy(zero_copy_only=False)):
+                reasons.flag_row("bad json", low + int(row), "expected an object, got null")
+
+    def _frame(
+        self, item: Messages, columns: list[pa.Array], reasons: _Reasons, messages: pa.Array
+    ) -> Frame:
+        """Step 4 for one item, and its events and rejects apart."""
+        broker = pa.array(item.times_ms, pa.timestamp("ms", tz="UTC"))
+        by_name = self._by_name(columns, broker)
+        for name in self._config.schema.key:
+            reasons.flag("no key", _absent(by_name[name]))
+        self._flag_times(by_name[UPLOAD_TIME], item.times_ms, reasons)
+        by_name[PARTITION] = pa.repeat(pa.scalar(item.source, pa.string()), len(item.values))
+        by_name[OFFSET] = pa.array(item.offsets)
+        by_name[RAW] = messages
+        events = pa.RecordBatch.from_arrays(
+            [by_name[field.name] for field in self._schema], schema=self._schema
+        )
+        rejects = _NO_REJECTS
+        if reasons.any:
+            rejects = self._rejects(item, reasons, messages, broker)
+            events = events.filter(pa.array(~reasons.mask))
+        return Frame(
+            partition=item.source,
+            source=item.source,
+            first_offset=item.first_offset,
+            next_offset=item.next_offset,
+            events=events,
+            rejects=rejects,
+            nulled=int(reasons.nulled[~reasons.mask].sum()),
+            skipped=item.skipped,
+            end_offset=item.end_offset,
+        )
+
+    def _by_name(self, columns: list[pa.Array], broker: pa.Array) -> dict[str, pa.Array]:
+        """The declared columns by name; the upload time in ms, from the broker if so declared."""
+        if not columns:
+            columns = [pa.nulls(len(broker), column.arrow_type) for column in self._columns]
+        found = dict(zip((column.name for column in self._columns), columns, strict=True))
+        upload = found.get(UPLOAD_TIME, broker)
+        found[UPLOAD_TIME] = upload.cast(broker.type, safe=False)
+        return found
+
+    def _flag_times(self, upload: pa.Array, broker_ms: I64, reasons: _Reasons) -> None:
+        missing = upload.is_null().to_numpy(zero_copy_only=False)
+        reasons.flag("no upload time", missing)
+        ms = upload.cast(pa.int64()).fill_null(UPLOAD_MIN_MS).to_numpy(zero_copy_only=False)
+        reasons.flag("absurd upload time", (ms < UPLOAD_MIN_MS) | (ms >= UPLOAD_MAX_MS))
+        reasons.flag("future upload time", ms > broker_ms + self._config.future_skew_ms)
+
+    def _rejects(
+        self, item: Messages, reasons: _Reasons, messages: pa.Array, broker: pa.Array
+    ) -> pa.RecordBatch:
+        rows = np.flatnonzero(reasons.mask)
+        picked = pa.array(rows)
+        return pa.RecordBatch.from_arrays(
+            [
+                pa.repeat(pa.scalar(item.source, pa.string()), len(rows)),
+                pa.array(item.offsets).take(picked),
+                broker.take(picked),
+                pa.array([reasons.names[row] for row in rows.tolist()], pa.string()),
+                pa.array([reasons.details.get(row) for row in rows.tolist()], pa.string()),
+                messages.take(picked),
+            ],
+            schema=REJECT_SCHEMA,
+        )
+
+
+class _Reasons:
+    """Why rows are rejects: the first reason found for a row stands."""
+
+    def __init__(self, rows: int) -> None:
+        self.mask: Mask = np.zeros(rows, dtype=bool)
+        self.names: dict[int, str] = {}
+        self.details: dict[int, str] = {}
+        self.nulled: I64 = np.zeros(rows, dtype=np.int64)
+
+    @property
+    def any(self) -> bool:
+        return bool(self.names)
+
+    def flag(self, reason: str, rows: Mask) -> None:
+        fresh = rows & ~self.mask
+        if fresh.any():
+            self.mask |= fresh
+            self.names.update(dict.fromkeys(np.flatnonzero(fresh).tolist(), reason))
+
+    def flag_row(self, reason: str, row: int, detail: str) -> None:
+        if not self.mask[row]:
+            self.mask[row] = True
+            self.names[row] = reason
+            self.details[row] = detail
+
+    def slice(self, low: int, high: int) -> _Reasons:
+        part = _Reasons(high - low)
+        part.mask = self.mask[low:high].copy()
+        part.names = {row - low: name for row, name in self.names.items() if low <= row < high}
+        part.details = {row - low: text for row, text in self.details.items() if low <= row < high}
+        return part
+
+
+_NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECT_SCHEMA)
+
+
+def _absent(column: pa.Array) -> Mask:
+    """Null or empty text."""
+    absent: Mask = column.is_null().to_numpy(zero_copy_only=False)
+    if pa.types.is_string(column.type):
+        absent = absent | (
+            pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False) == 0
+        )
+    return absent
+
+
+def _fields(columns: Sequence[Column], depth: int = 0) -> list[pa.Field]:
+    """Nested Arrow fields for the columns' paths, from `depth` on."""
+    groups: dict[str, list[Column]] = {}
+    for column in columns:
+        groups.setdefault(column.path[depth], []).append(column)
+    fields = []
+    for name, members in groups.items():
+        if len(members[0].path) == depth + 1:
+            fields.append(pa.field(name, members[0].arrow_type))
+        else:
+            fields.append(pa.field(name, pa.struct(_fields(members, depth + 1))))
+    return fields

@@ -1,0 +1,340 @@
+"""The Kafka source: one consumer a worker thread, feeding all of its topic-partitions.
+
+`Consumer.consume(n)` takes whatever has arrived for any partition; what belongs to another than the
+one that asked waits in that one's queue. A partition emits when it has a full batch, or when its
+oldest message has lingered, so an idle partition costs one look at an empty queue.
+
+Offsets live in the snapshot. They are also committed to the consumer group, for lag tools only:
+nothing is ever read back from there. A broker that is away is waited for, with librdkafka's own
+back-off; an offset that the broker no longer has stops the job, or is skipped and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import numpy as np
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from typing_extensions import override
+
+from operators.messages import I64, Messages
+from operators.stop import stopping
+from storage.errors import BadInput, ForebayError
+from storage.layout import PartitionKey
+
+log = logging.getLogger("forebay.kafka")
+
+POLL_MESSAGES = 5_000
+QUEUED_MESSAGES_MAX = 100_000
+IDLE_POLL_S = 0.005
+COMMIT_EVERY_S = 5.0
+METADATA_TIMEOUT_S = 10.0
+RETRY_S_MAX = 30.0
+
+
+class OffsetGone(ForebayError):
+    """The broker no longer has the offset at which a partition is to go on."""
+
+
+@dataclass(frozen=True)
+class KafkaConfig:
+    """`librdkafka` is passed through as it is; `start` and `on_gap` as in the settings."""
+
+    bootstrap: str
+    topic: str
+    group: str = "forebay"
+    start: str = "earliest"
+    on_gap: str = "stop"
+    librdkafka: Mapping[str, str] = field(default_factory=dict)
+    batch_rows: int = 5000
+    linger_s: float = 0.05
+
+    def consumer(self) -> dict[str, Any]:
+        return {
+            "bootstrap.servers": self.bootstrap,
+            "group.id": self.group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": False,
+            "queued.min.messages": 200_000,
+            "queued.max.messages.kbytes": 65_536,
+            "fetch.wait.max.ms": 50,
+            "fetch.queue.backoff.ms": 10,
+            "logger": log,
+            **self.librdkafka,
+        }
+
+
+def partition_key(topic: str, number: int) -> PartitionKey:
+    """Zero-padded, so that names sort in partition order."""
+    return PartitionKey(f"{topic}-{number:05d}", number)
+
+
+def topic_partitions(config: KafkaConfig) -> list[PartitionKey]:
+    """The partitions that the topic has now; waits for the broker, and for the topic, to be there."""
+    client = AdminClient(
+        {"bootstrap.servers": config.bootstrap, "logger": log, **config.librdkafka}
+    )
+    delay_s = 0.5
+    while not stopping():
+        try:
+            topics = client.list_topics(config.topic, timeout=METADATA_TIMEOUT_S).topics
+            found = topics[config.topic]
+            if found.error is None and found.partitions:
+                return [partition_key(config.topic, number) for number in sorted(found.partitions)]
+            problem = str(found.error or "no partitions yet")
+        except KafkaException as error:
+            problem = str(error.args[0])
+        log.warning(
+            "waiting for topic %s at %s: %s; next try in %.1f s",
+            config.topic,
+            config.bootstrap,
+            problem,
+            delay_s,
+        )
+        time.sleep(delay_s)
+        delay_s = min(delay_s * 2, RETRY_S_MAX)
+    return []
+
+
+@dataclass
+class _Queue:
+    """What has arrived for one partition and was not emitted yet. `next_offset` is None until
+    something has arrived; `since` is when the oldest waiting message came."""
+
+    number: int
+    next_offset: int | None
+    pieces: list[_Piece] = field(default_factory=list)
+    rows: int = 0
+    since: float = 0.0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class _Piece:
+    values: list[bytes]
+    offsets: I64
+    times_ms: I64
+
+
+class _Reader:
+    """One consumer and the queues of the partitions it feeds. One worker thread uses it."""
+
+    def __init__(self, config: KafkaConfig) -> None:
+        self._config = config
+        self._consumer = Consumer(config.consumer())
+        self._queues: dict[int, _Queue] = {}
+        self._poll_due = 0.0
+        self._commit_due = time.monotonic() + COMMIT_EVERY_S
+        self._progress: dict[int, int] = {}
+        self._users = 0
+
+    def add(self, number: int, next_offset: int | None) -> _Queue:
+        """Begin to read a partition; at `start` if there is no offset to go on from."""
+        queue = self._queues[number] = _Queue(number, next_offset)
+        start = OFFSET_BEGINNING if self._config.start == "earliest" else OFFSET_END
+        self._assign(number, start if next_offset is None else next_offset)
+        self._users += 1
+        return queue
+
+    def poll(self) -> None:
+        """Take in what has arrived, unless enough is queued or nothing had arrived just now."""
+        now = time.monotonic()
+        if now < self._poll_due:
+            return
+        if sum(queue.rows for queue in self._queues.values()) >= QUEUED_MESSAGES_MAX:
+            return
+        arrived = self._consumer.consume(POLL_MESSAGES, 0)
+        if len(arrived) < POLL_MESSAGES // 4:
+            self._poll_due = now + IDLE_POLL_S
+        failed = [message for message in arrived if message.error() is not None]
+        if failed:
+            arrived = [message for message in arrived if message.error() is None]
+        self._queue(arrived, now)
+        for message in failed:
+            self._report(message)
+        if now >= self._commit_due:
+            self._commit()
+
+    def end_offset(self, number: int) -> int | None:
+        """The high watermark of the last fetch."""
+        _, high = self._consumer.get_watermark_offsets(self._place(number), cached=True)
+        return int(high) if high >= 0 else None
+
+    def progressed(self, number: int, next_offset: int) -> None:
+        """Note how far a partition has got, for the consumer group."""
+        self._progress[number] = next_offset
+
+    def remove(self) -> None:
+        """One partition less needs this reader; the last one closes it."""
+        self._users -= 1
+        if not self._users:
+            self._commit()
+            self._consumer.close()
+
+    def _queue(self, arrived: list[Message], now: float) -> None:
+        """Sort messages into their partitions' queues, columns apart."""
+        numbers = np.array([message.partition() for message in arrived], dtype=np.int64)
+        for number in np.unique(numbers).tolist():
+            mine = np.flatnonzero(numbers == number).tolist()
+            part = arrived if len(mine) == len(arrived) else [arrived[row] for row in mine]
+            piece = _Piece(
+                [message.value() or b"" for message in part],
+                np.array([message.offset() for message in part], dtype=np.int64),
+                np.array([message.timestamp()[1] for message in part], dtype=np.int64),
+            )
+            queue = self._queues[number]
+            if not queue.pieces:
+                queue.since = now
+            queue.pieces.append(piece)
+            queue.rows += len(part)
+            queue.next_offset = int(piece.offsets[-1]) + 1
+
+    def _report(self, message: Message) -> None:
+        """An error in place of a message: a lost offset is fatal or skipped, the rest is waited out."""
+        error = message.error()
+        if error.code() == KafkaError._AUTO_OFFSET_RESET and message.partition() >= 0:
+            self._close_gap(self._queues[message.partition()])
+        elif error.fatal():
+            raise KafkaException(error)
+        else:
+            log.warning("kafka %s: %s; waiting", self._config.bootstrap, error.str())
+
+    def _close_gap(self, queue: _Queue) -> None:
+        low, high = self._consumer.get_watermark_offsets(
+            self._place(queue.number), timeout=METADATA_TIMEOUT_S
+        )
+        at = queue.next_offset
+        where = f"topic {self._config.topic} partition {queue.number}"
+        if at is None or at > high:
+            raise OffsetGone(
+                f"{where}: expected offset {at}, the topic ends at {high}; if it was created anew,"
+                " it needs a data directory of its own"
+            )
+        if self._config.on_gap != "skip":
+            raise OffsetGone(
+                f"{where}: expected offset {at}, the broker begins at {low}: {low - at} messages"
+                ' are gone; set source.on_gap to "skip" to go on and have them counted'
+            )
+        log.error(
+            "%s: skipping %d messages that are gone, offsets %d to %d", where, low - at, at, low
+        )
+        queue.skipped += low - at
+        queue.next_offset = low
+        self._consumer.incremental_unassign([self._place(queue.number)])
+        self._assign(queue.number, low)
+
+    def _commit(self) -> None:
+        self._commit_due = time.monotonic() + COMMIT_EVERY_S
+        if self._progress:
+            places = [self._place(number, at) for number, at in self._progress.items()]
+            self._progress = {}
+            try:
+                self._consumer.commit(offsets=places, asynchronous=True)
+            except KafkaException as error:
+                log.warning(
+                    "kafka %s: progress not shown to lag tools: %s", self._config.group, error
+                )
+
+    def _assign(self, number: int, at: int) -> None:
+        self._consumer.incremental_assign([self._place(number, at)])
+
+    def _place(self, number: int, at: int = OFFSET_END) -> TopicPartition:
+        return TopicPartition(self._config.topic, number, at)
+
+
+class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
+    """One topic-partition. Its snapshot is the next offset, None before the first message."""
+
+    def __init__(
+        self, name: str, number: int, reader: _Reader, config: KafkaConfig, resume: int | None
+    ) -> None:
+        self._name = name
+        self._config = config
+        self._reader = reader
+        self._queue = reader.add(number, resume)
+        self._next_offset = resume
+        self._awake: datetime | None = None
+
+    @override
+    def next_batch(self) -> list[Messages]:
+        if stopping():
+            raise StopIteration
+        queue = self._queue
+        if queue.rows < self._config.batch_rows:
+            self._reader.poll()
+        waited = time.monotonic() - queue.since
+        if not queue.rows or (
+            queue.rows < self._config.batch_rows and waited < self._config.linger_s
+        ):
+            self._awake = datetime.now(timezone.utc) + timedelta(seconds=IDLE_POLL_S)
+            return []
+        self._awake = None
+        pieces, queue.pieces, queue.rows = queue.pieces, [], 0
+        offsets = np.concatenate([piece.offsets for piece in pieces])
+        self._next_offset = int(offsets[-1]) + 1
+        skipped, queue.skipped = queue.skipped, 0
+        return [
+            Messages(
+                source=self._name,
+                values=[value for piece in pieces for value in piece.values],
+                offsets=offsets,
+                times_ms=np.concatenate([piece.times_ms for piece in pieces]),
+                next_offset=self._next_offset,
+                skipped=skipped,
+                end_offset=self._reader.end_offset(queue.number),
+            )
+        ]
+
+    @override
+    def next_awake(self) -> datetime | None:
+        return self._awake
+
+    @override
+    def snapshot(self) -> int | None:
+        if self._next_offset is not None:
+            self._reader.progressed(self._queue.number, self._next_offset)
+        return self._next_offset
+
+    @override
+    def close(self) -> None:
+        self._reader.remove()
+
+
+class KafkaSource(FixedPartitionedSource[Messages, int | None]):
+    """All partitions of one topic, as they are when the job starts."""
+
+    def __init__(self, config: KafkaConfig, partitions: list[PartitionKey]) -> None:
+        self._config = config
+        self._numbers = {key.name: key.number for key in partitions}
+        self._local = threading.local()
+
+    @override
+    def list_parts(self) -> list[str]:
+        return sorted(self._numbers)
+
+    @override
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _KafkaPartition:
+        if for_part not in self._numbers:
+            raise BadInput(f"topic {self._config.topic}: expected partition {for_part}, it is gone")
+        if not hasattr(self._local, "reader"):
+            self._local.reader = _Reader(self._config)
+        number = self._numbers[for_part]
+        return _KafkaPartition(for_part, number, self._local.reader, self._config, resume_state)

@@ -1,0 +1,29 @@
+"""Messages: what a source delivers, before decoding. One item is many messages of one partition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Messages:
+    """`values`, `offsets` and `times_ms` (the broker's timestamps) have one entry a message, in
+    offset order. `next_offset` is where the source would go on; `skipped` counts offsets it no
+    longer had; `end_offset` is the partition's end as last known."""
+
+    source: str
+    values: list[bytes]
+    offsets: I64
+    times_ms: I64
+    next_offset: int
+    skipped: int = 0
+    end_offset: int | None = None
+
+    @property
+    def first_offset(self) -> int:
+        return int(self.offsets[0]) if len(self.offsets) else self.next_offset

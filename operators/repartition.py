@@ -1,0 +1,42 @@
+"""Repartition: divide frames by a hash of the dedup key, for topics whose producers don't key.
+
+All copies of an event then meet in one hash partition, whichever source partition each came by.
+A reject, which may have no key, goes by its offset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from storage.frame import Frame
+from storage.index import hash_keys
+from storage.layout import PartitionKey
+from storage.schema import OFFSET
+
+
+def hash_partitions(count: int) -> list[PartitionKey]:
+    return [PartitionKey(f"hash-{number:05d}", number) for number in range(count)]
+
+
+def repartition(frame: Frame, key: tuple[str, ...], targets: list[PartitionKey]) -> list[Frame]:
+    """One frame for each hash partition that gets anything; counters go with the first."""
+    owners = (hash_keys(frame.events.select(list(key)).columns) % np.uint64(len(targets))).astype(
+        np.int64
+    )
+    reject_owners = frame.rejects.column(OFFSET).to_numpy() % len(targets)
+    frames = []
+    for number, target in enumerate(targets):
+        events = np.flatnonzero(owners == number)
+        rejects = np.flatnonzero(reject_owners == number)
+        if len(events) or len(rejects):
+            part = replace(
+                frame,
+                partition=target.name,
+                events=frame.events.take(pa.array(events)),
+                rejects=frame.rejects.take(pa.array(rejects)),
+            )
+            frames.append(replace(part, nulled=0, skipped=0) if frames else part)
+    return frames

@@ -1,0 +1,1 @@
+"""Storage formats: block logs, manifests, catalogs, chunks, rejects. Files only; no engine."""

@@ -1,0 +1,45 @@
+"""The batch number and the boundary between the batch layer and this one.
+
+    DATA/batch.json     a record (see `record`) of kind "batch", version 1, replaced atomically
+
+Before any handoff there is no file: number 0, nothing covered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage import record
+from storage.errors import Corruption
+from storage.files import Files
+
+KIND = "batch"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`covered_until_ms` is the upload time below which the batch layer answers."""
+
+    number: int = 0
+    covered_until_ms: int | None = None
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> Batch:
+        """Raises Corruption or FormatVersion; `name` describes the data in errors."""
+        body = record.decode(KIND, VERSION, data, name)
+        try:
+            until = body["covered_until_ms"]
+            return cls(int(body["number"]), None if until is None else int(until))
+        except (KeyError, TypeError, ValueError) as error:
+            raise Corruption(f"{name}: a field is missing or of the wrong kind: {error}") from error
+
+
+def read_batch(files: Files, path: Path) -> Batch:
+    """The current batch, number 0 if there never was a handoff."""
+    try:
+        data = files.read(path)
+    except FileNotFoundError:
+        return Batch()
+    return Batch.decode(data, str(path))

@@ -1,0 +1,104 @@
+"""The chunk catalog of one partition: which chunks there are, and which blocks each covers.
+
+Published at DATA/chunks/PARTITION/catalog.json by `chunks` alone, atomically and durably. A block
+that a listed chunk covers is read from the chunk and from nowhere else.
+
+Format: a record (see `record`) of kind "catalog", version 1; the fields are those of `Catalog`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from storage import record
+from storage.errors import Corruption
+from storage.files import Files
+from storage.layout import BlockId, ChunkId, checked
+
+KIND = "catalog"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One Parquet file. Times are upload times in ms, both ends included."""
+
+    id: ChunkId
+    file: str
+    blocks: tuple[BlockId, ...]
+    batch: int
+    """The batch number current when the chunk was made."""
+    rows: int
+    bytes: int
+    first_ms: int
+    last_ms: int
+    schema: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Chunks in order of eviction number."""
+
+    partition: str
+    chunks: tuple[Chunk, ...] = ()
+
+    @cached_property
+    def covered(self) -> frozenset[BlockId]:
+        return frozenset(block for chunk in self.chunks for block in chunk.blocks)
+
+    @cached_property
+    def by_interval(self) -> dict[int, tuple[Chunk, ...]]:
+        """The chunks that cover a block of each interval."""
+        found: dict[int, dict[ChunkId, Chunk]] = {}
+        for chunk in self.chunks:
+            for block in chunk.blocks:
+                found.setdefault(block.interval_ms, {})[chunk.id] = chunk
+        return {interval: tuple(chunks.values()) for interval, chunks in found.items()}
+
+    def committed(self, evictions: int, incarnation: int) -> Catalog:
+        """Without the chunks that a run before `incarnation` made of blocks whose eviction was
+        never committed, `evictions` being the last eviction that was."""
+        return Catalog(
+            self.partition,
+            tuple(
+                chunk
+                for chunk in self.chunks
+                if chunk.id.last <= evictions or chunk.id.incarnation >= incarnation
+            ),
+        )
+
+    def with_chunk(self, chunk: Chunk) -> Catalog:
+        return Catalog(self.partition, (*self.chunks, chunk))
+
+    def encode(self) -> bytes:
+        body = {"partition": self.partition, "chunks": [asdict(chunk) for chunk in self.chunks]}
+        return record.encode(KIND, VERSION, body)
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> Catalog:
+        """Raises Corruption or FormatVersion; `name` describes the data in errors."""
+        body = record.decode(KIND, VERSION, data, name)
+        try:
+            return cls(str(body["partition"]), tuple(_chunks(body["chunks"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise Corruption(f"{name}: a field is missing or of the wrong kind: {error}") from error
+
+
+def read_catalog(files: Files, path: Path, partition: str) -> Catalog:
+    """The published catalog, empty if there is none."""
+    try:
+        data = files.read(path)
+    except FileNotFoundError:
+        return Catalog(partition)
+    return Catalog.decode(data, str(path))
+
+
+def _chunks(bodies: Iterable[dict[str, Any]]) -> Iterable[Chunk]:
+    for body in bodies:
+        checked(body["file"])
+        blocks = tuple(BlockId(**block) for block in body["blocks"])
+        yield Chunk(**{**body, "id": ChunkId(**body["id"]), "blocks": blocks})

@@ -1,0 +1,104 @@
+"""The chunk: evicted blocks merged into one Parquet file, sorted by upload time.
+
+Blocks of one interval are sorted together, intervals follow one another, so the file as a whole is
+sorted by (upload_time, _partition, _offset) and memory holds one interval, not the chunk.
+zstd pages, column statistics, row groups of ROW_GROUP_ROWS rows; Parquet's own dictionary where
+values repeat. The rows' columns are those of the blocks' logs, missing ones null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from storage.errors import Corruption, MissingFile
+from storage.files import Files
+from storage.log import log_schema, read_log
+from storage.schema import OFFSET, PARTITION, UPLOAD_TIME, unite
+from storage.state import BlockState
+
+ROW_GROUP_ROWS = 131_072
+ZSTD_LEVEL = 3
+SORTED_BY = (UPLOAD_TIME, PARTITION, OFFSET)
+
+
+def schema_of(files: Files, folder: Path, blocks: Iterable[BlockState]) -> pa.Schema:
+    """All columns that any log of these blocks has."""
+    names = {extent.file: extent for block in blocks for extent in block.extents}
+    return unite(log_schema(files, folder, name) for name in sorted(names))
+
+
+def write_chunk(
+    files: Files, folder: Path, blocks: Sequence[BlockState], target: Path, schema: pa.Schema
+) -> None:
+    """Merge the blocks' logs in `folder` into the file `target`, which may lie about unfinished
+    after an error; making it durable and giving it its name is the caller's."""
+    ordered = sorted(blocks, key=lambda block: block.id)
+    with pq.ParquetWriter(
+        target,
+        schema,
+        compression="zstd",
+        compression_level=ZSTD_LEVEL,
+        sorting_columns=pq.SortingColumn.from_ordering(
+            schema, [(name, "ascending") for name in SORTED_BY]
+        ),
+        write_page_checksum=True,
+    ) as writer:
+        for _, group in groupby(ordered, lambda block: block.id.interval_ms):
+            extents = [extent for block in group for extent in block.extents]
+            batches = [batch for extent in extents for batch in read_log(files, folder, extent)]
+            frame = pl.DataFrame(with_columns(batches, schema)).sort(SORTED_BY)
+            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            writer.write_table(table.cast(schema), ROW_GROUP_ROWS)
+
+
+def with_columns(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    """The batches as one table of exactly this schema; columns that one lacks are null."""
+    tables = [pa.Table.from_batches([batch]) for batch in batches]
+    united = pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
+    return united.select(schema.names)
+
+
+class ChunkKeys:
+    """The key columns of one interval of a chunk, as a key set reads them back."""
+
+    def __init__(self, path: Path, columns: Sequence[str], first_ms: int, end_ms: int) -> None:
+        self._path = path
+        self._columns = list(columns)
+        self._first_ms = first_ms
+        self._end_ms = end_ms
+
+    def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+        with self._open() as file:
+            for group in range(file.num_row_groups):
+                batch = self._keys(file, group)
+                if batch.num_rows:
+                    yield group, batch
+
+    def read(self, place: int) -> pa.RecordBatch:
+        with self._open() as file:
+            return self._keys(file, place)
+
+    def _open(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self._path)
+        except FileNotFoundError as error:
+            raise MissingFile(f"chunk {self._path}: expected a file, none is there") from error
+        except pa.ArrowInvalid as error:
+            raise Corruption(f"chunk {self._path}: {error}") from error
+
+    def _keys(self, file: pq.ParquetFile, group: int) -> pa.RecordBatch:
+        wanted = list(dict.fromkeys((*self._columns, UPLOAD_TIME)))
+        table = file.read_row_group(group, columns=wanted, use_threads=False)
+        times = table[UPLOAD_TIME].cast(pa.int64())
+        inside = pc.and_(pc.greater_equal(times, self._first_ms), pc.less(times, self._end_ms))
+        keys = table.filter(inside).select(self._columns)
+        return pa.RecordBatch.from_arrays(
+            [column.combine_chunks() for column in keys.columns], schema=keys.schema
+        )

@@ -1,0 +1,29 @@
+"""Errors, one class for each party at fault.
+
+`Corruption`      bytes on disk that Forebay did not write, or that changed since
+`FormatVersion`   files of another version of Forebay
+`MissingFile`     a file that a committed state names is not on this host
+`BadInput`        configuration or arguments that cannot work
+
+A plain assertion or any other exception is a bug in Forebay.
+"""
+
+
+class ForebayError(Exception):
+    """Base of all errors that a user may meet."""
+
+
+class Corruption(ForebayError):
+    """A file's content is not what was written; the message names file and offset."""
+
+
+class FormatVersion(ForebayError):
+    """A file carries a version number that this build does not read."""
+
+
+class MissingFile(ForebayError):
+    """A file named by a committed state does not exist here."""
+
+
+class BadInput(ForebayError, ValueError):
+    """What the user asked for cannot be done; the message says what was expected."""

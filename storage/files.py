@@ -1,0 +1,93 @@
+"""The few things Forebay asks of a file system, in one place so that tests can make them fail.
+
+What always holds: a file that a reader may have open is never truncated or written in place; it is
+appended to, or replaced as a whole. `replace` is atomic for readers, and durable if asked.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class Appender:
+    """One open file that only grows. Not thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+        self._fd = os.open(path, flags, 0o644)
+
+    def append(self, data: bytes | memoryview) -> None:
+        """Write all of `data`. On OSError some of it may be in the file."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def sync(self) -> None:
+        """Return once everything appended would survive a power loss."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Files:
+    """The real file system."""
+
+    def create(self, path: Path) -> Appender:
+        """A new file for appending. Raises FileExistsError if the name was ever used."""
+        return Appender(path)
+
+    def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes [start, end) of a file; fewer if the file is shorter."""
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read() if end is None else file.read(max(0, end - start))
+
+    def size(self, path: Path) -> int:
+        return path.stat().st_size
+
+    def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
+        """Put `data` at `path` at once: a reader sees the old content or the new, never a mix."""
+        temporary = path.with_name(f".{path.name}.tmp")
+        with temporary.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        if durable:
+            self.sync_directory(path.parent)
+
+    def publish(self, temporary: Path, path: Path) -> None:
+        """Make a finished file durable and give it its name."""
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+        self.sync_directory(path.parent)
+
+    def make_directory(self, path: Path) -> None:
+        """Create `path` and its parents, durably."""
+        missing = []
+        while not path.is_dir():
+            missing.append(path)
+            path = path.parent
+        for directory in reversed(missing):
+            directory.mkdir(exist_ok=True)
+            self.sync_directory(directory.parent)
+
+    def sync_directory(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: Path) -> None:
+        """Delete a file; one that is already gone is fine."""
+        path.unlink(missing_ok=True)

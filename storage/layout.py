@@ -1,0 +1,137 @@
+"""Names: typed ids, and every path under a data directory, made and parsed here only.
+
+    DATA/batch.json
+    DATA/recovery/                                     the engine's own
+    DATA/hot/PARTITION/manifest.json
+    DATA/hot/PARTITION/20240501T1205-000017.3.arrows   block log: interval, sequence, incarnation
+    DATA/rejects/PARTITION/rejects-000002.3.arrows     reject log: number, incarnation
+    DATA/chunks/PARTITION/catalog.json
+    DATA/chunks/PARTITION/date=2024-05-01/hour=12/0000000005-0000000010.3.parquet
+
+Invariants: a block log, reject log or chunk name is never used twice, because the incarnation
+rises with every start of its partition. Partition names sort in partition order.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from storage.errors import BadInput
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}\Z")
+_RELATIVE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._=-]*/)*[A-Za-z0-9][A-Za-z0-9._=-]*\Z")
+
+
+@dataclass(frozen=True, order=True)
+class PartitionKey:
+    """The unit of state and ownership; `number` decides which worker holds it."""
+
+    name: str
+    number: int
+
+    def __post_init__(self) -> None:
+        if not _NAME.match(self.name):
+            raise BadInput(f"partition name: expected letters, digits, . _ = -, got {self.name!r}")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, order=True)
+class BlockId:
+    """A block within its partition: the interval's start and a sequence number, never reused."""
+
+    interval_ms: int
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"{_utc(self.interval_ms):%Y%m%dT%H%M}-{self.sequence:06d}"
+
+
+@dataclass(frozen=True, order=True)
+class ChunkId:
+    """A chunk within its partition: first and last eviction number it covers, and the run."""
+
+    first: int
+    last: int
+    incarnation: int
+
+    def __str__(self) -> str:
+        return f"{self.first:010d}-{self.last:010d}.{self.incarnation}"
+
+    @classmethod
+    def parse(cls, text: str) -> ChunkId:
+        match = re.fullmatch(r"(\d{10,})-(\d{10,})\.(\d+)", text)
+        if not match:
+            raise BadInput(f"chunk id: expected FIRST-LAST.INCARNATION, got {text!r}")
+        return cls(*map(int, match.groups()))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below one data directory."""
+
+    root: Path
+
+    @property
+    def batch(self) -> Path:
+        return self.root / "batch.json"
+
+    @property
+    def recovery(self) -> Path:
+        return self.root / "recovery"
+
+    def hot(self, partition: str) -> Path:
+        return self.root / "hot" / partition
+
+    def manifest(self, partition: str) -> Path:
+        return self.hot(partition) / "manifest.json"
+
+    def rejects(self, partition: str) -> Path:
+        return self.root / "rejects" / partition
+
+    def chunks(self, partition: str) -> Path:
+        return self.root / "chunks" / partition
+
+    def catalog(self, partition: str) -> Path:
+        return self.chunks(partition) / "catalog.json"
+
+    def partitions(self) -> list[str]:
+        """Partitions that have published a manifest or a catalog, in name order."""
+        found = {path.parent.name for path in self.root.glob("hot/*/manifest.json")}
+        found |= {path.parent.name for path in self.root.glob("chunks/*/catalog.json")}
+        return sorted(name for name in found if _NAME.match(name))
+
+
+def block_log_name(block: BlockId, incarnation: int) -> str:
+    return f"{block}.{incarnation}.arrows"
+
+
+def reject_log_name(number: int, incarnation: int) -> str:
+    return f"rejects-{number:06d}.{incarnation}.arrows"
+
+
+def chunk_name(chunk: ChunkId, first_upload_ms: int) -> str:
+    """Path of a chunk relative to its partition's folder; the folders tell its earliest hour."""
+    start = _utc(first_upload_ms)
+    return f"date={start:%Y-%m-%d}/hour={start:%H}/{chunk}.parquet"
+
+
+def incarnation_of(name: str) -> int | None:
+    """The incarnation in a file's name, or None if Forebay did not make the name."""
+    match = re.search(r"\.(\d+)\.(?:arrows|parquet)\Z", name)
+    return int(match.group(1)) if match else None
+
+
+def checked(relative: str) -> str:
+    """`relative` as read from a manifest or catalog. Raises BadInput if it could leave its folder."""
+    if not _RELATIVE.match(relative):
+        raise BadInput(f"file name: expected a plain relative path, got {relative!r}")
+    return relative
+
+
+def _utc(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, tz=timezone.utc)

@@ -1,0 +1,305 @@
+"""The block log: an append-only Arrow IPC stream file, committed by length.
+
+    file    := schema message, record batch message*          (Arrow IPC streaming format, no EOS)
+    buffers are lz4-framed; one record batch per flush; reject logs have the same format
+
+A file says nothing of how much of it counts. An `Extent` does: the first `bytes` bytes of `file`
+hold `rows` rows, and `crc` is the CRC-32 (zlib) of exactly these bytes, so a reader that follows a
+growing log carries the checksum on instead of reading again. Bytes past an extent belong to no one.
+An incarnation's log is one file; a block that lived through restarts has several extents.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from storage.errors import Corruption, MissingFile
+from storage.files import Appender, Files
+
+_WRITE = ipc.IpcWriteOptions(compression=pa.Codec("lz4"), use_threads=False)
+_EOS_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The part of a log file that counts."""
+
+    file: str
+    bytes: int
+    rows: int
+    crc: int
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one record batch stands in a log file: bytes [start, end)."""
+
+    file: str
+    start: int
+    end: int
+
+
+class LogWriter:
+    """Appends record batches of one schema to one new file.
+
+    `extent` always names whole batches only. After an OSError the file is in doubt: give the writer
+    up and carry on in a file of another name.
+    """
+
+    def __init__(self, files: Files, folder: Path, name: str, schema: pa.Schema) -> None:
+        self._file: Appender = files.create(folder / name)
+        self._schema = schema
+        self._prefix = schema.serialize().to_pybytes()
+        self.extent = Extent(name, 0, 0, 0)
+        self.dirty = True
+
+    def append(self, batch: pa.RecordBatch) -> Span:
+        """Write one batch; it is in the operating system's hands, not yet durable."""
+        out = pa.BufferOutputStream()
+        with ipc.new_stream(out, self._schema, options=_WRITE) as stream:
+            stream.write_batch(batch)
+        whole = memoryview(out.getvalue())
+        data = whole[: len(whole) - _EOS_BYTES]
+        if self.extent.bytes:
+            data = data[len(self._prefix) :]
+        self._file.append(data)
+        self.dirty = True
+        last = self.extent
+        self.extent = Extent(
+            last.file,
+            last.bytes + len(data),
+            last.rows + batch.num_rows,
+            zlib.crc32(data, last.crc),
+        )
+        start = last.bytes or len(self._prefix)
+        return Span(last.file, start, self.extent.bytes)
+
+    def sync(self) -> None:
+        """Return once all appended batches would survive a power loss."""
+        if self.dirty:
+            self._file.sync()
+            self.dirty = False
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class GrowingLog:
+    """All extents of one log, and a file of this run that is made when there is something to write.
+
+    Appended batches are pending until `flush` writes them as one record batch.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        folder: Path,
+        name: str,
+        schema: pa.Schema,
+        extents: Iterable[Extent] = (),
+    ) -> None:
+        self._files = files
+        self._folder = folder
+        self._name = name
+        self._schema = schema
+        self._earlier = tuple(extents)
+        self._writer: LogWriter | None = None
+        self._named = True
+        self._pending: list[pa.RecordBatch] = []
+        self.pending_rows = 0
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """What is in files, flushed but perhaps not durable."""
+        return (*self._earlier, *((self._writer.extent,) if self._writer else ()))
+
+    @property
+    def bytes(self) -> int:
+        """Size of this run's file."""
+        return self._writer.extent.bytes if self._writer else 0
+
+    @property
+    def dirty(self) -> bool:
+        return self._writer is not None and self._writer.dirty
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        self._pending.append(batch)
+        self.pending_rows += batch.num_rows
+
+    def flush(self) -> Span | None:
+        """Write what is pending; None if nothing was."""
+        if not self._pending:
+            return None
+        if self._writer is None:
+            self._writer = LogWriter(self._files, self._folder, self._name, self._schema)
+            self._named = False
+        span = self._writer.append(pa.concat_batches(self._pending))
+        self._pending, self.pending_rows = [], 0
+        return span
+
+    def sync(self) -> None:
+        """Make what was flushed durable, the file's name included."""
+        if self._writer:
+            self._writer.sync()
+            if not self._named:
+                self._files.sync_directory(self._folder)
+                self._named = True
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
+
+
+class LogReader:
+    """Follows one log file as its extent grows. Holds the schema and the checksum so far.
+
+    Raises MissingFile, or Corruption with file and offset; a file shorter than its extent (power
+    loss) is read to its last whole batch if `torn_ok`.
+    """
+
+    def __init__(self, files: Files, folder: Path, name: str) -> None:
+        self._files = files
+        self._path = folder / name
+        self._name = name
+        self._crc = 0
+        self._bytes = 0
+        self._prefix = b""
+        self.schema: pa.Schema | None = None
+
+    def follow(self, extent: Extent, *, torn_ok: bool = False) -> list[tuple[Span, bytes]]:
+        """The batches in `extent` not returned before, each with its message's bytes."""
+        if extent.bytes <= self._bytes:
+            return []
+        try:
+            data = self._files.read(self._path, self._bytes, extent.bytes)
+        except FileNotFoundError as error:
+            raise MissingFile(
+                f"log {self._path}: expected {extent.bytes} bytes, no file"
+            ) from error
+        torn = self._bytes + len(data) < extent.bytes
+        if torn and not torn_ok:
+            raise Corruption(
+                f"log {self._path}: expected {extent.bytes} bytes,"
+                f" got {self._bytes + len(data)} at offset {self._bytes + len(data)}"
+            )
+        crc = zlib.crc32(data, self._crc)
+        if not torn and crc != extent.crc:
+            raise Corruption(
+                f"log {self._path}: expected checksum {extent.crc:#010x} for bytes"
+                f" {self._bytes}..{extent.bytes}, got {crc:#010x}"
+            )
+        found = list(self._split(data, torn))
+        if not torn:
+            self._crc, self._bytes = crc, extent.bytes
+        return found
+
+    def _split(self, data: bytes, torn: bool) -> Iterator[tuple[Span, bytes]]:
+        buffer = pa.py_buffer(data)
+        source = pa.BufferReader(buffer)
+        base = self._bytes
+        try:
+            if self.schema is None:
+                self.schema = ipc.read_schema(source)
+                self._prefix = data[: source.tell()]
+            while source.tell() < len(data):
+                start = source.tell()
+                ipc.read_message(source)
+                end = source.tell()
+                yield Span(self._name, base + start, base + end), data[start:end]
+        except (pa.ArrowInvalid, EOFError, OSError) as error:
+            if not torn:
+                raise Corruption(
+                    f"log {self._path}: expected a record batch at offset"
+                    f" {base + source.tell()}, got {error}"
+                ) from error
+
+    def decode(self, messages: Sequence[bytes], columns: Sequence[str]) -> list[pa.RecordBatch]:
+        """Decompress only `columns` of messages that `follow` gave, in the order of `columns`."""
+        if not messages:
+            return []
+        try:
+            return _decode(self._prefix, self.schema, messages, columns)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise Corruption(f"log {self._path}: a record batch can't be read: {error}") from error
+
+
+def _decode(
+    prefix: bytes, schema: pa.Schema, messages: Sequence[bytes], columns: Sequence[str]
+) -> list[pa.RecordBatch]:
+    wanted = sorted(schema.get_field_index(name) for name in columns)
+    options = ipc.IpcReadOptions(included_fields=wanted, use_threads=False)
+    stream = ipc.open_stream(pa.py_buffer(b"".join((prefix, *messages))), options=options)
+    return [batch.select(list(columns)) for batch in stream]
+
+
+def read_log(
+    files: Files, folder: Path, extent: Extent, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """All batches of one extent, verified, with `columns` only (those it has)."""
+    reader = LogReader(files, folder, extent.file)
+    messages = [message for _, message in reader.follow(extent)]
+    if reader.schema is not None:
+        names = reader.schema.names if columns is None else columns
+        yield from reader.decode(messages, [n for n in names if n in reader.schema.names])
+
+
+def log_schema(files: Files, folder: Path, name: str) -> pa.Schema:
+    """The schema at the head of a log. Raises MissingFile or Corruption."""
+    path = folder / name
+    for size in (1 << 14, None):
+        try:
+            return ipc.read_schema(pa.BufferReader(files.read(path, 0, size)))
+        except FileNotFoundError as error:
+            raise MissingFile(f"log {path}: expected a file, none is there") from error
+        except (pa.ArrowInvalid, OSError) as error:
+            failure = error
+    raise Corruption(f"log {path}: no schema at offset 0: {failure}") from failure
+
+
+def read_span(
+    files: Files, folder: Path, span: Span, schema: pa.Schema, columns: Sequence[str]
+) -> pa.RecordBatch:
+    """One record batch read alone; `schema` is the schema of its file."""
+    data = files.read(folder / span.file, span.start, span.end)
+    if len(data) != span.end - span.start:
+        raise Corruption(
+            f"log {folder / span.file}: expected bytes up to {span.end}, file is short"
+        )
+    return _decode(schema.serialize().to_pybytes(), schema, [data], columns)[0]
+
+
+class LogKeys:
+    """The key columns of a block's logs, as a key set reads them back."""
+
+    def __init__(
+        self,
+        files: Files,
+        folder: Path,
+        columns: Sequence[str],
+        extents: Callable[[], Iterable[Extent]],
+    ) -> None:
+        self._files = files
+        self._folder = folder
+        self._columns = list(columns)
+        self._extents = extents
+        self._schemas: dict[str, pa.Schema] = {}
+
+    def batches(self) -> Iterator[tuple[Span, pa.RecordBatch]]:
+        for extent in self._extents():
+            reader = LogReader(self._files, self._folder, extent.file)
+            found = reader.follow(extent)
+            if reader.schema is not None:
+                self._schemas[extent.file] = reader.schema
+            batches = reader.decode([message for _, message in found], self._columns)
+            yield from zip((span for span, _ in found), batches, strict=True)
+
+    def read(self, place: Span) -> pa.RecordBatch:
+        if place.file not in self._schemas:
+            self._schemas[place.file] = log_schema(self._files, self._folder, place.file)
+        return read_span(self._files, self._folder, place, self._schemas[place.file], self._columns)

@@ -1,0 +1,58 @@
+"""The envelope of every small file and snapshot: JSON with kind, version and checksum.
+
+    {"forebay":"KIND","version":1,"crc":"0f3a…8 hex digits","body":{…}}
+
+The checksum is the CRC-32 (zlib) of the body's bytes as they stand. It is data, read by a JSON
+parser and checked field by field: nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from storage.errors import Corruption, FormatVersion
+
+_HEAD = re.compile(rb'\{"forebay":"([a-z]+)","version":(\d{1,9}),"crc":"([0-9a-f]{8})","body":')
+
+
+def encode(kind: str, version: int, body: Mapping[str, Any]) -> bytes:
+    """`body` (JSON types only) in its envelope."""
+    data = orjson.dumps(body)
+    head = b'{"forebay":"%b","version":%d,"crc":"%08x","body":' % (
+        kind.encode(),
+        version,
+        zlib.crc32(data),
+    )
+    return b"".join((head, data, b"}"))
+
+
+def decode(kind: str, version: int, data: bytes, name: str) -> dict[str, Any]:
+    """The body of `data`, which `name` describes in errors.
+
+    Raises Corruption if it is not such an envelope, FormatVersion if the version is another.
+    """
+    match = _HEAD.match(data)
+    if not match or not data.endswith(b"}"):
+        raise Corruption(f"{name}: expected a forebay {kind} of JSON, got {data[:60]!r}")
+    if match[1] != kind.encode():
+        raise Corruption(f"{name}: expected a {kind}, got a {match[1].decode()}")
+    if int(match[2]) != version:
+        raise FormatVersion(
+            f"{name}: this build reads {kind} version {version}, the file has version"
+            f" {int(match[2])}"
+        )
+    body = data[match.end() : -1]
+    if zlib.crc32(body) != int(match[3], 16):
+        raise Corruption(f"{name}: checksum of bytes {match.end()}..{len(data) - 1} does not match")
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Corruption(f"{name}: {error} at byte {match.end() + error.pos}") from error
+    if not isinstance(parsed, dict):
+        raise Corruption(f"{name}: expected an object, got {type(parsed).__name__}")
+    return parsed

@@ -1,0 +1,123 @@
+"""What a partition must establish before it goes on: its incarnation, and that nothing is missing.
+
+A start is never silently empty: a committed state whose logs are not here, and data on disk whose
+committed state is gone, are both errors that say what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+
+from storage.catalog import Catalog, read_catalog
+from storage.errors import BadInput, Corruption, MissingFile
+from storage.files import Files
+from storage.layout import Layout, incarnation_of
+from storage.schema import parse_types, unite
+from storage.state import PartitionState, read_manifest
+
+UNCOMMITTED_SNAPSHOTS_MAX = 2
+"""The engine opens an epoch only when the one before it is done, so at most this many snapshots
+can have been taken and lost."""
+
+
+class CatalogFile:
+    """The catalog as `blocks` may believe it: without what an earlier run did not commit.
+
+    Read again only when the file has changed.
+    """
+
+    def __init__(self, files: Files, layout: Layout, partition: str) -> None:
+        self._files = files
+        self._path = layout.catalog(partition)
+        self._partition = partition
+        self._seen: tuple[int, int, int] | None = None
+        self._catalog = Catalog(partition)
+
+    def read(self, evictions: int, incarnation: int) -> Catalog:
+        try:
+            stat = os.stat(self._path)
+        except FileNotFoundError:
+            return self._catalog
+        seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if seen != self._seen:
+            catalog = read_catalog(self._files, self._path, self._partition)
+            self._catalog = catalog.committed(evictions, incarnation)
+            self._seen = seen
+        return self._catalog
+
+
+def next_incarnation(
+    files: Files, layout: Layout, partition: str, committed: PartitionState | None
+) -> int:
+    """One more than any start of this partition that left a trace.
+
+    Raises MissingFile if there is no committed state although there must have been one.
+    """
+    traces = {committed.incarnation} if committed else {0}
+    for folder in (layout.hot(partition), layout.rejects(partition)):
+        traces |= {incarnation_of(path.name) or 0 for path in folder.glob("*.arrows")}
+    traces |= {
+        incarnation_of(path.name) or 0 for path in layout.chunks(partition).rglob("*.parquet")
+    }
+    try:
+        manifest = read_manifest(files, layout.manifest(partition))
+    except Corruption:
+        manifest = None  # torn by a power loss: about to be published anew from the committed state
+    if manifest:
+        traces.add(manifest.incarnation)
+        if committed is None and manifest.snapshots > UNCOMMITTED_SNAPSHOTS_MAX:
+            raise MissingFile(
+                f"partition {partition}: {layout.hot(partition)} has the data of"
+                f" {manifest.snapshots} snapshots, but {layout.recovery} has none of them; restore"
+                " the recovery folder, or move the whole data directory away to start anew"
+            )
+    return max(traces) + 1
+
+
+def require_logs(files: Files, folder: Path, state: PartitionState, catalog: Catalog) -> None:
+    """Raise unless every log that still counts is here at its full committed length."""
+    for block in state.blocks:
+        if block.id in catalog.covered:
+            continue
+        for extent in block.extents:
+            path = folder / extent.file
+            try:
+                size = files.size(path)
+            except FileNotFoundError as error:
+                raise MissingFile(
+                    f"partition {state.partition}: the committed state names {path}, which is not"
+                    " on this host; partitions can move between hosts on shared storage only"
+                ) from error
+            if size < extent.bytes:
+                raise Corruption(f"log {path}: expected {extent.bytes} bytes, got {size}")
+
+
+def united_schema(state: PartitionState, schema: pa.Schema) -> pa.Schema:
+    """All columns that this partition ever had. Raises BadInput where a type has changed."""
+    try:
+        return unite([parse_types(state.schema), schema])
+    except ValueError as error:
+        raise BadInput(f"partition {state.partition}: {error}") from error
+
+
+def require_same(state: PartitionState, key: tuple[str, ...], block_span_ms: int) -> None:
+    """Raise BadInput if dedup could not be exact across the restart."""
+    if tuple(state.key) != key:
+        raise BadInput(
+            f"dedup_key: partition {state.partition} was made with {list(state.key)},"
+            f" got {list(key)}"
+        )
+    if state.block_span_ms != block_span_ms:
+        raise BadInput(
+            f"block_span: partition {state.partition} was made with {state.block_span_ms} ms,"
+            f" got {block_span_ms} ms"
+        )
+
+
+def unlisted(folder: Path, state: PartitionState) -> list[str]:
+    """Block logs in `folder` that no block of `state` counts on."""
+    listed = {extent.file for block in state.blocks for extent in block.extents}
+    return sorted(path.name for path in folder.glob("*.arrows") if path.name not in listed)
