@@ -33,14 +33,19 @@ class _Worker:
 
     cache: KeyCache
     partitions: list[Blocks] = field(default_factory=list)
+    appended: bool = False
+    """Whether anything was taken in since the last sync."""
     pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="sync")
     )
 
     def sync(self) -> None:
+        """Make all that was taken in durable, the logs of all partitions at once."""
+        if not self.appended:
+            return
         logs = [log for blocks in self.partitions for log in blocks.flush()]
-        if len(logs) > 1:
-            list(self.pool.map(lambda log: log.sync(), logs))
+        list(self.pool.map(lambda log: log.sync(), logs))
+        self.appended = False
 
 
 class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
@@ -69,6 +74,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
     @override
     def on_batch(self, values: list[Frame]) -> tuple[list[Offer], bool]:
         blocks = self._blocks or self._start(values[0].partition, None)
+        self._step.worker.appended = True
         for frame in values:
             offer = blocks.append(frame)
             if offer:

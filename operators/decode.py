@@ -5,8 +5,8 @@ One call of arro3 (arrow-rs) reads a whole batch. Steps:
    many rows as messages must come back: a message can't end its envelope and begin another without
    adding a row, nor swallow the next one, so rows and messages can't go out of step;
 2. if the reader refuses the batch, pieces of it are tried, down to single messages;
-3. a message refused on its own is parsed by orjson: what that refuses too, or what is no object, is
-   a reject; else each column is read by itself, and one of a wrong type is null and counted;
+3. messages refused on their own are parsed by orjson: what that refuses too, or what is no object,
+   is a reject; else each column is read by itself, and one of a wrong type is null and counted;
 4. events without key or upload time, or with an absurd or future one, are rejects.
 What comes out for a message never depends on the messages around it.
 """
@@ -16,7 +16,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import arro3.io
 import numpy as np
@@ -58,12 +59,18 @@ class Reader:
         self._schema = pa.schema([pa.field(name, pa.struct(_fields(columns)))])
 
     def read(self, values: Sequence[bytes]) -> pa.StructArray | None:
-        """One row a message, null for a JSON null; None if any message is refused."""
+        """One row a message, null for a JSON null; None if any message is refused.
+
+        SUBTLE: the reader quotes what it can't read in its error, and an error with a NUL in it
+        aborts the process (arro3 0.9 passes it through a C string). So no NUL may reach it.
+        """
         text = b"".join((self._open, self._between.join(values), b"}"))
+        if b"\0" in text or b"\\u0000" in text:
+            return None
         try:
             stream = arro3.io.read_json(io.BytesIO(text), self._schema, batch_size=len(values) + 1)
             batches = list(pa.RecordBatchReader.from_stream(stream))
-        except pa.ArrowInvalid:
+        except (pa.ArrowException, OSError):
             return None
         if len(batches) != 1 or batches[0].num_rows != len(values):
             return None
@@ -73,15 +80,17 @@ class Reader:
         """The declared columns of rows that `read` gave."""
         return [pc.struct_field(rows, list(column.path)) for column in self.columns]
 
-    def pieces(self, values: Sequence[bytes]) -> Iterator[tuple[int, pa.StructArray | None]]:
-        """`read` over consecutive pieces, with the length of each; None for a single refused one."""
+    def pieces(
+        self, values: Sequence[bytes], low: int = 0
+    ) -> Iterator[tuple[int, int, pa.StructArray | None]]:
+        """`read` over consecutive pieces [low, high); None for a single message refused."""
         rows = self.read(values)
         if rows is not None or len(values) == 1:
-            yield len(values), rows
+            yield low, low + len(values), rows
             return
         step = PIECE_ROWS if len(values) > PIECE_ROWS else (len(values) + 1) // 2
-        for low in range(0, len(values), step):
-            yield from self.pieces(values[low : low + step])
+        for at in range(0, len(values), step):
+            yield from self.pieces(values[at : at + step], low + at)
 
 
 class Decoder:
@@ -92,7 +101,7 @@ class Decoder:
         self._schema = config.schema.arrow
         self._columns = config.schema.decoded
         self._reader = Reader(self._columns)
-        self._single = [Reader([column]) for column in self._columns]
+        self._single = [Reader([replace(c, path=("v",))]) for c in self._columns]
 
     def decode(self, items: Sequence[Messages]) -> list[Frame]:
         """One frame an item. Any number of items shares one call of the reader."""
@@ -127,34 +136,48 @@ class Decoder:
             self._flag_null(rows, reasons, 0)
             return self._reader.take(rows), nulled
         parts: list[list[pa.Array]] = []
-        low = 0
-        for length, piece in self._reader.pieces(values):
-            if piece is not None:
+        order: list[int] = []
+        refused: list[int] = []
+        for low, high, piece in self._reader.pieces(values):
+            if piece is None:
+                refused.append(low)
+            else:
                 self._flag_null(piece, reasons, low)
                 parts.append(self._reader.take(piece))
-            else:
-                parts.append(self._read_alone(values[low], low, reasons, nulled))
-            low += length
-        return [pa.concat_arrays(column) for column in zip(*parts, strict=True)], nulled
+                order.extend(range(low, high))
+        parts.append(self._read_alone(values, refused, reasons, nulled))
+        rows_of_parts = np.argsort(np.array(order + refused, dtype=np.int64))
+        return [pa.concat_arrays(c).take(rows_of_parts) for c in zip(*parts, strict=True)], nulled
 
-    def _read_alone(self, value: bytes, row: int, reasons: _Reasons, nulled: I64) -> list[pa.Array]:
-        """Step 3 for one message that the reader refuses."""
-        nulls = [pa.nulls(1, column.arrow_type) for column in self._columns]
-        try:
-            document = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            reasons.flag_row("bad json", row, str(error))
-            return nulls
-        if not isinstance(document, dict):
-            reasons.flag_row("bad json", row, f"expected an object, got {type(document).__name__}")
-            return nulls
+    def _read_alone(
+        self, values: list[bytes], rows: list[int], reasons: _Reasons, nulled: I64
+    ) -> list[pa.Array]:
+        """Step 3: the columns of the messages at `rows`, each of which the reader refuses."""
+        documents: list[dict[str, Any]] = []
+        for row in rows:
+            document: object = {}
+            try:
+                document = orjson.loads(values[row])
+            except orjson.JSONDecodeError as error:
+                reasons.flag_row("bad json", row, str(error))
+            if not isinstance(document, dict):
+                came = type(document).__name__
+                reasons.flag_row("bad json", row, f"expected an object, got {came}")
+            documents.append(document if isinstance(document, dict) else {})
         columns = []
-        for reader, null, column in zip(self._single, nulls, self._columns, strict=True):
-            rows = reader.read([value])
-            if rows is None:
-                nulled[row] += 1
-                reasons.details[row] = f"{column.name}: expected {column.type}"
-            columns.append(null if rows is None else reader.take(rows)[0])
+        for reader, column in zip(self._single, self._columns, strict=True):
+            found = [_dig(document, column.path) for document in documents]
+            if column.type == "string":
+                good = [value is None or isinstance(value, str) for value in found]
+                kept = [value if ok else None for value, ok in zip(found, good, strict=True)]
+                taken = pa.array(kept, pa.string())
+            else:
+                taken, good = _read_values(reader, found)
+            columns.append(taken)
+            for row, ok in zip(rows, good, strict=True):
+                if not ok:
+                    nulled[row] += 1
+                    reasons.details.setdefault(row, f"{column.name}: expected {column.type}")
         return columns
 
     def _flag_null(self, rows: pa.StructArray, reasons: _Reasons, low: int) -> None:
@@ -258,6 +281,35 @@ class _Reasons:
         part.names = {row - low: name for row, name in self.names.items() if low <= row < high}
         part.details = {row - low: text for row, text in self.details.items() if low <= row < high}
         return part
+
+
+_WRONG = object()
+"""Where a path meets something that is no object."""
+
+
+def _dig(document: dict[str, Any], path: tuple[str, ...]) -> object:
+    """The value at `path`: None if there is none."""
+    value: object = document
+    for key in path:
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            return _WRONG
+        value = value.get(key)
+    return value
+
+
+def _read_values(reader: Reader, values: list[object]) -> tuple[pa.Array, list[bool]]:
+    """One column of `values`, null where one has another type, and which ones are right."""
+    right = [value is not _WRONG for value in values]
+    texts = [orjson.dumps({"v": v if ok else None}) for v, ok in zip(values, right, strict=True)]
+    parts = []
+    for low, _, piece in reader.pieces(texts) if texts else ():
+        right[low] = right[low] and piece is not None
+        parts.append(
+            pa.nulls(1, reader.columns[0].arrow_type) if piece is None else reader.take(piece)[0]
+        )
+    return pa.concat_arrays(parts or [pa.nulls(0, reader.columns[0].arrow_type)]), right
 
 
 _NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECT_SCHEMA)

@@ -1,11 +1,14 @@
 """Repartition: divide frames by a hash of the dedup key, for topics whose producers don't key.
 
 All copies of an event then meet in one hash partition, whichever source partition each came by.
-A reject, which may have no key, goes by its offset.
+A reject, which may have no key, goes by its offset. The count is part of the names, for a key may
+never move to another partition.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,10 +21,16 @@ from storage.schema import OFFSET
 
 
 def hash_partitions(count: int) -> list[PartitionKey]:
-    return [PartitionKey(f"hash-{number:05d}", number) for number in range(count)]
+    return [PartitionKey(f"hash-{number:05d}-of-{count:05d}", number) for number in range(count)]
 
 
-def repartition(frame: Frame, key: tuple[str, ...], targets: list[PartitionKey]) -> list[Frame]:
+def is_hash_partition(name: str) -> bool:
+    return re.fullmatch(r"hash-\d{5}-of-\d{5}", name) is not None
+
+
+def repartition(
+    frame: Frame, key: tuple[str, ...], targets: Sequence[PartitionKey]
+) -> list[Frame]:
     """One frame for each hash partition that gets anything; counters go with the first."""
     owners = (hash_keys(frame.events.select(list(key)).columns) % np.uint64(len(targets))).astype(
         np.int64

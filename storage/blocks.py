@@ -111,6 +111,7 @@ class Blocks:
         self._schema = config.schema.arrow
         for folder in (self._folder, layout.rejects(partition)):
             files.make_directory(folder)
+        self._lock = files.lock(self._folder / "lock")
         self._catalog_file = CatalogFile(files, layout, partition)
         incarnation = next_incarnation(files, layout, partition, committed)
         self._state = state = committed or PartitionState(
@@ -119,7 +120,7 @@ class Blocks:
         require_same(state, config.schema.key, config.block_span_ms)
         state.schema = column_types(united_schema(state, self._schema))
         state.incarnation = incarnation
-        self._resumed = state.evictions
+        state.resumed = state.evictions
         covered = self._catalog().covered
         require_logs(files, self._folder, state, self._catalog())
         self._live = {block.id.interval_ms: self._reopen(block) for block in state.hot}
@@ -141,7 +142,7 @@ class Blocks:
         self.publish()
         covered = self._catalog().covered
         blocks = tuple(block for block in self._state.evicted if block.id not in covered)
-        return Offer(self._state.incarnation, blocks, self._resumed)
+        return Offer(self._state.incarnation, blocks, self._state.resumed)
 
     # -- events in ---------------------------------------------------------------------------
 
@@ -256,7 +257,7 @@ class Blocks:
         return found
 
     def _catalog(self) -> Catalog:
-        return self._catalog_file.read(self._resumed, self._state.incarnation)
+        return self._catalog_file.read(self._state.resumed, self._state.incarnation)
 
     # -- blocks ------------------------------------------------------------------------------
 

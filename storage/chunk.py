@@ -9,6 +9,7 @@ values repeat. The rows' columns are those of the blocks' logs, missing ones nul
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from itertools import groupby
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from storage.state import BlockState
 
 ROW_GROUP_ROWS = 131_072
 ZSTD_LEVEL = 3
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 SORTED_BY = (UPLOAD_TIME, PARTITION, OFFSET)
 
 
@@ -77,9 +79,10 @@ class ChunkKeys:
     def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
         with self._open() as file:
             for group in range(file.num_row_groups):
-                batch = self._keys(file, group)
-                if batch.num_rows:
-                    yield group, batch
+                if self._overlaps(file, group):
+                    batch = self._keys(file, group)
+                    if batch.num_rows:
+                        yield group, batch
 
     def read(self, place: int) -> pa.RecordBatch:
         with self._open() as file:
@@ -93,6 +96,15 @@ class ChunkKeys:
         except pa.ArrowInvalid as error:
             raise Corruption(f"chunk {self._path}: {error}") from error
 
+    def _overlaps(self, file: pq.ParquetFile, group: int) -> bool:
+        """Whether the row group's statistics leave room for the interval."""
+        column = file.schema_arrow.get_field_index(UPLOAD_TIME)
+        statistics = file.metadata.row_group(group).column(column).statistics
+        if statistics is None or not statistics.has_min_max:
+            return True
+        low, high = (_ms(value) for value in (statistics.min, statistics.max))
+        return low < self._end_ms and high >= self._first_ms
+
     def _keys(self, file: pq.ParquetFile, group: int) -> pa.RecordBatch:
         wanted = list(dict.fromkeys((*self._columns, UPLOAD_TIME)))
         table = file.read_row_group(group, columns=wanted, use_threads=False)
@@ -102,3 +114,7 @@ class ChunkKeys:
         return pa.RecordBatch.from_arrays(
             [column.combine_chunks() for column in keys.columns], schema=keys.schema
         )
+
+
+def _ms(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(milliseconds=1)

@@ -6,8 +6,12 @@ appended to, or replaced as a whole. `replace` is atomic for readers, and durabl
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+from typing import BinaryIO
+
+from storage.errors import BadInput
 
 
 class Appender:
@@ -80,6 +84,20 @@ class Files:
         for directory in reversed(missing):
             directory.mkdir(exist_ok=True)
             self.sync_directory(directory.parent)
+
+    def lock(self, path: Path) -> BinaryIO:
+        """Keep other processes from taking the same lock until this one ends or the file returned
+        is closed. Raises BadInput if another process has it."""
+        file = path.open("ab")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise BadInput(
+                f"{path}: expected no other writer, got one: another job runs on this data"
+                " directory"
+            ) from error
+        return file
 
     def sync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

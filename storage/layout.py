@@ -2,6 +2,7 @@
 
     DATA/batch.json
     DATA/recovery/                                     the engine's own
+    DATA/hot/PARTITION/lock                            held by the one writer
     DATA/hot/PARTITION/manifest.json
     DATA/hot/PARTITION/20240501T1205-000017.3.arrows   block log: interval, sequence, incarnation
     DATA/rejects/PARTITION/rejects-000002.3.arrows     reject log: number, incarnation

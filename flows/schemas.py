@@ -1,0 +1,156 @@
+"""Schema presets: the events that users bring, as typed columns, dedup key and upload time.
+
+Sources of the fields: the vendors' documentation of their exports and, for GitHub, the REST events.
+A name in SQL is the source's own in snake case, without `$`. What is not declared stays in `raw`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from storage.schema import UPLOAD_TIME, Column, ColumnType
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`upload_time` is None where the broker's timestamp serves."""
+
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+    upload_time: Column | None = None
+
+
+def parse_path(text: str) -> tuple[str, ...]:
+    """The keys of a JSON path such as `payload.action` or `$.payload.action`."""
+    return tuple(text.removeprefix("$.").split("."))
+
+
+def _columns(**declared: str) -> tuple[Column, ...]:
+    """Each `name="path"` or `name="path type"`."""
+    columns = []
+    for name, text in declared.items():
+        path, _, type = text.partition(" ")
+        columns.append(Column(name, parse_path(path), _type(type or "string")))
+    return tuple(columns)
+
+
+def _type(text: str) -> ColumnType:
+    types: dict[str, ColumnType] = {
+        "string": "string", "int": "int", "float": "float", "bool": "bool",
+        "time": "time", "time_s": "time_s", "time_us": "time_us",
+    }  # fmt: skip
+    return types[text]
+
+
+def _uploaded(path: str) -> Column:
+    return Column(UPLOAD_TIME, parse_path(path), "time")
+
+
+PRESETS: dict[str, Preset] = {
+    "amplitude": Preset(
+        _columns(
+            device_id="device_id",
+            insert_id="$insert_id",
+            uuid="uuid",
+            event_type="event_type",
+            event_time="event_time time",
+            user_id="user_id",
+            amplitude_id="amplitude_id int",
+            session_id="session_id int",
+            event_id="event_id int",
+            platform="platform",
+            os_name="os_name",
+            version_name="version_name",
+            country="country",
+            city="city",
+            language="language",
+        ),
+        key=("device_id", "insert_id"),
+        upload_time=_uploaded("server_upload_time"),
+    ),
+    "segment": Preset(
+        _columns(
+            message_id="messageId",
+            type="type",
+            event="event",
+            timestamp="timestamp time",
+            sent_at="sentAt time",
+            user_id="userId",
+            anonymous_id="anonymousId",
+            channel="channel",
+            page_path="context.page.path",
+            ip="context.ip",
+        ),
+        key=("message_id",),
+        upload_time=_uploaded("receivedAt"),
+    ),
+    "posthog": Preset(
+        _columns(
+            uuid="uuid",
+            event="event",
+            timestamp="timestamp time",
+            team_id="team_id int",
+            distinct_id="distinct_id",
+            elements_chain="elements_chain",
+        ),
+        key=("uuid",),
+        upload_time=_uploaded("created_at"),
+    ),
+    "snowplow": Preset(
+        _columns(
+            event_id="event_id",
+            event_fingerprint="event_fingerprint",
+            event_name="event_name",
+            derived_tstamp="derived_tstamp time",
+            dvce_created_tstamp="dvce_created_tstamp time",
+            app_id="app_id",
+            platform="platform",
+            user_id="user_id",
+            domain_userid="domain_userid",
+            page_urlpath="page_urlpath",
+        ),
+        key=("event_id", "event_fingerprint"),
+        upload_time=_uploaded("collector_tstamp"),
+    ),
+    "mixpanel": Preset(
+        _columns(
+            event="event",
+            distinct_id="properties.distinct_id",
+            time="properties.time time_s",
+            insert_id="properties.$insert_id",
+            user_id="properties.$user_id",
+            os="properties.$os",
+            city="properties.$city",
+            country="properties.mp_country_code",
+        ),
+        key=("event", "distinct_id", "time", "insert_id"),
+    ),
+    "cloudevents": Preset(
+        _columns(
+            source="source",
+            id="id",
+            type="type",
+            subject="subject",
+            time="time time",
+            datacontenttype="datacontenttype",
+        ),
+        key=("source", "id"),
+    ),
+    "github": Preset(
+        _columns(
+            id="id",
+            type="type",
+            actor_login="actor.login",
+            actor_id="actor.id int",
+            repo_name="repo.name",
+            repo_id="repo.id int",
+            org_login="org.login",
+            public="public bool",
+            action="payload.action",
+            ref="payload.ref",
+            created_at="created_at time",
+        ),
+        key=("id",),
+        upload_time=_uploaded("created_at"),
+    ),
+}

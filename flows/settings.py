@@ -1,0 +1,362 @@
+"""Settings: one frozen value, from `forebay.toml` and `FOREBAY_*`, all faults reported together.
+
+The environment wins over the file, the file over the defaults. FOREBAY_CONFIG names another file;
+`FOREBAY_KAFKA__TOPIC` sets `topic` in `[kafka]`. An unknown name is a fault, not a surprise.
+Times are text such as "500ms", "90s", "10m", "1h" (a bare number counts seconds) and are kept as
+whole milliseconds; sizes are bytes, or text such as "512MiB".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from flows.schemas import PRESETS, Preset, parse_path
+from storage.errors import BadInput
+from storage.schema import RESERVED, UPLOAD_TIME, Column, ColumnType, Schema
+
+CONFIG_FILE = "forebay.toml"
+ENV_PREFIX = "FOREBAY_"
+BROKER = "broker"
+UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+SECRET = re.compile(r"password|secret|token|\.key$|key\.pem|jaas", re.IGNORECASE)
+OWNED = (
+    "bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store",
+    "auto.offset.reset", "enable.partition.eof",
+)  # fmt: skip
+"""What Forebay must decide itself for its promise to hold."""
+
+
+def duration_ms(value: object) -> int:
+    """Milliseconds of "500ms", "90s", "10m", "2h", "1d"; a bare number counts seconds."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", str(value))
+    if isinstance(value, bool) or found is None:
+        raise ValueError("expected a time such as 500ms, 90s, 10m or 2h")
+    return round(float(found[1]) * UNITS_MS[found[2] or "s"])
+
+
+def duration_text(ms: int) -> str:
+    """The shortest text that `duration_ms` reads back."""
+    unit = max((u for u in UNITS_MS if ms % UNITS_MS[u] == 0), key=UNITS_MS.__getitem__)
+    return f"{ms // UNITS_MS[unit]}{unit}" if ms else "0s"
+
+
+_LEAST_MS = {
+    "block_span": 1000, "dedup_window": 1000, "epoch_interval": 50, "publish_interval": 10,
+    "grace": 1000,
+}  # fmt: skip
+
+Duration = Annotated[int, BeforeValidator(duration_ms), PlainSerializer(duration_text)]
+JsonPath = Annotated[
+    tuple[str, ...], BeforeValidator(lambda v: parse_path(v) if isinstance(v, str) else v)
+]
+
+
+def _named(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", text):
+        raise ValueError("expected letters, digits and _")
+    if text in RESERVED:
+        raise ValueError(f"expected another name than {', '.join(sorted(RESERVED))}")
+    return text
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ColumnSettings(_Section):
+    """A column of your own; `path` is "a.b.c", or a list of keys where a key contains a dot."""
+
+    name: Annotated[str, AfterValidator(_named)]
+    path: JsonPath
+    type: ColumnType = "string"
+
+
+class FilesSettings(_Section):
+    path: Path = Field(
+        Path("events"),
+        description="An NDJSON file (plain, .gz or .zst), or a folder of them: one partition a file.",
+    )
+
+
+class KafkaSettings(_Section):
+    bootstrap: str = Field("localhost:9092", description="Brokers as HOST:PORT, by comma.")
+    topic: str = Field("events", description="The one topic this job reads.")
+    group: str = Field(
+        "forebay", description="Consumer group shown to lag tools; nothing is read from it."
+    )
+    start: Literal["earliest", "latest"] = Field(
+        "earliest", description="Where a partition begins that has no offset yet."
+    )
+    on_gap: Literal["stop", "skip"] = Field(
+        "stop",
+        description="If the broker no longer has the next offset: stop with an error, or go on at"
+        " the first one it has, count and log the gap.",
+    )
+    linger: Duration = Field(
+        "50ms",
+        description="How long a batch may wait to fill up. Shorter: fresher; longer: cheaper.",
+    )
+    librdkafka: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Passed through as it is: security.protocol, sasl.*, ssl.*, fetch.*",
+    )
+
+    @field_validator("librdkafka")
+    @classmethod
+    def _not_owned(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(set(value) & set(OWNED)):
+            raise ValueError(f"expected none of the properties Forebay sets itself, got {taken}")
+        return value
+
+
+class Settings(BaseSettings):
+    """Every knob with its default and its trade-off."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        env_prefix=ENV_PREFIX,
+        env_prefix_target="all",
+        env_nested_delimiter="__",
+        populate_by_name=True,
+    )
+
+    data_dir: Path = Field(Path("data"), description="Everything Forebay keeps; one job a folder.")
+    source: Literal["files", "kafka"] = Field("files", description="Where events come from.")
+    files: FilesSettings = Field(default_factory=FilesSettings)
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    event_schema: str = Field(
+        "amplitude",
+        alias="schema",
+        description=f"A preset: {', '.join(PRESETS)}; or none, for your own columns only.",
+    )
+    columns: tuple[ColumnSettings, ...] = Field(
+        (), description="More columns: name, path, type. New ones may be added at any time."
+    )
+    dedup_key: tuple[str, ...] = Field(
+        (),
+        description="Columns that together name an event. Default: the preset's. Fixed for the life"
+        " of a data directory.",
+    )
+    upload_time: str = Field(
+        "",
+        description=f'JSON path of the upload time, or "{BROKER}" for the broker\'s timestamp.'
+        " Default: the preset's.",
+    )
+    upload_time_type: Literal["time", "time_s", "time_us"] = Field(
+        "time", description="The unit of a numeric upload_time: ms, s or us. Text is read by itself."
+    )
+    raw: bool = Field(
+        True,
+        description="Keep the whole message beside the columns. Off: about half the disk, but what"
+        " was not declared is gone.",
+    )
+    block_span: Duration = Field(
+        "5m",
+        description="Upload time that a block holds. Shorter: more files, finer eviction. Fixed for"
+        " the life of a data directory.",
+    )
+    dedup_window: Duration = Field(
+        "10m",
+        description="How long after its last update a block stays in the cache, in stream time."
+        " Longer: catches later retries, more memory.",
+    )
+    blocks_per_chunk: int = Field(
+        6, ge=1, le=1000, description="Evicted blocks merged into one file. More: fewer, larger files."
+    )
+    cache_bytes: ByteSize = Field(
+        ByteSize(512 << 20),
+        ge=1 << 20,
+        description="Dedup indexes and keys kept in memory by a worker. Less costs reads from disk,"
+        " never exactness.",
+    )
+    epoch_interval: Duration = Field(
+        "1s", description="Time between commits. Longer: fewer fsyncs, more to replay."
+    )
+    publish_interval: Duration = Field(
+        "250ms", description="Time until readers see new events. Shorter: fresher, smaller writes."
+    )
+    future_skew: Duration = Field(
+        "1m",
+        description="How far an upload time may be ahead of the broker's timestamp. Beyond it the"
+        " message is a reject, for it would evict blocks too early.",
+    )
+    grace: Duration = Field(
+        "10m",
+        description="How long replaced files are kept. Must exceed the longest query and epoch.",
+    )
+    batch_rows: int = Field(
+        5000, ge=1, le=100_000, description="Messages in a batch. More: cheaper; fewer: fresher."
+    )
+    message_bytes_max: ByteSize = Field(
+        ByteSize(1 << 20), ge=1, description="A larger message is a reject."
+    )
+    hash_partitions: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Not 0: divide events by a hash of the dedup key, for topics whose producers"
+        " don't key. Costs a copy of each batch between workers.",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (
+            init_settings,
+            env_settings,
+            TomlConfigSettingsSource(settings_cls, toml_file=config_file()),
+        )
+
+    @field_validator("event_schema")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in (*PRESETS, "none"):
+            raise ValueError(f"expected one of {', '.join(PRESETS)}, or none")
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _once(
+        cls, value: tuple[ColumnSettings, ...], info: ValidationInfo
+    ) -> tuple[ColumnSettings, ...]:
+        preset = PRESETS.get(info.data.get("event_schema", ""))
+        seen = {column.name for column in preset.columns} if preset else set()
+        for column in value:
+            if column.name in seen:
+                raise ValueError(f"expected each column once, got {column.name!r} again")
+            seen.add(column.name)
+        return value
+
+    @field_validator("dedup_key")
+    @classmethod
+    def _declared(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "event_schema" not in info.data or "columns" not in info.data:
+            return value
+        preset = PRESETS.get(info.data["event_schema"], Preset((), ()))
+        names = [column.name for column in (*preset.columns, *info.data["columns"])]
+        if not value and not preset.key:
+            raise ValueError("expected at least one column, for no preset gives a key")
+        if unknown := [name for name in value if name not in names]:
+            raise ValueError(f"expected columns among {', '.join(names)}; got {unknown}")
+        if len(set(value)) < len(value):
+            raise ValueError("expected each column once")
+        return value
+
+    @field_validator(*_LEAST_MS)
+    @classmethod
+    def _long_enough(cls, value: int, info: ValidationInfo) -> int:
+        least_ms = _LEAST_MS[str(info.field_name)]
+        if value < least_ms:
+            raise ValueError(f"expected at least {duration_text(least_ms)}")
+        return value
+
+    @property
+    def schema_of_events(self) -> Schema:
+        """The schema that these settings declare."""
+        preset = PRESETS.get(self.event_schema, Preset((), ()))
+        own = (Column(column.name, column.path, column.type) for column in self.columns)
+        upload_time = preset.upload_time
+        if self.upload_time == BROKER:
+            upload_time = None
+        elif self.upload_time:
+            upload_time = Column(UPLOAD_TIME, parse_path(self.upload_time), self.upload_time_type)
+        return Schema(
+            columns=(*preset.columns, *own),
+            key=self.dedup_key or preset.key,
+            upload_time=upload_time,
+            raw=self.raw,
+        )
+
+
+def config_file() -> Path:
+    return Path(os.environ.get(f"{ENV_PREFIX}CONFIG", CONFIG_FILE))
+
+
+def load(**overrides: Any) -> Settings:
+    """The effective settings. Raises BadInput that lists every fault, one a line."""
+    faults = [*_unknown_environment(os.environ)]
+    named = os.environ.get(f"{ENV_PREFIX}CONFIG")
+    if named and not Path(named).is_file():
+        faults.append(f"{ENV_PREFIX}CONFIG: expected a file, got {named!r}")
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        faults += [_fault(cast(Mapping[str, Any], one)) for one in error.errors()]
+    except (ValueError, OSError) as error:  # no TOML, or a variable that is no JSON
+        faults.append(f"{config_file()}: {error}")
+    if faults:
+        raise BadInput("\n".join(faults))
+    return settings
+
+
+def shown(settings: Settings) -> dict[str, Any]:
+    """The effective values as JSON types, secrets hidden."""
+    values = settings.model_dump(mode="json", by_alias=True)
+    values["dedup_key"] = list(settings.schema_of_events.key)
+    values["upload_time"] = _upload_time_text(settings.schema_of_events)
+    passed = values["kafka"]["librdkafka"]
+    for name in passed:
+        if SECRET.search(name):
+            passed[name] = "********"
+    return values
+
+
+def _upload_time_text(schema: Schema) -> str:
+    return ".".join(schema.upload_time.path) if schema.upload_time else BROKER
+
+
+def _unknown_environment(environment: Mapping[str, str]) -> list[str]:
+    known = {"CONFIG", *(name.upper() for name in Settings.model_fields), "SCHEMA"}
+    known -= {"EVENT_SCHEMA"}
+    return [
+        f"{name}: expected one of the settings, got an unknown name"
+        for name in sorted(environment)
+        if name.startswith(ENV_PREFIX) and name[len(ENV_PREFIX) :].split("__")[0] not in known
+    ]
+
+
+def _fault(error: Mapping[str, Any]) -> str:
+    """`name: what was expected, got what came`."""
+    name = ".".join(str(part) for part in error["loc"])
+    told = str(error["msg"]).removeprefix("Value error, ")
+    expected = told if told.startswith("expected") else f"expected {_lower(told)}"
+    if error["type"] == "extra_forbidden":
+        expected = "expected one of the settings, an unknown name"
+    came = error["input"]
+    return f"{name}: {expected}" + ("" if " got " in expected else f", got {came!r}")
+
+
+def _lower(text: str) -> str:
+    text = text.removeprefix("Input should be ").removeprefix("Value should ")
+    return text[:1].lower() + text[1:]
