@@ -32,11 +32,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from cli.load import VALUES, Load, LoadSpec
+from flows.settings import duration_ms
 
 START = "2024-05-01T00:00:00Z"
 SPAN = "1h"
 PARTITIONS = 4
-UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 SLICES_PER_S = 20
 SLICE_EVENTS_MAX = 50_000
@@ -161,12 +161,11 @@ def device_of(message: bytes) -> bytes | None:
     return message[at] if opened and message[at.stop : at.stop + 1] == b'"' else None
 
 
-def duration_ms(text: str) -> int:
-    """Milliseconds of "500ms", "90s", "10m", "2h", "1d"; a bare number is seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", text)
-    if found is None:
-        raise click.BadParameter(f"expected a time such as 90s, 10m or 2h, got {text!r}")
-    return round(float(found[1]) * UNITS_MS[found[2] or "s"])
+def _duration(text: str) -> int:
+    try:
+        return duration_ms(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}, got {text!r}") from error
 
 
 def moment_ms(text: str) -> int:
@@ -204,18 +203,18 @@ def _send(load: Load, outlet: Outlet, rate: float) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--rate", type=click.FloatRange(0), default=0, help="Events/s; 0: no limit [default]")
 @click.option("--start", type=moment_ms, help=f"The first upload time.  [default: {START}]")
-@click.option("--span", type=duration_ms, help=f"How long uploads go on.  [default: {SPAN}]")
+@click.option("--span", type=_duration, help=f"How long uploads go on.  [default: {SPAN}]")
 @click.option("--now", is_flag=True, help="Upload times are those of sending; needs --rate.")
 @click.option("--bytes", type=int, default=440, show_default=True, help="Mean size of a message.")
 @click.option("--duplicates", type=float, default=0.02, show_default=True, help="Share of copies.")
 @click.option(
-    "--redeliver-span", type=duration_ms, default="3m", show_default=True,
+    "--redeliver-span", type=_duration, default="3m", show_default=True,
     help="A batch comes again within this.",
 )  # fmt: skip
 @click.option("--late", type=float, default=0.01, show_default=True, help="Share of late events.")
 @click.option("--broken", type=float, default=0.002, show_default=True, help="Share of rejects.")
-@click.option("--disorder", type=duration_ms, default="2s", show_default=True)
-@click.option("--window", type=duration_ms, default="10m", show_default=True, help="For dedup.")
+@click.option("--disorder", type=_duration, default="2s", show_default=True)
+@click.option("--window", type=_duration, default="10m", show_default=True, help="For dedup.")
 def generate(
     out: Path | None, bootstrap: str | None, topic: str | None, compress: str, events: int,
     partitions: int | None, seed: int, rate: float, start: int | None, span: int | None, now: bool,

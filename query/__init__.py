@@ -1,1 +1,5 @@
-"""Reads hot blocks and cold chunks as one table. Files only; knows nothing of the job."""
+"""The query module: events of all nodes, hot and cold, as one table; each exactly once."""
+
+from query.store import PartitionReceipt, Receipt, Store, open
+
+__all__ = ["PartitionReceipt", "Receipt", "Store", "open"]

@@ -1,0 +1,232 @@
+"""`forebay demo`: the real job over real and generated events, killed in the middle, and its totals.
+
+Steps: write a seeded load to files, with redelivered batches, late events and broken lines; run the
+job; kill all of its processes with SIGKILL half-way; run it again to the end; compare every total
+with the load's own. The same over the GitHub sample. Any difference is an error.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+import polars as pl
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import query
+from cli.generate import files
+from cli.load import COUNTS, Load, LoadSpec
+from storage.errors import BadInput
+from storage.schema import UPLOAD_TIME
+
+POLL_S = 0.2
+KILL_AT = 0.5
+CHART_ROWS = 8
+BLOCKS = " ▁▂▃▄▅▆▇█"
+SAMPLE = Path("tests/data/github-events-2021-07-21.ndjson.gz")
+TOP = (
+    "select event_type, count(*) as events, count(distinct user_id) as users from events"
+    " group by event_type order by events desc limit 5"
+)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One run of the demo: a folder of events, a schema, and what must come out."""
+
+    name: str
+    schema: str
+    events: Path
+    data: Path
+    expected: dict[str, int]
+
+    @property
+    def messages(self) -> int:
+        return sum(self.expected[name] for name in ("accepted", "duplicates", "rejects"))
+
+    def start(self, log: Path) -> subprocess.Popen[bytes]:
+        """The job as a user starts it, in a process group of its own."""
+        settings = {
+            "FOREBAY_DATA_DIR": str(self.data),
+            "FOREBAY_SCHEMA": self.schema,
+            "FOREBAY_SOURCE": "files",
+            "FOREBAY_FILES__PATH": str(self.events),
+        }
+        command = [sys.executable, "-m", "cli.main", "run", "--workers", "2"]
+        with log.open("ab") as out:
+            return subprocess.Popen(
+                command, env={**os.environ, **settings}, stdout=out, stderr=out,
+                start_new_session=True,
+            )  # fmt: skip
+
+
+@click.command()
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("build/demo"))
+@click.option("--events", type=click.IntRange(1000), default=1_000_000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--github", type=click.Path(path_type=Path), default=SAMPLE, show_default=True)
+def demo(folder: Path, events: int, seed: int, github: Path) -> None:
+    """Run the job on a load, kill it half-way, and show that nothing is lost or doubled."""
+    console = Console()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*bar, console=console) as progress:
+        jobs = [_generated(folder, events, seed, progress)]
+        if github.is_file():
+            jobs.append(_github(folder, github))
+        seconds = {job.name: _run(job, folder / "job.log", progress) for job in jobs}
+    stores = {job.name: query.open(job.data) for job in jobs}
+    wrong = [fault for job in jobs for fault in _differences(job, stores[job.name])]
+    console.print(_summary(jobs, stores, seconds))
+    store = stores[jobs[0].name]
+    console.print(f"\n[bold]{TOP}[/]")
+    with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+        console.print(str(store.sql(TOP)))
+    console.print("\n[bold]events per minute of upload time[/]")
+    console.print(_chart(store), highlight=False)
+    if wrong:
+        raise click.ClickException("\n".join(wrong))
+    console.print(
+        f"\nEvery total equals the load's own, after a SIGKILL half-way. Ask more:\n"
+        f"  forebay sql --data-dir {jobs[0].data} 'select count(*) from events'",
+        highlight=False,
+    )
+
+
+def _generated(folder: Path, events: int, seed: int, progress: Progress) -> _Job:
+    task = progress.add_task("writing events", total=events)
+    load = Load(LoadSpec(events=events, seed=seed, span_ms=75 * 60_000, late=0.0005))
+    with files(folder / "events", load.spec.partitions, "none") as outlet:
+        for parts in load.slices():
+            outlet.send(parts)
+            progress.advance(task, load.spec.slice_events)
+    expected = {name: int(load.totals[name]) for name in COUNTS if name != "messages"}
+    return _Job("generated", "amplitude", folder / "events", folder / "data", expected)
+
+
+def _github(folder: Path, sample: Path) -> _Job:
+    """The sample, whose last hundred events come twice."""
+    lines = gzip.decompress(sample.read_bytes()).splitlines()
+    unique = len({orjson.loads(line)["id"] for line in lines})
+    lines += lines[-100:]
+    target = folder / "github" / "events.ndjson"
+    target.parent.mkdir()
+    target.write_bytes(b"\n".join(lines))
+    expected = {"accepted": unique, "duplicates": len(lines) - unique, "rejects": 0}
+    return _Job("github", "github", target.parent, folder / "github-data", expected)
+
+
+def _run(job: _Job, log: Path, progress: Progress) -> float:
+    """Run, kill half-way, run to the end; the seconds all that took."""
+    task = progress.add_task(f"ingesting {job.name}", total=job.messages)
+    started_s = time.monotonic()
+
+    def taken() -> int:
+        count = _taken(job.data)
+        progress.update(task, completed=count)
+        return count
+
+    process = job.start(log)
+    _wait(process, lambda: taken() >= KILL_AT * job.messages)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        progress.console.print(f"SIGKILL at {taken():,} of {job.messages:,} messages; starting again")
+    process.wait()
+    process = job.start(log)
+    _wait(process, lambda: taken() < 0)
+    if process.returncode:
+        tail = log.read_text(errors="replace")[-2000:]
+        raise click.ClickException(f"the job ended with {process.returncode}:\n{tail}")
+    taken()
+    return time.monotonic() - started_s
+
+
+def _wait(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
+    """Until `reached`, or the process ends; between two looks it is the process that is awaited."""
+    while not reached():
+        try:
+            process.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+
+
+def _taken(data: Path) -> int:
+    """Messages counted so far; 0 while there is nothing to read."""
+    try:
+        found = query.open(data).partitions()
+    except BadInput:
+        return 0
+    return int(found.select(pl.sum_horizontal("accepted", "duplicates", "rejects").sum()).item())
+
+
+def _differences(job: _Job, store: query.Store) -> list[str]:
+    """Every total that is not the oracle's."""
+    partitions = store.partitions()
+    totals = {name: int(partitions[name].sum()) for name in job.expected}
+    faults = [
+        f"{job.name}: expected {name} {job.expected[name]}, got {totals[name]}"
+        for name in job.expected
+        if totals[name] != job.expected[name]
+    ]
+    key = ("_partition", "_offset")
+    rows, unique = store.scan().select(pl.len(), pl.struct(key).n_unique().alias("u")).collect().row(0)
+    accepted = job.expected["accepted"]
+    if rows != accepted or unique != accepted:
+        faults.append(f"{job.name}: expected {accepted} events, a query finds {rows} ({unique} unique)")
+    return faults
+
+
+def _summary(
+    jobs: list[_Job], stores: dict[str, query.Store], seconds: dict[str, float]
+) -> Table:
+    table = Table("", *(job.name for job in jobs), title="after the restart", box=None)
+    reports: dict[str, dict[str, Any]] = {}
+    for job in jobs:
+        partitions = stores[job.name].partitions()
+        names = ("accepted", "duplicates", "rejects", "late", "hot_events", "cold_events", "chunks")
+        reports[job.name] = {name: f"{int(partitions[name].sum()):,}" for name in names}
+        rate = job.messages / seconds[job.name]
+        reports[job.name]["messages/s, start-up and restart included"] = f"{rate:,.0f}"
+    for name in reports[jobs[0].name]:
+        table.add_row(name, *(reports[job.name][name] for job in jobs))
+    return table
+
+
+def _chart(store: query.Store) -> str:
+    """Events per minute as bars, one column a minute."""
+    minutes = (
+        store.scan()
+        .group_by(pl.col(UPLOAD_TIME).dt.truncate("1m").alias("minute"))
+        .agg(pl.len().alias("events"))
+        .sort("minute")
+        .collect()
+        .upsample("minute", every="1m")
+        .with_columns(pl.col("events").fill_null(0))
+        .tail(100)
+    )
+    counts = minutes["events"].to_list()
+    most = max(counts, default=1)
+    lines = []
+    for row in range(CHART_ROWS - 1, -1, -1):
+        eighths = [round(8 * CHART_ROWS * count / most) - 8 * row for count in counts]
+        label = f"{most:>9,} " if row == CHART_ROWS - 1 else " " * 10
+        lines.append(label + "".join(BLOCKS[max(0, min(8, one))] for one in eighths))
+    first, last = minutes["minute"][0], minutes["minute"][-1]
+    width = max(len(counts), 11)
+    lines.append(" " * 10 + f"{first:%H:%M}".ljust(width - 5) + f"{last:%H:%M}")
+    return "\n".join(lines)

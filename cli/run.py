@@ -1,0 +1,20 @@
+"""`forebay run`: the job, as a supervised cluster of workers."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from flows.cluster import Cluster
+from flows.settings import load
+
+
+@click.command()
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
+def run(workers: int) -> None:
+    """Run the job until the input ends or SIGTERM; the number of workers may change between runs."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s supervisor %(levelname)s %(message)s"
+    )
+    raise SystemExit(Cluster(load(), workers).run())

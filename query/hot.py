@@ -1,0 +1,100 @@
+"""Hot blocks as a Polars source: reads each record batch once, and each column when first asked for.
+
+What always holds: a frame has exactly the rows of the extents it was asked for, whatever the logs
+have grown to since; logs are read forward only, from where the last read ended.
+Thread safety: any thread; reads of one cache take turns.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from query.view import PartitionView, View
+from storage.files import Files
+from storage.log import Extent, LogReader
+from storage.schema import OFFSET
+
+YIELD_ROWS = 131_072
+
+
+class _HotLog:
+    """One log file: its record batches so far, and those columns that were ever asked for."""
+
+    def __init__(self, files: Files, folder: Path, name: str) -> None:
+        self._reader = LogReader(files, folder, name)
+        self._messages: list[bytes] = []
+        self._columns: dict[str, tuple[int, pl.Series]] = {}
+
+    def frame(self, extent: Extent, schema: dict[str, pl.DataType]) -> pl.DataFrame:
+        """The columns of `schema` of the rows in `extent`; null where the log has none."""
+        self._messages += [m for _, m in self._reader.follow(extent, torn_ok=True)]
+        present = self._reader.schema.names if self._reader.schema else []
+        self._decode([name for name in {*schema, OFFSET} if name in present])
+        rows = min(extent.rows, len(self._columns[OFFSET][1])) if present else 0
+        columns = [
+            self._columns[name][1].head(rows)
+            if name in self._columns
+            else pl.Series(name, [None], dtype).new_from_index(0, rows)
+            for name, dtype in schema.items()
+        ]
+        return pl.DataFrame(columns, height=rows)
+
+    def _decode(self, names: list[str]) -> None:
+        """Decode what is new of these columns."""
+        behind: dict[int, list[str]] = {}
+        for name in names:
+            behind.setdefault(self._columns.get(name, (0, None))[0], []).append(name)
+        for done, group in behind.items():
+            if done == len(self._messages):
+                continue
+            batches = self._reader.decode(self._messages[done:], group)
+            frame = pl.DataFrame(pa.Table.from_batches(batches))
+            for series in frame.get_columns():
+                known = self._columns.get(series.name)
+                whole = series if known is None else known[1].append(series).rechunk()
+                self._columns[series.name] = (len(self._messages), whole)
+
+
+class HotCache:
+    """Decoded hot logs of one `Store`. Logs that are hot no more are dropped."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._logs: dict[Path, _HotLog] = {}
+        self._lock = threading.Lock()
+
+    def keep(self, view: View) -> None:
+        """Let go of what this view does not name."""
+        named = {p.folder / extent.file for p in view.partitions for extent in p.extents}
+        with self._lock:
+            self._logs = {path: log for path, log in self._logs.items() if path in named}
+
+    def frames(
+        self, partitions: Sequence[PartitionView], schema: dict[str, pl.DataType]
+    ) -> Iterator[pl.DataFrame]:
+        """The hot rows, in frames of a size worth the call."""
+        held: list[pl.DataFrame] = []
+        rows = 0
+        for partition in partitions:
+            for extent in partition.extents:
+                held.append(self._frame(partition.folder, extent, schema))
+                rows += held[-1].height
+                if rows >= YIELD_ROWS:
+                    yield pl.concat(held)
+                    held, rows = [], 0
+        if held:
+            yield pl.concat(held)
+
+    def _frame(
+        self, folder: Path, extent: Extent, schema: dict[str, pl.DataType]
+    ) -> pl.DataFrame:
+        path = folder / extent.file
+        with self._lock:
+            if path not in self._logs:
+                self._logs[path] = _HotLog(self._files, folder, extent.file)
+            return self._logs[path].frame(extent, schema)

@@ -1,0 +1,257 @@
+"""The store: hot blocks and cold chunks of one or several nodes as one table, `events`.
+
+    store = query.open("data")
+    store.sql("select event_type, count(*) as n from events group by event_type order by n desc")
+    store.scan().filter(pl.col("user_id") == "u42").collect()
+
+Columns are `_partition`, `_offset`, `upload_time`, the declared ones, and `raw` if it is kept.
+Projection, predicate and row limit reach both layers. One answer comes from one view; `receipt`
+tells what the last one covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import polars as pl
+import pyarrow as pa
+from polars.io.plugins import register_io_source
+
+from query.hot import HotCache
+from query.view import PartitionView, View, take_view
+from storage.errors import BadInput, MissingFile
+from storage.files import Files
+from storage.schema import UPLOAD_TIME
+
+TABLE = "events"
+RETRIES = 5
+STREAM_ROWS = 65_536
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PartitionReceipt:
+    """How far one partition had come."""
+
+    node: str
+    partition: str
+    stream_time: datetime | None
+    next_offsets: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an answer covers. Rows are those of the view, before any filter."""
+
+    batch_number: int
+    covered_until: datetime | None
+    hot_rows: int
+    cold_rows: int
+    partitions: tuple[PartitionReceipt, ...]
+    silent_nodes: tuple[str, ...]
+
+
+class Store:
+    """Reads; never writes. Thread safety: any thread."""
+
+    def __init__(self, roots: list[Path], *, partial: bool = False) -> None:
+        self._files = Files()
+        self._roots = roots
+        self._partial = partial
+        self._cache = HotCache(self._files)
+        self._view = self.view()
+
+    def view(self) -> View:
+        """Take a new view; all answers use the newest one."""
+        self._view = take_view(self._files, self._roots, partial=self._partial)
+        self._cache.keep(self._view)
+        return self._view
+
+    def scan(self) -> pl.LazyFrame:
+        """All events of a view taken now. Collect it within the grace period."""
+        view = self.view()
+        schema = _polars_schema(view.schema)
+        parts = [self._hot(view, schema)]
+        paths = [path for partition in view.partitions for path in partition.chunk_paths]
+        if paths:
+            parts.insert(0, _cold(paths, schema))
+        events = pl.concat(parts, how="vertical")
+        until_ms = view.covered_until_ms
+        if until_ms is not None:
+            events = events.filter(pl.col(UPLOAD_TIME) >= _time(until_ms))
+        return events
+
+    def sql(self, text: str) -> pl.DataFrame:
+        """The answer to a query over the table `events`. Raises BadInput if it is not valid."""
+
+        def answer() -> pl.DataFrame:
+            return pl.SQLContext({TABLE: self.scan()}).execute(text, eager=True)
+
+        try:
+            return self._retried(answer)
+        except pl.exceptions.PolarsError as error:
+            raise BadInput(f"query: {error}") from error
+
+    def receipt(self) -> Receipt:
+        """What the last answer covers."""
+        view = self._view
+        until_ms = view.covered_until_ms
+        return Receipt(
+            batch_number=view.batch_number,
+            covered_until=None if until_ms is None else _time(until_ms),
+            hot_rows=sum(partition.hot_rows for partition in view.partitions),
+            cold_rows=sum(partition.cold_rows for partition in view.partitions),
+            partitions=tuple(
+                PartitionReceipt(
+                    str(node.root),
+                    partition.state.partition,
+                    _stream_time(partition),
+                    dict(partition.state.next_offsets),
+                )
+                for node in view.nodes
+                for partition in node.partitions
+            ),
+            silent_nodes=tuple(str(node.root) for node in view.nodes if node.batch is None),
+        )
+
+    def partitions(self) -> pl.DataFrame:
+        """One row a partition: progress, counters, and what is hot and cold now.
+
+        `next_offset` is None where several sources feed a partition; `lag` counts messages that
+        the sources had beyond what was read, as last known.
+        """
+        view = self.view()
+        rows = [_row(str(n.root), partition) for n in view.nodes for partition in n.partitions]
+        return pl.DataFrame(rows, schema=_PARTITION_SCHEMA)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """All events as a stream of batches, for DuckDB, pyarrow and others."""
+        return self._retried(self._stream).__arrow_c_stream__(requested_schema)
+
+    def _stream(self) -> pa.RecordBatchReader:
+        events = self.scan()
+        frames = events.collect_batches(chunk_size=STREAM_ROWS, lazy=True)
+        first = next(frames, events.head(0).collect())
+        schema = _table(first).schema
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            yield from _table(first).to_batches()
+            for frame in frames:
+                yield from _table(frame).to_batches()
+
+        return pa.RecordBatchReader.from_batches(schema, batches())
+
+    def _retried(self, answer: Callable[[], T]) -> T:
+        """Ask again of a new view when a file of the old one has gone."""
+        for _ in range(RETRIES):
+            try:
+                return answer()
+            except (MissingFile, FileNotFoundError) as error:
+                failure = error
+        raise failure
+
+    def _hot(self, view: View, schema: dict[str, pl.DataType]) -> pl.LazyFrame:
+        def read(
+            with_columns: list[str] | None,
+            predicate: pl.Expr | None,
+            n_rows: int | None,
+            batch_size: int | None,
+        ) -> Iterator[pl.DataFrame]:
+            names = list(schema) if with_columns is None else with_columns
+            used = {*names, *(predicate.meta.root_names() if predicate is not None else ())}
+            wanted = {name: dtype for name, dtype in schema.items() if name in used}
+            for frame in self._cache.frames(view.partitions, wanted):
+                rows = frame if n_rows is None else frame.head(n_rows)
+                n_rows = None if n_rows is None else n_rows - rows.height
+                yield (rows if predicate is None else rows.filter(predicate)).select(names)
+                if n_rows == 0:
+                    return
+
+        return register_io_source(read, schema=schema, is_pure=True, explain_name="hot blocks")
+
+
+def open(*data_dirs: str | PathLike[str], partial: bool = False) -> Store:
+    """The store of one data directory, or of several nodes' read as one.
+
+    With `partial`, a node that can't be read is left out of answers, and the receipt says so.
+    Raises BadInput if a directory can't be read.
+    """
+    if not data_dirs:
+        raise BadInput("query.open: expected at least one data directory, got none")
+    roots = [Path(one) for one in data_dirs]
+    if len({root.resolve() for root in roots}) < len(roots):
+        raise BadInput(f"query.open: expected each data directory once, got {data_dirs}")
+    return Store(roots, partial=partial)
+
+
+def _cold(paths: list[Path], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
+    return pl.scan_parquet(
+        paths,
+        schema=schema,
+        missing_columns="insert",
+        extra_columns="ignore",
+        hive_partitioning=False,
+        glob=False,
+    )
+
+
+def _polars_schema(schema: pa.Schema) -> dict[str, pl.DataType]:
+    return dict(pl.DataFrame(schema.empty_table()).schema)
+
+
+def _table(frame: pl.DataFrame) -> pa.Table:
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _time(ms: int) -> datetime:
+    return _EPOCH + timedelta(milliseconds=ms)
+
+
+def _stream_time(partition: PartitionView) -> datetime | None:
+    ms = partition.state.stream_time_ms
+    return None if ms is None else _time(ms)
+
+
+def _row(node: str, partition: PartitionView) -> dict[str, Any]:
+    state = partition.state
+    offsets = list(state.next_offsets.values())
+    ends = [(end, state.next_offsets.get(name, 0)) for name, end in state.end_offsets.items()]
+    counters = state.counters
+    return {
+        "node": node,
+        "partition": state.partition,
+        "stream_time": _stream_time(partition),
+        "next_offset": offsets[0] if len(offsets) == 1 else None,
+        "lag": sum(max(0, end - at) for end, at in ends) if ends else None,
+        "accepted": counters.accepted,
+        "duplicates": counters.duplicates,
+        "rejects": counters.rejects,
+        "late": counters.late,
+        "nulled": counters.nulled,
+        "skipped": counters.skipped,
+        "hot_events": partition.hot_rows,
+        "cold_events": partition.cold_rows,
+        "hot_blocks": len(partition.hot),
+        "chunks": len(partition.chunks),
+    }
+
+
+COUNTS = (
+    "accepted", "duplicates", "rejects", "late", "nulled", "skipped", "hot_events", "cold_events",
+    "hot_blocks", "chunks",
+)  # fmt: skip
+_PARTITION_SCHEMA: dict[str, pl.DataType] = {
+    "node": pl.String(),
+    "partition": pl.String(),
+    "stream_time": pl.Datetime("ms", "UTC"),
+    "next_offset": pl.Int64(),
+    "lag": pl.Int64(),
+    **dict.fromkeys(COUNTS, pl.Int64()),
+}

@@ -1,0 +1,656 @@
+"""`storage.blocks` and `storage.chunks` against the oracle, on real files.
+
+First the promises one by one, then whatever hypothesis finds: batches, cuts, duplicates, late
+events, several sources, crashes, stale snapshots, merges and readers that read slowly.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from storage.blocks import Hash
+from storage.errors import BadInput, Corruption, MissingFile
+from storage.frame import Frame
+from storage.index import hash_keys
+from storage.schema import Column
+from storage.state import PartitionState
+from tests.oracle import Oracle
+from tests.partition import (
+    BIG_CACHE,
+    CONFIG,
+    GRACE_MS,
+    NAME,
+    SCHEMA,
+    SPAN_MS,
+    START_MS,
+    WINDOW_MS,
+    Message,
+    OpenFiles,
+    Partition,
+    assert_agrees,
+    event,
+    frame,
+    judge,
+    one_hash,
+)
+
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+def partition(tmp_path: Path) -> Iterator[Partition]:
+    partition = Partition(tmp_path)
+    yield partition
+    partition.files.close()
+
+
+@contextmanager
+def fresh(**changes: object) -> Iterator[Partition]:
+    """A partition in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        partition = replace(Partition(Path(folder), files=OpenFiles()), **changes)  # type: ignore[arg-type]
+        try:
+            yield partition
+        finally:
+            partition.files.close()
+
+
+def counts(partition: Partition) -> tuple[int, int]:
+    partition.blocks.publish()
+    counters = partition.manifest().counters
+    return counters.accepted, counters.duplicates
+
+
+# -- the rules ----------------------------------------------------------------------------------
+
+
+def test_stall_then_redelivery_drops_every_duplicate(partition: Partition) -> None:
+    partition.start()
+    partition.append(*(event(n, n, n) for n in range(50)))
+    partition.tidy(HOUR_MS)
+    partition.append(*(event(50 + n, n, n) for n in range(50)))
+    assert counts(partition) == (50, 50)
+
+
+def test_retry_with_a_new_upload_time_within_the_window_is_a_duplicate(
+    partition: Partition,
+) -> None:
+    partition.start()
+    partition.append(event(0, 1, 0), event(1, 1, WINDOW_MS - 1))
+    assert counts(partition) == (1, 1)
+
+
+def test_same_key_with_a_new_upload_time_after_the_window_is_accepted(
+    partition: Partition,
+) -> None:
+    partition.start()
+    partition.append(event(0, 1, 0), event(1, 1, WINDOW_MS))
+    assert counts(partition) == (2, 0)
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["evicted", "merged"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["same run", "next run"])
+@pytest.mark.parametrize("forgotten", [False, True], ids=["listed", "forgotten"])
+@pytest.mark.parametrize("cache_bytes", [1, BIG_CACHE])
+def test_redelivery_of_an_hour_ago_with_the_same_upload_time_is_dropped(
+    partition: Partition, merged: bool, restarted: bool, forgotten: bool, cache_bytes: int
+) -> None:
+    partition.cache_bytes = cache_bytes
+    partition.start()
+    old = [event(n, n, n * 10) for n in range(30)]
+    partition.append(*old, event(30, 99, HOUR_MS))
+    if merged:
+        partition.merge()
+        assert len(partition.catalog().chunks) == 1
+    if forgotten:
+        partition.tidy(0)
+        partition.tidy(GRACE_MS)
+        partition.tidy(GRACE_MS)
+    if restarted:
+        snapshot = partition.blocks.snapshot()
+        partition.crash()
+        partition.start(snapshot)
+    partition.append(*(event(31 + n, n, n * 10) for n in range(30)))
+    assert counts(partition) == (31, 30)
+
+
+def test_late_and_new_event_goes_into_a_fresh_block_of_its_interval(partition: Partition) -> None:
+    partition.start()
+    partition.append(event(0, 1, 0), event(1, 2, HOUR_MS), event(2, 3, 1))
+    partition.blocks.publish()
+    assert partition.by_block()[START_MS] == [[("s0", 0)], [("s0", 2)]]
+    assert partition.manifest().counters.late == 1
+
+
+def test_update_keeps_a_block_in_the_cache_for_another_window(partition: Partition) -> None:
+    partition.start()
+    partition.append(event(0, 1, 0))
+    partition.append(event(1, 2, WINDOW_MS - 1), event(2, 3, 1))
+    partition.append(event(3, 4, 2 * WINDOW_MS - 2), event(4, 1, 2 * WINDOW_MS - 2))
+    assert counts(partition) == (4, 1)
+
+
+def test_offsets_below_the_next_one_are_ignored(partition: Partition) -> None:
+    partition.start()
+    partition.append(*(event(n, n, n) for n in range(10)))
+    partition.append(*(event(n, 100 + n, n) for n in range(5, 12)))
+    assert counts(partition) == (12, 0)
+
+
+def test_sources_have_offsets_of_their_own(partition: Partition) -> None:
+    partition.start()
+    partition.append(event(5, 1, 0, "s0"), event(0, 2, 0, "s1"), event(1, 1, 0, "s1"))
+    assert counts(partition) == (2, 1)
+    assert partition.manifest().next_offsets == {"s0": 6, "s1": 2}
+
+
+# -- restarts -----------------------------------------------------------------------------------
+
+
+def test_uncommitted_evictions_in_a_chunk_are_withdrawn_and_taken_in_again(
+    partition: Partition,
+) -> None:
+    partition.start()
+    messages = [event(n, n, n * 150) for n in range(10)]
+    partition.append(*messages[:2])
+    snapshot = partition.blocks.snapshot()
+    partition.append(*messages[2:])
+    partition.merge()
+    withdrawn = partition.catalog().chunks
+    assert withdrawn
+    partition.crash()
+    partition.start(snapshot)
+    assert partition.seen() == [("s0", 0), ("s0", 1)]
+    partition.merge()
+    assert not partition.catalog().chunks
+    assert all((partition.layout.chunks(NAME) / chunk.file).exists() for chunk in withdrawn)
+    for message in messages:
+        partition.append(message)
+    partition.merge()
+    partition.blocks.publish()
+    assert_agrees(partition, judge(messages))
+    partition.tidy(GRACE_MS)
+    assert not any((partition.layout.chunks(NAME) / chunk.file).exists() for chunk in withdrawn)
+    assert_agrees(partition, judge(messages))
+
+
+def test_chunk_of_a_lost_run_stays_withdrawn_though_the_next_run_died_before_withdrawing_it(
+    partition: Partition,
+) -> None:
+    """The lost run took source s1 in first, the next one s0: same evictions, other events."""
+    mine, theirs = event(0, 1, 0, "s0"), event(0, 1, 1, "s1")
+    ends = [event(1, 2, HOUR_MS, "s0"), event(2, 3, 2 * HOUR_MS, "s0")]
+    partition.start()
+    snapshot = partition.blocks.snapshot()
+    partition.append(theirs, mine, *ends)
+    partition.merge()
+    assert len(partition.catalog().chunks) == 1
+    partition.crash()
+    partition.start(snapshot)
+    partition.append(mine, theirs, *ends)
+    snapshot = partition.blocks.snapshot()
+    partition.crash()
+    partition.start(snapshot)
+    partition.merge()
+    partition.blocks.publish()
+    assert_agrees(partition, judge([mine, theirs, *ends]))
+
+
+def test_missing_log_is_missing_file(partition: Partition) -> None:
+    snapshot = _some_log(partition)
+    for log in partition.layout.hot(NAME).glob("*.arrows"):
+        log.unlink()
+    with pytest.raises(MissingFile, match=r"\.arrows, which is not on this host"):
+        partition.start(snapshot)
+
+
+def test_shortened_log_is_corruption(partition: Partition) -> None:
+    snapshot = _some_log(partition)
+    (log,) = partition.layout.hot(NAME).glob("*.arrows")
+    log.write_bytes(log.read_bytes()[:-1])
+    with pytest.raises(Corruption, match=rf"log .*{log.name}: expected \d+ bytes, got \d+"):
+        partition.start(snapshot)
+
+
+def test_log_longer_than_committed_is_fine(partition: Partition) -> None:
+    snapshot = _some_log(partition)
+    (log,) = partition.layout.hot(NAME).glob("*.arrows")
+    log.write_bytes(log.read_bytes() + b"never committed")
+    partition.start(snapshot)
+    partition.append(event(1, 1, 0))
+    assert counts(partition) == (1, 1)
+
+
+def test_lost_recovery_store_is_missing_file(partition: Partition) -> None:
+    partition.start()
+    for n in range(5):
+        partition.append(event(n, n, n))
+        partition.blocks.snapshot()
+        partition.blocks.publish()
+    partition.crash()
+    with pytest.raises(MissingFile, match="recovery"):
+        partition.start(None)
+
+
+def test_crash_before_the_first_commit_begins_anew(partition: Partition) -> None:
+    partition.start()
+    messages = [event(n, n, n * 150) for n in range(10)]
+    partition.append(*messages)
+    partition.blocks.snapshot()
+    partition.blocks.publish()
+    partition.merge()
+    partition.crash()
+    partition.start(None)
+    partition.append(*messages)
+    partition.merge()
+    partition.blocks.publish()
+    assert_agrees(partition, judge(messages))
+
+
+def test_changed_key_is_bad_input(partition: Partition) -> None:
+    snapshot = _some_log(partition)
+    partition.config = replace(CONFIG, schema=replace(SCHEMA, key=("id",)))
+    with pytest.raises(BadInput, match="dedup_key"):
+        partition.start(snapshot)
+
+
+def test_changed_block_span_is_bad_input(partition: Partition) -> None:
+    snapshot = _some_log(partition)
+    partition.config = replace(CONFIG, block_span_ms=SPAN_MS + 1)
+    with pytest.raises(BadInput, match="block_span"):
+        partition.start(snapshot)
+
+
+def test_changed_column_type_is_bad_input(partition: Partition) -> None:
+    snapshot = _some_log(partition)
+    columns = (Column("id", ("id",)), Column("part", ("part",), "float"))
+    partition.config = replace(CONFIG, schema=replace(SCHEMA, columns=columns))
+    with pytest.raises(BadInput, match="column 'part'"):
+        partition.start(snapshot)
+
+
+def test_column_added_later_is_null_for_old_rows_in_the_chunk(partition: Partition) -> None:
+    snapshot = _some_log(partition)
+    columns = (*SCHEMA.columns, Column("extra", ("extra",), "float"))
+    partition.config = replace(CONFIG, schema=replace(SCHEMA, columns=columns))
+    partition.blocks_per_chunk = 1
+    partition.start(snapshot)
+    later = partition.config.schema
+    taken = _frame_with(event(1, 2, 1), later.arrow.names.index("extra"), 0.5, partition)
+    partition.take(taken)
+    partition.append(event(2, 3, HOUR_MS))
+    partition.merge()
+    (chunk,) = partition.catalog().chunks
+    table = pq.ParquetFile(partition.layout.chunks(NAME) / chunk.file).read()
+    assert table.schema.names == later.arrow.names
+    assert table["extra"].to_pylist() == [None, 0.5]
+    assert chunk.schema == partition.manifest().schema
+
+
+def _frame_with(message: Message, column: int, value: object, partition: Partition) -> Frame:
+    taken = frame([message], partition.config.schema)
+    field = taken.events.schema.field(column)
+    events = taken.events.set_column(column, field, pa.array([value], field.type))
+    return replace(taken, events=events)
+
+
+def _some_log(partition: Partition) -> bytes:
+    """A crash after a commit of one event; the snapshot."""
+    partition.start()
+    partition.append(event(0, 1, 0))
+    snapshot = partition.blocks.snapshot()
+    partition.crash()
+    return snapshot
+
+
+# -- grace --------------------------------------------------------------------------------------
+
+
+def test_covered_block_is_listed_for_a_grace_period_and_its_files_go_one_later(
+    partition: Partition,
+) -> None:
+    partition.start()
+    partition.append(*(event(n, n, n * 150) for n in range(4)))
+    partition.append(event(4, 4, HOUR_MS))
+    hot = partition.layout.hot(NAME)
+    logs = {log.name for log in hot.glob("*.arrows")}
+    partition.merge()
+    covered = partition.catalog().covered
+    assert len(covered) == 4
+
+    def listed() -> bool:
+        partition.blocks.publish()
+        return covered <= {block.id for block in partition.manifest().blocks}
+
+    def there() -> bool:
+        return logs <= {log.name for log in hot.glob("*.arrows")}
+
+    partition.tidy(0)
+    partition.tidy(GRACE_MS - 1)
+    assert (listed(), there()) == (True, True)
+    partition.tidy(1)
+    assert (listed(), there()) == (False, True)
+    partition.tidy(GRACE_MS - 1)
+    assert there()
+    partition.tidy(1)
+    assert not logs & {log.name for log in hot.glob("*.arrows")}
+    assert_agrees(
+        partition, judge([*(event(n, n, n * 150) for n in range(4)), event(4, 4, HOUR_MS)])
+    )
+
+
+def test_block_that_no_chunk_covers_is_never_forgotten(partition: Partition) -> None:
+    partition.blocks_per_chunk = 100
+    partition.start()
+    messages = [event(n, n, n * HOUR_MS) for n in range(5)]
+    partition.append(*messages)
+    for _ in range(5):
+        partition.tidy(GRACE_MS)
+    partition.blocks.publish()
+    assert_agrees(partition, judge(messages))
+
+
+def test_logs_that_no_one_committed_are_deleted_after_the_grace_period(
+    partition: Partition,
+) -> None:
+    partition.start()
+    snapshot = partition.blocks.snapshot()
+    partition.append(event(0, 1, 0))
+    partition.blocks.flush()
+    partition.crash()
+    partition.start(snapshot)
+    hot = partition.layout.hot(NAME)
+    partition.tidy(GRACE_MS - 1)
+    assert list(hot.glob("*.arrows"))
+    partition.tidy(1)
+    assert not list(hot.glob("*.arrows"))
+
+
+# -- whatever hypothesis finds ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the next message is; times count from the largest so far."""
+
+    source: int
+    key: int | None
+    after_ms: int
+    gap: int
+
+
+steps = st.builds(
+    Step,
+    source=st.integers(0, 2),
+    key=st.one_of(*[st.integers(0, 7)] * 6, st.none()),
+    after_ms=st.one_of(
+        st.integers(-20, 40), st.integers(-3 * WINDOW_MS, 0), st.integers(0, 2 * WINDOW_MS)
+    ),
+    gap=st.sampled_from([0, 0, 0, 1, 5]),
+)
+
+
+@dataclass
+class Producer:
+    """Makes messages of steps: offsets rise in each source, with gaps."""
+
+    newest_ms: int = 2_000
+    ends: tuple[int, ...] = (0, 0, 0)
+
+    def message(self, step: Step) -> Message:
+        offset = self.ends[step.source] + step.gap
+        self.ends = tuple(
+            offset + 1 if source == step.source else end for source, end in enumerate(self.ends)
+        )
+        upload_ms = self.newest_ms + step.after_ms
+        if step.key is None:
+            return Message((f"s{step.source}", offset), None)
+        self.newest_ms = max(self.newest_ms, upload_ms)
+        return event(offset, step.key, upload_ms, f"s{step.source}")
+
+
+def produce(many: Sequence[Step]) -> list[Message]:
+    producer = Producer()
+    return [producer.message(step) for step in many]
+
+
+def cut(messages: Sequence[Message], sizes: Sequence[int]) -> Iterator[Sequence[Message]]:
+    low, turn = 0, 0
+    while low < len(messages):
+        size = sizes[turn % len(sizes)]
+        yield messages[low : low + size]
+        low, turn = low + size, turn + 1
+
+
+few_or_many = st.one_of(
+    st.lists(steps, min_size=1, max_size=8), st.lists(steps, min_size=40, max_size=120)
+)
+sizes = st.lists(st.integers(1, 30), min_size=1, max_size=5)
+hashes: st.SearchStrategy[Hash] = st.sampled_from([hash_keys, one_hash])
+
+
+@given(few_or_many, sizes, st.sampled_from([1, 600, BIG_CACHE]), hashes)
+def test_blocks_agree_with_the_oracle_however_the_input_is_cut(
+    many: list[Step], sizes: list[int], cache_bytes: int, hash: Hash
+) -> None:
+    messages = produce(many)
+    oracle = judge(messages)
+    with fresh(cache_bytes=cache_bytes, hash=hash, blocks_per_chunk=1_000) as partition:
+        partition.start()
+        for part in cut(messages, sizes):
+            partition.append(*part)
+        partition.blocks.publish()
+        assert_agrees(partition, oracle)
+        assert partition.by_block() == oracle.blocks()
+
+
+@given(few_or_many, sizes, sizes)
+def test_block_ids_are_the_same_however_the_input_is_cut(
+    many: list[Step], sizes: list[int], others: list[int]
+) -> None:
+    found = []
+    for way in (sizes, others):
+        with fresh(blocks_per_chunk=1_000) as partition:
+            partition.start()
+            for part in cut(produce(many), way):
+                partition.append(*part)
+            partition.blocks.publish()
+            found.append({block.id for block in partition.manifest().blocks})
+    assert found[0] == found[1]
+
+
+@given(few_or_many, sizes, sizes, st.data())
+def test_crash_and_replay_with_other_cuts_agree_with_the_oracle(
+    many: list[Step], before: list[int], after: list[int], data: st.DataObject
+) -> None:
+    messages = produce(many)
+    committed = data.draw(st.integers(0, len(messages)))
+    with fresh(cache_bytes=data.draw(st.sampled_from([1, BIG_CACHE]))) as partition:
+        partition.start()
+        for part in cut(messages[:committed], before):
+            partition.append(*part)
+        snapshot = partition.blocks.snapshot()
+        for part in cut(messages[committed:], before):
+            partition.append(*part)
+            partition.merge()
+            partition.blocks.publish()
+        partition.crash()
+        partition.start(snapshot)
+        oracle = judge(messages[:committed])
+        assert partition.seen() == oracle.places()
+        replayed = messages[data.draw(st.integers(0, committed)) :]
+        for part in cut(replayed, after):
+            partition.append(*part)
+            if data.draw(st.booleans()):
+                partition.merge()
+        partition.blocks.publish()
+        assert_agrees(partition, judge(messages))
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a crash goes back to: the state of `blocks`, and where each source goes on."""
+
+    snapshot: bytes | None
+    oracle: Oracle
+    positions: dict[str, int]
+
+
+@dataclass(frozen=True)
+class View:
+    """A reader between its reading of the manifest and of the rest."""
+
+    manifest: PartitionState
+    places: list[tuple[str, int]]
+    opened_ms: int
+
+
+class Life(RuleBasedStateMachine):
+    """One partition's life. At each moment a reader sees exactly what the oracle had accepted when
+    the manifest was last published.
+
+    A commit comes at least once in a grace period, as `grace_ms` demands of the configuration.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.producer = Producer()
+        self.logs: dict[str, list[Message]] = {"s0": [], "s1": [], "s2": []}
+        self.commit = Commit(None, Oracle(SPAN_MS, WINDOW_MS), dict.fromkeys(self.logs, 0))
+        self.uncommitted: Commit | None = None
+        self.orphan: Commit | None = None
+        self.view: View | None = None
+
+    @initialize(
+        cache=st.sampled_from([1, 600, BIG_CACHE]), per_chunk=st.integers(1, 3), hash=hashes
+    )
+    def begin(self, cache: int, per_chunk: int, hash: Hash) -> None:
+        self.partition = Partition(
+            Path(self.folder.name), cache_bytes=cache, blocks_per_chunk=per_chunk, hash=hash
+        )
+        self._start(self.commit, self.commit.positions)
+
+    def _start(self, commit: Commit, positions: dict[str, int]) -> None:
+        self.oracle = copy.deepcopy(commit.oracle)
+        self.positions = dict(positions)
+        self.partition.start(commit.snapshot)
+        self.published = self.oracle.places()
+
+    @rule(many=st.lists(steps, min_size=1, max_size=12), left=st.integers(0, 4))
+    def produce_and_take_in(self, many: list[Step], left: int) -> None:
+        for step in many:
+            self.logs[f"s{step.source}"].append(self.producer.message(step))
+        self.take_in(many[0].source, left)
+
+    @rule(source=st.integers(0, 2), left=st.integers(0, 4))
+    def take_in(self, source: int, left: int) -> None:
+        name = f"s{source}"
+        end = max(self.positions[name], len(self.logs[name]) - left)
+        messages = self.logs[name][self.positions[name] : end]
+        self.positions[name] = end
+        self.partition.append(*messages)
+        judge(messages, self.oracle)
+
+    @rule()
+    def publish(self) -> None:
+        self.partition.blocks.publish()
+        self.published = self.oracle.places()
+        assert_agrees(self.partition, self.oracle)
+
+    @rule()
+    def snapshot(self) -> None:
+        """Taken, but the engine has not committed it yet; the sink has withdrawn what it must."""
+        self.partition.merge()
+        self.orphan = None
+        snapshot = self.partition.blocks.snapshot()
+        self.uncommitted = Commit(snapshot, copy.deepcopy(self.oracle), dict(self.positions))
+
+    @precondition(lambda self: self.uncommitted)
+    @rule()
+    def commit_snapshot(self) -> None:
+        assert self.uncommitted
+        self.commit, self.uncommitted = self.uncommitted, None
+
+    @rule()
+    def merge(self) -> None:
+        self.partition.merge()
+
+    @rule(after_ms=st.integers(1, GRACE_MS - 1))
+    def commit_and_tidy(self, after_ms: int) -> None:
+        self.snapshot()
+        self.commit_snapshot()
+        self.partition.tidy(after_ms)
+
+    @rule(stale=st.booleans(), torn=st.booleans())
+    def crash_and_resume(self, stale: bool, torn: bool) -> None:
+        """`stale`: the engine may give `blocks` a newer snapshot than the one it committed, which
+        the run before the last had taken. `torn`: what was never synced is lost."""
+        self.partition.crash()
+        if torn:
+            self._lose_unsynced()
+        resumed = self.commit
+        if stale and self.orphan:
+            resumed = self.orphan
+        self.orphan, self.uncommitted, self.view = self.uncommitted or self.orphan, None, None
+        self._start(resumed, self.commit.positions)
+
+    def _lose_unsynced(self) -> None:
+        synced: dict[str, int] = {}
+        for commit in (self.commit, self.uncommitted, self.orphan):
+            if commit and commit.snapshot:
+                for block in PartitionState.decode(commit.snapshot, "snapshot").blocks:
+                    synced.update({extent.file: extent.bytes for extent in block.extents})
+        for log in self.partition.layout.hot(NAME).glob("*.arrows"):
+            log.write_bytes(log.read_bytes()[: synced.get(log.name, 0)])
+
+    @precondition(lambda self: self.view is None)
+    @rule()
+    def open_view(self) -> None:
+        now_ms = self.partition.now_ms
+        self.view = View(self.partition.manifest(), self.published, now_ms)
+
+    @precondition(lambda self: self.view)
+    @rule()
+    def read_view(self) -> None:
+        """A reader that is done within the grace period sees the state at which it began."""
+        assert self.view
+        if self.partition.now_ms - self.view.opened_ms < GRACE_MS:
+            assert self.partition.seen(self.view.manifest) == self.view.places
+        self.view = None
+
+    @invariant()
+    def reader_sees_each_published_event_once(self) -> None:
+        assert self.partition.seen() == self.published
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "partition"):
+                for source in range(3):
+                    self.take_in(source, 0)
+                self.partition.merge()
+                self.publish()
+        finally:
+            self.partition.files.close()
+            self.folder.cleanup()
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(
+    max_examples=settings().max_examples,
+    stateful_step_count=40,
+    # Making a failure of many steps smaller takes minutes: the long profile does it.
+    phases=[Phase.generate] if settings().derandomize else tuple(Phase),
+)
