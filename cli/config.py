@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 import orjson
 from confluent_kafka import Consumer, KafkaException
-from pydantic_core import PydanticUndefined
+from pydantic import BaseModel, BeforeValidator
+from pydantic.fields import FieldInfo
 
 from flows.realtime import kafka_config
-from flows.settings import Settings, config_file, duration_text, load, shown
+from flows.settings import Settings, config_file, duration_ms, duration_text, load, shown
 from storage.errors import BadInput
 
 
@@ -34,28 +35,42 @@ def check() -> None:
 @config.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON, without defaults and reasons.")
 def show(as_json: bool) -> None:
-    """The effective values, secrets hidden, each with its default and trade-off."""
+    """The effective values as a forebay.toml, secrets hidden, each with its trade-off."""
     values = shown(load())
     if as_json:
         click.echo(orjson.dumps(values, option=orjson.OPT_INDENT_2))
         return
-    for name, field in Settings.model_fields.items():
-        key = field.alias or name
-        value = values[key]
-        if isinstance(value, dict):
-            click.echo(f"\n[{key}]")
-            section = field.default_factory() if field.default_factory else None  # type: ignore[call-arg]
-            for inner, inner_field in type(section).model_fields.items():
-                _line(inner, value[inner], inner_field.description, inner_field.default)
-        else:
-            _line(key, value, field.description, field.default)
+    fields = Settings.model_fields.items()
+    sections = [one for one in fields if isinstance(one[1].default, BaseModel)]
+    for name, field in [one for one in fields if one not in sections]:
+        _line(field.alias or name, values[field.alias or name], field)
+    for name, field in sections:
+        click.echo(f"[{name}]")
+        for inner, inner_field in type(field.default).model_fields.items():
+            _line(inner, values[name][inner], inner_field)
 
 
-def _line(name: str, value: object, description: str | None, default: object) -> None:
-    click.echo(f"{name} = {orjson.dumps(value).decode()}")
-    told = "" if default is PydanticUndefined or default == "" else f" [default: {default}]"
-    if description:
-        click.echo(click.style(f"    {description}{told}", dim=True))
+def _line(name: str, value: object, field: FieldInfo) -> None:
+    if field.description:
+        click.echo(click.style(f"# {field.description}{_default(field)}", dim=True))
+    click.echo(f"{name} = {_toml(value)}\n")
 
 
-__all__ = ["config", "duration_text"]
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return orjson.dumps(value).decode()
+
+
+def _default(field: FieldInfo) -> str:
+    """The default as it would be written; nothing where it is empty."""
+    default = field.get_default(call_default_factory=True)
+    if any(item is duration_ms for item in _parsers(field)):
+        default = duration_text(default)
+    return f" [default: {default}]" if default or default is False else ""
+
+
+def _parsers(field: FieldInfo) -> list[object]:
+    return [one.func for one in field.metadata if isinstance(one, BeforeValidator)]

@@ -1,13 +1,14 @@
-"""`forebay demo`: the real job over real and generated events, killed in the middle, and its totals.
+"""`forebay demo`: the real job over real and generated events, killed in the middle, then counted.
 
 Steps: write a seeded load to files, with redelivered batches, late events and broken lines; run the
 job; kill all of its processes with SIGKILL half-way; run it again to the end; compare every total
-with the load's own. The same over the GitHub sample. Any difference is an error.
+with the load's own. Then the job over the GitHub sample. Any difference is an error.
 """
 
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import shutil
 import signal
@@ -53,6 +54,8 @@ class _Job:
     data: Path
     expected: dict[str, int]
 
+    kill_at: float
+
     @property
     def messages(self) -> int:
         return sum(self.expected[name] for name in ("accepted", "duplicates", "rejects"))
@@ -97,7 +100,7 @@ def demo(folder: Path, events: int, seed: int, github: Path) -> None:
     with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
         console.print(str(store.sql(TOP)))
     console.print("\n[bold]events per minute of upload time[/]")
-    console.print(_chart(store), highlight=False)
+    console.print(_chart(store, console.width - 12), highlight=False)
     if wrong:
         raise click.ClickException("\n".join(wrong))
     console.print(
@@ -115,11 +118,12 @@ def _generated(folder: Path, events: int, seed: int, progress: Progress) -> _Job
             outlet.send(parts)
             progress.advance(task, load.spec.slice_events)
     expected = {name: int(load.totals[name]) for name in COUNTS if name != "messages"}
-    return _Job("generated", "amplitude", folder / "events", folder / "data", expected)
+    kill_at = KILL_AT * load.totals["messages"]
+    return _Job("generated", "amplitude", folder / "events", folder / "data", expected, kill_at)
 
 
 def _github(folder: Path, sample: Path) -> _Job:
-    """The sample, whose last hundred events come twice."""
+    """The sample, whose last hundred events come twice; too short to be killed half-way."""
     lines = gzip.decompress(sample.read_bytes()).splitlines()
     unique = len({orjson.loads(line)["id"] for line in lines})
     lines += lines[-100:]
@@ -127,7 +131,7 @@ def _github(folder: Path, sample: Path) -> _Job:
     target.parent.mkdir()
     target.write_bytes(b"\n".join(lines))
     expected = {"accepted": unique, "duplicates": len(lines) - unique, "rejects": 0}
-    return _Job("github", "github", target.parent, folder / "github-data", expected)
+    return _Job("github", "github", target.parent, folder / "github-data", expected, math.inf)
 
 
 def _run(job: _Job, log: Path, progress: Progress) -> float:
@@ -141,13 +145,13 @@ def _run(job: _Job, log: Path, progress: Progress) -> float:
         return count
 
     process = job.start(log)
-    _wait(process, lambda: taken() >= KILL_AT * job.messages)
+    _wait(process, lambda: taken() >= job.kill_at)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-        progress.console.print(f"SIGKILL at {taken():,} of {job.messages:,} messages; starting again")
-    process.wait()
-    process = job.start(log)
-    _wait(process, lambda: taken() < 0)
+        progress.console.print(f"SIGKILL at {taken():,} of {job.messages:,} messages; again")
+        process.wait()
+        process = job.start(log)
+        _wait(process, lambda: taken() < 0)
     if process.returncode:
         tail = log.read_text(errors="replace")[-2000:]
         raise click.ClickException(f"the job ended with {process.returncode}:\n{tail}")
@@ -184,16 +188,17 @@ def _differences(job: _Job, store: query.Store) -> list[str]:
         if totals[name] != job.expected[name]
     ]
     key = ("_partition", "_offset")
-    rows, unique = store.scan().select(pl.len(), pl.struct(key).n_unique().alias("u")).collect().row(0)
+    counted = store.scan().select(pl.len(), pl.struct(key).n_unique().alias("unique")).collect()
+    rows, unique = counted.row(0)
     accepted = job.expected["accepted"]
     if rows != accepted or unique != accepted:
-        faults.append(f"{job.name}: expected {accepted} events, a query finds {rows} ({unique} unique)")
+        faults.append(
+            f"{job.name}: expected {accepted} events, a query finds {rows}, {unique} of them unique"
+        )
     return faults
 
 
-def _summary(
-    jobs: list[_Job], stores: dict[str, query.Store], seconds: dict[str, float]
-) -> Table:
+def _summary(jobs: list[_Job], stores: dict[str, query.Store], seconds: dict[str, float]) -> Table:
     table = Table("", *(job.name for job in jobs), title="after the restart", box=None)
     reports: dict[str, dict[str, Any]] = {}
     for job in jobs:
@@ -207,8 +212,8 @@ def _summary(
     return table
 
 
-def _chart(store: query.Store) -> str:
-    """Events per minute as bars, one column a minute."""
+def _chart(store: query.Store, width_max: int) -> str:
+    """Events per minute as bars, one column a minute; the last ones that there is room for."""
     minutes = (
         store.scan()
         .group_by(pl.col(UPLOAD_TIME).dt.truncate("1m").alias("minute"))
@@ -217,7 +222,7 @@ def _chart(store: query.Store) -> str:
         .collect()
         .upsample("minute", every="1m")
         .with_columns(pl.col("events").fill_null(0))
-        .tail(100)
+        .tail(width_max)
     )
     counts = minutes["events"].to_list()
     most = max(counts, default=1)

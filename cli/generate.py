@@ -28,6 +28,7 @@ import click
 import orjson
 import zstandard
 from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -88,7 +89,8 @@ def _compressed(file: BinaryIO, compress: str) -> BinaryIO:
 
 @contextmanager
 def topic_of(bootstrap: str, topic: str, partitions: int | None, compress: str) -> Iterator[Outlet]:
-    """A topic that exists, with so many partitions if said; acknowledged when the context is left."""
+    """A topic, made with so many partitions if there is none; all messages are acknowledged when
+    the context is left."""
     failures: list[str] = []
     producer = Producer(
         {
@@ -104,7 +106,7 @@ def topic_of(bootstrap: str, topic: str, partitions: int | None, compress: str) 
             "log_level": 2,
         }
     )
-    count = _partitions(producer, bootstrap, topic)
+    count = _partitions(producer, bootstrap, topic) or _create(bootstrap, topic, partitions)
     if partitions not in (None, count):
         raise click.ClickException(
             f"topic {topic!r}: expected {partitions} partitions, got {count}"
@@ -131,16 +133,25 @@ def topic_of(bootstrap: str, topic: str, partitions: int | None, compress: str) 
 
 
 def _partitions(producer: Producer, bootstrap: str, topic: str) -> int:
-    """How many the topic has. All topics are listed: one asked for by name might be created."""
+    """How many the topic has, 0 if there is none. All topics are listed: asking for one by name
+    might make it."""
     try:
         topics = producer.list_topics(timeout=BROKER_TIMEOUT_S).topics
     except KafkaException as error:
         raise click.ClickException(
             f"expected a broker at {bootstrap}, got {error.args[0]}"
         ) from error
-    if topic not in topics:
-        raise click.ClickException(f"expected a topic {topic!r} at {bootstrap}, got none")
-    return len(topics[topic].partitions)
+    return len(topics[topic].partitions) if topic in topics else 0
+
+
+def _create(bootstrap: str, topic: str, partitions: int | None) -> int:
+    count = PARTITIONS if partitions is None else partitions
+    made = AdminClient({"bootstrap.servers": bootstrap}).create_topics([NewTopic(topic, count)])
+    try:
+        made[topic].result(BROKER_TIMEOUT_S)
+    except (KafkaException, TimeoutError) as error:
+        raise click.ClickException(f"topic {topic!r}: expected to make it, got {error}") from error
+    return count
 
 
 def _produce(producer: Producer, topic: str, partition: int, message: bytes) -> None:
@@ -196,7 +207,7 @@ def _send(load: Load, outlet: Outlet, rate: float) -> None:
 @click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write files here.")
 @click.option("--bootstrap", metavar="HOST:PORT", help="Send to Kafka instead.")
-@click.option("--topic", help="The topic, which must exist.")
+@click.option("--topic", help="The topic; made if there is none.")
 @click.option("--compress", type=click.Choice(list(SUFFIXES)), default="none", show_default=True)
 @click.option("--events", type=int, required=True, help="How many, each good and unique.")
 @click.option("--partitions", type=int, help=f"[default: {PARTITIONS}, or as the topic has]")

@@ -196,7 +196,11 @@ def _change(message: bytes, name: str, value: bytes | None) -> bytes:
     return message[: at.start] + value + message[at.stop :]
 
 
-_NO_TIMES = (b"0000-00-00 00:00:00.000000", b"1970-01-01 00:00:00.000000", b"yesterday")
+_NO_TIMES: tuple[bytes, ...] = (
+    b"0000-00-00 00:00:00.000000",
+    b"1970-01-01 00:00:00.000000",
+    b"yesterday",
+)
 _NO_TIMES += (b"2024-02-31 25:61:61.000000", b"9999-12-31 23:59:59.999999")
 _NOT_UTF8 = (b"\xff", b"\xc3(", b"\xed\xa0\x80")
 _NO_OBJECTS = (b"[]", b"null", b"42", b'"event"', b"true", b"[%b]")

@@ -13,7 +13,7 @@ from flows.settings import load
 @click.command()
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
 def run(workers: int) -> None:
-    """Run the job until the input ends or SIGTERM; the number of workers may change between runs."""
+    """Run the job until its input ends or SIGTERM. Workers may be more or fewer in another run."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s supervisor %(levelname)s %(message)s"
     )

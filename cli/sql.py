@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def sql(text: str, kind: str, data_dirs: tuple[Path, ...]) -> None:
     else:
         with pl.Config(
             tbl_rows=TABLE_ROWS, tbl_cols=-1, fmt_str_lengths=80, tbl_hide_dataframe_shape=True,
-            tbl_hide_column_data_types=True, tbl_width_chars=click.get_terminal_width(),
+            tbl_hide_column_data_types=True, tbl_width_chars=shutil.get_terminal_size().columns,
         ):  # fmt: skip
             click.echo(_readable(answer))
         if answer.height > TABLE_ROWS:

@@ -40,7 +40,8 @@ from storage.schema import RESERVED, UPLOAD_TIME, Column, ColumnType, Schema
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"
 BROKER = "broker"
-UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+MINUTE_MS = 60_000
+UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": 3_600_000, "d": 86_400_000}
 SECRET = re.compile(r"password|secret|token|\.key$|key\.pem|jaas", re.IGNORECASE)
 OWNED = (
     "bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store",
@@ -83,7 +84,7 @@ def _named(text: str) -> str:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ColumnSettings(_Section):
@@ -97,7 +98,7 @@ class ColumnSettings(_Section):
 class FilesSettings(_Section):
     path: Path = Field(
         Path("events"),
-        description="An NDJSON file (plain, .gz or .zst), or a folder of them: one partition a file.",
+        description="An NDJSON file (plain, .gz or .zst), or a folder of them: a partition each.",
     )
 
 
@@ -116,7 +117,7 @@ class KafkaSettings(_Section):
         " the first one it has, count and log the gap.",
     )
     linger: Duration = Field(
-        "50ms",
+        50,
         description="How long a batch may wait to fill up. Shorter: fresher; longer: cheaper.",
     )
     librdkafka: dict[str, str | int | float | bool] = Field(
@@ -138,7 +139,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
-        validate_default=True,
         env_prefix=ENV_PREFIX,
         env_prefix_target="all",
         env_nested_delimiter="__",
@@ -147,8 +147,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(Path("data"), description="Everything Forebay keeps; one job a folder.")
     source: Literal["files", "kafka"] = Field("files", description="Where events come from.")
-    files: FilesSettings = Field(default_factory=FilesSettings)
-    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    files: FilesSettings = FilesSettings()
+    kafka: KafkaSettings = KafkaSettings()
     event_schema: str = Field(
         "amplitude",
         alias="schema",
@@ -159,6 +159,7 @@ class Settings(BaseSettings):
     )
     dedup_key: tuple[str, ...] = Field(
         (),
+        validate_default=True,
         description="Columns that together name an event. Default: the preset's. Fixed for the life"
         " of a data directory.",
     )
@@ -168,7 +169,8 @@ class Settings(BaseSettings):
         " Default: the preset's.",
     )
     upload_time_type: Literal["time", "time_s", "time_us"] = Field(
-        "time", description="The unit of a numeric upload_time: ms, s or us. Text is read by itself."
+        "time",
+        description="The unit of a numeric upload_time: ms, s or us. Text is read by itself.",
     )
     raw: bool = Field(
         True,
@@ -176,17 +178,20 @@ class Settings(BaseSettings):
         " was not declared is gone.",
     )
     block_span: Duration = Field(
-        "5m",
+        5 * MINUTE_MS,
         description="Upload time that a block holds. Shorter: more files, finer eviction. Fixed for"
         " the life of a data directory.",
     )
     dedup_window: Duration = Field(
-        "10m",
+        10 * MINUTE_MS,
         description="How long after its last update a block stays in the cache, in stream time."
         " Longer: catches later retries, more memory.",
     )
     blocks_per_chunk: int = Field(
-        6, ge=1, le=1000, description="Evicted blocks merged into one file. More: fewer, larger files."
+        6,
+        ge=1,
+        le=1000,
+        description="Evicted blocks merged into one file. More: fewer, larger files.",
     )
     cache_bytes: ByteSize = Field(
         ByteSize(512 << 20),
@@ -195,18 +200,18 @@ class Settings(BaseSettings):
         " never exactness.",
     )
     epoch_interval: Duration = Field(
-        "1s", description="Time between commits. Longer: fewer fsyncs, more to replay."
+        1000, description="Time between commits. Longer: fewer fsyncs, more to replay."
     )
     publish_interval: Duration = Field(
-        "250ms", description="Time until readers see new events. Shorter: fresher, smaller writes."
+        250, description="Time until readers see new events. Shorter: fresher, smaller writes."
     )
     future_skew: Duration = Field(
-        "1m",
+        MINUTE_MS,
         description="How far an upload time may be ahead of the broker's timestamp. Beyond it the"
         " message is a reject, for it would evict blocks too early.",
     )
     grace: Duration = Field(
-        "10m",
+        10 * MINUTE_MS,
         description="How long replaced files are kept. Must exceed the longest query and epoch.",
     )
     batch_rows: int = Field(

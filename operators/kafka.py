@@ -61,7 +61,7 @@ class KafkaConfig:
     group: str = "forebay"
     start: str = "earliest"
     on_gap: str = "stop"
-    librdkafka: Mapping[str, str] = field(default_factory=dict)
+    librdkafka: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     batch_rows: int = 5000
     linger_s: float = 0.05
 
@@ -88,10 +88,9 @@ def partition_key(topic: str, number: int) -> PartitionKey:
 
 
 def topic_partitions(config: KafkaConfig) -> list[PartitionKey]:
-    """The partitions that the topic has now; waits for the broker, and for the topic, to be there."""
-    client = AdminClient(
-        {"bootstrap.servers": config.bootstrap, "logger": log, **config.librdkafka}
-    )
+    """The partitions that the topic has now; waits for the broker, and for the topic, to be."""
+    own: dict[str, Any] = {"bootstrap.servers": config.bootstrap, "logger": log}
+    client = AdminClient({**own, **config.librdkafka})
     delay_s = 0.5
     while not stopping():
         try:
@@ -208,10 +207,13 @@ class _Reader:
             queue.next_offset = int(piece.offsets[-1]) + 1
 
     def _report(self, message: Message) -> None:
-        """An error in place of a message: a lost offset is fatal or skipped, the rest is waited out."""
-        error = message.error()
-        if error.code() == KafkaError._AUTO_OFFSET_RESET and message.partition() >= 0:
-            self._close_gap(self._queues[message.partition()])
+        """An error in place of a message: a lost offset ends the job or is skipped; the rest is
+        waited out."""
+        error, number = message.error(), message.partition()
+        if error is None:
+            raise AssertionError("bug: a message without an error was reported")
+        if error.code() == KafkaError._AUTO_OFFSET_RESET and number in self._queues:
+            self._close_gap(self._queues[number])
         elif error.fatal():
             raise KafkaException(error)
         else:

@@ -28,15 +28,13 @@ def is_hash_partition(name: str) -> bool:
     return re.fullmatch(r"hash-\d{5}-of-\d{5}", name) is not None
 
 
-def repartition(
-    frame: Frame, key: tuple[str, ...], targets: Sequence[PartitionKey]
-) -> list[Frame]:
+def repartition(frame: Frame, key: tuple[str, ...], targets: Sequence[PartitionKey]) -> list[Frame]:
     """One frame for each hash partition that gets anything; counters go with the first."""
     owners = (hash_keys(frame.events.select(list(key)).columns) % np.uint64(len(targets))).astype(
         np.int64
     )
     reject_owners = frame.rejects.column(OFFSET).to_numpy() % len(targets)
-    frames = []
+    frames: list[Frame] = []
     for number, target in enumerate(targets):
         events = np.flatnonzero(owners == number)
         rejects = np.flatnonzero(reject_owners == number)

@@ -1,4 +1,4 @@
-"""Hot blocks as a Polars source: reads each record batch once, and each column when first asked for.
+"""Hot blocks as a Polars source: each record batch is read once, a column when first asked for.
 
 What always holds: a frame has exactly the rows of the extents it was asked for, whatever the logs
 have grown to since; logs are read forward only, from where the last read ended.
@@ -90,9 +90,7 @@ class HotCache:
         if held:
             yield pl.concat(held)
 
-    def _frame(
-        self, folder: Path, extent: Extent, schema: dict[str, pl.DataType]
-    ) -> pl.DataFrame:
+    def _frame(self, folder: Path, extent: Extent, schema: dict[str, pl.DataType]) -> pl.DataFrame:
         path = folder / extent.file
         with self._lock:
             if path not in self._logs:

@@ -40,9 +40,10 @@ REASONS = (
 class Frame:
     """Columnar events and rejects of offsets [first_offset, next_offset) of one source partition.
 
-    `partition` is the one whose state they go to: the source's own, or a hash partition. `events` has the schema's columns, `rejects` those of REJECT_SCHEMA. `end_offset` is the
-    source's end as last known, for the lag; None if the source has no such thing. `nulled` counts
-    values of a wrong type that were read as null; `skipped` offsets that the source no longer had.
+    `partition` is the one whose state they go to: the source's own, or a hash partition. `events`
+    has the schema's columns, `rejects` those of REJECT_SCHEMA. `end_offset` is the source's end as
+    last known, for the lag; None if the source has no such thing. `nulled` counts values of a wrong
+    type that were read as null; `skipped` offsets that the source no longer had.
     """
 
     partition: str

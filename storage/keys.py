@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from typing import Protocol
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ class KeySource(Protocol):
     def batches(self) -> Iterator[tuple[Hashable, pa.RecordBatch]]:
         """Every batch of key columns with its place."""
 
-    def read(self, place: Hashable) -> pa.RecordBatch:
+    def read(self, place: Any) -> pa.RecordBatch:
         """The batch at one place."""
 
 
@@ -159,7 +160,7 @@ class KeySet:
         bounds = np.flatnonzero(np.diff(owners, prepend=-1, append=-1))
         stored = [
             self._batch(int(owners[low])).take(pa.array(rows[low:high] - starts[owners[low]]))
-            for low, high in zip(bounds[:-1], bounds[1:], strict=True)
+            for low, high in pairwise(bounds)
         ]
         same = equal_rows(pa.concat_batches(stored), probes.take(pa.array(order)))
         result: Mask = np.empty(len(rows), dtype=bool)

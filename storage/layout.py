@@ -128,7 +128,7 @@ def incarnation_of(name: str) -> int | None:
 
 
 def checked(relative: str) -> str:
-    """`relative` as read from a manifest or catalog. Raises BadInput if it could leave its folder."""
+    """`relative` as a manifest or catalog has it. Raises BadInput if it could leave its folder."""
     if not _RELATIVE.match(relative):
         raise BadInput(f"file name: expected a plain relative path, got {relative!r}")
     return relative

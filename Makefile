@@ -1,0 +1,60 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both do all set-up in .venv.
+# Packages come from the pip configuration of this machine, pinned by hash in constraints-dev.txt.
+
+BIN := .venv/bin
+READY := .venv/ready
+BENCH ?= ingest
+EVENTS ?= 1000000
+PORT ?= 9092
+
+.PHONY: demo test check kafka bench constraints clean setup
+
+demo: $(READY)
+	$(BIN)/forebay demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# Runs until Ctrl-C; the one line it prints is the address.
+kafka: $(READY)
+	$(BIN)/python -m tests.broker --port $(PORT)
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks $(BENCH) --events $(EVENTS)
+
+setup: $(READY)
+
+# A Python 3.10 to 3.12, for the engine has no wheels for others; else uv fetches one, if uv is here.
+$(READY): constraints-dev.txt pyproject.toml
+	@set -e; found=; \
+	for python in python3.12 python3.11 python3.10 python3 python; do \
+	  if $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	     >/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if [ -x $(BIN)/python ]; then :; \
+	elif [ -n "$$found" ]; then $$found -m venv .venv; \
+	elif command -v uv >/dev/null; then uv venv --seed --python 3.12 .venv; \
+	else echo "expected Python 3.10, 3.11 or 3.12 on PATH, or uv to fetch one; found neither" >&2; \
+	  exit 1; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  -r constraints-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --no-build-isolation -e .
+	@touch $@
+
+# Pins anew what pyproject.toml allows (needs uv).
+constraints:
+	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate -o constraints.txt pyproject.toml
+	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --extra dev -c constraints.txt -o constraints-dev.txt pyproject.toml
+
+clean:
+	rm -rf .venv build data dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
+	  .hypothesis
