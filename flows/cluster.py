@@ -147,14 +147,14 @@ class Cluster:
 
 def init_recovery(path: Path) -> None:
     """Make the engine's recovery store at `path` if there is none: all of it or nothing."""
-    if path.is_dir():
+    if any(path.glob("part-*.sqlite3")):
         return
     files = Files()
     unfinished = path.with_name(f"{path.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     files.make_directory(unfinished)
     init_db_dir(unfinished, RECOVERY_PARTITIONS)
-    unfinished.rename(path)
+    unfinished.replace(path)
     files.sync_directory(path.parent)
 
 

@@ -1,6 +1,6 @@
 """The real-time dataflow: source → decode → blocks → chunks, keyed by partition.
 
-    python -m bytewax.recovery data/recovery 4
+    mkdir -p data/recovery && python -m bytewax.recovery data/recovery 4
     python -m bytewax.run flows.realtime -r data/recovery -s 1 -b 0
 
 `flow` is built from the settings when it is asked for, so that importing this module does nothing.

@@ -139,6 +139,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
+        validate_default=False,
         env_prefix=ENV_PREFIX,
         env_prefix_target="all",
         env_nested_delimiter="__",
@@ -276,6 +277,11 @@ class Settings(BaseSettings):
             raise ValueError(f"expected columns among {', '.join(names)}; got {unknown}")
         if len(set(value)) < len(value):
             raise ValueError("expected each column once")
+        types = {column.name: column.type for column in (*preset.columns, *info.data["columns"])}
+        if floats := [name for name in value if types[name] == "float"]:
+            raise ValueError(
+                f"expected no float, for equality of floats is not exact; got {floats}"
+            )
         return value
 
     @field_validator(*_LEAST_MS)

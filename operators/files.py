@@ -9,12 +9,13 @@ run. Lines must be complete when the job reads them.
 
 from __future__ import annotations
 
-import gzip
+import os
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Protocol
 
 import numpy as np
 import zstandard
@@ -23,12 +24,13 @@ from typing_extensions import override
 
 from operators.messages import Messages
 from operators.stop import stopping
-from storage.errors import BadInput, Corruption
+from storage.errors import BadInput, Corruption, ForebayError
 from storage.layout import PartitionKey
 
 SUFFIXES = (".ndjson", ".jsonl", ".json")
 COMPRESSIONS = ("", ".gz", ".zst")
 READ_BYTES = 4 << 20
+PACKED_BYTES = 256 << 10
 
 Position = tuple[int, int]
 """Lines read, and bytes of decompressed content read."""
@@ -69,12 +71,13 @@ class _FilePartition(StatefulSourcePartition[Messages, Position]):
         self._name = name
         self._rows = rows
         self._line, self._bytes = resume or (0, 0)
-        self._path = path
         self._time_ms = path.stat().st_mtime_ns // 1_000_000
-        self._file = _open(path)
-        _skip(self._file, path, self._bytes)
-        self._rest = b""
-        self._lines: list[bytes] = []
+        self._content = _Content(path)
+        try:
+            *self._lines, self._rest = self._content.skip(self._bytes).split(b"\n")
+        except ForebayError:
+            self._content.close()
+            raise
         self._at = 0
         self._ended = False
 
@@ -104,10 +107,7 @@ class _FilePartition(StatefulSourcePartition[Messages, Position]):
         ]
 
     def _read(self) -> None:
-        try:
-            data = self._file.read(READ_BYTES)
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise Corruption(f"file {self._path}: can't be decompressed: {error}") from error
+        data = self._content.read()
         if not data:
             self._ended = True
             data, self._rest = self._rest, b""
@@ -123,7 +123,7 @@ class _FilePartition(StatefulSourcePartition[Messages, Position]):
 
     @override
     def close(self) -> None:
-        self._file.close()
+        self._content.close()
 
 
 class FileSource(FixedPartitionedSource[Messages, Position]):
@@ -149,31 +149,82 @@ class FileSource(FixedPartitionedSource[Messages, Position]):
 _ENDINGS = tuple(suffix + packed for suffix in SUFFIXES for packed in COMPRESSIONS)
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.name.endswith(".gz"):
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.name.endswith(".zst"):
-        reader = zstandard.ZstdDecompressor().stream_reader(
-            path.open("rb"), read_across_frames=True, closefd=True
-        )
-        return cast(BinaryIO, reader)
-    return path.open("rb")
+class _Content:
+    """The decompressed bytes of a file, forward only. Raises Corruption for what is not whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._unpack: _Unpack | None = None
+        self._make = next((m for end, m in _UNPACKERS.items() if path.name.endswith(end)), None)
+        self._file = path.open("rb")
+
+    def read(self) -> bytes:
+        """Some bytes more; none at the end."""
+        while data := self._file.read(READ_BYTES if self._make is None else PACKED_BYTES):
+            data = data if self._make is None else self._unpacked(data, self._make)
+            if data:
+                return data
+        if self._unpack is not None and not self._unpack.eof:
+            raise Corruption(
+                f"file {self._path}: expected the end of a compressed frame, got the file's end at"
+                f" offset {self._file.tell()}"
+            )
+        return b""
+
+    def _unpacked(self, data: bytes, make: Callable[[], _Unpack]) -> bytes:
+        """`data` decompressed; frames (gzip members) may follow one another."""
+        parts = []
+        try:
+            while data:
+                if self._unpack is None or self._unpack.eof:
+                    self._unpack = make()
+                parts.append(self._unpack.decompress(data))
+                data = self._unpack.unused_data
+        except (zlib.error, zstandard.ZstdError) as error:
+            raise Corruption(
+                f"file {self._path}: can't be decompressed before offset {self._file.tell()}:"
+                f" {error}"
+            ) from error
+        return b"".join(parts)
+
+    def skip(self, count: int) -> bytes:
+        """Go on after `count` bytes, less one for the newline that a last line may lack; what was
+        read beyond. Raises BadInput if there are fewer."""
+        if self._make is None:
+            size = os.fstat(self._file.fileno()).st_size
+            self._require(count, size)
+            self._file.seek(min(count, size))
+            return b""
+        seen = 0
+        while seen < count and (data := self.read()):
+            seen += len(data)
+            if seen >= count:
+                return data[len(data) - (seen - count) :]
+        self._require(count, seen)
+        return b""
+
+    def _require(self, count: int, found: int) -> None:
+        if found < count - 1:
+            raise BadInput(
+                f"file {self._path}: expected at least {count - 1} bytes as read before, got"
+                f" {found}"
+            )
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _skip(file: BinaryIO, path: Path, count: int) -> None:
-    """Go on after `count` bytes, less one for the newline a last line may lack."""
-    if isinstance(file, zstandard.ZstdDecompressionReader):
-        left = count
-        while left > 0:
-            data = file.read(min(left, READ_BYTES))
-            if not data:
-                break
-            left -= len(data)
-    else:
-        file.seek(0, 2)
-        left = count - file.tell()
-        file.seek(min(count, file.tell()))
-    if left > 1:
-        raise BadInput(
-            f"file {path}: expected at least {count - 1} bytes as read before, got {count - left}"
-        )
+class _Unpack(Protocol):
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+_UNPACKERS: dict[str, Callable[[], _Unpack]] = {
+    ".gz": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),
+    ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}

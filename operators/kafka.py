@@ -233,7 +233,7 @@ class _Reader:
         if self._config.on_gap != "skip":
             raise OffsetGone(
                 f"{where}: expected offset {at}, the broker begins at {low}: {low - at} messages"
-                ' are gone; set source.on_gap to "skip" to go on and have them counted'
+                ' are gone; set kafka.on_gap to "skip" to go on and have them counted'
             )
         log.error(
             "%s: skipping %d messages that are gone, offsets %d to %d", where, low - at, at, low

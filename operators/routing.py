@@ -38,5 +38,5 @@ def partition_name(key: str) -> str:
 
 
 def route(key: str) -> int:
-    """The number that bytewax takes modulo the worker count."""
-    return int(siphash13(key.encode() + b"\xff", key=_ZERO_KEY).intdigest())
+    """The number that bytewax takes modulo the worker count: unsigned, 64 bits."""
+    return int(siphash13(key.encode() + b"\xff", key=_ZERO_KEY).intdigest()) % 2**64

@@ -146,7 +146,7 @@ def _partition(files: Files, layout: Layout, state: PartitionState) -> Partition
     catalog: Catalog = read_catalog(files, layout.catalog(name), name)
     if any(chunk.id.incarnation > state.incarnation for chunk in catalog.chunks):
         raise _TooOld(f"partition {name}: its catalog is of a later run than its manifest")
-    catalog = catalog.committed(state.resumed, state.incarnation)
+    catalog = catalog.committed(state.runs, state.incarnation)
     hot = tuple(block for block in state.blocks if block.id not in catalog.covered)
     view = PartitionView(layout.hot(name), layout.chunks(name), state, hot, catalog.chunks)
     for path in [*(view.folder / extent.file for extent in view.extents), *view.chunk_paths]:

@@ -17,19 +17,20 @@ Knows nothing of bytewax, Kafka or the clock: wall time comes in as an argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from storage.catalog import Catalog
+from storage.catalog import Catalog, read_catalog
 from storage.chunk import ChunkKeys
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
 from storage.index import I64, U64, hash_keys
-from storage.keys import KeyCache, KeySet, first_rows
+from storage.keys import Hash, KeyCache, KeySet, first_rows
 from storage.layout import BlockId, Layout, block_log_name, reject_log_name
 from storage.log import GrowingLog, LogKeys
 from storage.resume import (
@@ -37,6 +38,7 @@ from storage.resume import (
     next_incarnation,
     require_logs,
     require_same,
+    runs_with_chunks,
     united_schema,
     unlisted,
 )
@@ -46,7 +48,6 @@ from storage.state import BlockState, PartitionState
 PENDING_ROWS_MAX = 65_536
 REJECT_LOG_BYTES_MAX = 64 << 20
 
-Hash = Callable[[Sequence[pa.Array]], U64]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -62,13 +63,13 @@ class BlocksConfig:
 
 @dataclass(frozen=True)
 class Offer:
-    """What `blocks` tells `chunks`: evicted blocks to merge. The first offer of a run carries
-    `resumed`, the last committed eviction: chunks that an earlier run made of later evictions are
-    to be withdrawn."""
+    """What `blocks` tells `chunks`: evicted blocks to merge. The first offer of a run carries the
+    committed `runs` (see `PartitionState`): chunks of evictions that were never committed are to be
+    withdrawn."""
 
     incarnation: int
     blocks: tuple[BlockState, ...]
-    resumed: int | None = None
+    runs: dict[str, int] | None = None
 
 
 @dataclass
@@ -119,13 +120,16 @@ class Blocks:
         )
         require_same(state, config.schema.key, config.block_span_ms)
         state.schema = column_types(united_schema(state, self._schema))
+        if committed:
+            state.runs = runs_with_chunks(
+                committed, read_catalog(files, layout.catalog(partition), partition)
+            )
         state.incarnation = incarnation
-        state.resumed = state.evictions
         covered = self._catalog().covered
         require_logs(files, self._folder, state, self._catalog())
         self._live = {block.id.interval_ms: self._reopen(block) for block in state.hot}
         self._evicted_keys = {
-            block.id: KeySet(self._source(block), cache)
+            block.id: KeySet(self._source(block), cache, hash_keys)
             for block in state.evicted
             if block.id not in covered
         }
@@ -133,16 +137,19 @@ class Blocks:
         self._rejects = self._reject_log()
         self._dirty: list[GrowingLog] = []
         self._closing: list[GrowingLog] = []
-        self._doomed: list[tuple[int, str]] = []
+        self._doomed: list[tuple[int, Path]] = []
 
     def start(self, now_ms: int) -> Offer:
         """Publish the state resumed from; the offer that must reach `chunks` before any other."""
         grace = self._config.grace_ms
-        self._doomed = [(now_ms + grace, name) for name in unlisted(self._folder, self._state)]
+        folders = (self._folder, self._layout.rejects(self._state.partition))
+        self._doomed = [
+            (now_ms + grace, path) for folder in folders for path in unlisted(folder, self._state)
+        ]
         self.publish()
         covered = self._catalog().covered
         blocks = tuple(block for block in self._state.evicted if block.id not in covered)
-        return Offer(self._state.incarnation, blocks, self._state.resumed)
+        return Offer(self._state.incarnation, blocks, self._state.runs)
 
     # -- events in ---------------------------------------------------------------------------
 
@@ -213,7 +220,8 @@ class Blocks:
         counters.duplicates += len(fresh) - len(rows)
         counters.late += int(np.count_nonzero(stream - times >= self._config.dedup_window_ms))
         intervals = times - times % self._config.block_span_ms
-        for interval in np.unique(intervals):
+        _, firsts = np.unique(intervals, return_index=True)
+        for interval in intervals[np.sort(firsts)]:  # blocks are numbered in order of events
             mine = np.flatnonzero(intervals == interval)
             block = self._live.get(int(interval)) or self._open(int(interval))
             whole = len(mine) == len(times)
@@ -252,12 +260,12 @@ class Blocks:
                 path = self._layout.chunks(self._state.partition) / chunk.file
                 end = interval + self._config.block_span_ms
                 source = ChunkKeys(path, self._config.schema.key, interval, end)
-                self._chunk_keys[place] = KeySet(source, self._cache)
+                self._chunk_keys[place] = KeySet(source, self._cache, self._hash)
             found.append(self._chunk_keys[place])
         return found
 
     def _catalog(self) -> Catalog:
-        return self._catalog_file.read(self._state.resumed, self._state.incarnation)
+        return self._catalog_file.read(self._state.runs, self._state.incarnation)
 
     # -- blocks ------------------------------------------------------------------------------
 
@@ -275,7 +283,7 @@ class Blocks:
         log = GrowingLog(self._files, self._folder, name, self._schema, state.extents)
         source = LogKeys(self._files, self._folder, self._config.schema.key, lambda: log.extents)
         make = KeySet if state.extents else KeySet.empty
-        keys = make(source, self._cache)
+        keys = make(source, self._cache, self._hash)
         return _LiveBlock(state.id, log, keys, state.touched_ms, state.first_ms, state.last_ms)
 
     def _source(self, block: BlockState) -> LogKeys:
@@ -367,13 +375,13 @@ class Blocks:
                 kept.append(replace(block, covered_at_ms=since))
                 continue
             due = now_ms + self._config.grace_ms
-            self._doomed += [(due, extent.file) for extent in block.extents]
+            self._doomed += [(due, self._folder / extent.file) for extent in block.extents]
             keys = self._evicted_keys.pop(block.id, None)
             if keys:
                 keys.close()
         self._state.evicted = kept
-        for _, name in [doomed for doomed in self._doomed if doomed[0] <= now_ms]:
-            self._files.remove(self._folder / name)
+        for _, path in [doomed for doomed in self._doomed if doomed[0] <= now_ms]:
+            self._files.remove(path)
         self._doomed = [doomed for doomed in self._doomed if doomed[0] > now_ms]
 
     def _present(self) -> PartitionState:

@@ -59,15 +59,16 @@ class Catalog:
                 found.setdefault(block.interval_ms, {})[chunk.id] = chunk
         return {interval: tuple(chunks.values()) for interval, chunks in found.items()}
 
-    def committed(self, evictions: int, incarnation: int) -> Catalog:
-        """Without the chunks that a run before `incarnation` made of blocks whose eviction was
-        never committed, `evictions` being the last eviction that was."""
+    def committed(self, runs: dict[str, int], incarnation: int) -> Catalog:
+        """Without the chunks of evictions that were never committed, as the run `incarnation`
+        knows it: `runs` has the last eviction that each earlier run committed."""
         return Catalog(
             self.partition,
             tuple(
                 chunk
                 for chunk in self.chunks
-                if chunk.id.last <= evictions or chunk.id.incarnation >= incarnation
+                if chunk.id.incarnation >= incarnation
+                or chunk.id.last <= runs.get(str(chunk.id.incarnation), 0)
             ),
         )
 

@@ -42,8 +42,8 @@ class Chunks:
 
     def take(self, offer: Offer, now_ms: int) -> None:
         """Accept offered blocks and merge every full set of them, oldest eviction first."""
-        if offer.resumed is not None:
-            self._resume(offer.resumed, offer.incarnation, now_ms)
+        if offer.runs is not None:
+            self._resume(offer.runs, offer.incarnation, now_ms)
         if not self._resumed:
             raise AssertionError("bug: an offer came before the one that resumes the partition")
         for block in offer.blocks:
@@ -56,8 +56,8 @@ class Chunks:
                 del self._pending[number]
         self._collect(now_ms)
 
-    def _resume(self, committed: int, incarnation: int, now_ms: int) -> None:
-        kept = self._catalog.committed(committed, incarnation)
+    def _resume(self, runs: dict[str, int], incarnation: int, now_ms: int) -> None:
+        kept = self._catalog.committed(runs, incarnation)
         if kept != self._catalog:
             self._publish(kept)
         self._pending = {}

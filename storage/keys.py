@@ -12,7 +12,7 @@ Thread safety: a cache and its key sets belong to one worker thread.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from storage.index import I64, U64, DedupIndex, find_earlier, hash_keys
 
+Hash = Callable[[Sequence[pa.Array]], U64]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -66,7 +67,8 @@ INDEX = -1
 class KeySet:
     """The dedup keys of one block or of one interval of a chunk."""
 
-    def __init__(self, source: KeySource, cache: KeyCache) -> None:
+    def __init__(self, source: KeySource, cache: KeyCache, hash_keys: Hash = hash_keys) -> None:
+        self._hash = hash_keys
         self._source = source
         self._cache = cache
         self._index: DedupIndex | None = None
@@ -78,9 +80,9 @@ class KeySet:
         self._pending_hashes: list[U64] = []
 
     @classmethod
-    def empty(cls, source: KeySource, cache: KeyCache) -> KeySet:
+    def empty(cls, source: KeySource, cache: KeyCache, hash_keys: Hash = hash_keys) -> KeySet:
         """A key set that is known to hold nothing yet, so that nothing is read."""
-        keys = cls(source, cache)
+        keys = cls(source, cache, hash_keys)
         keys._index = DedupIndex()
         return keys
 
@@ -136,7 +138,7 @@ class KeySet:
         if self._index is None:
             index = self._index = DedupIndex()
             for place, batch in self._source.batches():
-                index.insert(hash_keys(batch.columns))
+                index.insert(self._hash(batch.columns))
                 self._append(place, batch)
             for hashes in self._pending_hashes:
                 index.insert(hashes)

@@ -36,7 +36,7 @@ class CatalogFile:
         self._seen: tuple[int, int, int] | None = None
         self._catalog = Catalog(partition)
 
-    def read(self, evictions: int, incarnation: int) -> Catalog:
+    def read(self, runs: dict[str, int], incarnation: int) -> Catalog:
         try:
             stat = os.stat(self._path)
         except FileNotFoundError:
@@ -44,7 +44,7 @@ class CatalogFile:
         seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if seen != self._seen:
             catalog = read_catalog(self._files, self._path, self._partition)
-            self._catalog = catalog.committed(evictions, incarnation)
+            self._catalog = catalog.committed(runs, incarnation)
             self._seen = seen
         return self._catalog
 
@@ -117,7 +117,15 @@ def require_same(state: PartitionState, key: tuple[str, ...], block_span_ms: int
         )
 
 
-def unlisted(folder: Path, state: PartitionState) -> list[str]:
-    """Block logs in `folder` that no block of `state` counts on."""
+def runs_with_chunks(committed: PartitionState, catalog: Catalog) -> dict[str, int]:
+    """What each run committed, for the runs whose chunks are in the catalog."""
+    runs = {**committed.runs, str(committed.incarnation): committed.evictions}
+    made = {str(chunk.id.incarnation) for chunk in catalog.chunks}
+    return {run: evictions for run, evictions in runs.items() if run in made}
+
+
+def unlisted(folder: Path, state: PartitionState) -> list[Path]:
+    """Logs in `folder` that `state` does not count on."""
     listed = {extent.file for block in state.blocks for extent in block.extents}
-    return sorted(path.name for path in folder.glob("*.arrows") if path.name not in listed)
+    listed |= {extent.file for extent in state.rejects}
+    return sorted(path for path in folder.glob("*.arrows") if path.name not in listed)

@@ -67,9 +67,9 @@ class PartitionState:
     snapshots: int = 0
     sequence: int = 0
     evictions: int = 0
-    resumed: int = 0
-    """What `evictions` was in the committed state that this run resumed from: chunks that an
-    earlier run made of later evictions do not count (see `Catalog.committed`)."""
+    runs: dict[str, int] = field(default_factory=dict)
+    """For each earlier run (its incarnation, as text) that this state descends from, the last
+    eviction it committed: a chunk of any other eviction does not count (`Catalog.committed`)."""
     stream_time_ms: int | None = None
     next_offsets: dict[str, int] = field(default_factory=dict)
     end_offsets: dict[str, int] = field(default_factory=dict)

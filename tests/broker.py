@@ -88,7 +88,9 @@ def missing() -> str | None:
     version = _java_version()
     if version is None or version < JAVA_AT_LEAST:
         came = "none" if version is None else str(version)
-        return f"kafka: expected Java {JAVA_AT_LEAST} or newer on PATH or in JAVA_HOME, found {came}"
+        return (
+            f"kafka: expected Java {JAVA_AT_LEAST} or newer on PATH or in JAVA_HOME, found {came}"
+        )
     if not _have_jars(BUILD / "lib") and shutil.which("mvn") is None:
         return "kafka: expected Maven (mvn) on PATH to get the broker's jars, found none"
     return None
@@ -112,7 +114,9 @@ def jars() -> Path:
         )
         if done.returncode != 0:
             tail = done.stdout[-TAIL_BYTES:]
-            raise BrokerError(f"expected Maven to copy the jars, it ended {done.returncode}:\n{tail}")
+            raise BrokerError(
+                f"expected Maven to copy the jars, it ended {done.returncode}:\n{tail}"
+            )
         (lib / "stamp").write_text(_stamp() + "\n")
     return lib
 
@@ -272,7 +276,9 @@ class Broker:
         )
         if done.returncode != 0:
             tail = done.stdout[-TAIL_BYTES:]
-            raise BrokerError(f"expected the storage to be formatted, got {done.returncode}:\n{tail}")
+            raise BrokerError(
+                f"expected the storage to be formatted, got {done.returncode}:\n{tail}"
+            )
 
     def _leash(self) -> list[str]:
         """A prefix of the command by which the kernel ends the JVM together with this process.

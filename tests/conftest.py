@@ -1,17 +1,23 @@
 """Settings for all tests.
 
-Hypothesis tries the same examples in every run, so a red test stays red and the suite stays fast.
-HYPOTHESIS_PROFILE=long looks for new ones, many more of them.
+Hypothesis tries the same examples in every run, so a red test stays red, and the suite is fast
+even then. HYPOTHESIS_PROFILE=long looks for new ones, many more of them, and makes what fails
+small, which can take minutes.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
-pytest.register_assert_rewrite("tests.partition")
+pytest.register_assert_rewrite("tests.partition", "tests.job")
+
+from tests.broker import Broker, missing  # noqa: E402
+from tests.job import Job  # noqa: E402
 
 SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
@@ -21,10 +27,41 @@ settings.register_profile(
     database=None,
     deadline=None,
     max_examples=60,
+    phases=(Phase.explicit, Phase.generate),
     print_blob=True,
     suppress_health_check=SLOW_IS_FINE,
 )
 settings.register_profile(
-    "long", settings.get_profile("quick"), derandomize=False, max_examples=2000
+    "long",
+    settings.get_profile("quick"),
+    derandomize=False,
+    max_examples=2000,
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """Makes jobs, each in a folder of its own; whatever still runs at the end is killed."""
+    jobs: list[Job] = []
+
+    def make(**settings: str) -> Job:
+        jobs.append(Job(tmp_path / f"job-{len(jobs)}", settings))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        job.close()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A real Apache Kafka; without Java the tests skip, unless REQUIRE_KAFKA is set."""
+    lack = missing()
+    if lack:
+        if os.environ.get("REQUIRE_KAFKA"):
+            pytest.fail(lack)
+        pytest.skip(lack)
+    with Broker(tmp_path_factory.mktemp("broker")) as running:
+        yield running

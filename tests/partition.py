@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.blocks import Blocks, BlocksConfig, Hash, Offer
+from storage.blocks import Blocks, BlocksConfig, Offer
 from storage.catalog import Catalog, read_catalog
 from storage.chunks import Chunks
 from storage.files import Appender, Files
 from storage.frame import REJECT_SCHEMA, Frame
 from storage.index import U64, hash_keys
-from storage.keys import KeyCache
+from storage.keys import Hash, KeyCache
 from storage.layout import Layout
 from storage.log import Extent, read_log
 from storage.schema import OFFSET, PARTITION, Column, Schema
@@ -199,7 +199,7 @@ class Partition:
     def seen(self, manifest: PartitionState | None = None) -> list[Place]:
         """Every event that a reader would find who read `manifest` and now reads the rest."""
         manifest = manifest or self.manifest()
-        catalog = self.catalog().committed(manifest.resumed, manifest.incarnation)
+        catalog = self.catalog().committed(manifest.runs, manifest.incarnation)
         tables = [
             pq.ParquetFile(self.layout.chunks(NAME) / chunk.file).read() for chunk in catalog.chunks
         ]

@@ -1,0 +1,1 @@
+"""Benchmarks: what Forebay costs, beside its ceiling and what a user would pick instead."""

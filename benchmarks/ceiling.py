@@ -1,0 +1,50 @@
+"""The ceiling: consume and decode as Forebay does, and throw the result away. A process of its own.
+
+python -m benchmarks.ceiling BOOTSTRAP TOPIC MESSAGES SCHEMA
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+from flows.settings import Settings
+from operators.decode import DecodeConfig, Decoder
+from operators.kafka import POLL_MESSAGES, KafkaConfig, topic_partitions
+from operators.messages import Messages
+
+
+def main(bootstrap: str, topic: str, messages: int, schema: str) -> int:
+    settings = Settings(event_schema=schema)
+    config = KafkaConfig(bootstrap=bootstrap, topic=topic, group="ceiling")
+    decoder = Decoder(
+        DecodeConfig(
+            settings.schema_of_events, settings.future_skew, int(settings.message_bytes_max)
+        )
+    )
+    consumer = Consumer(config.consumer())
+    partitions = [key.number for key in topic_partitions(config)]
+    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+    left, events = messages, 0
+    while left > 0:
+        arrived = consumer.consume(POLL_MESSAGES, 1.0)
+        if not arrived:
+            continue
+        item = Messages(
+            source=topic,
+            values=[message.value() or b"" for message in arrived],
+            offsets=np.array([message.offset() for message in arrived], dtype=np.int64),
+            times_ms=np.array([message.timestamp()[1] for message in arrived], dtype=np.int64),
+            next_offset=0,
+        )
+        events += sum(frame.events.num_rows for frame in decoder.decode([item]))
+        left -= len(arrived)
+    consumer.close()
+    print(f"{events} events")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]))

@@ -1,0 +1,62 @@
+"""The job: Forebay as a user runs it, as processes of its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import polars as pl
+
+import query
+from benchmarks.measure import Child, Usage
+from benchmarks.topic import Topic
+from storage.errors import ForebayError
+
+TIMEOUT_S = 1_800.0
+TIMES = {
+    "block_span": "5m", "dedup_window": "10m", "epoch_interval": "1s", "publish_interval": "250ms",
+    "future_skew": "1m", "grace": "10m",
+}  # fmt: skip
+"""Pinned, so that a figure means the same after a default has changed."""
+STOP_S = 120.0
+
+
+class Job:
+    """`forebay run` over a topic, its data in `folder`. Settings are named as FOREBAY_* are."""
+
+    def __init__(self, topic: Topic, folder: Path, *, workers: int = 1, **settings: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._topic = topic
+        self.data = folder / "data"
+        config = folder / "forebay.toml"
+        config.touch()
+        environment = {
+            "FOREBAY_CONFIG": str(config),
+            "FOREBAY_DATA_DIR": str(self.data),
+            "FOREBAY_SOURCE": "kafka",
+            "FOREBAY_KAFKA__BOOTSTRAP": topic.bootstrap,
+            "FOREBAY_KAFKA__TOPIC": topic.name,
+            **{f"FOREBAY_{name.upper()}": value for name, value in (TIMES | settings).items()},
+        }
+        command = [sys.executable, "-m", "cli.main", "run", "--workers", str(workers)]
+        self.child = Child(command, folder / "job.log", environment)
+
+    def ingest(self) -> Usage:
+        """Until every message is visible; then stop, which commits, and measure."""
+        self.child.wait_until(lambda: taken(self.data) >= self._topic.messages, TIMEOUT_S)
+        return self.child.stop(STOP_S)
+
+    def unique(self) -> int:
+        """How many events a query finds."""
+        return int(query.open(self.data).scan().select(pl.len()).collect().item())
+
+
+def taken(data: Path) -> int:
+    """Messages that readers can see the outcome of; 0 while there is nothing to read."""
+    if not data.is_dir():
+        return 0
+    try:
+        found = query.open(data).partitions()
+    except ForebayError:
+        return 0
+    return int(found.select(pl.sum_horizontal("accepted", "duplicates", "rejects").sum()).item())

@@ -1,0 +1,88 @@
+"""The report of a benchmark: a table on standard output, and build/bench/NAME.json.
+
+    {"benchmark": "ingest", "command": "…", "events": 1000000, "runs": 3, "machine": {…},
+     "forebay": {…}, "ceiling": {…}, "peers": {NAME: {…}}, "ratios": {NAME: 1.5},
+     "absent": {NAME: "why"}}
+
+`ratios` has what the project has set itself as bounds; the rest is what they come from.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import BUILD
+
+
+@dataclass
+class Report:
+    """What one benchmark has found so far."""
+
+    name: str
+    command: str
+    events: int
+    runs: int
+    forebay: dict[str, Any] = field(default_factory=dict)
+    ceiling: dict[str, Any] = field(default_factory=dict)
+    peers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def write(self) -> Path:
+        """The path of the JSON written."""
+        body = {
+            "benchmark": self.name,
+            "command": self.command,
+            "events": self.events,
+            "runs": self.runs,
+            "machine": machine(),
+            "forebay": self.forebay,
+            "ceiling": self.ceiling,
+            "peers": self.peers,
+            "ratios": self.ratios,
+            "absent": self.absent,
+        }
+        BUILD.mkdir(parents=True, exist_ok=True)
+        path = BUILD / f"{self.name}.json"
+        path.write_bytes(
+            orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY)
+        )
+        return path
+
+    def show(self, title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+        """Print one table, then the ratios and who is absent."""
+        console = Console(width=120)
+        table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
+        for column in columns:
+            table.add_column(column, justify="right")
+        for name, cells in rows.items():
+            table.add_row(name, *cells)
+        console.print(table)
+        for name, ratio in self.ratios.items():
+            console.print(f"{name} = {ratio:.3g}", highlight=False)
+        for name, reason in self.absent.items():
+            console.print(f"absent: {name}: {reason}", highlight=False, markup=False)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hold for."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = re.search(r"MemTotal:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    return {
+        "cpu": model[1] if model else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_bytes": int(memory[1]) << 10 if memory else None,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_average": os.getloadavg()[0],
+    }

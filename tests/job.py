@@ -1,0 +1,205 @@
+"""The real job as a user runs it: processes over a data directory, to be stopped or killed.
+
+Nothing here sleeps: between two looks at what is published it is the process that is awaited, and
+a job that ends early, or says nothing new for STALL_S, fails the test with the end of its log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import polars as pl
+
+import query
+from cli.load import Load, LoadSpec
+from storage.errors import BadInput
+from tests.oracle import Oracle, Place
+
+LOOK_S = 0.02
+STALL_S = 90.0
+ENDED_EARLY = "the job ended with {code} before that:\n{log}"
+
+
+@dataclass
+class Job:
+    """One data directory and the processes on it. `settings` become FOREBAY_ variables."""
+
+    folder: Path
+    settings: dict[str, str]
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "job.log"
+
+    def run(self, workers: int = 1) -> subprocess.Popen[bytes]:
+        """`forebay run`."""
+        return self.start("-m", "cli.main", "run", "--workers", str(workers))
+
+    def bytewax(self, *options: str) -> subprocess.Popen[bytes]:
+        """The job as the engine documents it."""
+        recovery = self.data / "recovery"
+        if not recovery.is_dir():
+            recovery.mkdir(parents=True)
+            self.start("-m", "bytewax.recovery", str(recovery), "2").wait()
+        run = ("-m", "bytewax.run", "flows.realtime", "-r", str(recovery), "-s", "1", "-b", "0")
+        return self.start(*run, *options)
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        own = {f"FOREBAY_{name}": value for name, value in self.settings.items()}
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                env={**os.environ, "FOREBAY_DATA_DIR": str(self.data), **own},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL to every process of the job at once."""
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop(self, process: subprocess.Popen[bytes]) -> int:
+        """SIGTERM; the exit code."""
+        process.send_signal(signal.SIGTERM)
+        return process.wait(STALL_S)
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                self.kill(process)
+
+    def ends(self, process: subprocess.Popen[bytes]) -> int:
+        """Wait for the job to end by itself; the exit code."""
+        return process.wait(2 * STALL_S)
+
+    def until(
+        self, process: subprocess.Popen[bytes], reached: Callable[[pl.DataFrame], bool]
+    ) -> pl.DataFrame:
+        """The published partitions, as soon as `reached` says so of them."""
+        last, since = None, time.monotonic()
+        while True:
+            found = self.partitions()
+            if reached(found):
+                return found
+            if last is None or not found.equals(last):
+                last, since = found, time.monotonic()
+            assert time.monotonic() - since < STALL_S, f"nothing new: {found}\n{self.told()}"
+            try:
+                code = process.wait(LOOK_S)
+            except subprocess.TimeoutExpired:
+                continue
+            assert reached(self.partitions()), ENDED_EARLY.format(code=code, log=self.told())
+
+    def partitions(self) -> pl.DataFrame:
+        """What is published, nothing if there is no data directory yet."""
+        try:
+            return query.open(self.data).partitions()
+        except BadInput:
+            self.data.mkdir(parents=True, exist_ok=True)
+            return query.open(self.data).partitions()
+
+    def told(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
+
+    def places(self) -> list[Place]:
+        """Every event that a query finds, by partition and offset."""
+        return sorted(query.open(self.data).scan().select("_partition", "_offset").collect().rows())
+
+
+def taken(partitions: pl.DataFrame) -> int:
+    """Messages counted in any way."""
+    return int(
+        partitions.select(pl.sum_horizontal("accepted", "duplicates", "rejects").sum()).item()
+    )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The messages of a load, by partition name, and what the oracle makes of them."""
+
+    messages: Mapping[str, list[bytes]]
+    oracles: Mapping[str, Oracle]
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.messages.values()))
+
+    @property
+    def places(self) -> list[Place]:
+        return sorted(place for oracle in self.oracles.values() for place in oracle.places())
+
+
+def generated(spec: LoadSpec, name: str, broker_ms: int, window_ms: int = 600_000) -> Generated:
+    """A load whose partition N is called `name.format(N)`."""
+    load = Load(spec)
+    parts: list[list[bytes]] = [[] for _ in range(spec.partitions)]
+    for slice in load.slices():
+        for part, messages in zip(parts, slice, strict=True):
+            part += messages
+    messages = {name.format(number): part for number, part in enumerate(parts)}
+    oracles = {
+        source: judged(source, part, broker_ms, window_ms) for source, part in messages.items()
+    }
+    return Generated(messages, oracles)
+
+
+def judged(source: str, messages: Iterable[bytes], broker_ms: int, window_ms: int) -> Oracle:
+    """The oracle over one partition's messages, read by `json` and the written rules."""
+    oracle = Oracle(300_000, window_ms)
+    for offset, message in enumerate(messages):
+        place = (source, offset)
+        try:
+            event = json.loads(message.decode())
+            key = (event["device_id"], event["$insert_id"])
+            upload_ms = _time_ms(event["server_upload_time"])
+        except (ValueError, KeyError, TypeError):
+            oracle.reject(place)
+            continue
+        if upload_ms < 946_684_800_000 or upload_ms > broker_ms + 60_000:
+            oracle.reject(place)
+        else:
+            oracle.event(place, key, upload_ms)
+    return oracle
+
+
+def _time_ms(text: str) -> int:
+    """Whole milliseconds of "2024-05-01 12:05:00.123456", truncated."""
+    moment = datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=timezone.utc)
+    return (moment - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(milliseconds=1)
+
+
+def assert_exact(job: Job, expected: Generated) -> None:
+    """The events a query finds, and every counter, are the oracle's."""
+    assert job.places() == expected.places
+    partitions = {row["partition"]: row for row in job.partitions().to_dicts()}
+    for source, oracle in expected.oracles.items():
+        row = partitions[source]
+        found = {name: row[name] for name in ("accepted", "duplicates", "rejects", "late")}
+        assert found == {
+            "accepted": oracle.accepted,
+            "duplicates": oracle.duplicates,
+            "rejects": oracle.rejects,
+            "late": oracle.late,
+        }, f"{source}\n{job.told()}"
+        assert row["next_offset"] == len(expected.messages[source])
+        assert row["hot_events"] + row["cold_events"] == oracle.accepted

@@ -1,0 +1,509 @@
+"""`operators.decode` against a reference that reads one message at a time with the `json` module.
+
+Messages on which strict JSON and the fast reader are known to differ are not among those compared;
+that neighbours change nothing is tried on all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from operators.decode import UPLOAD_MAX_MS, UPLOAD_MIN_MS, DecodeConfig, Decoder
+from operators.messages import Messages
+from storage.frame import Frame
+from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, ColumnType, Schema
+
+ROOT = Path(__file__).parent.parent
+NOW_MS = 1_700_000_000_000
+SKEW_MS = 60_000
+BYTES_MAX = 4_000
+SCHEMA = Schema(
+    columns=(
+        Column("id", ("id",)),
+        Column("name", ("user", "name")),
+        Column("n", ("p", "n"), "int"),
+        Column("f", ("p", "f"), "float"),
+        Column("b", ("b",), "bool"),
+        Column("t", ("t",), "time"),
+    ),
+    key=("id",),
+    upload_time=Column(UPLOAD_TIME, ("up",), "time"),
+)
+DECODER = Decoder(DecodeConfig(SCHEMA, SKEW_MS, BYTES_MAX))
+GOOD = b'{"id":"a","up":%d}' % NOW_MS
+
+Value = str | int | float | bool | bytes | None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What became of one message: a reject's reason, or an event's columns (times in ms)."""
+
+    reason: str | None = None
+    columns: tuple[Value, ...] = ()
+    nulled: int = 0
+
+
+# -- the reference ------------------------------------------------------------------------------
+
+
+class WrongTypeError(Exception):
+    """A value is not of its column's type."""
+
+
+def expected(message: bytes) -> Read:
+    """By the rules, from the message alone."""
+    if len(message) > BYTES_MAX:
+        return Read("too large")
+    if not message:
+        return Read("empty")
+    try:
+        document = json.loads(message.decode(), parse_constant=_no_constant)
+        json.dumps(document, ensure_ascii=False).encode()  # no half of a surrogate pair
+    except ValueError:
+        return Read("bad json")
+    if not isinstance(document, dict):
+        return Read("bad json")
+    found, nulled = {}, 0
+    for column in SCHEMA.decoded:
+        try:
+            found[column.name] = _typed(_at(document, column.path), column.type)
+        except WrongTypeError:
+            found[column.name] = None
+            nulled += 1
+    upload_ms = found[UPLOAD_TIME]
+    if not found["id"]:
+        return Read("no key")
+    if not isinstance(upload_ms, int):
+        return Read("no upload time")
+    if not UPLOAD_MIN_MS <= upload_ms < UPLOAD_MAX_MS:
+        return Read("absurd upload time")
+    if upload_ms > NOW_MS + SKEW_MS:
+        return Read("future upload time")
+    return Read(None, (*found.values(), message), nulled)
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"expected JSON, got {text}")
+
+
+def _at(document: object, path: tuple[str, ...]) -> object:
+    for name in path:
+        if document is None:
+            return None
+        if not isinstance(document, dict):
+            raise WrongTypeError
+        document = document.get(name)
+    return document
+
+
+def _typed(value: object, type: ColumnType) -> Value:
+    if value is None:
+        return None
+    if type == "string" and isinstance(value, str):
+        return value
+    if type == "bool" and isinstance(value, bool):
+        return value
+    if type == "int" and _is_int64(value):
+        return value  # type: ignore[return-value]
+    if type == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if type == "time" and _is_int64(value):
+        return value  # type: ignore[return-value]
+    if type == "time" and isinstance(value, str):
+        return _text_ms(value)
+    raise WrongTypeError
+
+
+def _is_int64(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _text_ms(text: str) -> int:
+    if not re.fullmatch(
+        r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{3})?(Z|[+-]\d\d:\d\d)?", text, re.ASCII
+    ):
+        raise WrongTypeError
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return round(moment.timestamp() * 1000)
+
+
+# -- what the decoder gives ---------------------------------------------------------------------
+
+
+def item(messages: Sequence[bytes], first_offset: int = 0) -> Messages:
+    n = len(messages)
+    return Messages(
+        source="s0",
+        values=list(messages),
+        offsets=np.arange(first_offset, first_offset + n, dtype=np.int64),
+        times_ms=np.full(n, NOW_MS, dtype=np.int64),
+        next_offset=first_offset + n,
+    )
+
+
+def reads(frame: Frame) -> list[Read]:
+    """What became of each message, in order; `nulled` is the frame's and stands with none."""
+    found: dict[int, Read] = {}
+    names = [column.name for column in SCHEMA.decoded]
+    columns = [_plain(frame.events.column(name)) for name in (*names, RAW)]
+    for offset, *row in zip(frame.events.column(OFFSET).to_pylist(), *columns, strict=True):
+        found[offset] = Read(None, tuple(row))
+    for reject in frame.rejects.to_pylist():
+        assert reject["_offset"] not in found
+        found[reject["_offset"]] = Read(reject["reason"])
+    assert sorted(found) == list(range(frame.first_offset, frame.next_offset))
+    return [found[offset] for offset in sorted(found)]
+
+
+def _plain(column: pa.Array) -> list[Value]:
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    values: list[Value] = column.to_pylist()
+    return values
+
+
+def decode(messages: Sequence[bytes]) -> Frame:
+    return DECODER.decode([item(messages)])[0]
+
+
+def assert_as_expected(messages: Sequence[bytes]) -> None:
+    frame = decode(messages)
+    wanted = [expected(message) for message in messages]
+    assert reads(frame) == [replace(read, nulled=0) for read in wanted]
+    assert frame.nulled == sum(read.nulled for read in wanted)
+    for reject in frame.rejects.to_pylist():
+        assert reject["message"] == messages[reject["_offset"]]
+
+
+# -- messages -----------------------------------------------------------------------------------
+
+# NUL and the planes above 1 have tests of their own.
+text = st.text(
+    st.characters(max_codepoint=0x1FFFF, exclude_categories=["Cs"], exclude_characters="\0"),
+    max_size=8,
+)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(-1e9, 1e9) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
+)
+int64 = st.integers(-(2**63), 2**63 - 1)
+# "x…" is neither a number nor a time.
+no_number = st.sampled_from([True, "x", "x1", [], [1], {}, {"n": 1}, 2**63, 10**30])
+times = st.datetimes(datetime(1970, 1, 2), datetime(2199, 1, 1)).map(
+    lambda moment: moment.isoformat("T", "milliseconds")
+)
+fields = {
+    "id": st.one_of(text, text.map("k{}".format), st.none(), st.sampled_from([5, True, [], {}])),
+    "up": st.one_of(
+        st.integers(NOW_MS - 10**9, NOW_MS + SKEW_MS),
+        st.sampled_from([0, -1, 10**17, NOW_MS + SKEW_MS + 1, UPLOAD_MIN_MS, UPLOAD_MAX_MS]),
+        st.sampled_from(["2023-11-14T22:13:20Z", "2023-11-14 22:13:20.123", "x", None, True, []]),
+    ),
+    "user": st.fixed_dictionaries({}, optional={"name": text | no_number, "x": anything})
+    | st.sampled_from([None, 5, "x", []]),
+    "p": st.fixed_dictionaries(
+        {},
+        optional={
+            "n": int64 | st.none() | no_number,
+            "f": st.floats(allow_nan=False, allow_infinity=False)
+            | st.integers(-(2**53), 2**53)
+            | st.sampled_from(["x", False, [], {}]),
+            "x": anything,
+        },
+    ),
+    "b": st.booleans() | st.sampled_from([None, 0, 1, "true", [], {}]),
+    "t": int64
+    | times.map("{}Z".format)
+    | times.map("{}+02:00".format)
+    | times
+    | st.sampled_from([None, "x", "", True, [], {}]),
+    "x": anything,
+}
+documents = st.fixed_dictionaries(
+    {"id": fields["id"] | text.map("k{}".format), "up": fields["up"]},
+    optional={name: values for name, values in fields.items() if name not in ("id", "up")},
+)
+well_formed = st.builds(
+    lambda document, ascii, indent: json.dumps(
+        document, ensure_ascii=ascii, indent=indent
+    ).encode(),
+    documents,
+    st.booleans(),
+    st.sampled_from([None, None, 1]),
+)
+BROKEN = [
+    b"",
+    b" ",
+    b"\n",
+    b"{",
+    b"}",
+    b"}\n{",
+    b"null",
+    b"[]",
+    b"5",
+    b'"s"',
+    b"{} {}",
+    b"{}{}",
+    GOOD + GOOD,
+    GOOD + b"\n" + GOOD,
+    b'{"a":1}}\n{"x":{"a":2}',
+    b',"x":1',
+    b'1,"x":1',
+    b'{"id":"a",up:1}',
+    b"{'id':'a'}",
+    b'\xef\xbb\xbf{"id":"a"}',
+    b'{"id":"\xff"}',
+    b'{"id":"\xed\xa0\x80"}',
+    b'{"id":"\\ud800"}',
+    b'{"id":"\\udc00\\ud800"}',
+    b'{"id":"\\q"}',
+    b'{"id":"\\u12"}',
+    b'{"id":NaN}',
+    b'{"x":NaN}',
+    b'{"x":-Infinity}',
+    b'{"x":nul}',
+    b'{"x":TRUE}',
+    b'{"x":+1}',
+    b'{"x":.5}',
+    b'{"x":0x1}',
+    b'{"x":1 /*c*/}',
+    b'{"p":{"n":1.2.3}}',
+    b'{"x":"',
+]
+truncated = st.builds(
+    lambda message, at: message[: at % len(message)], well_formed, st.integers(0, 10**6)
+)
+broken = st.sampled_from(BROKEN) | truncated
+FRAGMENTS = [
+    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\n", b" ", b"\\", b"1", b"-", b"null", b"\xc3"),
+    *(b'"id":"a"', b'"up":%d' % NOW_MS, b'"x":', b"}\n{", b'}},{"', b'{"x":', b'"p":{"n":"x"}'),
+    *(GOOD, GOOD[:-1], GOOD[1:]),
+]
+nonsense = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map(b"".join)
+
+
+# -- against the reference ----------------------------------------------------------------------
+
+
+@given(st.lists(well_formed, min_size=1, max_size=60))
+def test_well_formed_messages_are_read_as_the_reference_reads_them(messages: list[bytes]) -> None:
+    assert_as_expected(messages)
+
+
+@given(st.lists(well_formed | broken, min_size=1, max_size=60))
+def test_broken_messages_are_rejects_and_the_others_unharmed(messages: list[bytes]) -> None:
+    assert_as_expected(messages)
+
+
+@pytest.mark.parametrize("message", BROKEN, ids=repr)
+def test_each_broken_message_is_a_reject_between_two_good_ones(message: bytes) -> None:
+    assert expected(message).reason in ("bad json", "empty")
+    assert_as_expected([GOOD, message, GOOD])
+
+
+@given(st.lists(nonsense | well_formed | broken, min_size=1, max_size=80), st.data())
+def test_neighbours_and_cuts_change_nothing(messages: list[bytes], data: st.DataObject) -> None:
+    alone = [read for message in messages for read in reads(decode([message]))]
+    nulled = sum(decode([message]).nulled for message in messages)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(messages)))))
+    bounds = list(zip([0, *cuts], [*cuts, len(messages)], strict=True))
+    frames = DECODER.decode([item(messages[low:high], low) for low, high in bounds])
+    assert [(frame.first_offset, frame.next_offset) for frame in frames] == bounds
+    assert [read for frame in frames for read in reads(frame)] == alone
+    assert sum(frame.nulled for frame in frames) == nulled
+
+
+# -- case by case -------------------------------------------------------------------------------
+
+
+def only(message: bytes) -> Read:
+    frame = decode([message])
+    return replace(reads(frame)[0], nulled=frame.nulled)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'{"id":"a","up":%d,"x":"\0"}',
+        b'{"id":"a","up":%d,"x":\0}',
+        b'{"id":"a","up":%d}\0',
+        b'\0{"id":"a","up":%d}',
+        b'{"id":"a","up":%d,"t":"\0"}',
+        b'{"id":"a","up":%d,"x":"\\u0000"}',
+        b'{"id":"\\u0000","up":%d}',
+        b'{"id":"a","up":%d,"t":"\\u0000"}',
+        b'{"id":"a","up":%d,"p":{"n":"\\u0000"}}',
+        b'{"id":"a","up":%d,"p":"\\u0000"}',
+        b'{"id":"a","up":%d,"b":{"\\u0000":[]}}',
+        b'{"id":["\\u0000"],"up":%d}',
+    ],
+    ids=repr,
+)
+def test_nul_never_ends_the_process(message: bytes) -> None:
+    """In a process of its own, for what goes wrong here is no exception."""
+    program = (
+        f"from tests.test_decode import *\nassert_one_of_each([GOOD, {message % NOW_MS!r}, GOOD])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]
+
+
+def assert_one_of_each(messages: Sequence[bytes]) -> None:
+    """Each message became one event or one reject; what is valid JSON as the reference has it."""
+    found = reads(decode(messages))
+    assert len(found) == len(messages)
+    for message, read in zip(messages, found, strict=True):
+        wanted = replace(expected(message), nulled=0)
+        assert read == wanted or wanted.reason == "bad json"
+
+
+@pytest.mark.parametrize("depth", [100, 1_000, 1_100, 100_000])
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_deep_nesting_becomes_one_event_or_one_reject(
+    depth: int, closed: bool, opening: bytes
+) -> None:
+    decoder = Decoder(DecodeConfig(SCHEMA, SKEW_MS, 10_000_000))
+    closing = (b"]" if opening == b"[" else b"}") * depth if closed else b""
+    inner = b"" if opening == b"[" else b"1"
+    message = GOOD[:-1] + b',"x":' + opening * depth + inner + closing + b"}"
+    (frame,) = decoder.decode([item([GOOD, message, GOOD])])
+    found = [read.reason for read in reads(frame)]
+    assert found[0] is None
+    assert found[2] is None
+    assert found[1] in (None, "bad json")
+    if depth <= 1_000:
+        assert (found[1] is None) == closed
+
+
+@pytest.mark.parametrize(
+    "number", [b"1e308", b"-1e308", b"9" * 300, b"0." + b"9" * 300, b"1e-999", b"-0.0"]
+)
+def test_long_and_huge_numbers_in_an_ignored_field_do_no_harm(number: bytes) -> None:
+    assert only(GOOD[:-1] + b',"x":' + number + b"}").reason is None
+
+
+@pytest.mark.parametrize("plane", range(1, 17))
+@pytest.mark.parametrize("ascii", [True, False], ids=["escaped", "plain"])
+def test_text_of_every_plane_is_read_right(plane: int, ascii: bool) -> None:
+    """Else two keys become one, and an event is dropped that is no duplicate."""
+    id = chr(plane << 16 | 0x123) + chr(plane << 16 | 0xFF00)
+    message = json.dumps({"id": id, "up": NOW_MS}, ensure_ascii=ascii).encode()
+    assert only(message) == expected(message)
+
+
+def test_of_two_equal_names_the_last_counts() -> None:
+    message = b'{"id":"a","id":"b","up":1,"up":%d,"p":{"n":1},"p":{"n":2,"n":3}}' % NOW_MS
+    assert only(message) == expected(message)
+    assert only(message).columns[:2] == (NOW_MS, "b")
+
+
+def test_wrong_type_in_an_optional_column_is_null_and_counted() -> None:
+    message = b'{"id":"a","up":%d,"p":{"n":"x","f":2.5},"b":1}' % NOW_MS
+    read = only(message)
+    assert read == Read(None, (NOW_MS, "a", None, None, 2.5, None, None, message), 2)
+
+
+def test_wrong_type_in_a_reject_is_not_counted() -> None:
+    assert only(b'{"id":"","up":%d,"b":1}' % NOW_MS) == Read("no key")
+
+
+@pytest.mark.parametrize("id", [b'""', b"null", b"5", b"[]"])
+def test_no_key_is_a_reject(id: bytes) -> None:
+    assert only(b'{"id":%b,"up":%d}' % (id, NOW_MS)) == Read("no key")
+    assert only(b'{"up":%d}' % NOW_MS) == Read("no key")
+
+
+@pytest.mark.parametrize(
+    ("upload", "reason"),
+    [
+        (b"null", "no upload time"),
+        (b'"soon"', "no upload time"),
+        (b"%d" % (UPLOAD_MIN_MS - 1), "absurd upload time"),
+        (b"%d" % UPLOAD_MIN_MS, None),
+        (b"%d" % UPLOAD_MAX_MS, "absurd upload time"),
+        (b"%d" % (2**63 - 1), "absurd upload time"),
+        (b"%d" % -(2**63), "absurd upload time"),
+        (b"%d" % (NOW_MS + SKEW_MS), None),
+        (b"%d" % (NOW_MS + SKEW_MS + 1), "future upload time"),
+    ],
+)
+def test_upload_time_outside_its_bounds_is_a_reject(upload: bytes, reason: str | None) -> None:
+    assert only(b'{"id":"a","up":%b}' % upload).reason == reason
+
+
+@pytest.mark.parametrize(("type", "per_s"), [("time_s", 1), ("time_us", 10**6)])
+def test_upload_time_of_another_unit_is_kept_in_ms(type: ColumnType, per_s: int) -> None:
+    schema = replace(SCHEMA, upload_time=Column(UPLOAD_TIME, ("up",), type))
+    decoder = Decoder(DecodeConfig(schema, SKEW_MS, BYTES_MAX))
+    good = b'{"id":"a","up":%d}' % (NOW_MS * per_s // 1000)
+    # Times 1000 this is a good time in ms, beyond 64 bits.
+    wrapped = b'{"id":"a","up":%d}' % ((2**64 + NOW_MS) // 1000)
+    first, second = reads(decoder.decode([item([good, wrapped])])[0])
+    assert first.columns[0] == NOW_MS
+    assert second.reason in ("no upload time", "absurd upload time", "future upload time")
+
+
+def test_undeclared_upload_time_is_the_brokers() -> None:
+    decoder = Decoder(DecodeConfig(replace(SCHEMA, upload_time=None), SKEW_MS, BYTES_MAX))
+    (frame,) = decoder.decode([item([b'{"id":"a","up":1}'])])
+    assert _plain(frame.events.column(UPLOAD_TIME)) == [NOW_MS]
+
+
+def test_message_above_the_limit_is_a_reject_and_is_kept_whole() -> None:
+    padding = b" " * (BYTES_MAX - len(GOOD))
+    frame = decode([GOOD + padding, GOOD + padding + b" "])
+    assert [read.reason for read in reads(frame)] == [None, "too large"]
+    assert frame.rejects.column("message").to_pylist() == [GOOD + padding + b" "]
+
+
+def test_frame_keeps_what_the_source_said() -> None:
+    told = replace(
+        item([GOOD, b"x", GOOD], 10),
+        offsets=np.array([10, 12, 19], dtype=np.int64),
+        next_offset=25,
+        skipped=3,
+        end_offset=30,
+    )
+    (frame,) = DECODER.decode([told])
+    assert (frame.first_offset, frame.next_offset) == (10, 25)
+    assert (frame.skipped, frame.end_offset) == (3, 30)
+    assert frame.events.column(OFFSET).to_pylist() == [10, 19]
+    assert frame.events.column(PARTITION).to_pylist() == ["s0", "s0"]
+    assert frame.rejects.column(OFFSET).to_pylist() == [12]
+
+
+def test_item_without_messages_gives_an_empty_frame() -> None:
+    empty = item([], 7)
+    for items in ([empty], [item([GOOD]), empty]):
+        frame = DECODER.decode(items)[-1]
+        assert (frame.first_offset, frame.next_offset) == (7, 7)
+        assert (frame.events.num_rows, frame.rejects.num_rows) == (0, 0)
+        assert frame.events.schema == SCHEMA.arrow
+
+
+def test_float_column_keeps_every_bit() -> None:
+    values = [0.1, -0.0, 5e-324, 1.7976931348623157e308, math.pi, 123456789.123456789]
+    messages = [
+        b'{"id":"a","up":%d,"p":{"f":%b}}' % (NOW_MS, repr(value).encode()) for value in values
+    ]
+    found = decode(messages).events.column("f").to_numpy()
+    assert found.tobytes() == np.array(values).tobytes()

@@ -1,0 +1,468 @@
+"""The formats on disk, pinned by the files in tests/golden.
+
+Each golden file is read back to the values below; where the encoder is deterministic the same
+values must give the same bytes. After a change of a format that is meant:
+
+    REWRITE_GOLDEN=1 python -m pytest tests/test_formats.py
+
+and look at the difference: what older releases wrote must still be read, or the version be raised.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage import record
+from storage.batch import Batch, read_batch
+from storage.catalog import Catalog, Chunk
+from storage.chunk import write_chunk
+from storage.errors import BadInput, Corruption, FormatVersion, MissingFile
+from storage.files import Files
+from storage.frame import REJECT_SCHEMA
+from storage.layout import (
+    BlockId,
+    ChunkId,
+    Layout,
+    PartitionKey,
+    block_log_name,
+    checked,
+    chunk_name,
+    incarnation_of,
+    reject_log_name,
+)
+from storage.log import Extent, LogReader, LogWriter, log_schema, read_log
+from storage.schema import Column, Schema, column_types, parse_types
+from storage.state import BlockState, Counters, PartitionState
+
+GOLDEN = Path(__file__).parent / "golden"
+FILES = Files()
+NOON_MS = 1_714_564_800_000
+"""2024-05-01 12:00 UTC"""
+
+SCHEMA = Schema(
+    columns=(
+        Column("id", ("id",)),
+        Column("n", ("n",), "int"),
+        Column("f", ("f",), "float"),
+        Column("b", ("b",), "bool"),
+        Column("t", ("t",), "time_us"),
+    ),
+    key=("id",),
+    upload_time=Column("upload_time", ("time",), "time"),
+).arrow
+EVENTS = [
+    ("s0", 0, NOON_MS + 5, "a", 1, 0.5, True, NOON_MS * 1000 + 1, b'{"id":"a"}'),
+    ("s0", 1, NOON_MS + 3, "b", None, None, None, None, b'{"id":"b"}'),
+    ("s1", 0, NOON_MS + 4, "é\0", -(2**63), -0.0, False, 0, b""),
+]
+REJECTS = [
+    ("s0", 2, NOON_MS, "bad json", "unexpected end", b"{"),
+    ("s0", 3, NOON_MS, "empty", None, b""),
+]
+BLOCK = BlockId(NOON_MS, 17)
+LOG, REJECT_LOG = block_log_name(BLOCK, 3), reject_log_name(2, 3)
+EXTENT = Extent(LOG, 2354, 3, 0)
+MANIFEST = PartitionState(
+    partition="events-00000",
+    incarnation=3,
+    key=("id",),
+    block_span_ms=300_000,
+    schema=column_types(SCHEMA),
+    snapshots=8,
+    sequence=17,
+    evictions=5,
+    runs={"1": 4},
+    stream_time_ms=NOON_MS + 5,
+    next_offsets={"s0": 4, "s1": 1},
+    end_offsets={"s0": 9},
+    counters=Counters(accepted=3, duplicates=4, rejects=2, late=1, nulled=6, skipped=7),
+    hot=[BlockState(BLOCK, NOON_MS + 5, NOON_MS + 3, NOON_MS + 5, (Extent(LOG, 2354, 3, 77),))],
+    evicted=[
+        BlockState(
+            BlockId(NOON_MS - 300_000, 16),
+            NOON_MS - 9,
+            NOON_MS - 300_000,
+            NOON_MS - 1,
+            (Extent("20240501T1155-000016.2.arrows", 10, 1, 4_294_967_295),),
+            number=5,
+            covered_at_ms=NOON_MS + 1,
+        )
+    ],
+    rejects=[Extent(REJECT_LOG, 99, 2, 5)],
+)
+CHUNK_ID = ChunkId(4, 5, 3)
+CATALOG = Catalog(
+    "events-00000",
+    (
+        Chunk(
+            id=CHUNK_ID,
+            file=chunk_name(CHUNK_ID, NOON_MS + 3),
+            blocks=(BlockId(NOON_MS - 300_000, 16), BLOCK),
+            batch=2,
+            rows=3,
+            bytes=4_000,
+            first_ms=NOON_MS - 300_000,
+            last_ms=NOON_MS + 5,
+            schema=column_types(SCHEMA),
+        ),
+    ),
+)
+
+
+class Record(NamedTuple):
+    """A small file: its name, its bytes as encoded now, and its decoder."""
+
+    name: str
+    kind: str
+    data: bytes
+    decode: Callable[[bytes, str], object]
+    value: object
+
+
+RECORDS = [
+    Record("manifest.json", "manifest", MANIFEST.encode(), PartitionState.decode, MANIFEST),
+    Record("catalog.json", "catalog", CATALOG.encode(), Catalog.decode, CATALOG),
+    Record(
+        "batch.json",
+        "batch",
+        record.encode("batch", 1, {"number": 2, "covered_until_ms": NOON_MS}),
+        Batch.decode,
+        Batch(2, NOON_MS),
+    ),
+    Record(
+        "batch-uncovered.json",
+        "batch",
+        record.encode("batch", 1, {"number": 0, "covered_until_ms": None}),
+        Batch.decode,
+        Batch(),
+    ),
+]
+each_record = pytest.mark.parametrize("made", RECORDS, ids=[made.name for made in RECORDS])
+
+
+def table(rows: Sequence[tuple[object, ...]], schema: pa.Schema) -> pa.RecordBatch:
+    columns = list(zip(*rows, strict=True))
+    return pa.RecordBatch.from_arrays(
+        [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)],
+        schema=schema,
+    )
+
+
+def write_log(folder: Path, name: str, parts: list[pa.RecordBatch]) -> list[Extent]:
+    """The extents of a new log after each part."""
+    writer = LogWriter(FILES, folder, name, parts[0].schema)
+    extents = []
+    for part in parts:
+        writer.append(part)
+        extents.append(writer.extent)
+    writer.close()
+    return extents
+
+
+def write_golden_logs(folder: Path) -> tuple[Extent, Extent]:
+    events = table(EVENTS, SCHEMA)
+    *_, block = write_log(folder, LOG, [events.slice(0, 2), events.slice(2)])
+    *_, rejects = write_log(folder, REJECT_LOG, [table(REJECTS, REJECT_SCHEMA)])
+    return block, rejects
+
+
+def write_golden_chunk(folder: Path) -> Path:
+    """A chunk of the golden block log, in `folder`."""
+    extent = golden_extent(LOG, 3)
+    block = BlockState(BLOCK, NOON_MS + 5, NOON_MS + 3, NOON_MS + 5, (extent,), number=5)
+    write_chunk(FILES, GOLDEN, [block], folder / "chunk.parquet", SCHEMA)
+    return folder / "chunk.parquet"
+
+
+def golden_extent(name: str, rows: int) -> Extent:
+    data = (GOLDEN / name).read_bytes()
+    return Extent(name, len(data), rows, zlib.crc32(data))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rewritten_if_asked() -> None:
+    if os.environ.get("REWRITE_GOLDEN") != "1":
+        return
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    GOLDEN.mkdir()
+    for made in RECORDS:
+        (GOLDEN / made.name).write_bytes(made.data)
+    write_golden_logs(GOLDEN)
+    write_golden_chunk(GOLDEN)
+
+
+# -- small files --------------------------------------------------------------------------------
+
+
+@each_record
+def test_golden_record_reads_back(made: Record) -> None:
+    assert made.decode((GOLDEN / made.name).read_bytes(), made.name) == made.value
+
+
+@each_record
+def test_record_is_encoded_to_the_golden_bytes(made: Record) -> None:
+    assert made.data == (GOLDEN / made.name).read_bytes()
+
+
+@each_record
+def test_record_of_another_version_is_refused_by_name(made: Record) -> None:
+    data = made.data.replace(b'"version":1', b'"version":2')
+    with pytest.raises(FormatVersion, match=rf"DATA/x: .*{made.kind} version 1.* version 2"):
+        made.decode(data, "DATA/x")
+
+
+@each_record
+def test_record_of_another_kind_is_corruption(made: Record) -> None:
+    other = record.encode("other", 1, {})
+    with pytest.raises(Corruption, match=f"DATA/x: expected a {made.kind}, got a other"):
+        made.decode(other, "DATA/x")
+
+
+@each_record
+def test_record_without_its_fields_is_corruption(made: Record) -> None:
+    for body in ({}, {"unknown": 1}):
+        with pytest.raises(Corruption, match="DATA/x"):
+            made.decode(record.encode(made.kind, 1, body), "DATA/x")
+
+
+@given(st.sampled_from(RECORDS), st.data())
+def test_flipped_byte_of_a_record_is_an_error_that_names_it(
+    made: Record, data: st.DataObject
+) -> None:
+    broken = bytearray(made.data)
+    at = data.draw(st.integers(0, len(broken) - 1))
+    broken[at] ^= data.draw(st.integers(1, 255))
+    with pytest.raises((Corruption, FormatVersion), match="DATA/x"):
+        made.decode(bytes(broken), "DATA/x")
+
+
+@given(st.sampled_from(RECORDS), st.data())
+def test_shortened_record_is_corruption(made: Record, data: st.DataObject) -> None:
+    length = data.draw(st.integers(0, len(made.data) - 1))
+    with pytest.raises(Corruption, match="DATA/x"):
+        made.decode(made.data[:length], "DATA/x")
+
+
+def test_before_any_handoff_there_is_no_batch_file(tmp_path: Path) -> None:
+    assert read_batch(FILES, Layout(tmp_path).batch) == Batch(0, None)
+
+
+# -- logs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "schema"), [(LOG, EVENTS, SCHEMA), (REJECT_LOG, REJECTS, REJECT_SCHEMA)]
+)
+def test_golden_log_reads_back(
+    name: str, rows: Sequence[tuple[object, ...]], schema: pa.Schema
+) -> None:
+    batches = list(read_log(FILES, GOLDEN, golden_extent(name, len(rows))))
+    assert pa.Table.from_batches(batches) == pa.Table.from_batches([table(rows, schema)])
+    assert log_schema(FILES, GOLDEN, name) == schema
+
+
+def test_log_is_written_to_the_golden_bytes(tmp_path: Path) -> None:
+    for extent in write_golden_logs(tmp_path):
+        assert (tmp_path / extent.file).read_bytes() == (GOLDEN / extent.file).read_bytes()
+        assert extent == golden_extent(extent.file, extent.rows)
+
+
+def test_log_reads_back_chosen_columns_only() -> None:
+    (first, second) = read_log(FILES, GOLDEN, golden_extent(LOG, 3), ["n", "_offset", "no such"])
+    assert first.to_pydict() == {"n": [1, None], "_offset": [0, 1]}
+    assert second.to_pydict() == {"n": [-(2**63)], "_offset": [0]}
+
+
+PARTS = [table(EVENTS[:n], SCHEMA) for n in (1, 3, 2)]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[Extent]]:
+    folder = tmp_path_factory.mktemp("log")
+    extents = write_log(folder, LOG, PARTS)
+    return (folder / LOG).read_bytes(), extents
+
+
+@given(data=st.data())
+def test_flipped_byte_of_a_log_is_corruption_with_file_and_offset(
+    log: tuple[bytes, list[Extent]], data: st.DataObject
+) -> None:
+    content, extents = log
+    extent = data.draw(st.sampled_from(extents))
+    broken = bytearray(content)
+    broken[data.draw(st.integers(0, extent.bytes - 1))] ^= data.draw(st.integers(1, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / LOG
+        path.write_bytes(broken)
+        with pytest.raises(Corruption, match=rf"{re.escape(str(path))}: .* 0\.\.{extent.bytes}"):
+            list(read_log(FILES, path.parent, extent))
+
+
+@given(data=st.data())
+def test_bytes_past_the_extent_do_not_count(
+    log: tuple[bytes, list[Extent]], data: st.DataObject
+) -> None:
+    content, extents = log
+    parts = data.draw(st.integers(1, len(extents)))
+    tail = data.draw(st.binary(max_size=20))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / LOG).write_bytes(content[: extents[parts - 1].bytes] + tail)
+        assert list(read_log(FILES, Path(folder), extents[parts - 1])) == PARTS[:parts]
+
+
+@given(data=st.data())
+def test_torn_log_gives_its_whole_batches_and_no_more(
+    log: tuple[bytes, list[Extent]], data: st.DataObject
+) -> None:
+    content, extents = log
+    length = data.draw(st.integers(0, len(content) - 1))
+    whole = sum(extent.bytes <= length for extent in extents)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / LOG
+        path.write_bytes(content[:length])
+        with pytest.raises(Corruption, match=rf"{re.escape(str(path))}: .* at offset {length}"):
+            list(read_log(FILES, path.parent, extents[-1]))
+        reader = LogReader(FILES, path.parent, LOG)
+        messages = [message for _, message in reader.follow(extents[-1], torn_ok=True)]
+        assert reader.decode(messages, SCHEMA.names) == PARTS[:whole]
+
+
+def test_reader_that_follows_a_growing_log_gets_each_batch_once(
+    log: tuple[bytes, list[Extent]], tmp_path: Path
+) -> None:
+    content, extents = log
+    reader = LogReader(FILES, tmp_path, LOG)
+    got = []
+    for extent in [extents[0], extents[0], extents[2], extents[1], extents[2]]:
+        (tmp_path / LOG).write_bytes(content[: max(extent.bytes, extents[0].bytes)])
+        messages = [message for _, message in reader.follow(extent)]
+        got.append(reader.decode(messages, SCHEMA.names))
+    assert got == [PARTS[:1], [], PARTS[1:], [], []]
+
+
+def test_missing_log_is_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(MissingFile, match=LOG):
+        list(read_log(FILES, tmp_path, EXTENT))
+    with pytest.raises(MissingFile, match=LOG):
+        log_schema(FILES, tmp_path, LOG)
+
+
+def test_log_name_is_never_used_twice(tmp_path: Path) -> None:
+    write_log(tmp_path, LOG, PARTS)
+    with pytest.raises(FileExistsError):
+        write_log(tmp_path, LOG, PARTS)
+
+
+# -- chunks -------------------------------------------------------------------------------------
+
+
+def assert_is_the_chunk(path: Path) -> None:
+    file = pq.ParquetFile(path)
+    by_time = sorted(EVENTS, key=lambda row: row[2])
+    assert file.read() == pa.Table.from_batches([table(by_time, SCHEMA)])
+    assert file.schema_arrow.names == SCHEMA.names
+    group = file.metadata.row_group(0)
+    assert [column.column_index for column in group.sorting_columns] == [2, 0, 1]
+    assert {group.column(at).compression for at in range(group.num_columns)} == {"ZSTD"}
+    assert group.column(2).statistics.has_min_max
+
+
+def test_golden_chunk_reads_back() -> None:
+    assert_is_the_chunk(GOLDEN / "chunk.parquet")
+
+
+def test_chunk_written_now_has_what_the_golden_one_has(tmp_path: Path) -> None:
+    assert_is_the_chunk(write_golden_chunk(tmp_path))
+
+
+# -- names --------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "../x",
+    "a/../x",
+    "/etc/passwd",
+    "..",
+    ".",
+    "",
+    ".hidden",
+    "a//b",
+    "a/",
+    "a\\b",
+    "a\n",
+    "a\0",
+    "C:/x",
+    "date=2024/../../x",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=repr)
+def test_hostile_file_name_is_refused(name: str) -> None:
+    with pytest.raises(BadInput, match="file name"):
+        checked(name)
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=repr)
+def test_hostile_file_name_in_a_manifest_or_catalog_is_an_error_that_names_it(name: str) -> None:
+    quoted = re.escape(repr(name))
+    for made, real in ((RECORDS[0], LOG), (RECORDS[1], CATALOG.chunks[0].file)):
+        body = record.decode(made.kind, 1, made.data, "golden")
+        data = record.encode(made.kind, 1, _replaced(body, real, name))
+        with pytest.raises((BadInput, Corruption), match=quoted):
+            made.decode(data, "DATA/x")
+
+
+def _replaced(body: dict[str, object], old: str, new: str) -> dict[str, object]:
+    def walk(value: object) -> object:
+        if isinstance(value, dict):
+            return {name: walk(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [walk(inner) for inner in value]
+        return new if value == old else value
+
+    return {name: walk(value) for name, value in body.items()}
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "/a", ".a", "a b", "é", "a\n", "a" * 201])
+def test_hostile_partition_name_is_refused(name: str) -> None:
+    with pytest.raises(BadInput, match="partition name"):
+        PartitionKey(name, 0)
+
+
+def test_names_say_what_they_are() -> None:
+    assert LOG == "20240501T1200-000017.3.arrows"
+    assert REJECT_LOG == "rejects-000002.3.arrows"
+    assert CATALOG.chunks[0].file == ("date=2024-05-01/hour=12/0000000004-0000000005.3.parquet")
+    assert [incarnation_of(name) for name in (LOG, REJECT_LOG, CATALOG.chunks[0].file)] == [3] * 3
+    assert [incarnation_of(name) for name in ("x.arrows", "a.b.parquet", "3.arrows.tmp")] == [
+        None
+    ] * 3
+
+
+@given(st.builds(ChunkId, *[st.integers(0, 10**12)] * 3))
+def test_chunk_id_survives_its_text(id: ChunkId) -> None:
+    assert ChunkId.parse(str(id)) == id
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=2, max_size=2), st.integers(0, 10**5))
+def test_block_names_sort_as_their_intervals(minutes: list[int], sequence: int) -> None:
+    first, second = (BlockId(minute % 10**7 * 60_000, sequence) for minute in sorted(minutes))
+    assert (str(first) < str(second)) == (first < second)
+
+
+def test_column_types_survive_their_text() -> None:
+    assert parse_types(column_types(SCHEMA)) == SCHEMA
+    with pytest.raises(ValueError, match="column 'x'"):
+        parse_types({"x": "int32"})

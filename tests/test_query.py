@@ -1,0 +1,1055 @@
+"""The query module over real data directories, made by `storage.blocks` and `storage.chunks`.
+
+What a store must hold is what tests/oracle.py says; what a query over it must answer is the same
+query over these rows in memory. Every row's values follow from its offset.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import orjson
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+import query
+from query.view import View, take_view
+from storage import record
+from storage.blocks import Blocks, BlocksConfig, Offer
+from storage.catalog import Catalog, read_catalog
+from storage.chunks import Chunks
+from storage.errors import BadInput, Corruption, ForebayError, MissingFile
+from storage.files import Files
+from storage.frame import REJECT_SCHEMA, Frame
+from storage.keys import KeyCache
+from storage.layout import Layout
+from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
+from storage.state import PartitionState
+from tests.oracle import Oracle
+from tests.partition import (
+    GRACE_MS,
+    SPAN_MS,
+    START_MS,
+    WINDOW_MS,
+    Message,
+    OpenFiles,
+    event,
+    judge,
+)
+
+COLUMNS = (
+    Column("id", ("id",)),
+    Column("part", ("part",), "int"),
+    Column("text", ("text",)),
+    Column("number", ("number",), "float"),
+    Column("flag", ("flag",), "bool"),
+    Column("at", ("at",), "time"),
+    Column("at_s", ("at",), "time_s"),
+    Column("at_us", ("at",), "time_us"),
+)
+SCHEMA = Schema(COLUMNS, ("id", "part"), Column(UPLOAD_TIME, ("time",), "time"))
+NARROW = replace(SCHEMA, columns=COLUMNS[:3], raw=False)
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+IN_ORDER = (PARTITION, OFFSET)
+
+
+def time(ms: int) -> datetime:
+    return EPOCH + timedelta(milliseconds=ms)
+
+
+def row(message: Message, schema: Schema = SCHEMA) -> dict[str, Any]:
+    """An event's values, about a third of them null; null where `schema` has no such column."""
+    assert message.key is not None
+    n, seconds = message.offset, time(START_MS) + timedelta(seconds=message.offset)
+    values = {
+        PARTITION: message.source,
+        OFFSET: n,
+        UPLOAD_TIME: time(message.upload_ms),
+        "id": message.key[0],
+        "part": message.key[1],
+        "text": None if n % 3 == 0 else f"t{n % 5} é",
+        "number": None if n % 3 == 1 else n / 4 - 2,
+        "flag": None if n % 3 == 2 else n % 2 == 0,
+        "at": None if n % 3 == 0 else seconds + timedelta(milliseconds=n),
+        "at_s": None if n % 3 == 1 else seconds,
+        "at_us": None if n % 3 == 2 else seconds + timedelta(microseconds=n),
+        RAW: b"\xff{%d}" % n,
+    }
+    declared = schema.arrow.names
+    return {name: value if name in declared else None for name, value in values.items()}
+
+
+EMPTY = pl.DataFrame(SCHEMA.arrow.empty_table())
+
+
+def in_memory(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=EMPTY.schema).sort(IN_ORDER)
+
+
+@dataclass
+class Lane:
+    """One partition of one node, its messages, and the oracle's opinion of what was published."""
+
+    root: Path
+    name: str = "p00"
+    schema: Schema = SCHEMA
+    blocks_per_chunk: int = 2
+    now_ms: int = 0
+    files: OpenFiles = field(default_factory=OpenFiles)
+    offers: list[Offer] = field(default_factory=list)
+    oracle: Oracle = field(default_factory=lambda: Oracle(SPAN_MS, WINDOW_MS))
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    published: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.root)
+
+    def start(self, snapshot: bytes | None = None) -> Lane:
+        committed = PartitionState.decode(snapshot, "snapshot") if snapshot else None
+        config = BlocksConfig(self.schema, SPAN_MS, WINDOW_MS, GRACE_MS)
+        cache = KeyCache(1 << 30)
+        self.blocks = Blocks(config, self.name, self.layout, self.files, cache, committed)
+        self.chunks = Chunks(self.name, self.layout, self.files, self.blocks_per_chunk, GRACE_MS)
+        self.offers = [self.blocks.start(self.now_ms)]
+        return self
+
+    def take(self, *messages: Message, end_offset: int | None = None) -> Lane:
+        for message in messages:
+            if message.key is not None:
+                self.rows[message.offset] = row(message, self.schema)
+        offer = self.blocks.append(_frame(self.name, messages, self.schema, end_offset))
+        self.offers += [offer] if offer else []
+        judge(messages, self.oracle)
+        return self
+
+    def publish(self) -> Lane:
+        self.blocks.publish()
+        self.published = [self.rows[offset] for _, offset in self.oracle.places()]
+        return self
+
+    def merge(self) -> Lane:
+        offers, self.offers = self.offers, []
+        for offer in offers:
+            self.chunks.take(offer, self.now_ms)
+        return self
+
+    def tidy(self, after_ms: int) -> Lane:
+        self.now_ms += after_ms
+        self.blocks.tidy(self.now_ms)
+        self.offers.append(Offer(self.manifest().incarnation, ()))
+        return self.merge()
+
+    def crash(self) -> Lane:
+        del self.blocks, self.chunks
+        self.files.close()
+        return self
+
+    def manifest(self) -> PartitionState:
+        path = self.layout.manifest(self.name)
+        return PartitionState.decode(path.read_bytes(), str(path))
+
+    def catalog(self) -> Catalog:
+        return read_catalog(self.files, self.layout.catalog(self.name), self.name)
+
+    def hot_log(self) -> Path:
+        """The log of the one live block."""
+        (block,) = self.manifest().hot
+        (extent,) = block.extents
+        return self.layout.hot(self.name) / extent.file
+
+
+def _frame(
+    name: str, messages: Sequence[Message], schema: Schema, end_offset: int | None = None
+) -> Frame:
+    """The messages, all of source `name`, as `decode` would give them."""
+    rows = [row(message) for message in messages if message.key is not None]
+    rejects = [
+        {PARTITION: name, OFFSET: message.offset, "reason": "bad json"}
+        for message in messages
+        if message.key is None
+    ]
+    return Frame(
+        partition=name,
+        source=name,
+        first_offset=messages[0].offset,
+        next_offset=messages[-1].offset + 1,
+        events=_batch(rows, schema.arrow),
+        rejects=_batch(rejects, REJECT_SCHEMA),
+        end_offset=end_offset,
+    )
+
+
+def _batch(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
+    columns = [pa.array([one.get(f.name) for one in rows], f.type) for f in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+Lanes = Callable[..., Lane]
+
+
+@pytest.fixture
+def lane(tmp_path: Path) -> Iterator[Lanes]:
+    """Starts partitions below a temporary folder; `node` names the data directory."""
+    made: list[Lane] = []
+
+    def make(node: str = "data", name: str = "p00", **options: Any) -> Lane:
+        made.append(Lane(tmp_path / node, name, **options))
+        return made[-1].start()
+
+    yield make
+    for one in made:
+        one.files.close()
+
+
+def events(first: int, count: int, upload_ms: int, step_ms: int = 10) -> list[Message]:
+    """New keys, in offset order, `step_ms` apart."""
+    return [
+        event(n, n, upload_ms + step_ms * (n - first), "p00") for n in range(first, first + count)
+    ]
+
+
+def filled(lane: Lane, name: str = "p00") -> Lane:
+    """Five chunks' worth and more: hot, evicted, merged, late, duplicate and broken."""
+    for n in range(12):
+        batch = [event(20 * n + i, 12 * n + i % 14, 130 * n + 7 * i, name) for i in range(17)]
+        late = event(20 * n + 17, 1_000 + n, 20 * n, name)
+        lane.take(*batch, late, Message((name, 20 * n + 18), None))
+        if n == 6:
+            lane.publish().merge()
+    return lane.publish().merge()
+
+
+def hand_off(root: Path, number: int, covered_until_ms: int | None) -> None:
+    body = {"number": number, "covered_until_ms": covered_until_ms}
+    Files().replace(Layout(root).batch, record.encode("batch", 1, body), durable=False)
+
+
+def collected(store: query.Store) -> pl.DataFrame:
+    return store.scan().collect().sort(IN_ORDER)
+
+
+# -- what a store holds -------------------------------------------------------------------------
+
+
+def test_a_store_holds_exactly_the_oracles_events_hot_and_cold(lane: Lanes) -> None:
+    one = filled(lane())
+    store = query.open(one.root)
+    assert_frame_equal(collected(store), in_memory(one.published))
+    receipt = store.receipt()
+    assert min(receipt.hot_rows, receipt.cold_rows) > 0
+    assert min(one.oracle.duplicates, one.oracle.late, one.oracle.rejects) > 0
+
+
+Step = tuple[str, int, int]
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("take"), st.integers(0, 30), st.integers(0, 1_500)),
+        st.tuples(st.just("publish"), st.just(0), st.just(0)),
+        st.tuples(st.just("merge"), st.just(0), st.just(0)),
+        st.tuples(st.just("tidy"), st.sampled_from([1, GRACE_MS]), st.just(0)),
+        st.tuples(st.just("query"), st.just(0), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@contextmanager
+def temporary_lane(**options: Any) -> Iterator[Lane]:
+    with tempfile.TemporaryDirectory() as folder:
+        one = Lane(Path(folder) / "data", **options).start()
+        try:
+            yield one.publish()
+        finally:
+            one.files.close()
+
+
+def do(one: Lane, steps: Sequence[Step], offset: int = 0) -> Iterator[str]:
+    """Carry the steps out, naming each."""
+    for kind, number, upload_ms in steps:
+        if kind == "take":
+            one.take(event(offset, number, upload_ms, one.name))
+            offset += 1
+        elif kind == "publish":
+            one.publish()
+        elif kind == "merge":
+            one.merge()
+        elif kind == "tidy":
+            one.publish().tidy(number)
+        yield kind
+
+
+@settings(max_examples=30)
+@given(STEPS)
+def test_at_every_moment_a_store_holds_exactly_what_was_published(steps: list[Step]) -> None:
+    with temporary_lane() as one:
+        store = query.open(one.root)
+        for kind in do(one, steps):
+            if kind == "query":
+                assert_frame_equal(collected(store), in_memory(one.published))
+        one.publish()
+        assert_frame_equal(collected(store), in_memory(one.published))
+
+
+@settings(max_examples=30)
+@given(before=STEPS, after=STEPS)
+def test_a_view_stays_the_same_until_it_is_collected_whatever_the_job_does(
+    before: list[Step], after: list[Step]
+) -> None:
+    """Within the grace period."""
+    calm = [step for step in after if step[:2] != ("tidy", GRACE_MS)]
+    with temporary_lane() as one:
+        for _ in do(one, [("take", 0, 0), *before]):
+            pass
+        expected = in_memory(one.publish().published)
+        store = query.open(one.root)
+        held = store.scan()
+        for kind in do(one, calm, offset=1 + sum(step[0] == "take" for step in before)):
+            if kind == "query":
+                collected(store)
+        assert_frame_equal(held.collect().sort(IN_ORDER), expected)
+
+
+def test_an_empty_directory_has_no_events_and_the_system_columns(tmp_path: Path) -> None:
+    store = query.open(tmp_path)
+    assert collected(store).schema == EMPTY.select(PARTITION, OFFSET, UPLOAD_TIME).schema
+    assert collected(store).height == 0
+    assert store.sql("select count(*) as n from events").rows() == [(0,)]
+    assert store.partitions().height == 0
+    assert store.receipt() == query.Receipt(0, None, 0, 0, (), ())
+    assert pa.table(store).num_rows == 0
+
+
+def test_partitions_of_one_node_are_one_table(lane: Lanes) -> None:
+    lanes = [filled(lane(name=name), name) for name in ("p00", "p01")]
+    rows = [one for each in lanes for one in each.published]
+    assert_frame_equal(collected(query.open(lanes[0].root)), in_memory(rows))
+
+
+def test_two_stores_in_one_query_keep_apart(lane: Lanes) -> None:
+    one = lane().take(*events(0, 3, 0)).publish()
+    before, store = query.open(one.root), query.open(one.root)
+    earlier = before.scan()
+    one.take(*events(3, 2, 30)).publish()
+    later = store.scan()
+    both = pl.concat([earlier, later]).select(OFFSET).collect()
+    assert sorted(both[OFFSET]) == [0, 0, 1, 1, 2, 2, 3, 4]
+
+
+# -- pushdown -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Filled:
+    roots: tuple[Path, ...]
+    store: query.Store
+    rows: pl.DataFrame
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
+    """Two nodes with three partitions, read in small frames."""
+    base = tmp_path_factory.mktemp("pair")
+    lanes = [
+        filled(Lane(base / node, name).start(), name)
+        for node, name in (("a", "p00"), ("a", "p01"), ("b", "p02"))
+    ]
+    roots = (base / "a", base / "b")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("query.hot.YIELD_ROWS", 7)
+        patch.setattr("query.store.STREAM_ROWS", 11)
+        rows = in_memory([one for lane in lanes for one in lane.published])
+        yield Filled(roots, query.open(*roots), rows)
+    for lane in lanes:
+        lane.files.close()
+
+
+TIMES = st.integers(-200, 1_800).map(lambda ms: time(START_MS + ms))
+SECONDS = st.integers(-1, 240).map(lambda s: time(START_MS) + timedelta(seconds=s))
+PREDICATES = st.recursive(
+    st.one_of(
+        st.sampled_from(EMPTY.columns).map(lambda name: pl.col(name).is_null()),
+        TIMES.map(lambda at: pl.col(UPLOAD_TIME) >= at),
+        TIMES.map(lambda at: pl.col(UPLOAD_TIME) < at),
+        SECONDS.map(lambda at: pl.col("at") <= at),
+        SECONDS.map(lambda at: pl.col("at_s") == at),
+        SECONDS.map(lambda at: pl.col("at_us") > at),
+        st.integers(0, 90).map(lambda n: pl.col("id") == f"k{n}"),
+        st.integers(0, 1).map(lambda n: pl.col("part") == n),
+        st.integers(-3, 60).map(lambda n: pl.col("number") > n),
+        st.integers(0, 4).map(lambda n: pl.col("text").str.starts_with(f"t{n}")),
+        st.integers(0, 240).map(lambda n: pl.col(RAW) == b"\xff{%d}" % n),
+        st.sampled_from(["p00", "p01", "p02", "p03"]).map(lambda name: pl.col(PARTITION) == name),
+        st.lists(st.integers(0, 250), max_size=5).map(lambda ns: pl.col(OFFSET).is_in(ns)),
+        st.just(pl.col("flag")),
+        st.just(pl.col("part") == pl.col("number")),
+        st.booleans().map(pl.lit),
+    ),
+    lambda inner: st.one_of(
+        inner.map(lambda p: ~p),
+        st.tuples(inner, inner).map(lambda two: two[0] & two[1]),
+        st.tuples(inner, inner).map(lambda two: two[0] | two[1]),
+    ),
+    max_leaves=4,
+)
+ENGINES = st.sampled_from(["in-memory", "streaming"])
+
+
+@given(
+    predicate=PREDICATES,
+    columns=st.lists(st.sampled_from(EMPTY.columns), unique=True, max_size=5),
+    engine=ENGINES,
+)
+def test_a_projection_and_a_predicate_give_the_same_as_in_memory(
+    pair: Filled, predicate: pl.Expr, columns: list[str], engine: Any
+) -> None:
+    wanted = [*IN_ORDER, *(name for name in columns if name not in IN_ORDER)]
+    found = pair.store.scan().filter(predicate).select(wanted).collect(engine=engine)
+    assert_frame_equal(found.sort(IN_ORDER), pair.rows.filter(predicate).select(wanted))
+
+
+@given(predicate=PREDICATES, name=st.sampled_from(EMPTY.columns), engine=ENGINES)
+def test_one_column_alone_gives_the_same_values_as_in_memory(
+    pair: Filled, predicate: pl.Expr, name: str, engine: Any
+) -> None:
+    found = pair.store.scan().filter(predicate).select(name).collect(engine=engine)
+    expected = pair.rows.filter(predicate).select(name)
+    assert_frame_equal(found.sort(name), expected.sort(name))
+
+
+@given(predicate=PREDICATES, start=st.integers(0, 30), count=st.integers(0, 40), engine=ENGINES)
+def test_a_limit_gives_so_many_of_the_rows_in_memory_each_once(
+    pair: Filled, predicate: pl.Expr, start: int, count: int, engine: Any
+) -> None:
+    found = pair.store.scan().filter(predicate).slice(start, count).collect(engine=engine)
+    expected = pair.rows.filter(predicate)
+    assert found.height == max(0, min(count, expected.height - start))
+    assert not found.select(IN_ORDER).is_duplicated().any()
+    common = expected.join(found.select(IN_ORDER), on=IN_ORDER, how="semi")
+    assert_frame_equal(found.sort(IN_ORDER), common)
+
+
+@given(predicate=PREDICATES, engine=ENGINES)
+def test_a_limit_before_a_predicate_is_a_limit_of_all_rows(
+    pair: Filled, predicate: pl.Expr, engine: Any
+) -> None:
+    whole = pair.store.scan().head(100).collect(engine=engine)
+    found = pair.store.scan().head(100).filter(predicate).collect(engine=engine)
+    assert whole.height == 100
+    assert_frame_equal(found.sort(IN_ORDER), whole.filter(predicate).sort(IN_ORDER))
+
+
+@given(predicate=PREDICATES, engine=ENGINES)
+def test_a_count_needs_no_column(pair: Filled, predicate: pl.Expr, engine: Any) -> None:
+    counted = pair.store.scan().filter(predicate).select(pl.len()).collect(engine=engine)
+    assert counted.item() == pair.rows.filter(predicate).height
+    assert pair.store.scan().select(pl.len()).collect(engine=engine).item() == pair.rows.height
+
+
+def test_sql_answers_over_hot_and_cold(pair: Filled) -> None:
+    text = """
+        select part, count(*) as n, sum(number) as total from events
+        where text like 't1%' group by part order by part
+    """
+    expected = (
+        pair.rows.filter(pl.col("text").str.starts_with("t1"))
+        .group_by("part")
+        .agg(pl.len().alias("n"), pl.col("number").sum().alias("total"))
+        .sort("part")
+    )
+    assert_frame_equal(pair.store.sql(text), expected, check_dtypes=False)
+    assert pair.store.sql("select count(*) from events").item() == pair.rows.height
+
+
+def test_a_query_that_is_not_valid_is_bad_input(pair: Filled) -> None:
+    with pytest.raises(BadInput, match="nope"):
+        pair.store.sql("select nope from events")
+
+
+# -- other readers ------------------------------------------------------------------------------
+
+
+def test_pyarrow_reads_the_same_rows_in_several_batches(pair: Filled) -> None:
+    reader = pa.RecordBatchReader.from_stream(pair.store)
+    batches = list(reader)
+    assert len(batches) > 2
+    found = pl.DataFrame(pa.Table.from_batches(batches, reader.schema))
+    assert_frame_equal(found.sort(IN_ORDER), pair.rows)
+
+
+def test_duckdb_reads_the_same_rows(pair: Filled) -> None:
+    store = pair.store
+    assert store is not None
+    with duckdb.connect() as connection:
+        connection.execute("set timezone = 'UTC'")
+        relation = connection.sql("select * from store order by _partition, _offset")
+        found = pl.DataFrame(relation.to_arrow_table())
+        count = connection.sql("select count(*) from store where part = 1").fetchall()
+    assert_frame_equal(
+        found.with_columns(pl.col(name).cast(pair.rows[name].dtype) for name in found.columns),
+        pair.rows,
+    )
+    assert count == [(pair.rows.filter(pl.col("part") == 1).height,)]
+
+
+def test_a_stream_filters_by_the_boundary_and_reads_again_each_time(lane: Lanes) -> None:
+    one = lane().take(*events(0, 4, 0, step_ms=100)).publish()
+    store = query.open(one.root)
+    assert pa.table(store).num_rows == 4
+    hand_off(one.root, 1, START_MS + 200)
+    assert pa.table(store)[OFFSET].to_pylist() == [2, 3]
+
+
+# -- nodes --------------------------------------------------------------------------------------
+
+
+def test_several_nodes_are_one_table(pair: Filled) -> None:
+    assert_frame_equal(collected(pair.store), pair.rows)
+    alone = [collected(query.open(root)) for root in pair.roots]
+    assert_frame_equal(pl.concat(alone).sort(IN_ORDER), pair.rows)
+
+
+def test_a_node_that_is_missing_is_an_error(lane: Lanes, tmp_path: Path) -> None:
+    one = filled(lane())
+    with pytest.raises(BadInput, match=r"away: expected a readable data directory"):
+        query.open(one.root, tmp_path / "away")
+
+
+def test_with_partial_a_node_that_is_missing_is_left_out_and_named(
+    lane: Lanes, tmp_path: Path
+) -> None:
+    one, away = filled(lane()), tmp_path / "away"
+    store = query.open(one.root, away, partial=True)
+    assert_frame_equal(collected(store), in_memory(one.published))
+    assert store.receipt().silent_nodes == (str(away),)
+    assert {p.node for p in store.receipt().partitions} == {str(one.root)}
+
+
+def test_with_partial_a_node_may_go_and_come_back(lane: Lanes) -> None:
+    lanes = [filled(lane(node, name), name) for node, name in (("a", "p00"), ("b", "p01"))]
+    store = query.open(*(one.root for one in lanes), partial=True)
+    away = lanes[1].root.rename(lanes[1].root.with_name("moved"))
+    assert_frame_equal(collected(store), in_memory(lanes[0].published))
+    assert store.receipt().silent_nodes == (str(lanes[1].root),)
+    away.rename(lanes[1].root)
+    rows = [one for each in lanes for one in each.published]
+    assert_frame_equal(collected(store), in_memory(rows))
+    assert store.receipt().silent_nodes == ()
+
+
+@pytest.mark.parametrize("again", ["data", "data/../data"])
+def test_a_node_is_read_once(again: str, lane: Lanes, tmp_path: Path) -> None:
+    lane()
+    with pytest.raises(BadInput, match="once"):
+        query.open(tmp_path / "data", tmp_path / again)
+    with pytest.raises(BadInput, match="at least one"):
+        query.open()
+
+
+def test_nodes_that_give_a_column_two_types_are_refused_by_its_name(lane: Lanes) -> None:
+    other = replace(SCHEMA, columns=(*COLUMNS[:2], Column("text", ("text",), "int")))
+    roots = [lane("a").publish().root, lane("b", "p01", schema=other).publish().root]
+    with pytest.raises(BadInput, match="'text'"):
+        query.open(*roots).scan()
+
+
+# -- receipt and partitions ---------------------------------------------------------------------
+
+
+def test_receipt_and_partitions_tell_progress_counters_and_sizes(lane: Lanes) -> None:
+    one = filled(lane())
+    one.take(event(500, 700, 1_700, "p00"), end_offset=510).publish()
+    hand_off(one.root, 4, START_MS + 300)
+    store = query.open(one.root)
+    rows = collected(store)
+    (partition,) = store.partitions().to_dicts()
+    oracle = one.oracle
+    stream_time = time(oracle.stream_time_ms or 0)
+    chunks = one.catalog().chunks
+    cold = sum(chunk.rows for chunk in chunks)
+    hot = len(one.published) - cold
+    assert partition == {
+        "node": str(one.root),
+        "partition": "p00",
+        "stream_time": stream_time,
+        "next_offset": 501,
+        "lag": 9,
+        "accepted": oracle.accepted,
+        "duplicates": oracle.duplicates,
+        "rejects": oracle.rejects,
+        "late": oracle.late,
+        "nulled": 0,
+        "skipped": 0,
+        "hot_events": hot,
+        "cold_events": cold,
+        "hot_blocks": len([*oracle.live, *oracle.closed]) - sum(len(c.blocks) for c in chunks),
+        "chunks": len(chunks),
+    }
+    assert store.receipt() == query.Receipt(
+        batch_number=4,
+        covered_until=time(START_MS + 300),
+        hot_rows=hot,
+        cold_rows=cold,
+        partitions=(query.PartitionReceipt(str(one.root), "p00", stream_time, {"p00": 501}),),
+        silent_nodes=(),
+    )
+    assert rows.height < hot + cold
+
+
+def test_several_sources_of_a_partition_have_no_one_next_offset_and_add_up_their_lags(
+    lane: Lanes,
+) -> None:
+    one = lane()
+    for source, end in (("s0", 5), ("s1", 7)):
+        taken = _frame(source, [event(0, end, 0, source)], SCHEMA, end_offset=end)
+        one.blocks.append(replace(taken, partition="p00"))
+    (partition,) = query.open(one.publish().root).partitions().to_dicts()
+    assert (partition["next_offset"], partition["lag"]) == (None, 4 + 6)
+
+
+# -- the boundary -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("until_ms", [-1, 0, 1, 130, 555, 1_000, 1_600, 10_000])
+def test_covered_events_are_in_no_answer_be_they_hot_or_cold(until_ms: int, lane: Lanes) -> None:
+    one = filled(lane())
+    hand_off(one.root, 1, START_MS + until_ms)
+    expected = in_memory(one.published).filter(pl.col(UPLOAD_TIME) >= time(START_MS + until_ms))
+    store = query.open(one.root)
+    assert_frame_equal(collected(store), expected)
+    assert store.sql("select count(*) from events").item() == expected.height
+
+
+@pytest.mark.parametrize("bounds", [(100, 600), (600, 100), (None, 600), (600, None), (None, None)])
+def test_the_furthest_boundary_of_any_node_holds_for_all(
+    bounds: tuple[int | None, int | None], lane: Lanes
+) -> None:
+    lanes = [filled(lane(node, name), name) for node, name in (("a", "p00"), ("b", "p01"))]
+    for number, (one, ms) in enumerate(zip(lanes, bounds, strict=True)):
+        hand_off(one.root, number, None if ms is None else START_MS + ms)
+    furthest = max((START_MS + ms for ms in bounds if ms is not None), default=0)
+    rows = in_memory([one for each in lanes for one in each.published])
+    store = query.open(*(one.root for one in lanes))
+    assert_frame_equal(collected(store), rows.filter(pl.col(UPLOAD_TIME) >= time(furthest)))
+    assert store.receipt().batch_number == 1
+
+
+# -- columns over time --------------------------------------------------------------------------
+
+
+def test_a_column_added_later_is_null_for_old_rows_hot_and_cold(lane: Lanes) -> None:
+    one = lane(schema=NARROW).take(*events(0, 30, 0, step_ms=20)).merge()
+    snapshot = one.publish().blocks.snapshot()
+    assert one.catalog().chunks
+    one.crash()
+    one.schema = SCHEMA
+    one.start(snapshot).merge().publish()
+    assert_frame_equal(collected(query.open(one.root)), in_memory(one.published))
+    one.take(*events(30, 60, 600, step_ms=20)).publish().merge()
+    store = query.open(one.root)
+    assert_frame_equal(collected(store), in_memory(one.published))
+    assert min(store.receipt().hot_rows, store.receipt().cold_rows) > 0
+    found = store.sql("select count(*) from events where number is null and _offset < 30")
+    assert found.item() == 30
+
+
+def test_a_column_no_longer_declared_keeps_its_old_values(lane: Lanes) -> None:
+    one = lane().take(*events(0, 30, 0, step_ms=20)).merge()
+    snapshot = one.publish().blocks.snapshot()
+    one.crash()
+    one.schema = NARROW
+    one.start(snapshot).merge().take(*events(30, 60, 600, step_ms=20)).publish().merge()
+    assert_frame_equal(collected(query.open(one.root)), in_memory(one.published))
+
+
+# -- while the job works ------------------------------------------------------------------------
+
+
+class Watched(Files):
+    """The real file system; notes what is read, and lets the job work before a read."""
+
+    def __init__(self) -> None:
+        self.reads: list[tuple[str, int, int]] = []
+        self.before: Callable[[Path], None] = lambda path: None
+
+    def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
+        self.before(path)
+        data = super().read(path, start, end)
+        self.reads.append((path.name, start, start + len(data)))
+        return data
+
+    def taken(self) -> list[tuple[str, int, int]]:
+        """The reads of logs since the last call."""
+        reads, self.reads = self.reads, []
+        return [one for one in reads if one[0].endswith(".arrows")]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """The files that stores opened from now on read through."""
+    files = Watched()
+    monkeypatch.setattr("query.store.Files", lambda: files)
+    monkeypatch.setattr("query.view.PAUSE_S", 0)
+    return files
+
+
+def test_a_second_scan_reads_only_what_was_appended(lane: Lanes, watched: Watched) -> None:
+    one = lane().take(*events(0, 5, 0)).publish()
+    store = query.open(one.root)
+    collected(store)
+    size = one.hot_log().stat().st_size
+    assert watched.taken() == [(one.hot_log().name, 0, size)]
+    one.take(*events(5, 3, 50)).publish()
+    grown = one.hot_log().stat().st_size
+    assert_frame_equal(collected(store), in_memory(one.published))
+    assert watched.taken() == [(one.hot_log().name, size, grown)]
+
+
+def test_a_scan_of_what_is_known_reads_no_log_even_for_another_column(
+    lane: Lanes, watched: Watched
+) -> None:
+    one = lane().take(*events(0, 5, 0)).publish()
+    store = query.open(one.root)
+    assert store.scan().select("id").collect().height == 5
+    assert len(watched.taken()) == 1
+    found = store.scan().select("part", "number").collect()
+    assert_frame_equal(found, in_memory(one.published).select("part", "number"))
+    assert collected(store).height == 5
+    assert watched.taken() == []
+
+
+def test_logs_that_are_hot_no_more_are_let_go(lane: Lanes, watched: Watched) -> None:
+    one = lane().take(*events(0, 5, 0)).publish()
+    first = one.hot_log()
+    store = query.open(one.root)
+    held = store.scan()
+    assert held.collect().height == 5
+    one.take(*events(5, 60, 400, step_ms=20)).publish().merge()
+    collected(store)
+    watched.taken()
+    assert held.collect().height == 5
+    assert watched.taken() == [(first.name, 0, first.stat().st_size)]
+
+
+@pytest.mark.parametrize("file", ["batch.json", "manifest.json", "catalog.json"])
+def test_a_view_taken_while_blocks_move_to_chunks_has_each_event_once(
+    file: str, lane: Lanes, watched: Watched
+) -> None:
+    one = lane().take(*events(0, 60, 0, step_ms=20)).publish()
+    expected = in_memory(one.published)
+    store = query.open(one.root)
+    moved: list[Path] = []
+
+    def work(path: Path) -> None:
+        if path.name == file and not moved:
+            moved.append(path)
+            one.merge().publish()
+
+    watched.before = work
+    assert_frame_equal(collected(store), expected)
+    assert moved
+    assert one.catalog().chunks
+
+
+class Disturbed(query.Store):
+    """A store whose job goes on just after a view was taken."""
+
+    disturb: Callable[[], object] | None = None
+    views = 0
+
+    def view(self) -> View:
+        view = super().view()
+        self.views += 1
+        if self.disturb is not None:
+            self.disturb()
+        return view
+
+
+def test_sql_asks_again_of_a_new_view_when_a_hot_file_has_gone(lane: Lanes) -> None:
+    one = lane(blocks_per_chunk=1).take(*events(0, 8, 0)).publish()
+    store = Disturbed([one.root])
+
+    def forget() -> None:
+        if not one.catalog().chunks:
+            one.take(event(8, 8, 9_000, "p00")).publish().merge()
+            for _ in range(3):
+                one.publish().tidy(GRACE_MS)
+
+    store.disturb, store.views = forget, 0
+    found = store.sql("select * from events").sort(IN_ORDER)
+    assert store.views > 1
+    assert_frame_equal(found, in_memory(one.published))
+
+
+def test_sql_asks_again_of_a_new_view_when_a_chunk_has_gone(lane: Lanes) -> None:
+    one = filled(lane())
+    kept = in_memory(one.published)
+    first = one.catalog().chunks[0]
+    covered = {b.id for b in one.manifest().evicted} & set(first.blocks)
+    assert covered == set(first.blocks)
+    store = Disturbed([one.root])
+
+    def withdraw() -> None:
+        without = replace(one.catalog(), chunks=one.catalog().chunks[1:])
+        one.files.replace(one.layout.catalog(one.name), without.encode(), durable=False)
+        one.files.remove(one.layout.chunks(one.name) / first.file)
+        store.disturb = None
+
+    store.disturb, store.views = withdraw, 0
+    assert_frame_equal(store.sql("select * from events").sort(IN_ORDER), kept)
+    assert store.views > 1
+
+
+def test_a_stream_asks_again_of_a_new_view_when_a_hot_file_has_gone(lane: Lanes) -> None:
+    one = lane(blocks_per_chunk=1).take(*events(0, 8, 0)).publish()
+    store = Disturbed([one.root])
+
+    def forget() -> None:
+        if not one.catalog().chunks:
+            one.take(event(8, 8, 9_000, "p00")).publish().merge()
+            for _ in range(3):
+                one.publish().tidy(GRACE_MS)
+
+    store.disturb = forget
+    assert pa.table(store).num_rows == 9
+
+
+def test_files_that_stay_missing_are_named(lane: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("query.view.PAUSE_S", 0)
+    one = filled(lane())
+    one.files.remove(one.layout.chunks(one.name) / one.catalog().chunks[0].file)
+    with pytest.raises(MissingFile, match=r"parquet is missing"):
+        query.open(one.root)
+    silent = query.open(one.root, partial=True)
+    assert silent.receipt().silent_nodes == (str(one.root),)
+
+
+# -- after a crash ------------------------------------------------------------------------------
+
+
+def crashed(one: Lane) -> Lane:
+    """Merged a chunk of evictions that were never committed, then started again; `chunks` has not
+    yet heard of it."""
+    one.take(*events(0, 10, 0)).publish()
+    snapshot = one.blocks.snapshot()
+    one.take(*events(10, 60, 100, step_ms=20)).publish().merge()
+    assert len(one.catalog().chunks) > 1
+    one.crash()
+    one.oracle = judge(events(0, 10, 0))
+    return one.start(snapshot)
+
+
+def test_a_chunk_of_a_withdrawn_run_does_not_count(lane: Lanes) -> None:
+    one = crashed(lane())
+    one.publish()
+    manifest, chunks = one.manifest(), one.catalog().chunks
+    assert manifest.incarnation > max(chunk.id.incarnation for chunk in chunks)
+    assert manifest.resumed < min(chunk.id.last for chunk in chunks)
+    store = query.open(one.root)
+    assert_frame_equal(collected(store), in_memory(one.published))
+    assert store.receipt().cold_rows == 0
+    one.merge()
+    assert one.catalog().chunks == ()
+    one.take(*events(10, 60, 100, step_ms=20)).publish().merge()
+    assert_frame_equal(collected(store), in_memory(one.published))
+    assert len(one.published) == 70
+
+
+def test_a_catalog_of_a_later_run_than_the_manifest_is_read_again(
+    lane: Lanes, watched: Watched
+) -> None:
+    one = lane().take(*events(0, 10, 0)).publish()
+    path = one.layout.manifest(one.name)
+    old = path.read_bytes()
+    crashed(one)
+    one.merge().take(*events(10, 60, 100, step_ms=20)).publish().merge()
+    new = path.read_bytes()
+    path.write_bytes(old)
+    tries: list[Path] = []
+
+    def work(read: Path) -> None:
+        if read.name == "catalog.json":
+            tries.append(read)
+            if len(tries) == 3:
+                path.write_bytes(new)
+
+    watched.before = work
+    store = query.open(one.root)
+    assert len(tries) == 4
+    assert_frame_equal(collected(store), in_memory(one.published))
+
+
+def test_a_catalog_that_stays_of_a_later_run_is_an_error(
+    lane: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("query.view.PAUSE_S", 0)
+    one = lane().take(*events(0, 10, 0)).publish()
+    path = one.layout.manifest(one.name)
+    old = path.read_bytes()
+    crashed(one)
+    one.merge().take(*events(10, 60, 100, step_ms=20)).publish().merge()
+    path.write_bytes(old)
+    with pytest.raises(MissingFile, match="later run"):
+        query.open(one.root)
+
+
+# -- damage -------------------------------------------------------------------------------------
+
+
+def three_batches(one: Lane) -> list[int]:
+    """Three flushes to one log; the size of the file after each."""
+    sizes = []
+    for n in range(3):
+        one.take(*events(4 * n, 4, 4 * n, step_ms=1)).publish()
+        sizes.append(one.hot_log().stat().st_size)
+    return sizes
+
+
+def cut(path: Path, size: int) -> None:
+    """What a power loss may leave of a file."""
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+@pytest.mark.parametrize("more", [0, 1, 7, 8, 60])
+def test_a_torn_log_gives_its_whole_batches_however_often_it_is_read(
+    kept: int, more: int, lane: Lanes
+) -> None:
+    one = lane()
+    sizes = [0, *three_batches(one)]
+    cut(one.hot_log(), sizes[kept] + more)
+    store = query.open(one.root)
+    expected = in_memory(one.published[: 4 * kept])
+    assert_frame_equal(collected(store), expected)
+    assert_frame_equal(collected(store), expected)
+    assert store.scan().select(pl.len()).collect().item() == 4 * kept
+
+
+def test_a_log_torn_after_it_was_read_gives_its_whole_batches_once(lane: Lanes) -> None:
+    one = lane()
+    one.take(*events(0, 4, 0)).publish()
+    store = query.open(one.root)
+    collected(store)
+    one.take(*events(4, 4, 40)).publish()
+    whole = one.hot_log().stat().st_size
+    one.take(*events(8, 4, 80)).publish()
+    cut(one.hot_log(), whole + 1)
+    for _ in range(3):
+        assert_frame_equal(collected(store), in_memory(one.published[:8]))
+
+
+def test_a_changed_byte_of_a_log_is_corruption_that_names_the_file(lane: Lanes) -> None:
+    one = lane()
+    three_batches(one)
+    data = bytearray(one.hot_log().read_bytes())
+    data[-30] ^= 1
+    one.hot_log().write_bytes(data)
+    store = query.open(one.root)
+    with pytest.raises(Corruption, match=r"arrows: expected checksum"):
+        store.sql("select * from events")
+
+
+def test_a_chunk_that_is_no_parquet_is_corruption_that_names_the_file(lane: Lanes) -> None:
+    one = filled(lane())
+    chunk = one.catalog().chunks[0]
+    (one.layout.chunks(one.name) / chunk.file).write_bytes(b"PAR?" * 100)
+    with pytest.raises(Corruption, match="parquet"):
+        query.open(one.root).sql("select * from events")
+
+
+OUTSIDE = ("../x", "/etc/passwd", "a/../../x", "..", "", ".hidden", "x\n", "a\\..\\b\0", "a//b")
+
+
+def rewrite(path: Path, kind: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the body of a record and give it a checksum that fits."""
+    body = orjson.loads(path.read_bytes())["body"]
+    change(body)
+    path.write_bytes(record.encode(kind, 1, body))
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_manifest_cannot_name_a_log_outside_its_folder(name: str, lane: Lanes) -> None:
+    one = filled(lane())
+
+    def change(body: dict[str, Any]) -> None:
+        body["hot"][0]["extents"][0]["file"] = name
+
+    rewrite(one.layout.manifest(one.name), "manifest", change)
+    with pytest.raises(ForebayError, match="plain relative path"):
+        query.open(one.root)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_catalog_cannot_name_a_chunk_outside_its_folder(name: str, lane: Lanes) -> None:
+    one = filled(lane())
+
+    def change(body: dict[str, Any]) -> None:
+        body["chunks"][0]["file"] = name
+
+    rewrite(one.layout.catalog(one.name), "catalog", change)
+    with pytest.raises(ForebayError, match="plain relative path"):
+        query.open(one.root)
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere/chunks/p00", "p01"])
+def test_a_manifest_cannot_speak_for_a_partition_other_than_its_folders(
+    name: str, lane: Lanes
+) -> None:
+    one, _ = filled(lane()), filled(lane("elsewhere"))
+
+    def change(body: dict[str, Any]) -> None:
+        body.update(partition=name, hot=[], evicted=[])
+
+    rewrite(one.layout.manifest(one.name), "manifest", change)
+    with pytest.raises(ForebayError):
+        query.open(one.root)
+
+
+WRONG: tuple[tuple[str, Callable[[dict[str, Any]], None]], ...] = (
+    ("rows", lambda body: body["hot"][0]["extents"][0].update(rows="4")),
+    ("bytes", lambda body: body["hot"][0]["extents"][0].update(bytes=None)),
+    ("negative bytes", lambda body: body["hot"][0]["extents"][0].update(bytes=-1)),
+    ("stream time", lambda body: body.update(stream_time_ms="noon")),
+    ("offsets", lambda body: body.update(next_offsets=[1])),
+    ("schema", lambda body: body.update(schema={"id": "struct"})),
+    ("resumed", lambda body: body.update(resumed=None)),
+    ("counters", lambda body: body["counters"].update(accepted="many")),
+    ("blocks", lambda body: body.update(hot={"a": 1})),
+    ("no field", lambda body: body.pop("hot")),
+)
+
+
+def everything(root: Path) -> None:
+    """Ask a store all that it can be asked."""
+    store = query.open(root)
+    collected(store)
+    store.partitions()
+
+
+@pytest.mark.parametrize("change", [c for _, c in WRONG], ids=[name for name, _ in WRONG])
+def test_a_manifest_with_a_field_of_another_kind_is_refused_not_a_crash(
+    change: Callable[[dict[str, Any]], None], lane: Lanes
+) -> None:
+    one = filled(lane())
+    rewrite(one.layout.manifest(one.name), "manifest", change)
+    with pytest.raises(ForebayError):
+        everything(one.root)
+
+
+def test_a_view_is_taken_without_writing_or_locking_anything(lane: Lanes) -> None:
+    one = filled(lane())
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in one.root.rglob("*")}
+    collected(query.open(one.root))
+    take_view(Files(), [one.root])
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in one.root.rglob("*")} == before
