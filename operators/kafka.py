@@ -44,6 +44,7 @@ POLL_MESSAGES = 5_000
 QUEUED_MESSAGES_MAX = 100_000
 IDLE_POLL_S = 0.005
 COMMIT_EVERY_S = 5.0
+TELL_EVERY_S = 10.0
 METADATA_TIMEOUT_S = 10.0
 RETRY_S_MAX = 30.0
 
@@ -77,6 +78,9 @@ class KafkaConfig:
             "queued.max.messages.kbytes": 65_536,
             "fetch.wait.max.ms": 50,
             "fetch.queue.backoff.ms": 10,
+            "reconnect.backoff.ms": 200,
+            "reconnect.backoff.max.ms": 5000,
+            "log_level": 2,
             "logger": log,
             **self.librdkafka,
         }
@@ -89,7 +93,12 @@ def partition_key(topic: str, number: int) -> PartitionKey:
 
 def topic_partitions(config: KafkaConfig) -> list[PartitionKey]:
     """The partitions that the topic has now; waits for the broker, and for the topic, to be."""
-    own: dict[str, Any] = {"bootstrap.servers": config.bootstrap, "logger": log}
+    own: dict[str, Any] = {
+        "bootstrap.servers": config.bootstrap,
+        "log_level": 2,
+        "logger": log,
+        "error_cb": lambda _: None,
+    }
     client = AdminClient({**own, **config.librdkafka})
     delay_s = 0.5
     while not stopping():
@@ -138,12 +147,13 @@ class _Reader:
 
     def __init__(self, config: KafkaConfig) -> None:
         self._config = config
-        self._consumer = Consumer(config.consumer())
+        self._consumer = Consumer({**config.consumer(), "error_cb": self._told})
         self._queues: dict[int, _Queue] = {}
         self._poll_due = 0.0
         self._commit_due = time.monotonic() + COMMIT_EVERY_S
         self._progress: dict[int, int] = {}
         self._users = 0
+        self._told_due = 0.0
 
     def add(self, number: int, next_offset: int | None) -> _Queue:
         """Begin to read a partition; at `start` if there is no offset to go on from."""
@@ -217,7 +227,14 @@ class _Reader:
         elif error.fatal():
             raise KafkaException(error)
         else:
-            log.warning("kafka %s: %s; waiting", self._config.bootstrap, error.str())
+            self._told(error)
+
+    def _told(self, error: KafkaError) -> None:
+        """Say that the broker is away, now and then; librdkafka goes on trying, with back-off."""
+        now = time.monotonic()
+        if now >= self._told_due:
+            self._told_due = now + TELL_EVERY_S
+            log.warning("kafka %s is away; waiting: %s", self._config.bootstrap, error.str())
 
     def _close_gap(self, queue: _Queue) -> None:
         low, high = self._consumer.get_watermark_offsets(

@@ -156,11 +156,9 @@ def generated(spec: LoadSpec, name: str, broker_ms: int, window_ms: int = 600_00
     for slice in load.slices():
         for part, messages in zip(parts, slice, strict=True):
             part += messages
-    messages = {name.format(number): part for number, part in enumerate(parts)}
-    oracles = {
-        source: judged(source, part, broker_ms, window_ms) for source, part in messages.items()
-    }
-    return Generated(messages, oracles)
+    named = {name.format(number): part for number, part in enumerate(parts)}
+    oracles = {source: judged(source, part, broker_ms, window_ms) for source, part in named.items()}
+    return Generated(named, oracles)
 
 
 def judged(source: str, messages: Iterable[bytes], broker_ms: int, window_ms: int) -> Oracle:

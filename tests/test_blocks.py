@@ -20,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from storage.blocks import Hash
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.frame import Frame
 from storage.index import hash_keys
+from storage.keys import Hash
 from storage.schema import Column
 from storage.state import PartitionState
 from tests.oracle import Oracle, Place

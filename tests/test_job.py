@@ -190,9 +190,13 @@ def test_real_github_events_come_out_once_each(
 ) -> None:
     lines = gzip.decompress(SAMPLE.read_bytes()).splitlines()
     text = b"\n".join([*lines, *lines[300:500]])
-    pack = {"ndjson": bytes, "ndjson.gz": gzip.compress, "ndjson.zst": zstandard.compress}[packed]
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        "ndjson": bytes,
+        "ndjson.gz": gzip.compress,
+        "ndjson.zst": zstandard.compress,
+    }
     events = tmp_path / f"github.{packed}"
-    events.write_bytes(pack(text))
+    events.write_bytes(packers[packed](text))
     job = make_job(FILES__PATH=str(events), SCHEMA="github", BLOCKS_PER_CHUNK="3")
     assert job.ends(job.run()) == 0, job.told()
     documents = {(one := orjson.loads(line))["id"]: one for line in lines}
