@@ -91,6 +91,8 @@ def demo(folder: Path, events: int, seed: int, github: Path) -> None:
         jobs = [_generated(folder, events, seed, progress)]
         if github.is_file():
             jobs.append(_github(folder, github))
+        else:
+            console.print(f"no GitHub sample at {github}: leaving it out")
         seconds = {job.name: _run(job, folder / "job.log", progress) for job in jobs}
     stores = {job.name: query.open(job.data) for job in jobs}
     wrong = [fault for job in jobs for fault in _differences(job, stores[job.name])]
