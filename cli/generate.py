@@ -204,6 +204,10 @@ def _send(load: Load, outlet: Outlet, rate: float) -> None:
             progress.update(task, completed=done)
 
 
+def _first(asked: int | None, default: int) -> int:
+    return default if asked is None else asked
+
+
 @click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write files here.")
 @click.option("--bootstrap", metavar="HOST:PORT", help="Send to Kafka instead.")
@@ -247,8 +251,10 @@ def generate(
                 events=events,
                 partitions=len(outlet.names),
                 seed=seed,
-                start_ms=time.time_ns() // 10**6 if now else start or moment_ms(START),
-                span_ms=max(1, round(1000 * events / rate)) if now else span or duration_ms(SPAN),
+                start_ms=_first(time.time_ns() // 10**6 if now else start, moment_ms(START)),
+                span_ms=_first(
+                    max(1, round(1000 * events / rate)) if now else span, duration_ms(SPAN)
+                ),
                 duplicates=duplicates,
                 late=late,
                 broken=broken,

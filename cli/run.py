@@ -17,4 +17,4 @@ def run(workers: int) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s supervisor %(levelname)s %(message)s"
     )
-    raise SystemExit(Cluster(load(), workers).run())
+    raise SystemExit(Cluster(load().data_dir, workers).run())

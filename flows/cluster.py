@@ -21,12 +21,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from bytewax.recovery import init_db_dir
 
-from flows.settings import Settings
 from flows.worker import PERMANENT
 from storage.files import Files
 from storage.layout import Layout
@@ -49,11 +50,24 @@ class _Ended:
 
 
 class Cluster:
-    """Runs and supervises the workers. Used from the main thread."""
+    """Runs and supervises the workers. `run` is used from the main thread."""
 
-    def __init__(self, settings: Settings, workers: int) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        data_dir: Path,
+        workers: int,
+        *,
+        module: str = "flows.worker",
+        environment: Mapping[str, str] = os.environ,
+        output: BinaryIO | None = None,
+    ) -> None:
+        """Workers run `module` in `environment`; what they print goes to `output`, by default to
+        where this process prints."""
+        self._data_dir = data_dir
         self._workers = workers
+        self._module = module
+        self._environment = {**ALLOCATOR, **environment}
+        self._output = output
         self._events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._run = 0
@@ -62,11 +76,10 @@ class Cluster:
         """Exit code of the job: 0 when the input has ended or a stop was asked for."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._events.put(None))
-        init_recovery(Layout(self._settings.data_dir).recovery)
         backoff_s = BACKOFF_S
         while True:
             started_s = time.monotonic()
-            code = self._once()
+            code = self.once()
             if code in (0, PERMANENT):
                 return code
             if time.monotonic() - started_s > HEALTHY_S:
@@ -76,8 +89,9 @@ class Cluster:
                 return 0
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
 
-    def _once(self) -> int:
+    def once(self) -> int:
         """One run of all workers: 0 if all ended well, else the first bad exit code."""
+        init_recovery(Layout(self._data_dir).recovery)
         self._start()
         left = self._workers
         deadline: float | None = None
@@ -122,17 +136,18 @@ class Cluster:
     def _start(self) -> None:
         self._run += 1
         addresses = _free_addresses(self._workers)
-        environment = {**ALLOCATOR, **os.environ}
         self._processes = []
         for number in range(self._workers):
             process = subprocess.Popen(
-                [sys.executable, "-m", "flows.worker", str(number), *addresses],
+                [sys.executable, "-m", self._module, str(number), *addresses],
                 stdin=subprocess.PIPE,
-                env=environment,
+                stdout=self._output,
+                stderr=self._output,
+                env=self._environment,
             )
             self._processes.append(process)
             threading.Thread(target=self._watch, args=(self._run, process), daemon=True).start()
-        log.info("started %d workers on %s", self._workers, self._settings.data_dir)
+        log.info("started %d workers on %s", self._workers, self._data_dir)
 
     def _watch(self, run: int, process: subprocess.Popen[bytes]) -> None:
         self._events.put(_Ended(run, process.wait()))

@@ -39,14 +39,15 @@ def __getattr__(name: str) -> Dataflow:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def build(settings: Settings) -> Dataflow:
-    """The dataflow of these settings. Waits for the broker, if Kafka is the source and away.
+def build(settings: Settings, files: Files | None = None) -> Dataflow:
+    """The dataflow of these settings, over `files` (by default the real ones). Waits for the
+    broker, if Kafka is the source and away.
 
     Raises BadInput if the settings don't fit the source or the data directory; SystemExit if asked
     to stop while waiting.
     """
     stop_on_signals()
-    files, layout = Files(), Layout(settings.data_dir)
+    files, layout = files or Files(), Layout(settings.data_dir)
     files.make_directory(layout.root)
     schema = settings.schema_of_events
     source, partitions = _source(settings)

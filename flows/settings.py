@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -26,8 +27,10 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -35,7 +38,7 @@ from pydantic_settings import (
 
 from flows.schemas import PRESETS, Preset, parse_path
 from storage.errors import BadInput
-from storage.schema import RESERVED, UPLOAD_TIME, Column, ColumnType, Schema
+from storage.schema import RESERVED, UPLOAD_TIME, Column, ColumnType, Schema, path_faults
 
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"
@@ -53,7 +56,7 @@ OWNED = (
 def duration_ms(value: object) -> int:
     """Milliseconds of "500ms", "90s", "10m", "2h", "1d"; a bare number counts seconds."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", str(value))
-    if isinstance(value, bool) or found is None:
+    if isinstance(value, bool) or found is None or len(found[1]) > 15:
         raise ValueError("expected a time such as 500ms, 90s, 10m or 2h")
     return round(float(found[1]) * UNITS_MS[found[2] or "s"])
 
@@ -71,7 +74,9 @@ _LEAST_MS = {
 
 Duration = Annotated[int, BeforeValidator(duration_ms), PlainSerializer(duration_text)]
 JsonPath = Annotated[
-    tuple[str, ...], BeforeValidator(lambda v: parse_path(v) if isinstance(v, str) else v)
+    tuple[str, ...],
+    BeforeValidator(lambda v: parse_path(v) if isinstance(v, str) else v),
+    Field(min_length=1),
 ]
 
 
@@ -133,6 +138,16 @@ class KafkaSettings(_Section):
         return value
 
 
+class _Environment(EnvSettingsSource):
+    """Leaves text that is no JSON to the validators, so that it is a fault among the others."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
+
+
 class Settings(BaseSettings):
     """Every knob with its default and its trade-off."""
 
@@ -171,6 +186,7 @@ class Settings(BaseSettings):
     )
     upload_time_type: Literal["time", "time_s", "time_us"] = Field(
         "time",
+        validate_default=True,
         description="The unit of a numeric upload_time: ms, s or us. Text is read by itself.",
     )
     raw: bool = Field(
@@ -240,7 +256,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (
             init_settings,
-            env_settings,
+            _Environment(settings_cls),
             TomlConfigSettingsSource(settings_cls, toml_file=config_file()),
         )
 
@@ -284,6 +300,18 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("upload_time_type")
+    @classmethod
+    def _one_type_a_path(cls, value: ColumnType, info: ValidationInfo) -> ColumnType:
+        """Checked here, when all that declares a path is known."""
+        if not {"event_schema", "columns", "upload_time"} <= set(info.data):
+            return value
+        upload_time = info.data["upload_time"]
+        schema = _schema(info.data["event_schema"], info.data["columns"], upload_time, value)
+        if faults := path_faults(schema.decoded):
+            raise ValueError("; ".join(faults))
+        return value
+
     @field_validator(*_LEAST_MS)
     @classmethod
     def _long_enough(cls, value: int, info: ValidationInfo) -> int:
@@ -295,19 +323,27 @@ class Settings(BaseSettings):
     @property
     def schema_of_events(self) -> Schema:
         """The schema that these settings declare."""
-        preset = PRESETS.get(self.event_schema, Preset((), ()))
-        own = (Column(column.name, column.path, column.type) for column in self.columns)
-        upload_time = preset.upload_time
-        if self.upload_time == BROKER:
-            upload_time = None
-        elif self.upload_time:
-            upload_time = Column(UPLOAD_TIME, parse_path(self.upload_time), self.upload_time_type)
-        return Schema(
-            columns=(*preset.columns, *own),
-            key=self.dedup_key or preset.key,
-            upload_time=upload_time,
-            raw=self.raw,
-        )
+        declared = _schema(self.event_schema, self.columns, self.upload_time, self.upload_time_type)
+        return replace(declared, key=self.dedup_key or declared.key, raw=self.raw)
+
+
+def _schema(
+    preset_name: str,
+    own: tuple[ColumnSettings, ...],
+    upload_path: str,
+    upload_type: ColumnType,
+) -> Schema:
+    """The preset with the columns of one's own and another upload time, if there is one."""
+    preset = PRESETS.get(preset_name, Preset((), ()))
+    upload_time = preset.upload_time
+    if upload_path == BROKER:
+        upload_time = None
+    elif upload_path:
+        upload_time = Column(UPLOAD_TIME, parse_path(upload_path), upload_type)
+    elif upload_time is not None:
+        upload_time = replace(upload_time, type=upload_type)
+    columns = (Column(column.name, column.path, column.type) for column in own)
+    return Schema((*preset.columns, *columns), preset.key, upload_time)
 
 
 def config_file() -> Path:
@@ -364,8 +400,12 @@ def _fault(error: Mapping[str, Any]) -> str:
     expected = told if told.startswith("expected") else f"expected {_lower(told)}"
     if error["type"] == "extra_forbidden":
         expected = "expected one of the settings, an unknown name"
-    came = error["input"]
-    return f"{name}: {expected}" + ("" if " got " in expected else f", got {came!r}")
+    came = "********" if _secret(error["loc"]) else repr(error["input"])
+    return f"{name}: {expected}" + ("" if " got " in expected else f", got {came}")
+
+
+def _secret(place: tuple[object, ...]) -> bool:
+    return any(SECRET.search(str(part)) for part in place)
 
 
 def _lower(text: str) -> str:

@@ -21,6 +21,7 @@ from bytewax.recovery import RecoveryConfig
 from flows.realtime import build
 from flows.settings import load
 from storage.errors import ForebayError
+from storage.files import Files
 from storage.layout import Layout
 
 PERMANENT = 78
@@ -29,8 +30,8 @@ PERMANENT = 78
 log = logging.getLogger("forebay.worker")
 
 
-def main(process: int, addresses: list[str]) -> int:
-    """Run until the input ends or a stop is asked for."""
+def main(process: int, addresses: list[str], files: Files | None = None) -> int:
+    """Run until the input ends or a stop is asked for; `files` as in `build`."""
     logging.basicConfig(format=f"%(asctime)s worker {process} %(levelname)s %(message)s")
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     try:
@@ -39,7 +40,7 @@ def main(process: int, addresses: list[str]) -> int:
             str(Layout(settings.data_dir).recovery), backup_interval=timedelta(0)
         )
         cluster_main(
-            build(settings),
+            build(settings, files),
             addresses if len(addresses) > 1 else [],
             process,
             epoch_interval=timedelta(milliseconds=settings.epoch_interval),

@@ -20,11 +20,12 @@ from typing import Any, TypeVar
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
 from query.hot import HotCache
 from query.view import PartitionView, View, take_view
-from storage.errors import BadInput, MissingFile
+from storage.errors import BadInput, Corruption, MissingFile
 from storage.files import Files
 from storage.schema import UPLOAD_TIME
 
@@ -97,7 +98,17 @@ class Store:
         try:
             return self._retried(answer)
         except pl.exceptions.PolarsError as error:
-            raise BadInput(f"query: {error}") from error
+            self._require_chunks()
+            raise BadInput(f"query: {str(error).splitlines()[0]}") from error
+
+    def _require_chunks(self) -> None:
+        """Raise Corruption if a chunk of the view is what made a query fail."""
+        for partition in self._view.partitions:
+            for path in partition.chunk_paths:
+                try:
+                    pq.read_metadata(path)
+                except pa.ArrowInvalid as error:
+                    raise Corruption(f"chunk {path}: {error}") from error
 
     def receipt(self) -> Receipt:
         """What the last answer covers."""
@@ -155,7 +166,7 @@ class Store:
                 return answer()
             except (MissingFile, FileNotFoundError) as error:
                 failure = error
-        raise failure
+        raise MissingFile(f"after {RETRIES} views: {failure}") from failure
 
     def _hot(self, view: View, schema: dict[str, pl.DataType]) -> pl.LazyFrame:
         def read(

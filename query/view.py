@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from storage.batch import Batch, read_batch
 from storage.catalog import Catalog, Chunk, read_catalog
-from storage.errors import BadInput, MissingFile
+from storage.errors import BadInput, Corruption, MissingFile
 from storage.files import Files
 from storage.layout import Layout
 from storage.log import Extent
@@ -90,10 +90,10 @@ class View:
     @property
     def schema(self) -> pa.Schema:
         """All columns that any partition ever had. Raises BadInput where two types clash."""
-        declared = [parse_types(partition.state.schema) for partition in self.partitions]
-        chunks = [parse_types(c.schema) for p in self.partitions for c in p.chunks]
+        types = [p.state.schema for p in self.partitions]
+        types += [chunk.schema for p in self.partitions for chunk in p.chunks]
         try:
-            return unite([pa.schema(SYSTEM_FIELDS), *declared, *chunks])
+            return unite([pa.schema(SYSTEM_FIELDS), *map(parse_types, types)])
         except ValueError as error:
             raise BadInput(str(error)) from error
 
@@ -132,13 +132,17 @@ def _read_node(files: Files, root: Path) -> NodeView:
         raise NotADirectoryError(f"no directory at {root}")
     layout = Layout(root)
     batch = read_batch(files, layout.batch)
-    states = [
-        state
-        for name in layout.partitions()
-        if (state := read_manifest(files, layout.manifest(name))) is not None
-    ]
-    partitions = tuple(_partition(files, layout, state) for state in states)
+    states = [_state(files, layout, name) for name in layout.partitions()]
+    partitions = tuple(_partition(files, layout, state) for state in states if state is not None)
     return NodeView(root, batch, partitions)
+
+
+def _state(files: Files, layout: Layout, name: str) -> PartitionState | None:
+    path = layout.manifest(name)
+    state = read_manifest(files, path)
+    if state is not None and state.partition != name:
+        raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}")
+    return state
 
 
 def _partition(files: Files, layout: Layout, state: PartitionState) -> PartitionView:

@@ -195,8 +195,12 @@ class LogReader:
                 f" {self._bytes}..{extent.bytes}, got {crc:#010x}"
             )
         found = list(self._split(data, torn))
-        if not torn:
-            self._crc, self._bytes = crc, extent.bytes
+        if torn:
+            whole = found[-1][0].end - self._bytes if found else 0
+            crc = zlib.crc32(data[:whole], self._crc)
+        else:
+            whole = len(data)
+        self._crc, self._bytes = crc, self._bytes + whole
         return found
 
     def _split(self, data: bytes, torn: bool) -> Iterator[tuple[Span, bytes]]:
@@ -204,7 +208,7 @@ class LogReader:
         source = pa.BufferReader(buffer)
         base = self._bytes
         try:
-            if self.schema is None:
+            if self._bytes == 0:
                 self.schema = ipc.read_schema(source)
                 self._prefix = data[: source.tell()]
             while source.tell() < len(data):

@@ -85,6 +85,27 @@ class Schema:
         return (*((self.upload_time,) if self.upload_time else ()), *self.columns)
 
 
+def path_faults(columns: Iterable[Column]) -> list[str]:
+    """What keeps these columns from being read together: a message has one value at a path."""
+    faults = []
+    types: dict[tuple[str, ...], Column] = {}
+    for column in columns:
+        known = types.setdefault(column.path, column)
+        if known.arrow_type != column.arrow_type:
+            faults.append(
+                f"expected one type for path {'.'.join(column.path)}, got {known.name} as"
+                f" {known.type} and {column.name} as {column.type}"
+            )
+    for path, column in types.items():
+        for length in range(1, len(path)):
+            if outer := types.get(path[:length]):
+                faults.append(
+                    f"expected a value at {'.'.join(outer.path)} for column {outer.name}, got an"
+                    f" object for column {column.name}"
+                )
+    return faults
+
+
 def column_types(schema: pa.Schema) -> dict[str, str]:
     """Name to type, in order, as manifests and catalogs record it."""
     return {field.name: str(field.type) for field in schema}

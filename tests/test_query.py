@@ -611,7 +611,7 @@ def test_several_sources_of_a_partition_have_no_one_next_offset_and_add_up_their
     lane: Lanes,
 ) -> None:
     one = lane()
-    for source, end in (("s0", 5), ("s1", 7)):
+    for source, end in (("s0", 5), ("s1", 7), ("read beyond its end as last known", 0)):
         taken = _frame(source, [event(0, end, 0, source)], SCHEMA, end_offset=end)
         one.blocks.append(replace(taken, partition="p00"))
     (partition,) = query.open(one.publish().root).partitions().to_dicts()
@@ -727,6 +727,16 @@ def test_a_scan_of_what_is_known_reads_no_log_even_for_another_column(
     assert_frame_equal(found, in_memory(one.published).select("part", "number"))
     assert collected(store).height == 5
     assert watched.taken() == []
+
+
+def test_a_limit_reads_no_more_logs_than_it_needs(
+    lane: Lanes, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("query.hot.YIELD_ROWS", 1)
+    one = lane().take(*events(0, 20, 0, step_ms=SPAN_MS // 10)).publish()
+    assert len(one.manifest().blocks) == 2
+    assert query.open(one.root).scan().head(3).collect().height == 3
+    assert len(watched.taken()) == 1
 
 
 def test_logs_that_are_hot_no_more_are_let_go(lane: Lanes, watched: Watched) -> None:
@@ -855,7 +865,8 @@ def test_a_chunk_of_a_withdrawn_run_does_not_count(lane: Lanes) -> None:
     one.publish()
     manifest, chunks = one.manifest(), one.catalog().chunks
     assert manifest.incarnation > max(chunk.id.incarnation for chunk in chunks)
-    assert manifest.resumed < min(chunk.id.last for chunk in chunks)
+    committed = manifest.runs.get(str(chunks[0].id.incarnation), 0)
+    assert committed < min(chunk.id.last for chunk in chunks)
     store = query.open(one.root)
     assert_frame_equal(collected(store), in_memory(one.published))
     assert store.receipt().cold_rows == 0
@@ -943,7 +954,7 @@ def test_a_log_torn_after_it_was_read_gives_its_whole_batches_once(lane: Lanes) 
     collected(store)
     one.take(*events(4, 4, 40)).publish()
     whole = one.hot_log().stat().st_size
-    one.take(*events(8, 4, 80)).publish()
+    one.take(*events(8, 4, 80, step_ms=1)).publish()
     cut(one.hot_log(), whole + 1)
     for _ in range(3):
         assert_frame_equal(collected(store), in_memory(one.published[:8]))
@@ -1023,7 +1034,7 @@ WRONG: tuple[tuple[str, Callable[[dict[str, Any]], None]], ...] = (
     ("stream time", lambda body: body.update(stream_time_ms="noon")),
     ("offsets", lambda body: body.update(next_offsets=[1])),
     ("schema", lambda body: body.update(schema={"id": "struct"})),
-    ("resumed", lambda body: body.update(resumed=None)),
+    ("runs", lambda body: body.update(runs=[3])),
     ("counters", lambda body: body["counters"].update(accepted="many")),
     ("blocks", lambda body: body.update(hot={"a": 1})),
     ("no field", lambda body: body.pop("hot")),
