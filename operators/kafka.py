@@ -42,7 +42,8 @@ log = logging.getLogger("forebay.kafka")
 
 POLL_MESSAGES = 5_000
 QUEUED_MESSAGES_MAX = 100_000
-IDLE_POLL_S = 0.005
+IDLE_POLL_S, IDLE_POLL_S_MAX, IDLE_SHARE = 0.005, 0.05, 0.1
+"""How long an empty partition is left alone: a tenth of the time it has been so, within bounds."""
 COMMIT_EVERY_S = 5.0
 TELL_EVERY_S = 10.0
 METADATA_TIMEOUT_S = 10.0
@@ -291,6 +292,7 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         self._queue = reader.add(number, resume)
         self._next_offset = resume
         self._awake: datetime | None = None
+        self._emitted = time.monotonic()
 
     @override
     def next_batch(self) -> list[Messages]:
@@ -299,13 +301,14 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         queue = self._queue
         if queue.rows < self._config.batch_rows:
             self._reader.poll()
-        waited = time.monotonic() - queue.since
-        if not queue.rows or (
-            queue.rows < self._config.batch_rows and waited < self._config.linger_s
-        ):
-            self._awake = datetime.now(timezone.utc) + timedelta(seconds=IDLE_POLL_S)
+        now = time.monotonic()
+        full = queue.rows >= self._config.batch_rows
+        if not full and (not queue.rows or now - queue.since < self._config.linger_s):
+            idle_s = 0.0 if queue.rows else (now - self._emitted) * IDLE_SHARE
+            wait_s = min(max(IDLE_POLL_S, idle_s), IDLE_POLL_S_MAX)
+            self._awake = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
             return []
-        self._awake = None
+        self._awake, self._emitted = None, now
         pieces, queue.pieces, queue.rows = queue.pieces, [], 0
         offsets = np.concatenate([piece.offsets for piece in pieces])
         self._next_offset = int(offsets[-1]) + 1
