@@ -36,6 +36,7 @@ class Job:
     folder: Path
     settings: dict[str, str]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    runs: int = 0
 
     @property
     def data(self) -> Path:
@@ -47,6 +48,7 @@ class Job:
 
     def run(self, workers: int = 1) -> subprocess.Popen[bytes]:
         """`forebay run`."""
+        self.runs += 1
         return self.start("-m", "cli.main", "run", "--workers", str(workers))
 
     def bytewax(self, *options: str) -> subprocess.Popen[bytes]:
@@ -79,7 +81,8 @@ class Job:
         process.wait()
 
     def stop(self, process: subprocess.Popen[bytes]) -> int:
-        """SIGTERM; the exit code."""
+        """SIGTERM, once the supervisor listens to it; the exit code."""
+        self.until(process, lambda _: self.log.read_text().count("INFO started") >= self.runs)
         process.send_signal(signal.SIGTERM)
         return process.wait(STALL_S)
 
