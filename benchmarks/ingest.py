@@ -82,6 +82,7 @@ def run(events: int, runs: int, variant: str, peers: tuple[str, ...], command: s
         topic = _topic(running, "events", variant, events, folder)
         for contestant in list(contestants):
             try:
+                _once(contestant, small, folder)  # fills the caches of compiled code
                 contestant.startup_s = _once(contestant, small, folder)[0].cpu_s
             except Failed as error:
                 _give_up(contestant, error, contestants, report)
@@ -168,10 +169,12 @@ def _peer(peer: Peer) -> Ingest:
 def _fill(report: Report, entries: dict[str, dict[str, Any]]) -> None:
     report.forebay, report.ceiling = entries.pop("forebay"), entries.pop("ceiling")
     report.peers = entries
-    rate = report.forebay["events_per_cpu_s"]
-    report.ratios["of_ceiling"] = rate / report.ceiling["events_per_cpu_s"]
-    for name, entry in entries.items():
-        report.ratios[f"vs_{name}"] = rate / entry["events_per_cpu_s"]
+    others = {"of_ceiling": report.ceiling, **{f"vs_{name}": e for name, e in entries.items()}}
+    for ratios, cost in (
+        (report.ratios, "us_per_event"),
+        (report.ratios_started, "us_per_event_started"),
+    ):
+        ratios |= {name: other[cost] / report.forebay[cost] for name, other in others.items()}
 
 
 def _show(report: Report, variant: str) -> None:

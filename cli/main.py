@@ -1,22 +1,34 @@
-"""The `forebay` command: every subcommand, and how errors are told."""
+"""The `forebay` command: every subcommand, and how errors are told.
+
+A subcommand is imported when it is asked for, so that the supervisor stays small and `--help` fast.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import click
 
-from cli.config import config
-from cli.demo import demo
-from cli.generate import generate
-from cli.run import run
-from cli.sql import sql
-from cli.status import status
 from storage.errors import ForebayError
+
+COMMANDS = (
+    "run", "sql", "status", "rejects", "why", "generate", "demo", "verify", "config",
+)  # fmt: skip
+"""Each is a command of its name in a module of its name."""
 
 
 class _Commands(click.Group):
     """Errors that a user may meet are told in a line or a few, not as a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"cli.{cmd_name}"), cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -33,9 +45,6 @@ def main() -> None:
     Settings come from forebay.toml and FOREBAY_*; see `forebay config show`.
     """
 
-
-for command in (run, sql, status, generate, demo, config):
-    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
 
 import click
 
-from flows.cluster import Cluster
-from flows.settings import load
+from storage.errors import PERMANENT, ForebayError
 
 
 @click.command()
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
 def run(workers: int) -> None:
     """Run the job until its input ends or SIGTERM. Workers may be more or fewer in another run."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    # Only now what takes time to import: a stop that comes early ends with 0 as well.
+    from flows.cluster import Cluster
+    from flows.settings import load
+
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s supervisor %(levelname)s %(message)s"
     )
-    raise SystemExit(Cluster(load().data_dir, workers).run())
+    try:
+        raise SystemExit(Cluster(load().data_dir, workers).run())
+    except ForebayError as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(PERMANENT) from error

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,18 +21,16 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from bytewax.recovery import init_db_dir
-
-from flows.worker import PERMANENT
-from storage.files import Files
+from flows.recovery import init_recovery, take_data_directory
+from storage.errors import PERMANENT
 from storage.layout import Layout
 
-RECOVERY_PARTITIONS = 4
-STOP_S = 60.0
+STOP_S, SETTLE_S = 60.0, 2.0
 BACKOFF_S, BACKOFF_S_MAX, HEALTHY_S = 1.0, 30.0, 60.0
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
 """glibc: keep the buffers of a batch instead of asking the kernel for fresh pages each time."""
@@ -71,6 +68,7 @@ class Cluster:
         self._events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._run = 0
+        self._lock: BinaryIO | None = None
 
     def run(self) -> int:
         """Exit code of the job: 0 when the input has ended or a stop was asked for."""
@@ -91,17 +89,21 @@ class Cluster:
 
     def once(self) -> int:
         """One run of all workers: 0 if all ended well, else the first bad exit code."""
-        init_recovery(Layout(self._data_dir).recovery)
+        layout = Layout(self._data_dir)
+        self._lock = self._lock or take_data_directory(layout)
+        init_recovery(layout.recovery)
         self._start()
         left = self._workers
         deadline: float | None = None
         try:
             while left:
                 event = self._next(deadline)
+                if event is None and deadline is not None:
+                    if time.monotonic() < deadline:
+                        continue  # a stop that is asked for again
+                    log.warning("workers did not stop in time; killing them")
+                    return 0
                 if event is None:
-                    if deadline is not None:
-                        log.warning("workers did not stop in time; killing them")
-                        return 0
                     log.info("stopping %d workers", left)
                     deadline = time.monotonic() + STOP_S
                     for process in self._processes:
@@ -109,10 +111,18 @@ class Cluster:
                 elif event.run == self._run:
                     left -= 1
                     if event.code:
-                        return 0 if deadline is not None else event.code
+                        return 0 if deadline is not None else self._cause(event.code)
             return 0
         finally:
             self._end()
+
+    def _cause(self, code: int) -> int:
+        """PERMANENT if any worker ends so: one that has lost its peer may end before the peer."""
+        deadline = time.monotonic() + (0.0 if code == -signal.SIGKILL else SETTLE_S)
+        for process in self._processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+        return PERMANENT if any(p.returncode == PERMANENT for p in self._processes) else code
 
     def _next(self, deadline: float | None) -> _Ended | None:
         """The next worker that ended; None for a stop, or for the deadline."""
@@ -158,19 +168,6 @@ class Cluster:
             process.wait()
             if process.stdin:
                 process.stdin.close()
-
-
-def init_recovery(path: Path) -> None:
-    """Make the engine's recovery store at `path` if there is none: all of it or nothing."""
-    if any(path.glob("part-*.sqlite3")):
-        return
-    files = Files()
-    unfinished = path.with_name(f"{path.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    files.make_directory(unfinished)
-    init_db_dir(unfinished, RECOVERY_PARTITIONS)
-    unfinished.replace(path)
-    files.sync_directory(path.parent)
 
 
 def _free_addresses(count: int) -> list[str]:

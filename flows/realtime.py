@@ -9,21 +9,27 @@ Step ids and state keys name the state in the recovery store: they never change.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource
 
+from flows.recovery import take_data_directory
 from flows.settings import Settings, load
 from operators.blocks import BlocksStep
 from operators.chunks import ChunksSink
 from operators.decode import DecodeConfig, Decoder
+from operators.failure import noted
 from operators.files import FilesConfig, FileSource, file_partitions
 from operators.kafka import KafkaConfig, KafkaSource, topic_partitions
 from operators.messages import Messages
 from operators.repartition import hash_partitions, is_hash_partition, repartition
+from operators.replay import decode_again
 from operators.routing import state_key
 from operators.stop import stop_on_signals, stopping
 from storage.blocks import BlocksConfig
@@ -32,10 +38,15 @@ from storage.files import Files
 from storage.frame import Frame
 from storage.layout import Layout, PartitionKey
 
+_locks: list[BinaryIO] = []
+
 
 def __getattr__(name: str) -> Dataflow:
     if name == "flow":
-        return build(load())
+        settings = load()
+        if not _one_of_many():
+            _locks.append(take_data_directory(Layout(settings.data_dir)))
+        return build(settings)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -50,14 +61,19 @@ def build(settings: Settings, files: Files | None = None) -> Dataflow:
     files, layout = files or Files(), Layout(settings.data_dir)
     files.make_directory(layout.root)
     schema = settings.schema_of_events
-    source, partitions = _source(settings)
+    files.make_directory(layout.sources)
+    known = {path.name for path in layout.sources.iterdir()}
+    source, partitions = _source(settings, layout, known)
     if stopping():
         raise SystemExit(0)
+    for partition in partitions:
+        files.touch(layout.sources / partition.name)
     owners = hash_partitions(settings.hash_partitions) or partitions
     _require_same_division(layout.partitions(), owners, settings.hash_partitions)
     keys = {owner.name: state_key(owner) for owner in owners}
     decoder = Decoder(DecodeConfig(schema, settings.future_skew, settings.message_bytes_max))
 
+    @noted
     def decode(items: list[Messages]) -> Iterable[Frame]:
         frames = decoder.decode(items)
         if not settings.hash_partitions:
@@ -65,16 +81,25 @@ def build(settings: Settings, files: Files | None = None) -> Dataflow:
         return [part for frame in frames for part in repartition(frame, schema.key, owners)]
 
     blocks = BlocksStep(
-        BlocksConfig(schema, settings.block_span, settings.dedup_window, settings.grace),
+        BlocksConfig(
+            schema,
+            settings.block_span,
+            settings.dedup_window,
+            settings.grace,
+            settings.conflicts,
+            settings.drops_bytes,
+        ),
         layout,
         files,
         publish_interval_s=settings.publish_interval / 1000,
         cache_bytes=settings.cache_bytes,
+        # What passes a replay may belong to another hash partition than the reject did.
+        redecode=None if settings.hash_partitions else partial(decode_again, decoder),
     )
     # A partition that the source no longer has still has blocks to merge.
-    known = sorted({*keys, *layout.partitions()})
+    to_merge = sorted({*keys, *layout.partitions()})
     chunks = ChunksSink(
-        known,
+        to_merge,
         layout,
         files,
         blocks_per_chunk=settings.blocks_per_chunk,
@@ -89,16 +114,26 @@ def build(settings: Settings, files: Files | None = None) -> Dataflow:
     return flow
 
 
+def _one_of_many() -> bool:
+    """Whether this process was started as one of a cluster, whose members share the data."""
+    return "BYTEWAX_PROCESS_ID" in os.environ or any(
+        argument in ("-i", "--process-id") for argument in sys.argv
+    )
+
+
 def _source(
-    settings: Settings,
+    settings: Settings, layout: Layout, known: set[str]
 ) -> tuple[FixedPartitionedSource[Messages, Any], Sequence[PartitionKey]]:
+    """The source, and its partitions that are there; `known` are all that ever were."""
     if settings.source == "files":
-        files = FilesConfig(settings.files.path, settings.batch_rows)
+        files = FilesConfig(settings.files.path, settings.batch_rows, layout.root)
         paths = file_partitions(files)
-        return FileSource(files, paths), sorted(paths)
+        gone = sorted(known - {key.name for key in paths})
+        return FileSource(files, paths, gone), sorted(paths)
     kafka = kafka_config(settings)
     partitions = topic_partitions(kafka)
-    return KafkaSource(kafka, partitions), partitions
+    gone = sorted(known - {key.name for key in partitions})
+    return KafkaSource(kafka, partitions, gone), partitions
 
 
 def kafka_config(settings: Settings) -> KafkaConfig:

@@ -13,11 +13,13 @@ from storage.schema import UPLOAD_TIME, Column, ColumnType
 
 @dataclass(frozen=True)
 class Preset:
-    """`upload_time` is None where the broker's timestamp serves."""
+    """`upload_time` is None where the broker's timestamp serves; `volatile` columns are those in
+    which a retry by the sender may differ from the first copy."""
 
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     upload_time: Column | None = None
+    volatile: tuple[str, ...] = ()
 
 
 def parse_path(text: str) -> tuple[str, ...]:
@@ -67,6 +69,7 @@ PRESETS: dict[str, Preset] = {
         ),
         key=("device_id", "insert_id"),
         upload_time=_uploaded("server_upload_time"),
+        volatile=("uuid",),
     ),
     "segment": Preset(
         _columns(
@@ -83,6 +86,7 @@ PRESETS: dict[str, Preset] = {
         ),
         key=("message_id",),
         upload_time=_uploaded("receivedAt"),
+        volatile=("timestamp", "sent_at", "ip"),
     ),
     "posthog": Preset(
         _columns(

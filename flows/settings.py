@@ -194,6 +194,21 @@ class Settings(BaseSettings):
         description="Keep the whole message beside the columns. Off: about half the disk, but what"
         " was not declared is gone.",
     )
+    volatile: tuple[str, ...] = Field(
+        (),
+        description="Columns that may differ between copies of one event, such as when it was sent:"
+        " not compared for conflicts. Default: the preset's.",
+    )
+    conflicts: bool = Field(
+        True,
+        description="Count duplicates whose declared columns, upload_time and volatile ones left"
+        " out, are not those of the event kept. Off: saves about 2 % of the CPU.",
+    )
+    drops_bytes: ByteSize = Field(
+        ByteSize(16 << 20),
+        description="What a partition keeps to explain dropped and late events (`forebay why`)."
+        " More: explains older ones; 0: explains none.",
+    )
     block_span: Duration = Field(
         5 * MINUTE_MS,
         description="Upload time that a block holds. Shorter: more files, finer eviction. Fixed for"
@@ -300,6 +315,17 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("volatile")
+    @classmethod
+    def _columns_of(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if "event_schema" not in info.data or "columns" not in info.data:
+            return value
+        preset = PRESETS.get(info.data["event_schema"], Preset((), ()))
+        names = [column.name for column in (*preset.columns, *info.data["columns"])]
+        if unknown := [name for name in value if name not in names]:
+            raise ValueError(f"expected columns among {', '.join(names)}; got {unknown}")
+        return value
+
     @field_validator("upload_time_type")
     @classmethod
     def _one_type_a_path(cls, value: ColumnType, info: ValidationInfo) -> ColumnType:
@@ -324,7 +350,13 @@ class Settings(BaseSettings):
     def schema_of_events(self) -> Schema:
         """The schema that these settings declare."""
         declared = _schema(self.event_schema, self.columns, self.upload_time, self.upload_time_type)
-        return replace(declared, key=self.dedup_key or declared.key, raw=self.raw)
+        preset = PRESETS.get(self.event_schema, Preset((), ()))
+        return replace(
+            declared,
+            key=self.dedup_key or declared.key,
+            raw=self.raw,
+            volatile=self.volatile or preset.volatile,
+        )
 
 
 def _schema(

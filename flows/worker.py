@@ -3,8 +3,8 @@
     python -m flows.worker PROCESS ADDRESS...
 
 It ends when its standard input does, so that no worker outlives its supervisor. Exit codes: 0 the
-input ended or a stop was asked for; PERMANENT an error that a restart would meet again; else what
-Python makes of an exception.
+input ended or a stop was asked for; PERMANENT an error that a restart would meet again; 1 another
+error; else what the engine makes of the loss of a peer.
 """
 
 from __future__ import annotations
@@ -14,18 +14,24 @@ import os
 import sys
 import threading
 from datetime import timedelta
+from typing import NoReturn
 
 from bytewax._bytewax import cluster_main
-from bytewax.recovery import RecoveryConfig
+from bytewax.recovery import (
+    InconsistentPartitionsError,
+    MissingPartitionsError,
+    NoPartitionsError,
+    RecoveryConfig,
+)
 
 from flows.realtime import build
 from flows.settings import load
-from storage.errors import ForebayError
+from operators.failure import failure, note
+from storage.errors import PERMANENT, Corruption, ForebayError
 from storage.files import Files
 from storage.layout import Layout
 
-PERMANENT = 78
-"""EX_CONFIG of sysexits.h."""
+_STORE_ERRORS = (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError)
 
 log = logging.getLogger("forebay.worker")
 
@@ -47,18 +53,40 @@ def main(process: int, addresses: list[str], files: Files | None = None) -> int:
             recovery_config=recovery,
             worker_count_per_proc=1,
         )
-    except Exception as error:
-        cause = _cause(error)
-        if cause is None:
-            raise
-        log.error("%s: %s", type(cause).__name__, cause)
-        return PERMANENT
-    return 0
+    except Exception as error:  # noqa: BLE001
+        note(_cause(error) or error)
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001
+        # A panic of the engine, which is no Exception: where a peer has ended, or a step has raised
+        # in a worker that has peers.
+        note(error)
+    return _told(failure())
+
+
+def leave(code: int) -> NoReturn:
+    """End the process. After a failure at once, for threads of the engine may still run, and would
+    abort a process that takes itself down."""
+    if code:
+        logging.shutdown()
+        os._exit(code)
+    raise SystemExit(0)
+
+
+def _told(error: BaseException | None) -> int:
+    """Say what went wrong; the exit code for it."""
+    if error is None:
+        return 0
+    expected = isinstance(error, ForebayError) or not isinstance(error, Exception)
+    log.error("%s: %s", type(error).__name__, error, exc_info=None if expected else error)
+    return PERMANENT if isinstance(error, ForebayError) else 1
 
 
 def _cause(error: BaseException | None) -> ForebayError | None:
-    """The error of ours that the engine wrapped, if there is one."""
+    """The error of ours that the engine wrapped, or its own of a store that can't be used."""
     while error is not None and not isinstance(error, ForebayError):
+        if isinstance(error, _STORE_ERRORS):
+            return Corruption(f"recovery store: {error}")
         error = error.__cause__ or error.__context__
     return error
 
@@ -70,4 +98,4 @@ def _end_with_supervisor() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(int(sys.argv[1]), sys.argv[2:]))
+    leave(main(int(sys.argv[1]), sys.argv[2:]))

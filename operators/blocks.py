@@ -3,13 +3,17 @@
 The snapshot is the commit record of the logs. At the close of an epoch all partitions of the worker
 are flushed and their logs synced together, by threads, when the first of them is asked for its
 snapshot. Between snapshots the manifest is published at most every publish interval; the wall clock
-is used for that and for the grace period, and never evicts.
+is used for that, for the grace period and to look for replay requests, and never evicts.
+
+A replay goes on file by file between the batches that come, and at the end of the input to its end.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -17,14 +21,23 @@ from datetime import datetime, timedelta, timezone
 from bytewax.operators import StatefulBatchLogic
 from typing_extensions import override
 
+from operators.failure import noted
+from operators.stop import stopping
 from storage.blocks import Blocks, BlocksConfig, Offer
+from storage.errors import ForebayError
 from storage.files import Files
 from storage.frame import Frame
 from storage.keys import KeyCache
 from storage.layout import Layout
+from storage.rejects import Redecode
+from storage.replay import read_request
 from storage.state import PartitionState
 
 SYNC_THREADS = 16
+IDLE_LOOK_S = 5.0
+"""How often a partition to which nothing comes looks for a replay request."""
+
+log = logging.getLogger("forebay.blocks")
 
 
 @dataclass
@@ -59,6 +72,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         self._step = step
         self._blocks: Blocks | None = None
         self._offers: list[Offer] = []
+        self._replay: Iterator[Offer | None] | None = None
         self._notify_at: datetime | None = None
         self._publish_due = 0.0
         if committed is not None:
@@ -72,6 +86,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         return self._blocks
 
     @override
+    @noted
     def on_batch(self, values: list[Frame]) -> tuple[list[Offer], bool]:
         blocks = self._blocks or self._start(values[0].partition, None)
         self._step.worker.appended = True
@@ -81,18 +96,22 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
                 self._offers.append(offer)
         wait_s = self._publish_due - time.monotonic()
         if wait_s <= 0:
-            self._publish()
-        elif self._notify_at is None:
-            self._notify_at = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
+            self._turn()
+        else:
+            self._notify_in(wait_s)
         return self._emit()
 
     @override
+    @noted
     def on_notify(self) -> tuple[list[Offer], bool]:
-        self._publish()
+        self._turn()
         return self._emit()
 
     @override
+    @noted
     def on_eof(self) -> tuple[list[Offer], bool]:
+        while self._replay_some() and not stopping():
+            pass
         self._publish()
         return self._emit()
 
@@ -101,11 +120,20 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         return self._notify_at
 
     @override
+    @noted
     def snapshot(self) -> bytes:
         if self._blocks is None:
             raise AssertionError("bug: a snapshot was asked for before the first frame")
         self._step.worker.sync()
-        return self._blocks.snapshot()
+        committed = self._blocks.snapshot()
+        self._step.files.step("snapshot-return")
+        return committed
+
+    def _turn(self) -> None:
+        """What is done at most every publish interval, and now and then if nothing comes."""
+        more = self._replay_some()
+        self._publish()
+        self._notify_in(0 if more else IDLE_LOOK_S)
 
     def _publish(self) -> None:
         if self._blocks:
@@ -113,6 +141,33 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
             self._blocks.publish()
         self._publish_due = time.monotonic() + self._step.publish_interval_s
         self._notify_at = None
+
+    def _notify_in(self, wait_s: float) -> None:
+        """Be called again after this time, or sooner if that was asked for before."""
+        due = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
+        self._notify_at = due if self._notify_at is None else min(due, self._notify_at)
+
+    def _replay_some(self) -> bool:
+        """Replay a file of rejects if a request asks for it; whether there may be more to do."""
+        redecode, blocks = self._step.redecode, self._blocks
+        if redecode is None or blocks is None:
+            return False
+        if self._replay is None:
+            try:
+                request = read_request(self._step.files, self._step.layout, blocks.replays + 1)
+            except ForebayError as error:
+                log.error("replay request left out: %s", error)
+                blocks.replayed(blocks.replays + 1)
+                return True
+            if request is None:
+                return False
+            self._replay = blocks.replay(request, redecode)
+        self._step.worker.appended = True
+        for offer in self._replay:
+            self._offers += [offer] if offer else []
+            return True
+        self._replay = None
+        return True
 
     def _emit(self) -> tuple[list[Offer], bool]:
         offers, self._offers = self._offers, []
@@ -130,12 +185,15 @@ class BlocksStep:
         *,
         publish_interval_s: float,
         cache_bytes: int,
+        redecode: Redecode | None = None,
     ) -> None:
-        """`cache_bytes` bounds the dedup indexes and keys of one worker."""
+        """`cache_bytes` bounds the dedup indexes and keys of one worker. Without `redecode`, replay
+        requests are left alone."""
         self.publish_interval_s = publish_interval_s
+        self.redecode = redecode
+        self.layout = layout
         self._config = config
-        self._layout = layout
-        self._files = files
+        self.files = files
         self._cache_bytes = cache_bytes
         self._local = threading.local()
 
@@ -149,11 +207,12 @@ class BlocksStep:
 
     def make(self, partition: str, committed: PartitionState | None) -> Blocks:
         blocks = Blocks(
-            self._config, partition, self._layout, self._files, self.worker.cache, committed
+            self._config, partition, self.layout, self.files, self.worker.cache, committed
         )
         self.worker.partitions.append(blocks)
         return blocks
 
+    @noted
     def __call__(self, committed: bytes | None) -> _BlocksLogic:
         """The builder that the stateful operator asks for."""
         return _BlocksLogic(self, committed)

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from typing_extensions import override
 
+from operators.failure import failure, note, noted
 from operators.routing import partition_name
 from operators.stop import stopping
 from storage.blocks import Offer
@@ -29,21 +30,26 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
         self._running: list[Future[None]] = []
 
     @override
+    @noted
     def write_batch(self, values: list[Offer]) -> None:
         for offer in values:
             self._running.append(self._merger.submit(self._chunks.take, offer, _now_ms()))
         self._check()
 
     @override
+    @noted
     def snapshot(self) -> None:
         self._check()
 
     @override
     def close(self) -> None:
-        """Wait for what is being merged; on a stop, leave what has not begun to the next run."""
+        """Wait for what is being merged; on a stop or a failure, leave what has not begun to the
+        next run."""
         for future in self._running:
-            if not (stopping() and future.cancel()):
-                future.result()
+            if (stopping() or failure()) and future.cancel():
+                continue
+            if error := future.exception():
+                note(error)
 
     def _check(self) -> None:
         """Raise what a merge raised."""
@@ -81,6 +87,7 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
         return self._index[partition_name(item_key)]
 
     @override
+    @noted
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> _ChunksPartition:
         if not hasattr(self._local, "merger"):
             self._local.merger = ThreadPoolExecutor(1, thread_name_prefix="merge")

@@ -1,28 +1,20 @@
 """Decode: messages in, columnar frames out; what can't become an event becomes a reject.
 
-One call of arro3 (arrow-rs) reads a whole batch. Steps:
-1. each message stands in an envelope {"K": message} on a line of its own, K being random, and as
-   many rows as messages must come back: a message can't end its envelope and begin another without
-   adding a row, nor swallow the next one, so rows and messages can't go out of step;
-2. if the reader refuses the batch, orjson tells which messages are no documents; these are tried
-   alone, the others in regions, a refused one of which is halved down to single messages;
-3. of a message refused alone, orjson parses what it can: what is no object is a reject; else each
-   column is read by itself, and one of a wrong type is null and counted;
+1. one call of the fast reader (`reader`) reads a whole batch;
+2. if it refuses the batch, orjson tells which messages are no documents, and these are tried alone;
+   of the others, small regions are tried;
+3. what is refused then is taken from orjson's documents, column by column: what is no object is a
+   reject, and a value of a wrong type is null and counted;
 4. events without key or upload time, or with an absurd or future one, are rejects.
 What comes out for a message never depends on the messages around it.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import arro3.core
-import arro3.io
 import numpy as np
 import numpy.typing as npt
 import orjson
@@ -30,18 +22,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from operators.messages import I64, Messages
+from operators.reader import Reader, misread
 from storage.frame import REJECT_SCHEMA, Frame
-from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
+from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Schema
 
 Mask = npt.NDArray[np.bool_]
 
-READ_ROWS = 512
-"""Rows in one part of the fast reader's answer: what is built then stays in the CPU's cache."""
-REGION_ROWS = 128
-STRETCH_ROWS = 1024
 NO_OBJECT = "expected an object"
-_EVEN_PLANES = re.compile(rb"\\u[dD][89abAB][4-7c-fC-F]")
-"""The first half of an escaped character of plane 2, 4, 6, ..."""
+CALL_BYTES_MAX = 64 << 20
+"""Messages in one call of the reader: keeps text and columns within Arrow's 32-bit offsets."""
 UPLOAD_MIN_MS = 946_684_800_000
 """2000-01-01: an earlier upload time is absurd."""
 UPLOAD_MAX_MS = 7_258_118_400_000
@@ -50,81 +39,11 @@ UPLOAD_MAX_MS = 7_258_118_400_000
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """`future_skew_ms`: how far an upload time may be ahead of the broker's timestamp."""
+    """`future_skew_ms`: how far an upload time may be ahead of the clock (see `Messages`)."""
 
     schema: Schema
     future_skew_ms: int
     message_bytes_max: int
-
-
-class Reader:
-    """Reads some columns from many messages in one call."""
-
-    def __init__(self, columns: Sequence[Column]) -> None:
-        self.columns = tuple(columns)
-        name = os.urandom(8).hex()
-        self._open = b'{"%b":' % name.encode()
-        self._between = b"}\n" + self._open
-        self._schema = arro3.core.Schema.from_arrow(
-            pa.schema([pa.field(name, pa.struct(_fields(columns)))])
-        )
-
-    def read(self, values: Sequence[bytes]) -> pa.StructArray | None:
-        """One row a message, null for a JSON null; None if any message is refused."""
-        parts = []
-        for part in self._stream(values, READ_ROWS):
-            if part is None:
-                return None
-            parts.append(part)
-        if sum(map(len, parts)) != len(values):
-            return None
-        return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
-
-    def read_documents(
-        self, values: Sequence[bytes]
-    ) -> Iterator[tuple[int, pa.StructArray | None]]:
-        """Each row or run of rows with the index of its first: None for a single row refused.
-
-        Each message must be one JSON document, so that rows can't go out of step.
-        """
-        low = 0
-        while low < len(values):
-            for part in self._stream(values[low : low + STRETCH_ROWS], REGION_ROWS):
-                if part is None:
-                    high = min(low + REGION_ROWS, len(values))
-                    yield from self._bisect(values[low:high], low)
-                    low = high
-                    break
-                yield low, part
-                low += len(part)
-
-    def take(self, rows: pa.StructArray) -> list[pa.Array]:
-        """The declared columns of rows that `read` gave."""
-        return [pc.struct_field(rows, list(column.path)) for column in self.columns]
-
-    def _bisect(
-        self, values: Sequence[bytes], low: int
-    ) -> Iterator[tuple[int, pa.StructArray | None]]:
-        rows = self.read(values)
-        if rows is not None or len(values) == 1:
-            yield low, rows
-            return
-        half = len(values) // 2
-        yield from self._bisect(values[:half], low)
-        yield from self._bisect(values[half:], low + half)
-
-    def _stream(self, values: Sequence[bytes], rows: int) -> Iterator[pa.StructArray | None]:
-        """Parts of `rows` rows; None in place of the first part with a message that is refused."""
-        text = b"".join((self._open, self._between.join(values), b"}"))
-        if _misread(text):
-            yield None
-            return
-        try:
-            stream = arro3.io.read_json(io.BytesIO(text), self._schema, batch_size=rows)
-            for batch in pa.RecordBatchReader.from_stream(stream):
-                yield batch.column(0)
-        except (pa.ArrowException, OSError):
-            yield None
 
 
 class Decoder:
@@ -138,7 +57,19 @@ class Decoder:
         self._single = [Reader([replace(c, path=("v",))]) for c in self._columns]
 
     def decode(self, items: Sequence[Messages]) -> list[Frame]:
-        """One frame an item. Any number of items shares one call of the reader."""
+        """One frame an item. Items share a call of the reader up to CALL_BYTES_MAX."""
+        frames: list[Frame] = []
+        held: list[Messages] = []
+        size = 0
+        for item in items:
+            if held and size + item.bytes > CALL_BYTES_MAX:
+                frames += self._decode(held)
+                held, size = [], 0
+            held.append(item)
+            size += item.bytes
+        return frames + self._decode(held) if held else frames
+
+    def _decode(self, items: Sequence[Messages]) -> list[Frame]:
         values = [value for item in items for value in item.values]
         if not values:
             nothing = pa.array([], pa.binary())
@@ -175,12 +106,13 @@ class Decoder:
         kinds = [_kind(value) for value in values]
         documents = [row for row, kind in enumerate(kinds) if kind == "object"]
         refused = [row for row, kind in enumerate(kinds) if kind == "other"]
-        for low, part in self._reader.read_documents([values[row] for row in documents]):
+        texts = [values[row] for row in documents]
+        for low, high, part in self._reader.read_documents(texts):
             if part is None:
-                refused.append(documents[low])
+                refused += documents[low:high]
             else:
                 parts.append(part)
-                order += documents[low : low + len(part)]
+                order += documents[low:high]
         for row in (row for row, kind in enumerate(kinds) if kind == "unclear"):
             one = self._reader.read([values[row]])
             if one is None:
@@ -199,7 +131,7 @@ class Decoder:
     def _read_alone(
         self, values: list[bytes], rows: list[int], reasons: _Reasons, nulled: I64
     ) -> list[pa.Array]:
-        """Step 3: the columns of the messages at `rows`, each of which the reader refuses."""
+        """Step 3: the columns of the messages at `rows`, among which the reader refuses some."""
         documents: list[dict[str, Any]] = []
         for row in rows:
             document: object = {}
@@ -234,7 +166,8 @@ class Decoder:
         by_name = self._by_name(columns, broker)
         for name in self._config.schema.key:
             reasons.flag("no key", _absent(by_name[name]))
-        self._flag_times(by_name[UPLOAD_TIME], item.times_ms, reasons)
+        clock_ms = item.times_ms if item.read_ms is None else np.int64(item.read_ms)
+        self._flag_times(by_name[UPLOAD_TIME], clock_ms, reasons)
         by_name[PARTITION] = pa.repeat(pa.scalar(item.source, pa.string()), len(item.values))
         by_name[OFFSET] = pa.array(item.offsets)
         by_name[RAW] = messages
@@ -266,12 +199,12 @@ class Decoder:
         found[UPLOAD_TIME] = _milliseconds(upload)
         return found
 
-    def _flag_times(self, upload: pa.Array, broker_ms: I64, reasons: _Reasons) -> None:
+    def _flag_times(self, upload: pa.Array, clock_ms: I64 | np.int64, reasons: _Reasons) -> None:
         missing = upload.is_null().to_numpy(zero_copy_only=False)
         reasons.flag("no upload time", missing)
         ms = upload.cast(pa.int64()).fill_null(UPLOAD_MIN_MS).to_numpy(zero_copy_only=False)
         reasons.flag("absurd upload time", (ms < UPLOAD_MIN_MS) | (ms >= UPLOAD_MAX_MS))
-        reasons.flag("future upload time", ms > broker_ms + self._config.future_skew_ms)
+        reasons.flag("future upload time", ms > clock_ms + self._config.future_skew_ms)
 
     def _rejects(
         self, item: Messages, reasons: _Reasons, messages: pa.Array, broker: pa.Array
@@ -345,24 +278,13 @@ def _read_values(reader: Reader, values: list[object]) -> tuple[pa.Array, list[b
     right = [value is not _WRONG for value in values]
     texts = [orjson.dumps({"v": v if ok else None}) for v, ok in zip(values, right, strict=True)]
     parts = [pa.nulls(0, reader.columns[0].arrow_type)]
-    for low, part in reader.read_documents(texts):
-        right[low] = right[low] and part is not None
-        one = pa.nulls(1, reader.columns[0].arrow_type)
-        parts.append(one if part is None else reader.take(part)[0])
+    for low, high, part in reader.read_each(texts):
+        if part is None:
+            right[low] = False
+            parts.append(pa.nulls(high - low, reader.columns[0].arrow_type))
+        else:
+            parts.append(reader.take(part)[0])
     return pa.concat_arrays(parts), right
-
-
-def _misread(text: bytes) -> bool:
-    """Whether the fast reader may not see this text.
-
-    SUBTLE: it quotes what it can't read in its error, and an error with a NUL in it aborts the
-    process (arro3 0.9 passes it through a C string). And it reads an escaped character of an even
-    plane as one of the plane below (arrow-rs adds the halves' bits where they overlap).
-    """
-    if b"\0" in text or b"\\u0000" in text:
-        return True
-    escaped = b"\\ud" in text or b"\\uD" in text
-    return escaped and _EVEN_PLANES.search(text) is not None
 
 
 def _kind(value: bytes) -> Literal["object", "other", "unclear"]:
@@ -371,7 +293,7 @@ def _kind(value: bytes) -> Literal["object", "other", "unclear"]:
         document = orjson.loads(value)
     except orjson.JSONDecodeError:
         return "unclear"
-    if not isinstance(document, dict) or _misread(value):
+    if not isinstance(document, dict) or misread(value):
         return "other"
     return "object"
 
@@ -397,17 +319,3 @@ def _milliseconds(times: pa.Array) -> pa.Array:
         seconds = pc.max_element_wise(seconds, pc.negate(bound), skip_nulls=False)
         times = seconds.cast(times.type)
     return times.cast(pa.timestamp("ms", tz="UTC"), safe=False)
-
-
-def _fields(columns: Sequence[Column], depth: int = 0) -> list[pa.Field]:
-    """Nested Arrow fields for the columns' paths, from `depth` on."""
-    groups: dict[str, list[Column]] = {}
-    for column in columns:
-        groups.setdefault(column.path[depth], []).append(column)
-    fields = []
-    for name, members in groups.items():
-        if len(members[0].path) == depth + 1:
-            fields.append(pa.field(name, members[0].arrow_type))
-        else:
-            fields.append(pa.field(name, pa.struct(_fields(members, depth + 1))))
-    return fields

@@ -4,33 +4,40 @@ A message is a line and its offset is the line's number, from 0; blank lines are
 keep their numbers. The snapshot is line number and position in the decompressed bytes, so a plain
 file resumes by a seek and a compressed one by skipping. The file's modification time stands for the
 broker's timestamp. The source ends at the files' ends; what is appended later is read by the next
-run. Lines must be complete when the job reads them.
+run, and so is a last line that is not whole yet, or what stands behind damage.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import orjson
 import zstandard
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from typing_extensions import override
 
+from operators.failure import noted
 from operators.messages import Messages
 from operators.stop import stopping
 from storage.errors import BadInput, Corruption, ForebayError
 from storage.layout import PartitionKey
 
+log = logging.getLogger("forebay.files")
+
 SUFFIXES = (".ndjson", ".jsonl", ".json")
 COMPRESSIONS = ("", ".gz", ".zst")
 READ_BYTES = 4 << 20
 PACKED_BYTES = 256 << 10
+BATCH_BYTES_MAX = 16 << 20
 
 Position = tuple[int, int]
 """Lines read, and bytes of decompressed content read."""
@@ -38,8 +45,11 @@ Position = tuple[int, int]
 
 @dataclass(frozen=True)
 class FilesConfig:
+    """`leave_out` is a folder that is not looked into, Forebay's own."""
+
     path: Path
     batch_rows: int = 5000
+    leave_out: Path | None = None
 
 
 def file_partitions(config: FilesConfig) -> dict[PartitionKey, Path]:
@@ -55,18 +65,26 @@ def file_partitions(config: FilesConfig) -> dict[PartitionKey, Path]:
         found = {
             entry.relative_to(path).as_posix(): entry
             for entry in sorted(path.rglob("*"))
-            if entry.is_file() and entry.name.endswith(_ENDINGS)
+            if entry.is_file() and entry.name.endswith(_ENDINGS) and not _left_out(entry, config)
         }
     if not found:
-        raise BadInput(f"source.path: expected NDJSON files at {path} ({', '.join(_ENDINGS)})")
-    partitions: dict[PartitionKey, Path] = {}
-    for relative, entry in found.items():
-        name = re.sub(r"[^A-Za-z0-9.=-]", lambda match: f"_{ord(match[0]):x}", relative)
-        partitions[PartitionKey(name, zlib.crc32(name.encode()))] = entry
-    return partitions
+        raise BadInput(f"files.path: expected NDJSON files at {path} ({', '.join(_ENDINGS)})")
+    return {
+        PartitionKey(name := _name(relative), zlib.crc32(name.encode())): entry
+        for relative, entry in found.items()
+    }
 
 
-class _FilePartition(StatefulSourcePartition[Messages, Position]):
+def _left_out(entry: Path, config: FilesConfig) -> bool:
+    return config.leave_out is not None and config.leave_out.resolve() in entry.resolve().parents
+
+
+def _name(relative: str) -> str:
+    """A partition name, another for each path: what it may not have becomes `_HEX_`."""
+    return re.sub(r"\A[.=-]|[^A-Za-z0-9.=-]", lambda match: f"_{ord(match[0]):x}_", relative)
+
+
+class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
     def __init__(self, name: str, path: Path, rows: int, resume: Position | None) -> None:
         self._name = name
         self._rows = rows
@@ -79,18 +97,23 @@ class _FilePartition(StatefulSourcePartition[Messages, Position]):
             self._content.close()
             raise
         self._at = 0
+        self._held = sum(map(len, self._lines))
         self._ended = False
 
     @override
+    @noted
     def next_batch(self) -> list[Messages]:
         if stopping():
             raise StopIteration
-        while len(self._lines) - self._at < self._rows and not self._ended:
+        while len(self._lines) - self._at < self._rows and self._held < BATCH_BYTES_MAX:
+            if self._ended:
+                break
             self._read()
         lines = self._lines[self._at : self._at + self._rows]
         if not lines:
             raise StopIteration
         self._at += len(lines)
+        self._held -= sum(map(len, lines))
         first = self._line
         self._line += len(lines)
         self._bytes += sum(map(len, lines)) + len(lines)
@@ -103,19 +126,37 @@ class _FilePartition(StatefulSourcePartition[Messages, Position]):
                 times_ms=np.full(len(kept), self._time_ms, dtype=np.int64),
                 next_offset=self._line,
                 end_offset=self._line if self._ended and self._at == len(self._lines) else None,
+                read_ms=time.time_ns() // 1_000_000,
             )
         ]
 
     def _read(self) -> None:
-        data = self._content.read()
-        if not data:
-            self._ended = True
-            data, self._rest = self._rest, b""
-            lines = [data] if data else []
-        else:
+        """Take in some more lines. What can't be read, now, ends the partition for this run."""
+        try:
+            data = self._content.read()
+        except (Corruption, OSError) as error:
+            log.error("%s; the rest is left to a later run", error)
+            self._ended, self._rest = True, b""
+            return
+        if data:
             *lines, self._rest = (self._rest + data).split(b"\n")
+        else:
+            self._ended = True
+            lines, self._rest = self._last_line(), b""
+        self._held += sum(map(len, lines))
         self._lines = self._lines[self._at :] + lines
         self._at = 0
+
+    def _last_line(self) -> list[bytes]:
+        """What stands after the last newline, if it is whole; else a later run reads it."""
+        if not self._rest:
+            return []
+        try:
+            orjson.loads(self._rest)
+        except orjson.JSONDecodeError:
+            log.warning("file %s: its last line is not whole yet; left to a later run", self._name)
+            return []
+        return [self._rest]
 
     @override
     def snapshot(self) -> Position:
@@ -126,21 +167,46 @@ class _FilePartition(StatefulSourcePartition[Messages, Position]):
         self._content.close()
 
 
-class FileSource(FixedPartitionedSource[Messages, Position]):
+class _GonePartition(StatefulSourcePartition[Messages, Position | None]):
+    """A file that was read before and is not there now: nothing more comes, its place is kept."""
+
+    def __init__(self, name: str, resume: Position | None) -> None:
+        log.warning("file of partition %s is gone; what was read of it stays", name)
+        self._resume = resume
+
+    @override
+    def next_batch(self) -> list[Messages]:
+        raise StopIteration
+
+    @override
+    def snapshot(self) -> Position | None:
+        return self._resume
+
+
+class FileSource(FixedPartitionedSource[Messages, Position | None]):
     """The files that are there when the job starts."""
 
-    def __init__(self, config: FilesConfig, partitions: dict[PartitionKey, Path]) -> None:
+    def __init__(
+        self,
+        config: FilesConfig,
+        partitions: Mapping[PartitionKey, Path],
+        gone: Sequence[str] = (),
+    ) -> None:
+        """`gone` are partitions read before whose files are there no more."""
         self._config = config
+        self._gone = gone
         self._paths = {key.name: path for key, path in partitions.items()}
 
     @override
     def list_parts(self) -> list[str]:
-        return sorted(self._paths)
+        return sorted({*self._paths, *self._gone})
 
     @override
     def build_part(
         self, step_id: str, for_part: str, resume_state: Position | None
-    ) -> _FilePartition:
+    ) -> StatefulSourcePartition[Messages, Position | None]:
+        if for_part not in self._paths:
+            return _GonePartition(for_part, resume_state)
         return _FilePartition(
             for_part, self._paths[for_part], self._config.batch_rows, resume_state
         )

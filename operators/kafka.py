@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -24,6 +24,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_END,
+    TIMESTAMP_LOG_APPEND_TIME,
     Consumer,
     KafkaError,
     KafkaException,
@@ -33,6 +34,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from typing_extensions import override
 
+from operators.failure import noted
 from operators.messages import I64, Messages
 from operators.stop import stopping
 from storage.errors import BadInput, ForebayError
@@ -41,7 +43,8 @@ from storage.layout import PartitionKey
 log = logging.getLogger("forebay.kafka")
 
 POLL_MESSAGES = 5_000
-QUEUED_MESSAGES_MAX = 100_000
+QUEUED_MESSAGES_MAX, QUEUED_BYTES_MAX = 100_000, 128 << 20
+BATCH_BYTES_MAX = 16 << 20
 IDLE_POLL_S, IDLE_POLL_S_MAX, IDLE_SHARE = 0.005, 0.05, 0.1
 """How long an empty partition is left alone: a tenth of the time it has been so, within bounds."""
 COMMIT_EVERY_S = 5.0
@@ -132,6 +135,7 @@ class _Queue:
     next_offset: int | None
     pieces: list[_Piece] = field(default_factory=list)
     rows: int = 0
+    bytes: int = 0
     since: float = 0.0
     skipped: int = 0
 
@@ -141,6 +145,8 @@ class _Piece:
     values: list[bytes]
     offsets: I64
     times_ms: I64
+    appended: bool
+    """Whether the times are the broker's own, not the producers'."""
 
 
 class _Reader:
@@ -159,17 +165,34 @@ class _Reader:
     def add(self, number: int, next_offset: int | None) -> _Queue:
         """Begin to read a partition; at `start` if there is no offset to go on from."""
         queue = self._queues[number] = _Queue(number, next_offset)
-        start = OFFSET_BEGINNING if self._config.start == "earliest" else OFFSET_END
-        self._assign(number, start if next_offset is None else next_offset)
+        if next_offset is None and self._config.start == "latest":
+            # A number from the start: what comes later may not be passed over by a restart.
+            queue.next_offset = self._end(number)
+        at = OFFSET_BEGINNING if queue.next_offset is None else queue.next_offset
+        self._assign(number, at)
         self._users += 1
         return queue
+
+    def _end(self, number: int) -> int:
+        """Where the partition ends now; waits for the broker."""
+        while True:
+            try:
+                _, high = self._consumer.get_watermark_offsets(
+                    self._place(number), timeout=METADATA_TIMEOUT_S
+                )
+                return int(high)
+            except KafkaException as error:
+                self._told(error.args[0])
 
     def poll(self) -> None:
         """Take in what has arrived, unless enough is queued or nothing had arrived just now."""
         now = time.monotonic()
         if now < self._poll_due:
             return
-        if sum(queue.rows for queue in self._queues.values()) >= QUEUED_MESSAGES_MAX:
+        waiting = self._queues.values()
+        if sum(queue.rows for queue in waiting) >= QUEUED_MESSAGES_MAX:
+            return
+        if sum(queue.bytes for queue in waiting) >= QUEUED_BYTES_MAX:
             return
         arrived = self._consumer.consume(POLL_MESSAGES, 0)
         if len(arrived) < POLL_MESSAGES // 4:
@@ -205,16 +228,19 @@ class _Reader:
         for number in np.unique(numbers).tolist():
             mine = np.flatnonzero(numbers == number).tolist()
             part = arrived if len(mine) == len(arrived) else [arrived[row] for row in mine]
+            stamps = np.array([message.timestamp() for message in part], dtype=np.int64)
             piece = _Piece(
                 [message.value() or b"" for message in part],
                 np.array([message.offset() for message in part], dtype=np.int64),
-                np.array([message.timestamp()[1] for message in part], dtype=np.int64),
+                stamps[:, 1],
+                bool((stamps[:, 0] == TIMESTAMP_LOG_APPEND_TIME).all()),
             )
             queue = self._queues[number]
             if not queue.pieces:
                 queue.since = now
             queue.pieces.append(piece)
             queue.rows += len(part)
+            queue.bytes += sum(map(len, piece.values))
             queue.next_offset = int(piece.offsets[-1]) + 1
 
     def _report(self, message: Message) -> None:
@@ -290,11 +316,12 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         self._config = config
         self._reader = reader
         self._queue = reader.add(number, resume)
-        self._next_offset = resume
+        self._next_offset = self._queue.next_offset
         self._awake: datetime | None = None
         self._emitted = time.monotonic()
 
     @override
+    @noted
     def next_batch(self) -> list[Messages]:
         if stopping():
             raise StopIteration
@@ -302,14 +329,14 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         if queue.rows < self._config.batch_rows:
             self._reader.poll()
         now = time.monotonic()
-        full = queue.rows >= self._config.batch_rows
+        full = queue.rows >= self._config.batch_rows or queue.bytes >= BATCH_BYTES_MAX
         if not full and (not queue.rows or now - queue.since < self._config.linger_s):
             idle_s = 0.0 if queue.rows else (now - self._emitted) * IDLE_SHARE
             wait_s = min(max(IDLE_POLL_S, idle_s), IDLE_POLL_S_MAX)
             self._awake = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
             return []
         self._awake, self._emitted = None, now
-        pieces, queue.pieces, queue.rows = queue.pieces, [], 0
+        pieces, queue.pieces, queue.rows, queue.bytes = queue.pieces, [], 0, 0
         offsets = np.concatenate([piece.offsets for piece in pieces])
         self._next_offset = int(offsets[-1]) + 1
         skipped, queue.skipped = queue.skipped, 0
@@ -322,6 +349,7 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
                 next_offset=self._next_offset,
                 skipped=skipped,
                 end_offset=self._reader.end_offset(queue.number),
+                read_ms=None if all(p.appended for p in pieces) else time.time_ns() // 1_000_000,
             )
         ]
 
@@ -343,19 +371,27 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
 class KafkaSource(FixedPartitionedSource[Messages, int | None]):
     """All partitions of one topic, as they are when the job starts."""
 
-    def __init__(self, config: KafkaConfig, partitions: list[PartitionKey]) -> None:
+    def __init__(
+        self, config: KafkaConfig, partitions: Sequence[PartitionKey], gone: Sequence[str] = ()
+    ) -> None:
+        """`gone` are partitions read before that the topic no longer has."""
         self._config = config
+        self._gone = gone
         self._numbers = {key.name: key.number for key in partitions}
         self._local = threading.local()
 
     @override
     def list_parts(self) -> list[str]:
-        return sorted(self._numbers)
+        return sorted({*self._numbers, *self._gone})
 
     @override
+    @noted
     def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _KafkaPartition:
         if for_part not in self._numbers:
-            raise BadInput(f"topic {self._config.topic}: expected partition {for_part}, it is gone")
+            raise BadInput(
+                f"topic {self._config.topic}: expected partition {for_part}, which was read before,"
+                " got none; another topic, or one created anew, needs a data directory of its own"
+            )
         if not hasattr(self._local, "reader"):
             self._local.reader = _Reader(self._config)
         number = self._numbers[for_part]

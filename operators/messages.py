@@ -14,7 +14,9 @@ I64 = npt.NDArray[np.int64]
 class Messages:
     """`values`, `offsets` and `times_ms` (the broker's timestamps) have one entry a message, in
     offset order. `next_offset` is where the source would go on; `skipped` counts offsets it no
-    longer had; `end_offset` is the partition's end as last known."""
+    longer had; `end_offset` is the partition's end as last known. `read_ms` is the wall time at
+    which the messages were read, None if `times_ms` are a clock to be trusted.
+    """
 
     source: str
     values: list[bytes]
@@ -23,6 +25,11 @@ class Messages:
     next_offset: int
     skipped: int = 0
     end_offset: int | None = None
+    read_ms: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(map(len, self.values))
 
     @property
     def first_offset(self) -> int:

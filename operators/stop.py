@@ -2,7 +2,8 @@
 
 SIGTERM kills a bytewax process at once and SIGINT takes no snapshot, so both are caught here: each
 source partition then ends as if its input had, the last epoch closes with a snapshot, and the
-process exits 0. A second signal does what it does by default.
+process exits 0. A second SIGINT does what it does by default; SIGTERM may come twice, from a
+process manager that tells the whole group and from the supervisor.
 """
 
 from __future__ import annotations
@@ -26,5 +27,7 @@ def stop_on_signals() -> None:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
+    if stopping() and number == signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
     _stopping.set()
-    signal.signal(number, signal.SIG_DFL)

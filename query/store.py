@@ -1,4 +1,5 @@
-"""The store: hot blocks and cold chunks of one or several nodes as one table, `events`.
+"""The store: hot blocks and cold chunks of one or several nodes as one table, `events`; and beside
+it the `rejects`.
 
     store = query.open("data")
     store.sql("select event_type, count(*) as n from events group by event_type order by n desc")
@@ -11,7 +12,7 @@ tells what the last one covered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from os import PathLike
@@ -24,12 +25,15 @@ import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
 from query.hot import HotCache
+from query.rejects import reject_batches, scan_rejects
 from query.view import PartitionView, View, take_view
+from query.why import Answer, explain
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.files import Files
+from storage.rejects import ALL, RejectFilter
 from storage.schema import UPLOAD_TIME
 
-TABLE = "events"
+TABLE, REJECTS = "events", "rejects"
 RETRIES = 5
 STREAM_ROWS = 65_536
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -77,7 +81,9 @@ class Store:
 
     def scan(self) -> pl.LazyFrame:
         """All events of a view taken now. Collect it within the grace period."""
-        view = self.view()
+        return self._events(self.view())
+
+    def _events(self, view: View) -> pl.LazyFrame:
         schema = _polars_schema(view.schema)
         parts = [self._hot(view, schema)]
         paths = [path for partition in view.partitions for path in partition.chunk_paths]
@@ -89,11 +95,35 @@ class Store:
             events = events.filter(pl.col(UPLOAD_TIME) >= _time(until_ms))
         return events
 
+    def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
+        """All rejects of a view taken now, or those meant. Collect it within the grace period."""
+        return scan_rejects(self._files, self.view().partitions, wanted)
+
+    def export_rejects(self, wanted: RejectFilter, write: Callable[[pa.RecordBatch], None]) -> None:
+        """Give the rejects meant to `write`, batch by batch, so that memory holds one file's.
+
+        Raises MissingFile if files went meanwhile, for the grace period is over.
+        """
+        for batch in reject_batches(self._files, self.view().partitions, wanted):
+            write(batch)
+
+    def why(
+        self, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]] | None = None
+    ) -> Answer:
+        """Where the event of this dedup key is, or why it is not there (see `query.why`)."""
+        return self._retried(lambda: explain(self._files, self.view(), key, paths or {}))
+
     def sql(self, text: str) -> pl.DataFrame:
-        """The answer to a query over the table `events`. Raises BadInput if it is not valid."""
+        """The answer to a query over the tables `events` and `rejects`.
+
+        Raises BadInput if it is not valid.
+        """
 
         def answer() -> pl.DataFrame:
-            return pl.SQLContext({TABLE: self.scan()}).execute(text, eager=True)
+            view = self.view()
+            rejects = scan_rejects(self._files, view.partitions, ALL)
+            tables = {TABLE: self._events(view), REJECTS: rejects}
+            return pl.SQLContext(tables).execute(text, eager=True)
 
         try:
             return self._retried(answer)
@@ -243,6 +273,7 @@ def _row(node: str, partition: PartitionView) -> dict[str, Any]:
         "lag": sum(max(0, end - at) for end, at in ends) if ends else None,
         "accepted": counters.accepted,
         "duplicates": counters.duplicates,
+        "conflicts": counters.conflicts,
         "rejects": counters.rejects,
         "late": counters.late,
         "nulled": counters.nulled,
@@ -255,8 +286,8 @@ def _row(node: str, partition: PartitionView) -> dict[str, Any]:
 
 
 COUNTS = (
-    "accepted", "duplicates", "rejects", "late", "nulled", "skipped", "hot_events", "cold_events",
-    "hot_blocks", "chunks",
+    "accepted", "duplicates", "conflicts", "rejects", "late", "nulled", "skipped", "hot_events",
+    "cold_events", "hot_blocks", "chunks",
 )  # fmt: skip
 _PARTITION_SCHEMA: dict[str, pl.DataType] = {
     "node": pl.String(),

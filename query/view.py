@@ -42,6 +42,11 @@ class PartitionView:
     chunks: tuple[Chunk, ...]
 
     @property
+    def layout(self) -> Layout:
+        """Of the node the partition is on."""
+        return Layout(self.folder.parents[1])
+
+    @property
     def extents(self) -> list[Extent]:
         return [extent for block in self.hot for extent in block.extents]
 

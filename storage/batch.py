@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage import record
-from storage.errors import Corruption
 from storage.files import Files
 
 KIND = "batch"
@@ -28,12 +27,7 @@ class Batch:
     @classmethod
     def decode(cls, data: bytes, name: str) -> Batch:
         """Raises Corruption or FormatVersion; `name` describes the data in errors."""
-        body = record.decode(KIND, VERSION, data, name)
-        try:
-            until = body["covered_until_ms"]
-            return cls(int(body["number"]), None if until is None else int(until))
-        except (KeyError, TypeError, ValueError) as error:
-            raise Corruption(f"{name}: a field is missing or of the wrong kind: {error}") from error
+        return record.read(cls, KIND, VERSION, data, name)
 
 
 def read_batch(files: Files, path: Path) -> Batch:

@@ -8,6 +8,7 @@ For each event, in offset order, as if it came alone:
 4. else it is appended to the live block of its interval (a new one if there is none), which is
    touched at the stream time.
 A batch is cut only where step 2 could evict, so the result does not depend on how input is cut.
+A replayed reject comes in by the same steps, at the moment of the replay, whatever its offset.
 
 What always holds: an offset below the partition's next offset is dropped, so any replay is safe;
 a log is only appended to, and every start writes to files of a new incarnation; an evicted block
@@ -22,18 +23,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from storage.catalog import Catalog, read_catalog
-from storage.chunk import ChunkKeys
+from storage.drops import Drops
+from storage.duplicates import duplicates
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
-from storage.index import I64, U64, hash_keys
-from storage.keys import Hash, KeyCache, KeySet, first_rows
+from storage.index import I64, hash_keys
+from storage.keys import Hash, KeyCache
 from storage.layout import BlockId, Layout, block_log_name, reject_log_name
-from storage.log import GrowingLog, LogKeys
+from storage.live import LiveBlock
+from storage.log import Extent, GrowingLog
+from storage.rejects import FILE_BYTES_MAX, Redecode, RejectFilter, redecoded
+from storage.replay import ReplayRequest
 from storage.resume import (
+    UNCOMMITTED_SNAPSHOTS_MAX,
     CatalogFile,
     next_incarnation,
     require_logs,
@@ -42,23 +47,29 @@ from storage.resume import (
     united_schema,
     unlisted,
 )
-from storage.schema import OFFSET, UPLOAD_TIME, Schema, column_types
+from storage.retained import Retained
+from storage.schema import OFFSET, Schema, column_types
+from storage.segment import Segment
+from storage.series import LogSeries
 from storage.state import BlockState, PartitionState
 
-PENDING_ROWS_MAX = 65_536
-REJECT_LOG_BYTES_MAX = 64 << 20
-
-Mask = npt.NDArray[np.bool_]
+DROPS_BYTES_MAX = 16 << 20
 
 
 @dataclass(frozen=True)
 class BlocksConfig:
-    """What the rules depend on; all times in ms."""
+    """What the rules depend on; all times in ms.
+
+    `conflicts`: whether the payloads of duplicates are compared. `drops_bytes_max` bounds the drop
+    log; 0 keeps none.
+    """
 
     schema: Schema
     block_span_ms: int
     dedup_window_ms: int
     grace_ms: int
+    conflicts: bool = True
+    drops_bytes_max: int = DROPS_BYTES_MAX
 
 
 @dataclass(frozen=True)
@@ -70,22 +81,6 @@ class Offer:
     incarnation: int
     blocks: tuple[BlockState, ...]
     runs: dict[str, int] | None = None
-
-
-@dataclass
-class _LiveBlock:
-    """A block in the cache."""
-
-    id: BlockId
-    log: GrowingLog
-    keys: KeySet
-    touched_ms: int
-    first_ms: int
-    last_ms: int
-
-    @property
-    def state(self) -> BlockState:
-        return BlockState(self.id, self.touched_ms, self.first_ms, self.last_ms, self.log.extents)
 
 
 class Blocks:
@@ -106,11 +101,12 @@ class Blocks:
         self._config = config
         self._layout = layout
         self._files = files
-        self._cache = cache
         self._hash = hash_keys
         self._folder = layout.hot(partition)
+        self._folders = (self._folder, layout.rejects(partition), layout.drops(partition))
         self._schema = config.schema.arrow
-        for folder in (self._folder, layout.rejects(partition)):
+        self._payload = (config.schema.payload or None) if config.conflicts else None
+        for folder in self._folders:
             files.make_directory(folder)
         self._lock = files.lock(self._folder / "lock")
         self._catalog_file = CatalogFile(files, layout, partition)
@@ -125,31 +121,54 @@ class Blocks:
                 committed, read_catalog(files, layout.catalog(partition), partition)
             )
         state.incarnation = incarnation
-        covered = self._catalog().covered
         require_logs(files, self._folder, state, self._catalog())
+        self._retained = Retained(
+            files, layout, partition, config.schema, config.block_span_ms, cache, hash_keys
+        )
+        for block in self._uncovered():
+            self._retained.add(block)
         self._live = {block.id.interval_ms: self._reopen(block) for block in state.hot}
-        self._evicted_keys = {
-            block.id: KeySet(self._source(block), cache, hash_keys)
-            for block in state.evicted
-            if block.id not in covered
-        }
-        self._chunk_keys: dict[tuple[str, int], KeySet] = {}
-        self._rejects = self._reject_log()
+        self._rejects, self._drops = self._logs_beside()
         self._dirty: list[GrowingLog] = []
-        self._closing: list[GrowingLog] = []
+        # Evictions in the last snapshots; the first of them is known to be stored.
+        self._committed: tuple[int, ...] = (state.evictions if committed else 0,)
+        self._replaced: list[tuple[int, Path]] = []
         self._doomed: list[tuple[int, Path]] = []
+
+    def _logs_beside(self) -> tuple[LogSeries, Drops]:
+        """Where what is no event goes."""
+        state = self._state
+        _, rejects, drops = self._folders
+        return LogSeries(
+            self._files,
+            rejects,
+            reject_log_name,
+            state.incarnation,
+            REJECT_SCHEMA,
+            state.rejects,
+            FILE_BYTES_MAX,
+        ), Drops(
+            self._files,
+            drops,
+            state.incarnation,
+            state.drops,
+            self._config.drops_bytes_max,
+            self._config.schema.payload,
+        )
 
     def start(self, now_ms: int) -> Offer:
         """Publish the state resumed from; the offer that must reach `chunks` before any other."""
-        grace = self._config.grace_ms
-        folders = (self._folder, self._layout.rejects(self._state.partition))
+        due = now_ms + self._config.grace_ms
         self._doomed = [
-            (now_ms + grace, path) for folder in folders for path in unlisted(folder, self._state)
+            (due, path) for folder in self._folders for path in unlisted(folder, self._state)
         ]
         self.publish()
+        return Offer(self._state.incarnation, tuple(self._uncovered()), self._state.runs)
+
+    def _uncovered(self) -> list[BlockState]:
+        """The evicted blocks that no chunk covers."""
         covered = self._catalog().covered
-        blocks = tuple(block for block in self._state.evicted if block.id not in covered)
-        return Offer(self._state.incarnation, blocks, self._state.runs)
+        return [block for block in self._state.evicted if block.id not in covered]
 
     # -- events in ---------------------------------------------------------------------------
 
@@ -168,23 +187,21 @@ class Blocks:
         state.counters.nulled += frame.nulled
         state.counters.skipped += frame.skipped
         if rejects.num_rows:
-            self._reject(rejects)
+            state.counters.rejects += rejects.num_rows
+            self._rejects.append(rejects)
+        return self._admit(events)
+
+    def _admit(self, events: pa.RecordBatch) -> Offer | None:
+        """Steps 1 to 4 for each of these events; what was evicted is offered."""
+        if not events.num_rows:
+            return None
+        config, state = self._config, self._state
+        whole = Segment.of(
+            events, config.schema.key, self._payload, state.stream_time_ms, self._hash
+        )
         evicted: list[BlockState] = []
-        if events.num_rows:
-            times: I64 = events.column(UPLOAD_TIME).cast(pa.int64()).to_numpy()
-            floor = times[0] if state.stream_time_ms is None else state.stream_time_ms
-            stream: I64 = np.maximum.accumulate(np.maximum(times, floor))
-            keys = events.select(list(self._config.schema.key))
-            hashes = self._hash(keys.columns)
-            for low, high in self._cuts(stream, evicted):
-                part = slice(low, high)
-                self._take(
-                    events.slice(low, high - low),
-                    keys.slice(low, high - low),
-                    hashes[part],
-                    times[part],
-                    stream[part],
-                )
+        for low, high in self._cuts(whole.stream, evicted):
+            self._take(whole.part(low, high))
         return Offer(state.incarnation, tuple(evicted)) if evicted else None
 
     def _cuts(self, stream: I64, evicted: list[BlockState]) -> Iterator[tuple[int, int]]:
@@ -201,75 +218,37 @@ class Blocks:
             self._state.stream_time_ms = int(stream[high - 1])
             low = high
 
-    def _take(
-        self, events: pa.RecordBatch, keys: pa.RecordBatch, hashes: U64, times: I64, stream: I64
-    ) -> None:
+    def _take(self, segment: Segment) -> None:
         """Steps 3 and 4 for events that no eviction divides."""
-        fresh = ~self._duplicate(keys, hashes, times)
-        rows = np.flatnonzero(fresh)
-        if not fresh.all():
-            events, keys = events.take(pa.array(rows)), keys.take(pa.array(rows))
-            hashes, times, stream = hashes[rows], times[rows], stream[rows]
-        first = first_rows(hashes, keys)
-        if not first.all():
-            rows = np.flatnonzero(first)
-            events, keys = events.take(pa.array(rows)), keys.take(pa.array(rows))
-            hashes, times, stream = hashes[rows], times[rows], stream[rows]
+        dropped, differs = duplicates(
+            segment,
+            [block.keys for block in self._live.values()],
+            lambda interval: self._retained.of_interval(interval, self._catalog()),
+            self._config.block_span_ms,
+        )
+        late = ~dropped & (segment.stream - segment.times >= self._config.dedup_window_ms)
+        kept = np.flatnonzero(~dropped)
         counters = self._state.counters
-        counters.accepted += len(rows)
-        counters.duplicates += len(fresh) - len(rows)
-        counters.late += int(np.count_nonzero(stream - times >= self._config.dedup_window_ms))
+        counters.accepted += len(kept)
+        counters.duplicates += len(segment) - len(kept)
+        counters.conflicts += int(np.count_nonzero(differs))
+        counters.late += int(np.count_nonzero(late))
+        self._drops.note(segment, dropped, differs, late)
+        times = segment.times[kept]
         intervals = times - times % self._config.block_span_ms
         _, firsts = np.unique(intervals, return_index=True)
         for interval in intervals[np.sort(firsts)]:  # blocks are numbered in order of events
-            mine = np.flatnonzero(intervals == interval)
             block = self._live.get(int(interval)) or self._open(int(interval))
-            whole = len(mine) == len(times)
-            picked = pa.array(mine)
-            block.log.append(events if whole else events.take(picked))
-            block.keys.add(keys if whole else keys.take(picked), hashes[mine])
-            block.touched_ms = int(stream[mine[-1]])
-            block.first_ms = min(block.first_ms, int(times[mine].min()))
-            block.last_ms = max(block.last_ms, int(times[mine].max()))
-            if block.log.pending_rows >= PENDING_ROWS_MAX:
+            block.take(segment, kept[intervals == interval])
+            if block.full:
                 self._flush(block)
-
-    def _duplicate(self, keys: pa.RecordBatch, hashes: U64, times: I64) -> Mask:
-        """Step 3, against what was there before this segment."""
-        result: Mask = np.zeros(len(hashes), dtype=bool)
-        for block in list(self._live.values()):
-            result |= block.keys.contains(hashes, keys)
-        intervals = times - times % self._config.block_span_ms
-        for interval in np.unique(intervals):
-            for retained in self._retained(int(interval)):
-                rows = np.flatnonzero((intervals == interval) & ~result)
-                if len(rows):
-                    hit = retained.contains(hashes[rows], keys.take(pa.array(rows)))
-                    result[rows[hit]] = True
-        return result
-
-    def _retained(self, interval: int) -> list[KeySet]:
-        """Key sets of everything evicted or merged of this interval."""
-        ids = {id for id in self._evicted_keys if id.interval_ms == interval}
-        found = [self._evicted_keys[id] for id in sorted(ids)]
-        for chunk in self._catalog().by_interval.get(interval, ()):
-            if all(id in ids for id in chunk.blocks if id.interval_ms == interval):
-                continue
-            place = (chunk.file, interval)
-            if place not in self._chunk_keys:
-                path = self._layout.chunks(self._state.partition) / chunk.file
-                end = interval + self._config.block_span_ms
-                source = ChunkKeys(path, self._config.schema.key, interval, end)
-                self._chunk_keys[place] = KeySet(source, self._cache, self._hash)
-            found.append(self._chunk_keys[place])
-        return found
 
     def _catalog(self) -> Catalog:
         return self._catalog_file.read(self._state.runs, self._state.incarnation)
 
     # -- blocks ------------------------------------------------------------------------------
 
-    def _open(self, interval: int) -> _LiveBlock:
+    def _open(self, interval: int) -> LiveBlock:
         self._state.sequence += 1
         far = np.iinfo(np.int64)
         empty = BlockState(
@@ -278,17 +257,11 @@ class Blocks:
         block = self._live[interval] = self._reopen(empty)
         return block
 
-    def _reopen(self, state: BlockState) -> _LiveBlock:
+    def _reopen(self, state: BlockState) -> LiveBlock:
         name = block_log_name(state.id, self._state.incarnation)
         log = GrowingLog(self._files, self._folder, name, self._schema, state.extents)
-        source = LogKeys(self._files, self._folder, self._config.schema.key, lambda: log.extents)
-        make = KeySet if state.extents else KeySet.empty
-        keys = make(source, self._cache, self._hash)
-        return _LiveBlock(state.id, log, keys, state.touched_ms, state.first_ms, state.last_ms)
-
-    def _source(self, block: BlockState) -> LogKeys:
-        key = self._config.schema.key
-        return LogKeys(self._files, self._folder, key, lambda: block.extents)
+        keys = self._retained.of_log(log)
+        return LiveBlock(state.id, log, keys, state.touched_ms, state.first_ms, state.last_ms)
 
     def _evict(self, limit_ms: int) -> list[BlockState]:
         """Close the blocks last touched at or before `limit_ms`."""
@@ -298,42 +271,51 @@ class Blocks:
                 self._flush(block)
                 self._state.evictions += 1
                 evicted.append(replace(block.state, number=self._state.evictions))
-                self._evicted_keys[block.id] = block.keys
-                self._closing.append(block.log)
+                self._retained.add(evicted[-1], block.keys)
                 del self._live[block.id.interval_ms]
         self._state.evicted += evicted
         return evicted
 
-    def _flush(self, block: _LiveBlock) -> None:
-        span = block.log.flush()
-        if span:
-            block.keys.settle(span)
-            self._note_dirty(block.log)
-
-    def _note_dirty(self, log: GrowingLog) -> None:
-        if log not in self._dirty:
-            self._dirty.append(log)
+    def _flush(self, block: LiveBlock) -> None:
+        if block.flush() and block.log not in self._dirty:
+            self._dirty.append(block.log)
 
     # -- rejects -----------------------------------------------------------------------------
 
-    def _reject(self, rejects: pa.RecordBatch) -> None:
-        self._state.counters.rejects += rejects.num_rows
-        self._rejects.append(rejects)
-        if self._rejects.bytes >= REJECT_LOG_BYTES_MAX:
-            self._flush_rejects()
-            self._state.rejects += self._rejects.extents
-            self._closing.append(self._rejects)
-            self._rejects = self._reject_log()
+    @property
+    def replays(self) -> int:
+        """Number of the last replay request carried out."""
+        return self._state.replays
 
-    def _reject_log(self) -> GrowingLog:
-        state = self._state
-        name = reject_log_name(len(state.rejects) + 1, state.incarnation)
-        folder = self._layout.rejects(state.partition)
-        return GrowingLog(self._files, folder, name, REJECT_SCHEMA)
+    def replay(self, request: ReplayRequest, redecode: Redecode) -> Iterator[Offer | None]:
+        """Carry a request out, one file of rejects at each step; events may come in between.
 
-    def _flush_rejects(self) -> None:
-        if self._rejects.flush():
-            self._note_dirty(self._rejects)
+        Each step is whole: a commit after it has a reject that passes as an event or a duplicate,
+        a commit before it has it as a reject.
+        """
+        self._rejects.seal()
+        for extent in self._rejects.sealed_extents:
+            yield self._replay(extent, request.wanted, redecode)
+        self.replayed(request.number)
+
+    def replayed(self, number: int) -> None:
+        """Requests up to this one need no more looking at."""
+        self._state.replays = max(self._state.replays, number)
+
+    def _replay(self, extent: Extent, wanted: RejectFilter, redecode: Redecode) -> Offer | None:
+        _, folder, _ = self._folders
+        left, frames = redecoded(self._files, folder, extent, wanted, redecode)
+        if not frames:
+            return None
+        self._replaced.append((self._state.snapshots, self._rejects.discard(extent)))
+        for batch in left:
+            self._rejects.append(batch)
+        counters = self._state.counters
+        counters.rejects -= extent.rows - sum(batch.num_rows for batch in left)
+        counters.nulled += sum(frame.nulled for frame in frames)
+        offers = [self._admit(frame.events) for frame in frames]
+        blocks = [block for offer in offers if offer for block in offer.blocks]
+        return Offer(self._state.incarnation, tuple(blocks)) if blocks else None
 
     # -- state out ---------------------------------------------------------------------------
 
@@ -341,18 +323,22 @@ class Blocks:
         """Hand everything pending to the operating system; the logs that a sync would wait for."""
         for block in self._live.values():
             self._flush(block)
-        self._flush_rejects()
-        return [log for log in self._dirty if log.dirty]
+        self._rejects.flush()
+        self._drops.flush()
+        self._replaced += [(self._state.snapshots, path) for path in self._drops.trim()]
+        logs = [log for log in self._dirty if log.dirty]
+        return [*logs, *self._rejects.unsynced(), *self._drops.sealed()]
 
     def snapshot(self) -> bytes:
         """Make everything taken in durable; the commit record for it."""
         for log in self.flush():
             log.sync()
         self._dirty = []
-        for log in self._closing:
-            log.close()
-        self._closing = []
+        self._rejects.settle()
+        self._drops.settle()
         self._state.snapshots += 1
+        last = (*self._committed, self._state.evictions)
+        self._committed = last[-UNCOMMITTED_SNAPSHOTS_MAX - 1 :]
         return self._present().encode()
 
     def publish(self) -> None:
@@ -363,7 +349,11 @@ class Blocks:
 
     def tidy(self, now_ms: int) -> None:
         """Forget evicted blocks that a chunk has covered for the grace period; delete what has been
-        forgotten for another."""
+        forgotten for another, or replaced for one once that is surely committed."""
+        due = now_ms + self._config.grace_ms
+        sure = self._state.snapshots - UNCOMMITTED_SNAPSHOTS_MAX
+        self._doomed += [(due, path) for since, path in self._replaced if since < sure]
+        self._replaced = [(since, path) for since, path in self._replaced if since >= sure]
         covered = self._catalog().covered
         kept = []
         for block in self._state.evicted:
@@ -371,14 +361,12 @@ class Blocks:
                 kept.append(replace(block, covered_at_ms=None))
                 continue
             since = now_ms if block.covered_at_ms is None else block.covered_at_ms
-            if now_ms - since < self._config.grace_ms:
+            committed = block.number is not None and block.number <= self._committed[0]
+            if now_ms - since < self._config.grace_ms or not committed:
                 kept.append(replace(block, covered_at_ms=since))
                 continue
-            due = now_ms + self._config.grace_ms
             self._doomed += [(due, self._folder / extent.file) for extent in block.extents]
-            keys = self._evicted_keys.pop(block.id, None)
-            if keys:
-                keys.close()
+            self._retained.forget(block.id)
         self._state.evicted = kept
         for _, path in [doomed for doomed in self._doomed if doomed[0] <= now_ms]:
             self._files.remove(path)
@@ -386,8 +374,8 @@ class Blocks:
 
     def _present(self) -> PartitionState:
         hot = [self._live[interval].state for interval in sorted(self._live)]
-        rejects = [*self._state.rejects, *self._rejects.extents]
-        return replace(self._state, hot=hot, rejects=rejects)
+        rejects, drops = self._rejects.extents, self._drops.extents
+        return replace(self._state, hot=hot, rejects=rejects, drops=drops)
 
 
 def _from_offset(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:

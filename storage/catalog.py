@@ -8,14 +8,11 @@ Format: a record (see `record`) of kind "catalog", version 1; the fields are tho
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from storage import record
-from storage.errors import Corruption
 from storage.files import Files
 from storage.layout import BlockId, ChunkId, checked
 
@@ -37,6 +34,9 @@ class Chunk:
     first_ms: int
     last_ms: int
     schema: dict[str, str]
+
+    def __post_init__(self) -> None:
+        checked(self.file)
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,7 @@ class Catalog:
     @classmethod
     def decode(cls, data: bytes, name: str) -> Catalog:
         """Raises Corruption or FormatVersion; `name` describes the data in errors."""
-        body = record.decode(KIND, VERSION, data, name)
-        try:
-            return cls(str(body["partition"]), tuple(_chunks(body["chunks"])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise Corruption(f"{name}: a field is missing or of the wrong kind: {error}") from error
+        return record.read(cls, KIND, VERSION, data, name)
 
 
 def read_catalog(files: Files, path: Path, partition: str) -> Catalog:
@@ -96,10 +92,3 @@ def read_catalog(files: Files, path: Path, partition: str) -> Catalog:
     except FileNotFoundError:
         return Catalog(partition)
     return Catalog.decode(data, str(path))
-
-
-def _chunks(bodies: Iterable[dict[str, Any]]) -> Iterable[Chunk]:
-    for body in bodies:
-        checked(body["file"])
-        blocks = tuple(BlockId(**block) for block in body["blocks"])
-        yield Chunk(**{**body, "id": ChunkId(**body["id"]), "blocks": blocks})

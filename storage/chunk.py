@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from storage.errors import Corruption, MissingFile
 from storage.files import Files
 from storage.log import log_schema, read_log
+from storage.payload import Payload, hash_payload
 from storage.schema import OFFSET, PARTITION, UPLOAD_TIME, unite
 from storage.state import BlockState
 
-ROW_GROUP_ROWS = 131_072
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 131_072, 256 << 20
 ZSTD_LEVEL = 3
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 SORTED_BY = (UPLOAD_TIME, PARTITION, OFFSET)
@@ -42,22 +43,31 @@ def write_chunk(
     """Merge the blocks' logs in `folder` into the file `target`, which may lie about unfinished
     after an error; making it durable and giving it its name is the caller's."""
     ordered = sorted(blocks, key=lambda block: block.id)
-    with pq.ParquetWriter(
-        target,
-        schema,
-        compression="zstd",
-        compression_level=ZSTD_LEVEL,
-        sorting_columns=pq.SortingColumn.from_ordering(
-            schema, [(name, "ascending") for name in SORTED_BY]
-        ),
-        write_page_checksum=True,
-    ) as writer:
+    sorting = pq.SortingColumn.from_ordering(schema, [(name, "ascending") for name in SORTED_BY])
+    with (
+        files.write(target) as file,
+        pq.ParquetWriter(
+            file,
+            schema,
+            compression="zstd",
+            compression_level=ZSTD_LEVEL,
+            sorting_columns=sorting,
+            write_page_checksum=True,
+        ) as writer,
+    ):
         for _, group in groupby(ordered, lambda block: block.id.interval_ms):
             extents = [extent for block in group for extent in block.extents]
             batches = [batch for extent in extents for batch in read_log(files, folder, extent)]
             frame = pl.DataFrame(with_columns(batches, schema)).sort(SORTED_BY)
-            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-            writer.write_table(table.cast(schema), ROW_GROUP_ROWS)
+            for part in frame.iter_slices(_group_rows(frame)):
+                table = part.to_arrow(compat_level=pl.CompatLevel.oldest())
+                writer.write_table(table.cast(schema), ROW_GROUP_ROWS)
+
+
+def _group_rows(frame: pl.DataFrame) -> int:
+    """Rows in a row group: fewer of large rows, for a column's offsets have 32 bits."""
+    size = int(frame.estimated_size())
+    return max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES * frame.height // max(1, size)))
 
 
 def with_columns(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
@@ -68,11 +78,20 @@ def with_columns(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Tab
 
 
 class ChunkKeys:
-    """The key columns of one interval of a chunk, as a key set reads them back."""
+    """The key columns of one interval of a chunk, and the hashes of its payload columns, as a key
+    set reads them back."""
 
-    def __init__(self, path: Path, columns: Sequence[str], first_ms: int, end_ms: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str],
+        first_ms: int,
+        end_ms: int,
+        payload: Sequence[str] = (),
+    ) -> None:
         self._path = path
         self._columns = list(columns)
+        self._payload = tuple(payload)
         self._first_ms = first_ms
         self._end_ms = end_ms
 
@@ -80,13 +99,20 @@ class ChunkKeys:
         with self._open() as file:
             for group in range(file.num_row_groups):
                 if self._overlaps(file, group):
-                    batch = self._keys(file, group)
+                    batch = self._inside(file, group, self._columns)
                     if batch.num_rows:
                         yield group, batch
 
     def read(self, place: int) -> pa.RecordBatch:
         with self._open() as file:
-            return self._keys(file, place)
+            return self._inside(file, place, self._columns)
+
+    def payload(self, place: int) -> Payload:
+        with self._open() as file:
+            present = file.schema_arrow.names
+            names = tuple(name for name in self._payload if name in present)
+            batch = self._inside(file, place, [self._columns[0], *names])
+            return Payload(names, hash_payload(batch.select(list(names))))
 
     def _open(self) -> pq.ParquetFile:
         try:
@@ -105,14 +131,15 @@ class ChunkKeys:
         low, high = (_ms(value) for value in (statistics.min, statistics.max))
         return low < self._end_ms and high >= self._first_ms
 
-    def _keys(self, file: pq.ParquetFile, group: int) -> pa.RecordBatch:
-        wanted = list(dict.fromkeys((*self._columns, UPLOAD_TIME)))
+    def _inside(self, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.RecordBatch:
+        """Those rows of the row group that are of the interval."""
+        wanted = list(dict.fromkeys((*columns, UPLOAD_TIME)))
         table = file.read_row_group(group, columns=wanted, use_threads=False)
         times = table[UPLOAD_TIME].cast(pa.int64())
         inside = pc.and_(pc.greater_equal(times, self._first_ms), pc.less(times, self._end_ms))
-        keys = table.filter(inside).select(self._columns)
+        found = table.filter(inside).select(list(columns))
         return pa.RecordBatch.from_arrays(
-            [column.combine_chunks() for column in keys.columns], schema=keys.schema
+            [column.combine_chunks() for column in found.columns], schema=found.schema
         )
 
 

@@ -8,6 +8,9 @@
 A plain assertion or any other exception is a bug in Forebay.
 """
 
+PERMANENT = 78
+"""Exit code of a process that met an error which a restart would meet again (EX_CONFIG)."""
+
 
 class ForebayError(Exception):
     """Base of all errors that a user may meet."""

@@ -1,4 +1,5 @@
-"""The few things Forebay asks of a file system, in one place so that tests can make them fail.
+"""The few things Forebay asks of a file system, in one place so that tests and
+`forebay verify` can make them fail.
 
 What always holds: a file that a reader may have open is never truncated or written in place; it is
 appended to, or replaced as a whole. `replace` is atomic for readers, and durable if asked.
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,26 +18,32 @@ from storage.errors import BadInput
 
 
 class Appender:
-    """One open file that only grows. Not thread-safe."""
+    """A file that only grows. It is open only while it is used: there may be thousands of them.
+    Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-        self._fd = os.open(path, flags, 0o644)
+        self._path = path
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
 
     def append(self, data: bytes | memoryview) -> None:
         """Write all of `data`. On OSError some of it may be in the file."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        with self._open() as descriptor:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
 
     def sync(self) -> None:
         """Return once everything appended would survive a power loss."""
-        os.fdatasync(self._fd)
+        with self._open() as descriptor:
+            os.fdatasync(descriptor)
 
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    @contextmanager
+    def _open(self) -> Iterator[int]:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
 
 class Files:
@@ -65,6 +74,10 @@ class Files:
         if durable:
             self.sync_directory(path.parent)
 
+    def write(self, path: Path) -> BinaryIO:
+        """A new file, to be written as a whole and then given its name by `publish`."""
+        return path.open("wb")
+
     def publish(self, temporary: Path, path: Path) -> None:
         """Make a finished file durable and give it its name."""
         descriptor = os.open(temporary, os.O_RDONLY)
@@ -88,7 +101,7 @@ class Files:
     def lock(self, path: Path) -> BinaryIO:
         """Keep other processes from taking the same lock until this one ends or the file returned
         is closed. Raises BadInput if another process has it."""
-        file = path.open("ab")
+        file = path.open("a+b")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -98,6 +111,12 @@ class Files:
                 " directory"
             ) from error
         return file
+
+    def touch(self, path: Path) -> None:
+        """Make an empty file, durably, unless there is one."""
+        if not path.exists():
+            path.open("ab").close()
+            self.sync_directory(path.parent)
 
     def sync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -109,3 +128,6 @@ class Files:
     def remove(self, path: Path) -> None:
         """Delete a file; one that is already gone is fine."""
         path.unlink(missing_ok=True)
+
+    def step(self, name: str) -> None:
+        """Called at a point where a crash matters and no other method tells of it; does nothing."""

@@ -3,6 +3,7 @@
 A `KeySet` has a `DedupIndex` of hashes and, where memory allows, the keys themselves as Arrow
 batches. A hit of the index is always confirmed on the full key. What memory does not allow is read
 back from where the keys are stored for good (a `KeySource`), so bounds cost time, never exactness.
+Beside the keys go the hashes of the rows' payloads (see `payload`), if they are compared.
 
 `KeyCache` is the one bound for all key sets of a worker: over the limit it lets go of the least
 recently used keys and indexes. Rows not yet in a log (pending) are never let go.
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.index import I64, U64, DedupIndex, find_earlier, hash_keys
+from storage.payload import Payload, Probe
 
 Hash = Callable[[Sequence[pa.Array]], U64]
 Mask = npt.NDArray[np.bool_]
@@ -35,6 +37,9 @@ class KeySource(Protocol):
 
     def read(self, place: Any) -> pa.RecordBatch:
         """The batch at one place."""
+
+    def payload(self, place: Any) -> Payload:
+        """The payload of that batch's rows, over those of its columns that are stored there."""
 
 
 class KeyCache:
@@ -75,9 +80,11 @@ class KeySet:
         self._starts: list[int] = []
         self._places: list[Hashable] = []
         self._keys: list[pa.RecordBatch | None] = []
+        self._payloads: list[Payload | None] = []
         self._settled = 0
         self._pending: list[pa.RecordBatch] = []
         self._pending_hashes: list[U64] = []
+        self._pending_payloads: list[Payload | None] = []
 
     @classmethod
     def empty(cls, source: KeySource, cache: KeyCache, hash_keys: Hash = hash_keys) -> KeySet:
@@ -86,25 +93,28 @@ class KeySet:
         keys._index = DedupIndex()
         return keys
 
-    def add(self, keys: pa.RecordBatch, hashes: U64) -> None:
+    def add(self, keys: pa.RecordBatch, hashes: U64, payload: Payload | None = None) -> None:
         """Append rows that are not in the log yet."""
         self._pending.append(keys)
         self._pending_hashes.append(hashes)
+        self._pending_payloads.append(payload)
         if self._index is not None:
             self._index.insert(hashes)
 
     def settle(self, place: Hashable) -> None:
         """All pending rows are now one batch of the source, at `place`."""
         batch = pa.concat_batches(self._pending)
-        self._pending, self._pending_hashes = [], []
+        payload = _joined(self._pending_payloads)
+        self._pending, self._pending_hashes, self._pending_payloads = [], [], []
         if self._index is not None:
-            self._append(place, batch)
+            self._append(place, batch, payload)
             self._cache.hold(self, INDEX, self._index.nbytes)
 
-    def contains(self, hashes: U64, keys: pa.RecordBatch) -> Mask:
-        """For each row of `keys`, whether this set has the same key."""
+    def find(self, hashes: U64, keys: pa.RecordBatch, asked: I64) -> I64:
+        """For each of the rows `asked` of `keys`, with its hash in `hashes`: the row of this set
+        that has the same key, or -1."""
         index = self._load()
-        result: Mask = np.zeros(len(hashes), dtype=bool)
+        result: I64 = np.full(len(hashes), -1, dtype=np.int64)
         slots: I64 = np.full(len(hashes), -1, dtype=np.int64)
         todo = np.arange(len(hashes))
         while len(todo):
@@ -113,9 +123,20 @@ class KeySet:
                 break
             hit = rows >= 0
             todo, slots, rows = todo[hit], slots[hit], rows[hit]
-            same = self._same(rows, keys.take(pa.array(todo)))
-            result[todo[same]] = True
+            same = self._same(rows, keys.take(pa.array(asked[todo])))
+            result[todo[same]] = rows[same]
             todo, slots = todo[~same], slots[~same]
+        self._cache.trim()
+        return result
+
+    def differs(self, rows: I64, probe: Probe, probed: I64) -> Mask:
+        """For each of this set's `rows`, whether its payload is another than that of the row of
+        `probe` that `probed` has beside it. Rows are those that `find` gave just now."""
+        self._load()
+        result: Mask = np.zeros(len(rows), dtype=bool)
+        for owner, at, local in self._by_owner(rows):
+            stored = self._payload(owner)
+            result[at] = stored.hashes[local] != probe.over(stored.names)[probed[at]]
         self._cache.trim()
         return result
 
@@ -126,8 +147,9 @@ class KeySet:
                 self._cache.forget(self, ordinal)
             self._index = None
             self._starts, self._places, self._keys, self._settled = [], [], [], 0
+            self._payloads = []
         else:
-            self._keys[part] = None
+            self._keys[part] = self._payloads[part] = None
 
     def close(self) -> None:
         """Give all memory back."""
@@ -145,25 +167,42 @@ class KeySet:
         self._cache.hold(self, INDEX, self._index.nbytes)
         return self._index
 
-    def _append(self, place: Hashable, batch: pa.RecordBatch) -> None:
+    def _append(
+        self, place: Hashable, batch: pa.RecordBatch, payload: Payload | None = None
+    ) -> None:
         self._starts.append(self._settled)
         self._places.append(place)
         self._keys.append(batch)
+        self._payloads.append(payload)
         self._settled += batch.num_rows
-        self._cache.hold(self, len(self._keys) - 1, batch.nbytes)
+        self._hold(len(self._keys) - 1)
 
-    def _same(self, rows: I64, probes: pa.RecordBatch) -> Mask:
-        """Whether the stored key at each row equals the probe beside it."""
+    def _hold(self, ordinal: int) -> None:
+        keys, payload = self._keys[ordinal], self._payloads[ordinal]
+        size = keys.nbytes if keys is not None else 0
+        size += payload.hashes.nbytes if payload is not None else 0
+        self._cache.hold(self, ordinal, size)
+
+    def _by_owner(self, rows: I64) -> Iterator[tuple[int, I64, I64]]:
+        """For each batch that has any of `rows`: its ordinal, where in `rows` its rows are, and
+        which rows of the batch they are."""
         pending_starts = self._settled + np.cumsum([0, *(b.num_rows for b in self._pending)])
         starts = np.concatenate((np.array(self._starts, dtype=np.int64), pending_starts[:-1]))
         owners = np.searchsorted(starts, rows, side="right") - 1
         order = np.argsort(owners, kind="stable")
-        owners, rows = owners[order], rows[order]
+        owners = owners[order]
         bounds = np.flatnonzero(np.diff(owners, prepend=-1, append=-1))
-        stored = [
-            self._batch(int(owners[low])).take(pa.array(rows[low:high] - starts[owners[low]]))
-            for low, high in pairwise(bounds)
-        ]
+        for low, high in pairwise(bounds):
+            owner, at = int(owners[low]), order[low:high]
+            yield owner, at, rows[at] - starts[owner]
+
+    def _same(self, rows: I64, probes: pa.RecordBatch) -> Mask:
+        """Whether the stored key at each row equals the probe beside it."""
+        stored, places = [], []
+        for owner, at, local in self._by_owner(rows):
+            stored.append(self._batch(owner).take(pa.array(local)))
+            places.append(at)
+        order = np.concatenate(places)
         same = equal_rows(pa.concat_batches(stored), probes.take(pa.array(order)))
         result: Mask = np.empty(len(rows), dtype=bool)
         result[order] = same
@@ -175,8 +214,28 @@ class KeySet:
         batch = self._keys[ordinal]
         if batch is None:
             batch = self._keys[ordinal] = self._source.read(self._places[ordinal])
-        self._cache.hold(self, ordinal, batch.nbytes)
+        self._hold(ordinal)
         return batch
+
+    def _payload(self, ordinal: int) -> Payload:
+        if ordinal >= len(self._keys):
+            payload = self._pending_payloads[ordinal - len(self._keys)]
+            if payload is None:
+                raise AssertionError("bug: payloads are compared and were not given")
+            return payload
+        payload = self._payloads[ordinal]
+        if payload is None:
+            payload = self._payloads[ordinal] = self._source.payload(self._places[ordinal])
+        self._hold(ordinal)
+        return payload
+
+
+def _joined(payloads: Sequence[Payload | None]) -> Payload | None:
+    """The payloads of one batch after the other, all over the same columns; None if not known."""
+    known = [payload for payload in payloads if payload is not None]
+    if len(known) < len(payloads) or not known:
+        return None
+    return Payload(known[0].names, np.concatenate([payload.hashes for payload in known]))
 
 
 def equal_rows(left: pa.RecordBatch, right: pa.RecordBatch) -> Mask:
@@ -187,24 +246,25 @@ def equal_rows(left: pa.RecordBatch, right: pa.RecordBatch) -> Mask:
     return result
 
 
-def first_rows(hashes: U64, keys: pa.RecordBatch) -> Mask:
-    """For each row, whether no earlier row of the batch has the same key."""
+def earlier_rows(hashes: U64, keys: pa.RecordBatch, rows: I64) -> I64:
+    """For each of `rows` of `keys`, with its hash in `hashes`: which earlier one of `rows` is the
+    first to have the same key (as an index into `rows`), or -1."""
     earlier = find_earlier(hashes)
     again = np.flatnonzero(earlier >= 0)
-    result: Mask = np.ones(len(hashes), dtype=bool)
     if len(again):
-        same = equal_rows(keys.take(pa.array(again)), keys.take(pa.array(earlier[again])))
+        mine, theirs = rows[again], rows[earlier[again]]
+        same = equal_rows(keys.take(pa.array(mine)), keys.take(pa.array(theirs)))
         if not same.all():
-            return _first_rows_one_by_one(keys)
-        result[again] = False
-    return result
+            return _earlier_one_by_one(keys.take(pa.array(rows)))
+    return earlier
 
 
-def _first_rows_one_by_one(keys: pa.RecordBatch) -> Mask:
-    """The same by a plain set: for the rare batch in which two keys share a hash."""
-    seen: set[tuple[object, ...]] = set()
-    result: Mask = np.zeros(keys.num_rows, dtype=bool)
+def _earlier_one_by_one(keys: pa.RecordBatch) -> I64:
+    """The same by a plain table: for the rare batch in which two keys share a hash."""
+    seen: dict[tuple[object, ...], int] = {}
+    result: I64 = np.full(keys.num_rows, -1, dtype=np.int64)
     for row, key in enumerate(zip(*(column.to_pylist() for column in keys.columns), strict=True)):
-        result[row] = key not in seen
-        seen.add(key)
+        first = seen.setdefault(key, row)
+        if first != row:
+            result[row] = first
     return result

@@ -1,16 +1,21 @@
 """Names: typed ids, and every path under a data directory, made and parsed here only.
 
     DATA/batch.json
+    DATA/lock                                          held by the one job
+    DATA/sources/PARTITION                             an empty file: this was read at some time
     DATA/recovery/                                     the engine's own
     DATA/hot/PARTITION/lock                            held by the one writer
     DATA/hot/PARTITION/manifest.json
     DATA/hot/PARTITION/20240501T1205-000017.3.arrows   block log: interval, sequence, incarnation
     DATA/rejects/PARTITION/rejects-000002.3.arrows     reject log: number, incarnation
+    DATA/drops/PARTITION/drops-000002.3.arrows         drop log: number, incarnation
+    DATA/replay/lock                                   held while a request is written
+    DATA/replay/000004.json                            replay request: number
     DATA/chunks/PARTITION/catalog.json
     DATA/chunks/PARTITION/date=2024-05-01/hour=12/0000000005-0000000010.3.parquet
 
-Invariants: a block log, reject log or chunk name is never used twice, because the incarnation
-rises with every start of its partition. Partition names sort in partition order.
+Invariants: a block log, reject log, drop log or chunk name is never used twice, because the
+incarnation rises with every start of its partition. Partition names sort in partition order.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from pathlib import Path
 
 from storage.errors import BadInput
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=-]{0,199}\Z")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}\Z")
 _RELATIVE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._=-]*/)*[A-Za-z0-9][A-Za-z0-9._=-]*\Z")
 
 
@@ -82,6 +87,14 @@ class Layout:
         return self.root / "batch.json"
 
     @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def sources(self) -> Path:
+        return self.root / "sources"
+
+    @property
     def recovery(self) -> Path:
         return self.root / "recovery"
 
@@ -93,6 +106,16 @@ class Layout:
 
     def rejects(self, partition: str) -> Path:
         return self.root / "rejects" / partition
+
+    def drops(self, partition: str) -> Path:
+        return self.root / "drops" / partition
+
+    @property
+    def replay(self) -> Path:
+        return self.root / "replay"
+
+    def replay_request(self, number: int) -> Path:
+        return self.replay / f"{number:06d}.json"
 
     def chunks(self, partition: str) -> Path:
         return self.root / "chunks" / partition
@@ -113,6 +136,10 @@ def block_log_name(block: BlockId, incarnation: int) -> str:
 
 def reject_log_name(number: int, incarnation: int) -> str:
     return f"rejects-{number:06d}.{incarnation}.arrows"
+
+
+def drop_log_name(number: int, incarnation: int) -> str:
+    return f"drops-{number:06d}.{incarnation}.arrows"
 
 
 def chunk_name(chunk: ChunkId, first_upload_ms: int) -> str:

@@ -19,11 +19,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
-from storage.errors import Corruption, MissingFile
+from storage.errors import BadInput, Corruption, MissingFile
 from storage.files import Appender, Files
+from storage.layout import checked
+from storage.payload import Payload, hash_payload
 
 _WRITE = ipc.IpcWriteOptions(compression=pa.Codec("lz4"), use_threads=False)
 _EOS_BYTES = 8
+PENDING_ROWS_MAX, PENDING_BYTES_MAX = 65_536, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Extent:
     bytes: int
     rows: int
     crc: int
+
+    def __post_init__(self) -> None:
+        checked(self.file)
+        if min(self.bytes, self.rows, self.crc) < 0:
+            raise BadInput(f"extent of {self.file}: expected no negative number, got {self}")
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,6 @@ class LogWriter:
             self._file.sync()
             self.dirty = False
 
-    def close(self) -> None:
-        self._file.close()
-
 
 class GrowingLog:
     """All extents of one log, and a file of this run that is made when there is something to write.
@@ -112,7 +117,7 @@ class GrowingLog:
         self._writer: LogWriter | None = None
         self._named = True
         self._pending: list[pa.RecordBatch] = []
-        self.pending_rows = 0
+        self._pending_rows = self._pending_bytes = 0
 
     @property
     def extents(self) -> tuple[Extent, ...]:
@@ -128,9 +133,15 @@ class GrowingLog:
     def dirty(self) -> bool:
         return self._writer is not None and self._writer.dirty
 
+    @property
+    def full(self) -> bool:
+        """Whether what is pending is enough for a record batch, or would soon be too much."""
+        return self._pending_rows >= PENDING_ROWS_MAX or self._pending_bytes >= PENDING_BYTES_MAX
+
     def append(self, batch: pa.RecordBatch) -> None:
         self._pending.append(batch)
-        self.pending_rows += batch.num_rows
+        self._pending_rows += batch.num_rows
+        self._pending_bytes += batch.nbytes
 
     def flush(self) -> Span | None:
         """Write what is pending; None if nothing was."""
@@ -140,7 +151,7 @@ class GrowingLog:
             self._writer = LogWriter(self._files, self._folder, self._name, self._schema)
             self._named = False
         span = self._writer.append(pa.concat_batches(self._pending))
-        self._pending, self.pending_rows = [], 0
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
         return span
 
     def sync(self) -> None:
@@ -150,10 +161,6 @@ class GrowingLog:
             if not self._named:
                 self._files.sync_directory(self._folder)
                 self._named = True
-
-    def close(self) -> None:
-        if self._writer:
-            self._writer.close()
 
 
 class LogReader:
@@ -279,7 +286,8 @@ def read_span(
 
 
 class LogKeys:
-    """The key columns of a block's logs, as a key set reads them back."""
+    """The key columns of a block's logs, and the hashes of their payload columns, as a key set
+    reads them back."""
 
     def __init__(
         self,
@@ -287,10 +295,12 @@ class LogKeys:
         folder: Path,
         columns: Sequence[str],
         extents: Callable[[], Iterable[Extent]],
+        payload: Sequence[str] = (),
     ) -> None:
         self._files = files
         self._folder = folder
         self._columns = list(columns)
+        self._payload = tuple(payload)
         self._extents = extents
         self._schemas: dict[str, pa.Schema] = {}
 
@@ -304,6 +314,19 @@ class LogKeys:
             yield from zip((span for span, _ in found), batches, strict=True)
 
     def read(self, place: Span) -> pa.RecordBatch:
-        if place.file not in self._schemas:
-            self._schemas[place.file] = log_schema(self._files, self._folder, place.file)
-        return read_span(self._files, self._folder, place, self._schemas[place.file], self._columns)
+        return self._read(place, self._columns)
+
+    def payload(self, place: Span) -> Payload:
+        present = self._schema(place.file).names
+        names = tuple(name for name in self._payload if name in present)
+        # Read with a key column, for a batch of no columns has no rows.
+        batch = self._read(place, [self._columns[0], *names])
+        return Payload(names, hash_payload(batch.select(list(names))))
+
+    def _read(self, place: Span, columns: Sequence[str]) -> pa.RecordBatch:
+        return read_span(self._files, self._folder, place, self._schema(place.file), columns)
+
+    def _schema(self, file: str) -> pa.Schema:
+        if file not in self._schemas:
+            self._schemas[file] = log_schema(self._files, self._folder, file)
+        return self._schemas[file]

@@ -11,11 +11,16 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from functools import cache
+from typing import Any, TypeVar
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from storage.errors import Corruption, FormatVersion
+
+T = TypeVar("T")
 
 _HEAD = re.compile(rb'\{"forebay":"([a-z]+)","version":(\d{1,9}),"crc":"([0-9a-f]{8})","body":')
 
@@ -36,6 +41,41 @@ def decode(kind: str, version: int, data: bytes, name: str) -> dict[str, Any]:
 
     Raises Corruption if it is not such an envelope, FormatVersion if the version is another.
     """
+    start, body = _body(kind, version, data, name)
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Corruption(f"{name}: {error} at byte {start + error.pos}") from error
+    if not isinstance(parsed, dict):
+        raise Corruption(f"{name}: expected an object, got {type(parsed).__name__}")
+    return parsed
+
+
+def read(shape: type[T], kind: str, version: int, data: bytes, name: str) -> T:
+    """The body of `data` as a value of the dataclass `shape`: all of its fields must be there, each
+    of the right kind. Errors as above."""
+    body = decode(kind, version, data, name)
+    missing = [field.name for field in fields(shape) if field.name not in body]  # type: ignore[arg-type]
+    try:
+        if missing:
+            raise ValueError(", ".join(missing))
+        value: T = _adapter(shape).validate_json(  # type: ignore[arg-type]
+            orjson.dumps(body), strict=True
+        )
+    except ValueError as error:
+        told = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        what = f"{'.'.join(map(str, told['loc']))}: {told['msg']}" if told else str(error)
+        raise Corruption(f"{name}: a field is missing or of the wrong kind: {what}") from error
+    return value
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
+
+
+def _body(kind: str, version: int, data: bytes, name: str) -> tuple[int, bytes]:
+    """Where the body begins, and its bytes, after all checks of the envelope."""
     match = _HEAD.match(data)
     if not match or not data.endswith(b"}"):
         raise Corruption(f"{name}: expected a forebay {kind} of JSON, got {data[:60]!r}")
@@ -49,10 +89,4 @@ def decode(kind: str, version: int, data: bytes, name: str) -> dict[str, Any]:
     body = data[match.end() : -1]
     if zlib.crc32(body) != int(match[3], 16):
         raise Corruption(f"{name}: checksum of bytes {match.end()}..{len(data) - 1} does not match")
-    try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Corruption(f"{name}: {error} at byte {match.end() + error.pos}") from error
-    if not isinstance(parsed, dict):
-        raise Corruption(f"{name}: expected an object, got {type(parsed).__name__}")
-    return parsed
+    return match.end(), body

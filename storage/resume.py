@@ -57,7 +57,7 @@ def next_incarnation(
     Raises MissingFile if there is no committed state although there must have been one.
     """
     traces = {committed.incarnation} if committed else {0}
-    for folder in (layout.hot(partition), layout.rejects(partition)):
+    for folder in (layout.hot(partition), layout.rejects(partition), layout.drops(partition)):
         traces |= {incarnation_of(path.name) or 0 for path in folder.glob("*.arrows")}
     traces |= {
         incarnation_of(path.name) or 0 for path in layout.chunks(partition).rglob("*.parquet")
@@ -127,5 +127,5 @@ def runs_with_chunks(committed: PartitionState, catalog: Catalog) -> dict[str, i
 def unlisted(folder: Path, state: PartitionState) -> list[Path]:
     """Logs in `folder` that `state` does not count on."""
     listed = {extent.file for block in state.blocks for extent in block.extents}
-    listed |= {extent.file for extent in state.rejects}
+    listed |= {extent.file for extent in (*state.rejects, *state.drops)}
     return sorted(path for path in folder.glob("*.arrows") if path.name not in listed)

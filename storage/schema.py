@@ -65,12 +65,20 @@ class Schema:
 
     `key` names the columns (of `columns`) that make up the dedup key. `upload_time` is the column
     the upload time is taken from, named "upload_time"; None means the broker's own timestamp.
+    `volatile` names the columns that may differ between copies of one event.
     """
 
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     upload_time: Column | None = None
     raw: bool = True
+    volatile: tuple[str, ...] = ()
+
+    @property
+    def payload(self) -> tuple[str, ...]:
+        """The columns that all copies of one event have in common, the dedup key left out."""
+        apart = {*self.key, *self.volatile}
+        return tuple(column.name for column in self.columns if column.name not in apart)
 
     @property
     def arrow(self) -> pa.Schema:

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from storage import record
-from storage.errors import Corruption
 from storage.files import Files
-from storage.layout import BlockId, checked
+from storage.layout import BlockId
 from storage.log import Extent
 
 KIND = "manifest"
@@ -26,10 +24,15 @@ VERSION = 1
 
 @dataclass
 class Counters:
-    """Since the partition began; exact over restarts."""
+    """Since the partition began; exact over restarts.
+
+    `rejects` are those there are now: a replay that one passes takes it from there to `accepted` or
+    `duplicates`. `conflicts` are duplicates whose payload is not that of the event kept.
+    """
 
     accepted: int = 0
     duplicates: int = 0
+    conflicts: int = 0
     rejects: int = 0
     late: int = 0
     nulled: int = 0
@@ -77,6 +80,10 @@ class PartitionState:
     hot: list[BlockState] = field(default_factory=list)
     evicted: list[BlockState] = field(default_factory=list)
     rejects: list[Extent] = field(default_factory=list)
+    drops: list[Extent] = field(default_factory=list)
+    """Drop logs. Bounded, and not made durable by a commit: what they tell may be incomplete."""
+    replays: int = 0
+    """Number of the last replay request that was carried out."""
 
     @property
     def blocks(self) -> list[BlockState]:
@@ -88,20 +95,7 @@ class PartitionState:
     @classmethod
     def decode(cls, data: bytes, name: str) -> PartitionState:
         """Raises Corruption or FormatVersion; `name` describes the data in errors."""
-        body = record.decode(KIND, VERSION, data, name)
-        try:
-            return cls(
-                **{
-                    **body,
-                    "key": tuple(body["key"]),
-                    "counters": Counters(**body["counters"]),
-                    "hot": [_block(block) for block in body["hot"]],
-                    "evicted": [_block(block) for block in body["evicted"]],
-                    "rejects": [_extent(extent) for extent in body["rejects"]],
-                }
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise Corruption(f"{name}: a field is missing or of the wrong kind: {error}") from error
+        return record.read(cls, KIND, VERSION, data, name)
 
 
 def read_manifest(files: Files, path: Path) -> PartitionState | None:
@@ -111,14 +105,3 @@ def read_manifest(files: Files, path: Path) -> PartitionState | None:
     except FileNotFoundError:
         return None
     return PartitionState.decode(data, str(path))
-
-
-def _block(body: dict[str, Any]) -> BlockState:
-    extents = tuple(_extent(extent) for extent in body["extents"])
-    return BlockState(**{**body, "id": BlockId(**body["id"]), "extents": extents})
-
-
-def _extent(body: dict[str, Any]) -> Extent:
-    extent = Extent(**body)
-    checked(extent.file)
-    return extent

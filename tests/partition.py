@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from storage.blocks import Blocks, BlocksConfig, Offer
 from storage.catalog import Catalog, read_catalog
 from storage.chunks import Chunks
-from storage.files import Appender, Files
+from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
 from storage.index import U64, hash_keys
 from storage.keys import Hash, KeyCache
@@ -109,12 +109,7 @@ class OpenFiles(Files):
     """The real file system, which knows what it has open, so that a crash can close it."""
 
     def __init__(self) -> None:
-        self._open: list[Appender | BinaryIO] = []
-
-    def create(self, path: Path) -> Appender:
-        file = super().create(path)
-        self._open.append(file)
-        return file
+        self._open: list[BinaryIO] = []
 
     def lock(self, path: Path) -> BinaryIO:
         file = super().lock(path)

@@ -352,6 +352,7 @@ def test_covered_block_is_listed_for_a_grace_period_and_its_files_go_one_later(
     hot = partition.layout.hot(NAME)
     logs = {log.name for log in hot.glob("*.arrows")}
     partition.merge()
+    _commit(partition)
     covered = partition.catalog().covered
     assert len(covered) == 4
 
@@ -374,6 +375,28 @@ def test_covered_block_is_listed_for_a_grace_period_and_its_files_go_one_later(
     assert_agrees(
         partition, judge([*(event(n, n, n * 150) for n in range(4)), event(4, 4, HOUR_MS)])
     )
+
+
+def test_covered_block_whose_eviction_may_not_be_committed_is_never_forgotten(
+    partition: Partition,
+) -> None:
+    partition.start()
+    partition.append(*(event(n, n, n * 150) for n in range(4)))
+    snapshot = partition.blocks.snapshot()
+    partition.append(event(4, 4, HOUR_MS))
+    partition.merge()
+    assert len(partition.catalog().covered) == 4
+    for _ in range(3):
+        partition.tidy(GRACE_MS)
+    partition.crash()
+    partition.start(snapshot).merge()
+    assert partition.seen() == [("s0", n) for n in range(4)]
+
+
+def _commit(partition: Partition) -> None:
+    """So many snapshots that the first of them is surely stored."""
+    for _ in range(3):
+        partition.blocks.snapshot()
 
 
 def test_block_that_no_chunk_covers_is_never_forgotten(partition: Partition) -> None:

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 TOTALS = {
     "accepted": 5,
     "duplicates": 1,
+    "conflicts": 0,
     "rejects": 1,
     "late": 1,
     "nulled": 0,

@@ -29,6 +29,7 @@ from storage import record
 from storage.batch import Batch, read_batch
 from storage.catalog import Catalog, Chunk
 from storage.chunk import write_chunk
+from storage.drops import DROP_SCHEMA
 from storage.errors import BadInput, Corruption, FormatVersion, MissingFile
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA
@@ -40,10 +41,13 @@ from storage.layout import (
     block_log_name,
     checked,
     chunk_name,
+    drop_log_name,
     incarnation_of,
     reject_log_name,
 )
 from storage.log import Extent, LogReader, LogWriter, log_schema, read_log
+from storage.rejects import RejectFilter
+from storage.replay import ReplayRequest
 from storage.schema import Column, Schema, column_types, parse_types
 from storage.state import BlockState, Counters, PartitionState
 
@@ -73,7 +77,12 @@ REJECTS = [
     ("s0", 3, NOON_MS, "empty", None, b""),
 ]
 BLOCK = BlockId(NOON_MS, 17)
-LOG, REJECT_LOG = block_log_name(BLOCK, 3), reject_log_name(2, 3)
+DROPS = [
+    ("s0", 4, NOON_MS, "duplicate", 2**64 - 1, None),
+    ("s0", 5, NOON_MS + 1, "conflict", 1, '{"n":2}'),
+    ("s1", 1, NOON_MS - 1, "late", 2, None),
+]
+LOG, REJECT_LOG, DROP_LOG = block_log_name(BLOCK, 3), reject_log_name(2, 3), drop_log_name(1, 3)
 EXTENT = Extent(LOG, 2354, 3, 0)
 MANIFEST = PartitionState(
     partition="events-00000",
@@ -88,7 +97,9 @@ MANIFEST = PartitionState(
     stream_time_ms=NOON_MS + 5,
     next_offsets={"s0": 4, "s1": 1},
     end_offsets={"s0": 9},
-    counters=Counters(accepted=3, duplicates=4, rejects=2, late=1, nulled=6, skipped=7),
+    counters=Counters(
+        accepted=3, duplicates=4, conflicts=1, rejects=2, late=1, nulled=6, skipped=7
+    ),
     hot=[BlockState(BLOCK, NOON_MS + 5, NOON_MS + 3, NOON_MS + 5, (Extent(LOG, 2354, 3, 77),))],
     evicted=[
         BlockState(
@@ -102,6 +113,8 @@ MANIFEST = PartitionState(
         )
     ],
     rejects=[Extent(REJECT_LOG, 99, 2, 5)],
+    drops=[Extent(DROP_LOG, 98, 3, 6)],
+    replays=4,
 )
 CHUNK_ID = ChunkId(4, 5, 3)
 CATALOG = Catalog(
@@ -122,6 +135,11 @@ CATALOG = Catalog(
 )
 
 
+REPLAY = ReplayRequest(
+    4, RejectFilter(("bad json",), ("s0",), (2, 3), NOON_MS, NOON_MS + 1), {"events-00000": 3}
+)
+
+
 class Record(NamedTuple):
     """A small file: its name, its bytes as encoded now, and its decoder."""
 
@@ -135,6 +153,7 @@ class Record(NamedTuple):
 RECORDS = [
     Record("manifest.json", "manifest", MANIFEST.encode(), PartitionState.decode, MANIFEST),
     Record("catalog.json", "catalog", CATALOG.encode(), Catalog.decode, CATALOG),
+    Record("replay.json", "replay", REPLAY.encode(), ReplayRequest.decode, REPLAY),
     Record(
         "batch.json",
         "batch",
@@ -168,15 +187,15 @@ def write_log(folder: Path, name: str, parts: list[pa.RecordBatch]) -> list[Exte
     for part in parts:
         writer.append(part)
         extents.append(writer.extent)
-    writer.close()
     return extents
 
 
-def write_golden_logs(folder: Path) -> tuple[Extent, Extent]:
+def write_golden_logs(folder: Path) -> tuple[Extent, ...]:
     events = table(EVENTS, SCHEMA)
     *_, block = write_log(folder, LOG, [events.slice(0, 2), events.slice(2)])
     *_, rejects = write_log(folder, REJECT_LOG, [table(REJECTS, REJECT_SCHEMA)])
-    return block, rejects
+    *_, drops = write_log(folder, DROP_LOG, [table(DROPS, DROP_SCHEMA)])
+    return block, rejects, drops
 
 
 def write_golden_chunk(folder: Path) -> Path:
@@ -264,7 +283,12 @@ def test_before_any_handoff_there_is_no_batch_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "schema"), [(LOG, EVENTS, SCHEMA), (REJECT_LOG, REJECTS, REJECT_SCHEMA)]
+    ("name", "rows", "schema"),
+    [
+        (LOG, EVENTS, SCHEMA),
+        (REJECT_LOG, REJECTS, REJECT_SCHEMA),
+        (DROP_LOG, DROPS, DROP_SCHEMA),
+    ],
 )
 def test_golden_log_reads_back(
     name: str, rows: Sequence[tuple[object, ...]], schema: pa.Schema
@@ -444,6 +468,7 @@ def test_hostile_partition_name_is_refused(name: str) -> None:
 def test_names_say_what_they_are() -> None:
     assert LOG == "20240501T1200-000017.3.arrows"
     assert REJECT_LOG == "rejects-000002.3.arrows"
+    assert DROP_LOG == "drops-000001.3.arrows"
     assert CATALOG.chunks[0].file == ("date=2024-05-01/hour=12/0000000004-0000000005.3.parquet")
     assert [incarnation_of(name) for name in (LOG, REJECT_LOG, CATALOG.chunks[0].file)] == [3] * 3
     assert [incarnation_of(name) for name in ("x.arrows", "a.b.parquet", "3.arrows.tmp")] == [

@@ -21,7 +21,7 @@ import zstandard
 
 import query
 from cli.load import LoadSpec
-from flows.worker import PERMANENT
+from storage.errors import PERMANENT
 from tests.job import Generated, Job, assert_exact, generated, taken
 
 MakeJob = Callable[..., Job]

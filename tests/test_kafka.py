@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 import query
 from cli.load import LoadSpec
-from flows.worker import PERMANENT
+from storage.errors import PERMANENT
 from storage.files import Files
 from storage.layout import Layout
 from storage.state import read_manifest

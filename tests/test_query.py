@@ -587,6 +587,7 @@ def test_receipt_and_partitions_tell_progress_counters_and_sizes(lane: Lanes) ->
         "lag": 9,
         "accepted": oracle.accepted,
         "duplicates": oracle.duplicates,
+        "conflicts": oracle.duplicates,  # no two rows have the same values
         "rejects": oracle.rejects,
         "late": oracle.late,
         "nulled": 0,
@@ -794,6 +795,8 @@ def test_sql_asks_again_of_a_new_view_when_a_hot_file_has_gone(lane: Lanes) -> N
         if not one.catalog().chunks:
             one.take(event(8, 8, 9_000, "p00")).publish().merge()
             for _ in range(3):
+                one.blocks.snapshot()
+            for _ in range(3):
                 one.publish().tidy(GRACE_MS)
 
     store.disturb, store.views = forget, 0
@@ -828,6 +831,8 @@ def test_a_stream_asks_again_of_a_new_view_when_a_hot_file_has_gone(lane: Lanes)
     def forget() -> None:
         if not one.catalog().chunks:
             one.take(event(8, 8, 9_000, "p00")).publish().merge()
+            for _ in range(3):
+                one.blocks.snapshot()
             for _ in range(3):
                 one.publish().tidy(GRACE_MS)
 

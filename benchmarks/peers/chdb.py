@@ -15,7 +15,6 @@ from benchmarks.peers.columns import COLUMNS, INTEGERS, KEY, TEXTS, TIMES
 from benchmarks.peers.decode import table
 from benchmarks.peers.source import Source
 
-INSERT_ROWS = 100_000
 _TYPES = {
     **dict.fromkeys(TIMES, "DateTime64(3, 'UTC')"),
     **dict.fromkeys(INTEGERS, "Nullable(Int64)"),
@@ -34,20 +33,10 @@ def ingest(source: Source, folder: Path) -> None:
         f"create table forebay.events ({columns}, raw String) engine ReplacingMergeTree"
         f" order by ({', '.join(KEY)}) settings fsync_after_insert = 1, fsync_part_directory = 1"
     )
-    waiting: list[bytes] = []
-    for values in source.batches():
-        waiting += values
-        if len(waiting) >= INSERT_ROWS:
-            _insert(session, waiting)
-            waiting = []
-    if waiting:
-        _insert(session, waiting)
+    for values in source.epochs():
+        batch = table(values)  # noqa: F841  (the query reads it by its name)
+        session.query("insert into forebay.events select * from Python(batch)")
     session.close()
-
-
-def _insert(session: Session, values: list[bytes]) -> None:
-    batch = table(values)  # noqa: F841  (the query reads it by its name)
-    session.query("insert into forebay.events select * from Python(batch)")
 
 
 def count(folder: Path) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-BATCH_ROWS = 5_000
 EPOCH_S = 1.0
 """How often a peer that can choose makes its work durable: as often as Forebay."""
+EPOCH_ROWS = 100_000
+"""The same for one that counts messages: about what comes in a second at Forebay's rate."""
+FETCH_ROWS = 5_000
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,8 @@ class Source:
     topic: str
     messages: int
 
-    def batches(self) -> Iterator[list[bytes]]:
-        """All messages, as Forebay's own consumer would fetch them."""
+    def epochs(self) -> Iterator[list[bytes]]:
+        """All messages, EPOCH_ROWS or more at a time, fetched as Forebay's own consumer would."""
         from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
         consumer = Consumer(
@@ -34,9 +36,12 @@ class Source:
         numbers = consumer.list_topics(self.topic).topics[self.topic].partitions
         consumer.assign([TopicPartition(self.topic, n, OFFSET_BEGINNING) for n in numbers])
         left = self.messages
+        values: list[bytes] = []
         while left > 0:
-            values = [message.value() or b"" for message in consumer.consume(BATCH_ROWS, 1.0)]
-            left -= len(values)
-            if values:
+            arrived = [message.value() or b"" for message in consumer.consume(FETCH_ROWS, 1.0)]
+            values += arrived
+            left -= len(arrived)
+            if len(values) >= EPOCH_ROWS or not left:
                 yield values
+                values = []
         consumer.close()

@@ -13,9 +13,8 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as f
 
 from benchmarks.peers.columns import COLUMNS, INTEGERS, KEY, TIMES, UPLOAD_TIME, json_name
-from benchmarks.peers.source import Source
+from benchmarks.peers.source import EPOCH_ROWS, Source
 
-BATCH_MESSAGES = 100_000
 WINDOW = "10 minutes"
 
 
@@ -35,7 +34,7 @@ def ingest(source: Source, folder: Path) -> None:
         .option("kafka.bootstrap.servers", source.bootstrap)
         .option("subscribe", source.topic)
         .option("startingOffsets", "earliest")
-        .option("maxOffsetsPerTrigger", BATCH_MESSAGES)
+        .option("maxOffsetsPerTrigger", EPOCH_ROWS)
         .load()
     )
     types = {

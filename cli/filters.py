@@ -1,0 +1,50 @@
+"""Options that say which rejects are meant, the same for every command that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+import click
+
+from storage.frame import REASONS
+from storage.rejects import RejectFilter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _ms(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+    """Milliseconds of an ISO 8601 time, UTC unless it says otherwise."""
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"expected a time such as 2024-05-01T12:00, got {text!r}"
+        ) from error
+    time = time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+    return round(time.timestamp() * 1000)
+
+
+_OPTIONS = (
+    click.option(
+        "--reason", "reasons", multiple=True, type=click.Choice(REASONS), help="Repeatable."
+    ),
+    click.option("--partition", "partitions", multiple=True, help="It came from; repeatable."),
+    click.option("--offset", "offsets", multiple=True, type=int, help="Repeatable."),
+    click.option("--since", "since_ms", callback=_ms, help="Broker time, included."),
+    click.option("--until", "until_ms", callback=_ms, help="Broker time, not included."),
+)
+
+
+def filtered(command: F) -> F:
+    """Give `command` the options; it takes them as keywords for `RejectFilter`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def wanted(options: dict[str, Any]) -> RejectFilter:
+    return RejectFilter(**options)

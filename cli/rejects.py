@@ -1,0 +1,220 @@
+"""`forebay rejects`: the messages that could not become events, and another try for them."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import query
+from cli.filters import filtered, wanted
+from flows.settings import load
+from operators.repartition import is_hash_partition
+from query.view import take_view
+from storage.errors import BadInput
+from storage.files import Files
+from storage.frame import REJECT_SCHEMA
+from storage.layout import Layout
+from storage.rejects import RejectFilter
+from storage.replay import ask
+
+SHOWN_CHARACTERS = 60
+_FLOCK = "hhqqi4x"
+"""struct flock of 64-bit Linux."""
+
+Feed = Callable[[Callable[[pa.RecordBatch], None]], None]
+
+one_dir = click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="[default: that of the settings]"
+)
+data_dirs_option = click.option(
+    "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
+    help="Repeat for several nodes.  [default: that of the settings]",
+)  # fmt: skip
+
+
+@click.group()
+def rejects() -> None:
+    """List, show, export or replay the messages that could not become events."""
+
+
+@rejects.command(name="list")
+@filtered
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="As NDJSON, as `export` writes it.")
+@data_dirs_option
+def list_(limit: int, as_json: bool, data_dirs: tuple[Path, ...], **options: Any) -> None:
+    """One line a reject, by partition and offset."""
+    found = _store(data_dirs).rejects(wanted(options)).sort("_partition", "_offset")
+    first = found.head(limit + 1).collect()
+    shown = first.head(limit)
+    if as_json:
+        for row in shown.iter_rows(named=True):
+            click.echo(_line(row), nl=False)
+    else:
+        _print_table(shown)
+    if first.height > limit:
+        click.echo(f"the first {limit}; --limit shows more", err=True)
+
+
+def _print_table(shown: pl.DataFrame) -> None:
+    rows = [("partition", "offset", "broker time", "reason", "message")]
+    for row in shown.iter_rows(named=True):
+        text = _text(row["message"]).replace("\n", "\\n")[:SHOWN_CHARACTERS]
+        time = _time(row["broker_time"])
+        rows.append((row["_partition"], str(row["_offset"]), time, _reason(row), text))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows if shown.height else [("no rejects",)]:
+        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
+        click.echo("  ".join(padded).rstrip())
+
+
+@rejects.command()
+@click.argument("partition")
+@click.argument("offset", type=int)
+@click.option("--raw", is_flag=True, help="The message alone, byte for byte.")
+@data_dirs_option
+def show(partition: str, offset: int, raw: bool, data_dirs: tuple[Path, ...]) -> None:
+    """The reject at an offset: why it is one, and the whole message."""
+    meant = RejectFilter(partitions=(partition,), offsets=(offset,))
+    rows = _store(data_dirs).rejects(meant).collect().to_dicts()
+    if not rows:
+        raise BadInput(f"rejects show: expected a reject at {partition} {offset}, none is there")
+    for row in rows:
+        if raw:
+            sys.stdout.buffer.write(row["message"] or b"")
+            continue
+        click.echo(f"partition    {row['_partition']}\noffset       {row['_offset']}")
+        click.echo(f"broker time  {_time(row['broker_time'])}\nreason       {_reason(row)}")
+        click.echo(f"bytes        {len(row['message'] or b'')}\n\n{_text(row['message'])}")
+
+
+@rejects.command()
+@filtered
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@data_dirs_option
+def export(file: Path, data_dirs: tuple[Path, ...], **options: Any) -> None:
+    """Write rejects to FILE.ndjson or FILE.parquet.
+
+    NDJSON has a message that is UTF-8 as `message`, another as `message_base64`.
+    """
+    writers: dict[str, Callable[[Path, Feed], int]]
+    writers = {".ndjson": _lines, ".jsonl": _lines, ".parquet": _parquet}
+    if file.suffix not in writers:
+        raise BadInput(f"rejects export: expected {', '.join(writers)}; got {file.name!r}")
+    store = _store(data_dirs)
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        rows = writers[file.suffix](
+            temporary, lambda write: store.export_rejects(wanted(options), write)
+        )
+        temporary.replace(file)
+    except OSError as error:
+        raise BadInput(f"rejects export: expected to write {file}, got {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    click.echo(f"{rows} rejects in {file}")
+
+
+@rejects.command()
+@filtered
+@one_dir
+def replay(data_dir: Path | None, **options: Any) -> None:
+    """Have rejects decoded again by the job, under the configuration that it runs with.
+
+    What passes becomes an event, or a duplicate, exactly once; what fails stays a reject. The job
+    does it within seconds if it runs, else when it is started.
+    """
+    files, layout = Files(), Layout(data_dir or load().data_dir)
+    view = take_view(files, [layout.root])
+    names = [partition.state.partition for partition in view.partitions]
+    if any(map(is_hash_partition, names)):
+        raise BadInput(
+            "rejects replay: expected partitions that are the source's own, got hash partitions"
+            " (hash_partitions): export the rejects and send them again instead"
+        )
+    meant = wanted(options)
+    store = query.open(layout.root)
+    count = store.rejects(meant).select(pl.len()).collect().item()
+    if not count:
+        click.echo("no rejects to replay")
+        return
+    runs = {p.state.partition: p.state.incarnation for p in view.partitions}
+    request = ask(files, layout, meant, runs)
+    if all(partition.state.replays >= request.number for partition in view.partitions):
+        click.echo(
+            f"request {request.number} was carried out in this run; {count} rejects fail yet"
+        )
+    elif any(_locked(layout.hot(name) / "lock") for name in names):
+        click.echo(f"request {request.number}: {count} rejects; the job takes it up within seconds")
+    else:
+        click.echo(f"request {request.number}: {count} rejects; no job runs, the next one does it")
+
+
+def _store(data_dirs: tuple[Path, ...]) -> query.Store:
+    return query.open(*(data_dirs or [load().data_dir]))
+
+
+def _locked(path: Path) -> bool:
+    """Whether a job holds this lock; it is never taken here, for a job that starts may want it."""
+    try:
+        with path.open("rb+") as file:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            found = fcntl.fcntl(file, fcntl.F_GETLK, asked)
+    except OSError:
+        return False
+    return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
+
+
+def _lines(file: Path, feed: Feed) -> int:
+    rows = 0
+    with file.open("wb") as out:
+
+        def write(batch: pa.RecordBatch) -> None:
+            nonlocal rows
+            rows += batch.num_rows
+            out.writelines(map(_line, batch.to_pylist()))
+
+        feed(write)
+    return rows
+
+
+def _parquet(file: Path, feed: Feed) -> int:
+    with pq.ParquetWriter(file, REJECT_SCHEMA, compression="zstd") as out:
+        feed(out.write_batch)
+    return int(pq.read_metadata(file).num_rows)
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    """A reject as a line of JSON from which its message can be had back byte for byte."""
+    message = row.pop("message")
+    try:
+        row["message"] = None if message is None else message.decode()
+    except UnicodeDecodeError:
+        row["message"], row["message_base64"] = None, base64.b64encode(message).decode()
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
+
+
+def _reason(row: dict[str, Any]) -> str:
+    return ": ".join(part for part in (row["reason"], row["detail"]) if part)
+
+
+def _text(message: bytes | None) -> str:
+    """For people: bytes that are no UTF-8, and control characters, as escapes."""
+    text = (message or b"").decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _time(time: Any) -> str:
+    return "-" if time is None else f"{time:%Y-%m-%d %H:%M:%S.%f}"[:-3]

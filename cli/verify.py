@@ -1,0 +1,115 @@
+"""`forebay verify`: tells every crash story to the installed build, and prints what came of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from verify.harness import Row, play
+from verify.stories import STORIES
+
+COLUMNS = ("events", "kills", "lost", "doubled", "seconds")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="The table as a JSON list.")
+@click.option("--long", is_flag=True, help="Go on with new seeds until stopped.")
+@click.option("--minutes", type=click.FloatRange(0), help="With --long: stop after so many.")
+@click.option("--kills", type=click.IntRange(1), help="With --long: stop after so many.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--story", "names", multiple=True, type=click.Choice(list(STORIES)), help="Only this."
+)
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path),
+    help="Work here and keep everything.  [default: a temporary folder, kept on a difference]",
+)  # fmt: skip
+def verify(
+    as_json: bool, long: bool, minutes: float | None, kills: int | None, seed: int,
+    names: tuple[str, ...], folder: Path | None,
+) -> None:  # fmt: skip
+    """Kill the job at every dangerous step, and compare what comes out with what went in.
+
+    Each story runs the real job on input of its own. The table tells what came of it; on any
+    difference the exit code is 1. Ctrl-C prints the table so far.
+    """
+    if not long and (minutes is not None or kills is not None):
+        raise click.UsageError("--minutes, --kills: expected --long with them")
+    until_s = time.monotonic() + 60 * (math.inf if minutes is None else minutes)
+    work = folder or Path(tempfile.mkdtemp(prefix="forebay-verify-"))
+    console = Console(stderr=True, highlight=False)
+    rows: list[Row] = []
+    wrong = 0
+    try:
+        for row, fault in _played(
+            names or tuple(STORIES), seed, work, folder is not None, long, console
+        ):
+            rows.append(row)
+            if fault or row.lost or row.doubled:
+                wrong += 1
+                console.print(
+                    f"[red]{row.story} went wrong[/]: {row.lost} lost, {row.doubled} doubled"
+                )
+                console.print(fault, markup=False)
+            if time.monotonic() > until_s or sum(r.kills for r in rows) >= (kills or math.inf):
+                break
+    except KeyboardInterrupt:
+        console.print("stopped")
+    _print(_summed(rows), as_json)
+    if wrong:
+        raise click.ClickException(f"{wrong} stories went wrong; their files are in {work}")
+    if not folder:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _played(
+    names: tuple[str, ...], seed: int, work: Path, keep: bool, long: bool, console: Console
+) -> Iterator[tuple[Row, str]]:
+    """Each story with each seed."""
+    for now in itertools.count(seed) if long else (seed,):
+        for name in names:
+            console.print(f"seed {now}: {name} ... ", end="")
+            place = work / str(now) / re.sub(r"\W+", "-", name)
+            row, fault = play(name, STORIES[name], place, now)
+            console.print(f"{row.events} events, {row.kills} kills, {row.seconds} s")
+            if not (keep or fault or row.lost or row.doubled):
+                shutil.rmtree(place)
+            yield row, fault
+
+
+def _summed(rows: list[Row]) -> list[Row]:
+    """One row a story."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.story, []).append(row)
+    return [
+        Row(story, *(sum(getattr(row, column) for row in mine) for column in COLUMNS))
+        for story, mine in found.items()
+    ]
+
+
+def _print(rows: list[Row], as_json: bool) -> None:
+    if as_json:
+        click.echo(orjson.dumps([asdict(row) for row in rows], option=orjson.OPT_INDENT_2))
+        return
+    table = Table("story", box=None)
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    total = Row("in all", *(sum(getattr(row, column) for row in rows) for column in COLUMNS))
+    for row in [*rows, total]:
+        table.add_row(
+            row.story, *(f"{getattr(row, c):,}" for c in COLUMNS[:-1]), f"{row.seconds:.1f}"
+        )
+    Console().print(table)

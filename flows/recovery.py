@@ -1,0 +1,48 @@
+"""The engine's recovery store: made whole or not at all, and opened by one job at a time.
+
+Opening it is enough to spoil it for a job that runs, so the data directory's lock comes first.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+from bytewax.recovery import init_db_dir
+
+from storage.errors import MissingFile
+from storage.files import Files
+from storage.layout import Layout
+
+PARTITIONS = 4
+
+
+def take_data_directory(layout: Layout) -> BinaryIO:
+    """Keep other jobs off until the file returned is closed, or the process ends.
+
+    Raises BadInput if there is another job, MissingFile if the data has lost its store.
+    """
+    files = Files()
+    files.make_directory(layout.root)
+    lock = files.lock(layout.lock)
+    if layout.partitions() and not any(layout.recovery.glob("part-*.sqlite3")):
+        raise MissingFile(
+            f"{layout.recovery}: expected the recovery store of the data in {layout.root}, got"
+            " none; restore it, or move the whole data directory away to start anew"
+        )
+    return lock
+
+
+def init_recovery(path: Path) -> None:
+    """Make the store at `path` if there is none."""
+    if any(path.glob("part-*.sqlite3")):
+        return
+    files = Files()
+    unfinished = path.with_name(f"{path.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    files.make_directory(unfinished)
+    init_db_dir(unfinished, PARTITIONS)
+    shutil.rmtree(path, ignore_errors=True)
+    unfinished.replace(path)
+    files.sync_directory(path.parent)

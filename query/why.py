@@ -1,0 +1,285 @@
+"""Why: where the event of a dedup key is, or what became of its copies.
+
+Steps, over one view: the hot blocks and the chunks, also those handed off but not deleted yet; the
+drop logs, by the hash of the key; the rejects, whose messages are searched for the key. A copy that
+neither place knows was never seen, or is older than what is kept: drop logs are bounded, and events
+that were handed off are deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from query.rejects import reject_batches
+from query.view import PartitionView, View
+from storage.drops import DROP_SCHEMA
+from storage.errors import BadInput, MissingFile
+from storage.files import Files
+from storage.frame import REJECT_SCHEMA
+from storage.index import hash_keys
+from storage.log import Extent, LogReader
+from storage.rejects import ALL
+from storage.schema import OFFSET, PARTITION, UPLOAD_TIME, parse_types
+
+_PLACE = [PARTITION, OFFSET, UPLOAD_TIME]
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One message that had the key, and what became of it.
+
+    `what`: "event" (kept), "duplicate", "conflict" (a duplicate with another payload) or "reject".
+    `where` an event is: "hot block ID" or "chunk FILE". `of` is the event that a duplicate was one
+    of, if that is still here. `detail`: a reject's reason, a sampled conflict's payload.
+    """
+
+    what: str
+    partition: str
+    offset: int
+    upload_time: datetime | None
+    where: str | None = None
+    late: bool = False
+    handed_off: bool = False
+    of: tuple[str, int] | None = None
+    detail: str | None = None
+    certain: bool = True
+    """False for a reject that can't be read but has the key as text in it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """All that is known of a key. `covered_until`: earlier events are with the batch layer."""
+
+    key: dict[str, Any]
+    copies: tuple[Copy, ...]
+    covered_until: datetime | None
+
+
+@dataclass
+class _Key:
+    """The key as one row, typed as the partitions have it, and its hash."""
+
+    row: pa.RecordBatch
+    hash: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.hash = int(hash_keys(self.row.columns)[0])
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return dict(self.row.to_pylist()[0])
+
+    def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows of `batch` that have this key."""
+        same = np.ones(batch.num_rows, dtype=bool)
+        for name, column in zip(self.row.schema.names, self.row.columns, strict=True):
+            same &= pc.equal(batch.column(name), column[0]).to_numpy(zero_copy_only=False)
+        return batch.filter(pa.array(same))
+
+
+def key_names(view: View) -> tuple[str, ...]:
+    """The columns of the dedup key. Raises BadInput if nothing has been taken in yet."""
+    for partition in view.partitions:
+        return tuple(partition.state.key)
+    raise BadInput("why: expected a data directory with events, got an empty one")
+
+
+def explain(
+    files: Files, view: View, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]]
+) -> Answer:
+    """What became of the messages with this key.
+
+    `paths` says where a message has the key's columns; without, rejects are searched for the values
+    as text.
+
+    Raises BadInput if `key` does not give the key's columns, MissingFile if the view is too old.
+    """
+    wanted = _typed(view, key)
+    until_ms = view.covered_until_ms
+    covered_until = None if until_ms is None else _EPOCH + timedelta(milliseconds=until_ms)
+    copies: list[Copy] = []
+    for partition in view.partitions:
+        kept = [*_hot(files, partition, wanted), *_cold(partition, wanted)]
+        told = list(_drops(files, partition, wanted))
+        late = {(row[PARTITION], row[OFFSET]) for row in told if row["what"] == "late"}
+        events = [
+            Copy(
+                "event",
+                row[PARTITION],
+                row[OFFSET],
+                row[UPLOAD_TIME],
+                where=where,
+                late=(row[PARTITION], row[OFFSET]) in late,
+                handed_off=covered_until is not None and row[UPLOAD_TIME] < covered_until,
+            )
+            for where, row in kept
+        ]
+        copies += events
+        copies += [
+            Copy(
+                row["what"],
+                row[PARTITION],
+                row[OFFSET],
+                row[UPLOAD_TIME],
+                of=_original(events, row[UPLOAD_TIME], partition.state.block_span_ms),
+                detail=row["payload"],
+            )
+            for row in told
+            if row["what"] != "late"
+        ]
+    copies += _rejects(files, view.partitions, wanted, paths)
+    copies.sort(key=lambda copy: (copy.partition, copy.offset))
+    return Answer(wanted.values, tuple(copies), covered_until)
+
+
+def _typed(view: View, key: Mapping[str, object]) -> _Key:
+    names = key_names(view)
+    if set(key) != set(names):
+        raise BadInput(f"why: expected the key columns {', '.join(names)}; got {', '.join(key)}")
+    types = parse_types(view.partitions[0].state.schema)
+    columns = []
+    for name in names:
+        type, value = types.field(name).type, key[name]
+        try:
+            if isinstance(value, str) and not pa.types.is_string(type):
+                columns.append(pa.array([value]).cast(type))
+            else:
+                columns.append(pa.array([value], type))
+        except (pa.ArrowException, TypeError) as error:
+            raise BadInput(f"why: {name}: expected a {type}, got {value!r}") from error
+        if columns[-1].null_count:
+            raise BadInput(f"why: {name}: expected a value, got null")
+    return _Key(pa.RecordBatch.from_arrays(columns, names=list(names)))
+
+
+def _hot(files: Files, partition: PartitionView, key: _Key) -> Iterator[tuple[str, dict[str, Any]]]:
+    names = list(dict.fromkeys((*key.row.schema.names, *_PLACE)))
+    for block in partition.hot:
+        for extent in block.extents:
+            reader = LogReader(files, partition.folder, extent.file)
+            messages = [message for _, message in reader.follow(extent, torn_ok=True)]
+            for batch in reader.decode(messages, names):
+                for row in key.rows(batch).to_pylist():
+                    yield f"hot block {block.id}", row
+
+
+def _cold(partition: PartitionView, key: _Key) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Through Polars, which reads the row groups whose statistics leave room for the key."""
+    paths = partition.chunk_paths
+    if not paths:
+        return
+    chunks = pl.scan_parquet(
+        paths, include_file_paths="_file", extra_columns="ignore", hive_partitioning=False,
+        schema=dict(pl.DataFrame(_key_and_place(key).empty_table()).schema), glob=False,
+    )  # fmt: skip
+    wanted = pl.DataFrame(key.row)
+    same = [pl.col(name) == wanted[name][0] for name in key.row.schema.names]
+    for row in chunks.filter(same).collect().to_dicts():
+        yield f"chunk {row['_file']}", row
+
+
+def _key_and_place(key: _Key) -> pa.Schema:
+    fields = {PARTITION: pa.string(), OFFSET: pa.int64()}
+    fields[UPLOAD_TIME] = pa.timestamp("ms", tz="UTC")
+    return pa.schema([*fields.items(), *((f.name, f.type) for f in key.row.schema)])
+
+
+def _drops(files: Files, partition: PartitionView, key: _Key) -> Iterator[dict[str, Any]]:
+    """What the drop log tells; a file that a power loss took tells nothing."""
+    folder = partition.layout.drops(partition.state.partition)
+    for extent in partition.state.drops:
+        for batch in _told(files, extent, LogReader(files, folder, extent.file)):
+            hit = pc.equal(batch.column("key_hash"), pa.scalar(key.hash, pa.uint64()))
+            yield from batch.filter(hit).to_pylist()
+
+
+def _told(files: Files, extent: Extent, reader: LogReader) -> list[pa.RecordBatch]:
+    try:
+        messages = [message for _, message in reader.follow(extent, torn_ok=True)]
+    except MissingFile:
+        return []
+    return reader.decode(messages, DROP_SCHEMA.names)
+
+
+def _original(
+    events: Sequence[Copy], upload_time: datetime, block_span_ms: int
+) -> tuple[str, int] | None:
+    """The kept event that a copy was a duplicate of: of its interval, else the nearest in time."""
+    if not events:
+        return None
+
+    def distance(event: Copy) -> tuple[bool, timedelta]:
+        kept = event.upload_time or upload_time
+        return _interval(kept, block_span_ms) != _interval(upload_time, block_span_ms), abs(
+            kept - upload_time
+        )
+
+    nearest = min(events, key=distance)
+    return nearest.partition, nearest.offset
+
+
+def _interval(time: datetime, block_span_ms: int) -> int:
+    return (time - _EPOCH) // timedelta(milliseconds=block_span_ms)
+
+
+def _rejects(
+    files: Files,
+    partitions: Sequence[PartitionView],
+    key: _Key,
+    paths: Mapping[str, tuple[str, ...]],
+) -> Iterator[Copy]:
+    search = _Search(key.values, paths)
+    for batch in reject_batches(files, partitions, ALL):
+        messages = batch.column(REJECT_SCHEMA.get_field_index("message")).to_pylist()
+        for number, message in enumerate(messages):
+            certain = search.finds(message or b"")
+            if certain is not None:
+                row = batch.slice(number, 1).to_pylist()[0]
+                detail = ": ".join(part for part in (row["reason"], row["detail"]) if part)
+                yield Copy(
+                    "reject", row[PARTITION], row[OFFSET], None, detail=detail, certain=certain
+                )
+
+
+class _Search:
+    """Looks for a key in messages that are no events."""
+
+    def __init__(self, values: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) -> None:
+        self._values = values
+        self._paths = paths
+        self._texts = [
+            orjson.dumps(value) for value in values.values() if isinstance(value, (str, int))
+        ]
+
+    def finds(self, message: bytes) -> bool | None:
+        """Whether the message has the key for certain, False if perhaps, None if not."""
+        as_text = all(text in message for text in self._texts)
+        if not as_text and b"\\" not in message:  # text may be escaped there
+            return None
+        try:
+            document: object = orjson.loads(message)
+        except orjson.JSONDecodeError:
+            return False if as_text else None
+        certain = True
+        for name, value in self._values.items():
+            if name not in self._paths or isinstance(value, datetime):
+                certain = False
+            elif _at(document, self._paths[name]) != value:
+                return None
+        return certain if certain or as_text else None
+
+
+def _at(document: object, path: tuple[str, ...]) -> object:
+    for step in path:
+        document = document.get(step) if isinstance(document, dict) else None
+    return document

@@ -1,0 +1,107 @@
+"""Rejects: the messages of one partition that could not become events, and which of them one means.
+
+They are in logs like those of blocks, of REJECT_SCHEMA, of which the partition's state lists the
+extents that count. A replay that makes an event of a reject takes it out: the file it is in is
+listed no more, and what stays of it is appended anew. So each reject that counts is in exactly one
+listed extent, and the state never grows with what was replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.errors import BadInput
+from storage.files import Files
+from storage.frame import REASONS, Frame
+from storage.log import Extent, read_log
+from storage.schema import OFFSET, PARTITION
+
+Mask = npt.NDArray[np.bool_]
+
+FILE_BYTES_MAX = 8 << 20
+"""A replay holds, and rewrites, one file of rejects at a time."""
+
+
+@dataclass(frozen=True)
+class RejectFilter:
+    """Rejects that agree with everything given; an empty field asks for nothing.
+
+    `partitions` are those the messages came from; `since_ms` (included) and `until_ms` (not
+    included) are broker times. Raises BadInput on a reason that there is not.
+    """
+
+    reasons: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ()
+    offsets: tuple[int, ...] = ()
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        for reason in self.reasons:
+            if reason not in REASONS:
+                raise BadInput(f"reason: expected one of {', '.join(REASONS)}; got {reason!r}")
+
+    def rows(self, rejects: pa.RecordBatch) -> Mask:
+        """For each row of a batch of REJECT_SCHEMA, whether it is meant."""
+        wanted: Mask = np.ones(rejects.num_rows, dtype=bool)
+        for name, values in (
+            ("reason", self.reasons),
+            (PARTITION, self.partitions),
+            (OFFSET, self.offsets),
+        ):
+            if values:
+                column = rejects.column(name)
+                wanted &= _mask(pc.is_in(column, value_set=pa.array(values, column.type)))
+        times = rejects.column("broker_time").cast(pa.int64())
+        if self.since_ms is not None:
+            wanted &= _mask(pc.greater_equal(times, self.since_ms))
+        if self.until_ms is not None:
+            wanted &= _mask(pc.less(times, self.until_ms))
+        return wanted
+
+
+ALL = RejectFilter()
+
+Redecode = Callable[[pa.RecordBatch], list[Frame]]
+"""Decodes rejects anew: frames of their sources with the events of those that pass."""
+
+
+def redecoded(
+    files: Files, folder: Path, extent: Extent, wanted: RejectFilter, redecode: Redecode
+) -> tuple[list[pa.RecordBatch], list[Frame]]:
+    """What stays of one file of rejects, and frames with all events that come of the others."""
+    left, frames = [], []
+    for batch in read_log(files, folder, extent):
+        rows = np.flatnonzero(wanted.rows(batch))
+        stays: Mask = np.ones(batch.num_rows, dtype=bool)
+        for frame in redecode(batch.take(pa.array(rows))) if len(rows) else ():
+            if frame.events.num_rows:
+                frames.append(frame)
+                mine = _mask(pc.equal(batch.column(PARTITION), frame.source))
+                stays &= ~(mine & np.isin(batch.column(OFFSET), frame.events.column(OFFSET)))
+        if stays.any():
+            left.append(batch.filter(pa.array(stays)))
+    return left, frames
+
+
+def read_rejects(
+    files: Files, folder: Path, extents: Iterable[Extent], wanted: RejectFilter
+) -> Iterator[pa.RecordBatch]:
+    """The rejects meant, in the order in which they came. Raises MissingFile or Corruption."""
+    for extent in extents:
+        for batch in read_log(files, folder, extent):
+            rows = wanted.rows(batch)
+            if rows.any():
+                yield batch if rows.all() else batch.filter(pa.array(rows))
+
+
+def _mask(found: pa.Array) -> Mask:
+    mask: Mask = found.fill_null(False).to_numpy(zero_copy_only=False)
+    return mask

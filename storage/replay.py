@@ -1,0 +1,70 @@
+"""Replay requests: which rejects are to be decoded again, asked of the job through files.
+
+    DATA/replay/000004.json     a record (see `record`) of kind "replay", version 1
+
+Numbered in the order in which they were asked, written once, never changed. Each partition carries
+them out in that order and remembers the last number in its state, so one look for the next number's
+file tells whether there is anything to do. To carry one out twice changes nothing: what passed is
+no reject any more, and the rest fails again.
+
+Asking twice is one request as long as no partition has begun another run: within a run the same
+message is always decoded alike. `runs` (each partition's incarnation when it was asked) tells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from storage import record
+from storage.errors import BadInput
+from storage.files import Files
+from storage.layout import Layout
+from storage.rejects import RejectFilter
+
+KIND = "replay"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ReplayRequest:
+    number: int
+    wanted: RejectFilter
+    runs: dict[str, int]
+
+    def encode(self) -> bytes:
+        return record.encode(KIND, VERSION, asdict(self))
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> ReplayRequest:
+        """Raises Corruption or FormatVersion; `name` describes the data in errors."""
+        return record.read(cls, KIND, VERSION, data, name)
+
+
+def read_request(files: Files, layout: Layout, number: int) -> ReplayRequest | None:
+    """The request of this number, or None if there is none yet."""
+    path = layout.replay_request(number)
+    try:
+        return ReplayRequest.decode(files.read(path), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def ask(files: Files, layout: Layout, wanted: RejectFilter, runs: dict[str, int]) -> ReplayRequest:
+    """The request that asks for this: the one there is, or a new one, durable on return.
+
+    Raises BadInput if another process is writing one at this moment.
+    """
+    files.make_directory(layout.replay)
+    try:
+        lock = files.lock(layout.replay / "lock")
+    except BadInput as error:
+        raise BadInput(f"{layout.replay}: another request is being written; try again") from error
+    with lock:
+        number = 1
+        while (found := read_request(files, layout, number)) is not None:
+            if (found.wanted, found.runs) == (wanted, runs):
+                return found
+            number += 1
+        request = ReplayRequest(number, wanted, runs)
+        files.replace(layout.replay_request(number), request.encode(), durable=True)
+    return request

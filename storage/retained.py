@@ -1,0 +1,75 @@
+"""What a partition retains besides its live blocks: the keys of evicted and merged ones.
+
+A block's keys are in its logs until a chunk covers it, then in the chunk too; either answers. A key
+set reads nothing until it is asked.
+"""
+
+from __future__ import annotations
+
+from storage.catalog import Catalog
+from storage.chunk import ChunkKeys
+from storage.files import Files
+from storage.keys import Hash, KeyCache, KeySet
+from storage.layout import BlockId, Layout
+from storage.log import GrowingLog, LogKeys
+from storage.schema import Schema
+from storage.state import BlockState
+
+
+class Retained:
+    """Makes the key sets of one partition, and finds those of an interval. One thread."""
+
+    def __init__(
+        self,
+        files: Files,
+        layout: Layout,
+        partition: str,
+        schema: Schema,
+        block_span_ms: int,
+        cache: KeyCache,
+        hash_keys: Hash,
+    ) -> None:
+        self._files = files
+        self._hot = layout.hot(partition)
+        self._chunks = layout.chunks(partition)
+        self._schema = schema
+        self._block_span_ms = block_span_ms
+        self._cache = cache
+        self._hash = hash_keys
+        self._of_block: dict[BlockId, KeySet] = {}
+        self._of_chunk: dict[tuple[str, int], KeySet] = {}
+
+    def of_log(self, log: GrowingLog) -> KeySet:
+        """The key set of a live block; nothing is read if its log is empty."""
+        schema = self._schema
+        source = LogKeys(self._files, self._hot, schema.key, lambda: log.extents, schema.payload)
+        make = KeySet if log.extents else KeySet.empty
+        return make(source, self._cache, self._hash)
+
+    def add(self, block: BlockState, keys: KeySet | None = None) -> None:
+        """An evicted block, with the key set it had while it was live if there is one."""
+        schema = self._schema
+        source = LogKeys(self._files, self._hot, schema.key, lambda: block.extents, schema.payload)
+        self._of_block[block.id] = keys or KeySet(source, self._cache, self._hash)
+
+    def forget(self, id: BlockId) -> None:
+        """The block's logs are about to go."""
+        keys = self._of_block.pop(id, None)
+        if keys:
+            keys.close()
+
+    def of_interval(self, interval: int, catalog: Catalog) -> list[KeySet]:
+        """Key sets of everything evicted or merged of this interval."""
+        ids = {id for id in self._of_block if id.interval_ms == interval}
+        found = [self._of_block[id] for id in sorted(ids)]
+        for chunk in catalog.by_interval.get(interval, ()):
+            if all(id in ids for id in chunk.blocks if id.interval_ms == interval):
+                continue
+            place = (chunk.file, interval)
+            if place not in self._of_chunk:
+                path = self._chunks / chunk.file
+                end = interval + self._block_span_ms
+                source = ChunkKeys(path, self._schema.key, interval, end, self._schema.payload)
+                self._of_chunk[place] = KeySet(source, self._cache, self._hash)
+            found.append(self._of_chunk[place])
+        return found

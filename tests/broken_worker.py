@@ -1,0 +1,65 @@
+"""A worker of a job that is broken on purpose, so that tests can see the crash stories fail.
+
+BROKEN names the bug that it has:
+
+    keys      a restart forgets the dedup keys that only logs and chunks have
+    hollow    a snapshot commits offsets, but not the events that are still in memory
+    hasty     logs are deleted as soon as a chunk covers them, committed or not
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from flows import worker
+from operators import blocks as step
+from storage.blocks import Blocks
+from storage.chunk import ChunkKeys
+from storage.log import LogKeys
+from verify.worker import main
+
+
+def keys() -> None:
+    for source in (LogKeys, ChunkKeys):
+        source.batches = lambda self: iter(())  # type: ignore[method-assign]
+
+
+def hollow() -> None:
+    snapshot = Blocks.snapshot
+
+    def hollow_snapshot(self: Blocks) -> bytes:
+        self.flush = list  # type: ignore[method-assign]
+        try:
+            return snapshot(self)
+        finally:
+            del self.flush
+
+    step._Worker.sync = lambda self: None  # type: ignore[method-assign]
+    Blocks.snapshot = hollow_snapshot  # type: ignore[method-assign]
+
+
+def hasty() -> None:
+    tidy = Blocks.tidy
+
+    def hasty_tidy(self: Blocks, now_ms: int) -> None:
+        tidy(self, now_ms)
+        covered = self._catalog().covered
+        for block in self._state.evicted:
+            if block.id in covered:
+                for extent in block.extents:
+                    self._files.remove(self._folder / extent.file)
+
+    Blocks.tidy = hasty_tidy  # type: ignore[method-assign]
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    "keys": keys,
+    "hollow": hollow,
+    "hasty": hasty,
+}
+
+if __name__ == "__main__":
+    BUGS[os.environ["BROKEN"]]()
+    worker.leave(main(sys.argv[1:]))

@@ -1,0 +1,338 @@
+"""Trouble with a real Apache Kafka: brokers that die, producers that repeat themselves, topics that
+are made anew, grow or are compacted, and messages as large as the broker takes.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import orjson
+import polars as pl
+import pytest
+from confluent_kafka import Producer
+
+import query
+from storage.errors import PERMANENT
+from storage.files import Files
+from storage.layout import Layout
+from storage.log import read_log
+from storage.state import read_manifest
+from tests.broker import Broker
+from tests.job import Job, taken
+
+pytestmark = pytest.mark.kafka
+
+MakeJob = Callable[..., Job]
+NOW_MS = time.time_ns() // 1_000_000
+MESSAGE_BYTES_MAX = 1_048_588
+"""Kafka's default of `message.max.bytes`: a record batch with its overhead."""
+
+
+def kafka_job(make_job: MakeJob, broker: Broker, partitions: int, **config: str) -> Job:
+    """A job on a topic of its own."""
+    topic = f"t{uuid.uuid4().hex[:8]}"
+    broker.create_topic(topic, partitions, **config)
+    return make_job(
+        SOURCE="kafka",
+        KAFKA__BOOTSTRAP=broker.address,
+        KAFKA__TOPIC=topic,
+        KAFKA__GROUP=topic,
+        BATCH_ROWS="500",
+        EPOCH_INTERVAL="100ms",
+    )
+
+
+def topic_of(job: Job) -> str:
+    return job.settings["KAFKA__TOPIC"]
+
+
+def partition(job: Job, number: int = 0) -> str:
+    return f"{topic_of(job)}-{number:05d}"
+
+
+def event(number: int, name: str = "i", padding: int = 0) -> bytes:
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(NOW_MS // 1000 - 600))
+    return orjson.dumps(
+        {
+            "device_id": f"d{number % 10}",
+            "$insert_id": f"{name}{number}",
+            "event_type": "click",
+            "server_upload_time": f"{moment}.{number % 1000:03d}",
+            "padding": "x" * padding,
+        }
+    )
+
+
+Keyed = tuple[bytes | None, bytes | None]
+
+
+def producer(job: Job, **settings: str | int | bool) -> Producer:
+    dotted = {key.replace("_", "."): value for key, value in settings.items()}
+    return Producer({"bootstrap.servers": job.settings["KAFKA__BOOTSTRAP"], **dotted})
+
+
+def send(
+    job: Job, values: Sequence[bytes | Keyed], number: int = 0, **settings: str | int | bool
+) -> None:
+    """Produce values, or keys and values, to one partition, and wait until they are there."""
+    out = producer(job, **settings)
+    failed: list[object] = []
+
+    def told(error: object, _: object) -> None:
+        if error is not None:
+            failed.append(error)
+
+    for one in values:
+        key, value = one if isinstance(one, tuple) else (None, one)
+        out.produce(topic_of(job), value, key=key, partition=number, on_delivery=told)
+        out.poll(0)
+    assert out.flush(60) == 0
+    assert not failed
+
+
+def insert_ids(job: Job) -> list[str]:
+    """Those of every event that a query finds, in order."""
+    found = query.open(job.data).scan().select("insert_id").collect().rows()
+    return sorted(id for (id,) in found)
+
+
+def ids(names: Mapping[str, Iterable[int]]) -> list[str]:
+    return sorted(f"{name}{number}" for name, numbers in names.items() for number in numbers)
+
+
+def counts(found: pl.DataFrame) -> dict[str, int]:
+    return {name: int(found[name].sum()) for name in ("accepted", "duplicates", "rejects")}
+
+
+def rejects(job: Job) -> list[tuple[int, str, bytes]]:
+    """Offset, reason and message of every reject."""
+    layout, files = Layout(job.data), Files()
+    found = []
+    for name in layout.partitions():
+        state = read_manifest(files, layout.manifest(name))
+        for extent in state.rejects if state else []:
+            for batch in read_log(files, layout.rejects(name), extent):
+                found += [(r["_offset"], r["reason"], r["message"]) for r in batch.to_pylist()]
+    return sorted(found)
+
+
+# -- the broker ---------------------------------------------------------------------------------
+
+
+def test_a_broker_killed_twice_during_ingest_loses_and_doubles_nothing(
+    make_job: MakeJob, tmp_path: Path, broker: Broker
+) -> None:
+    """Its log is flushed with each message, for what it acknowledged must be there after a kill."""
+    events = [event(number) for number in range(20_000)]
+    with Broker(tmp_path / "broker") as own:
+        job = kafka_job(make_job, own, 2)
+        process = job.run()
+        send(job, events[:8_000])
+        job.until(process, lambda found: taken(found) > 2_000)
+        own.kill()
+        own.start()
+        send(job, events[8_000:16_000], 1)
+        job.until(process, lambda found: taken(found) > 9_000)
+        own.kill()
+        job.until(process, lambda _: "is away; waiting" in job.told())
+        assert process.poll() is None
+        own.start()
+        send(job, events[16_000:])
+        found = job.until(process, lambda found: taken(found) >= 20_000)
+        assert job.stop(process) == 0, job.told()
+    assert counts(found) == {"accepted": 20_000, "duplicates": 0, "rejects": 0}
+    assert insert_ids(job) == ids({"i": range(20_000)})
+
+
+# -- producers ----------------------------------------------------------------------------------
+
+
+def test_a_producer_that_sends_whole_batches_again_doubles_nothing(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    """As one without idempotence does when an acknowledgement is lost: in order, whole, late."""
+    job = kafka_job(make_job, broker, 1)
+    process = job.run()
+    batches = [[event(n) for n in range(low, low + 500)] for low in range(0, 5_000, 500)]
+    for number, batch in enumerate(batches):
+        send(job, batch)
+        if number % 2:
+            send(job, batches[number - 1])
+            send(job, batch)
+    found = job.until(process, lambda found: taken(found) == 10_000)
+    assert job.stop(process) == 0, job.told()
+    assert counts(found) == {"accepted": 5_000, "duplicates": 5_000, "rejects": 0}
+    assert insert_ids(job) == ids({"i": range(5_000)})
+
+
+def test_messages_of_every_compression_and_the_largest_size_come_through_whole(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    job = kafka_job(make_job, broker, 1)
+    job.settings["MESSAGE_BYTES_MAX"] = "2MiB"
+    overhead = len(event(0)) + 200
+    large = event(99, padding=MESSAGE_BYTES_MAX - overhead)
+    process = job.run()
+    for number, codec in enumerate(("none", "gzip", "snappy", "lz4", "zstd")):
+        send(job, [event(number)], compression_type=codec)
+    send(job, [large], message_max_bytes=4 << 20)
+    job.until(process, lambda found: taken(found) == 6)
+    assert job.stop(process) == 0, job.told()
+    assert insert_ids(job) == sorted([*ids({"i": range(5)}), "i99"])
+    kept = query.open(job.data).sql("select raw from events where insert_id = 'i99'").item()
+    assert kept == large
+
+
+def test_a_message_above_the_jobs_own_limit_is_a_reject_and_kept_whole(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    job = kafka_job(make_job, broker, 1)
+    job.settings["MESSAGE_BYTES_MAX"] = "1000"
+    large = event(1, padding=900_000)
+    process = job.run()
+    send(job, [event(0), large, event(2)])
+    job.until(process, lambda found: taken(found) == 3)
+    assert job.stop(process) == 0, job.told()
+    assert insert_ids(job) == ["i0", "i2"]
+    assert rejects(job) == [(1, "too large", large)]
+
+
+# -- topics -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [3, 10, 25], ids=["shorter", "as long", "longer"])
+@pytest.mark.parametrize("running", [False, True], ids=["between runs", "during a run"])
+def test_a_topic_made_anew_stops_the_job_and_none_of_its_messages_is_taken_for_another(
+    again: int, running: bool, make_job: MakeJob, broker: Broker
+) -> None:
+    """The offset to go on from means nothing in the new topic, be it there or not."""
+    job = kafka_job(make_job, broker, 1)
+    process = job.run()
+    send(job, [event(n, "old") for n in range(10)])
+    job.until(process, lambda found: taken(found) == 10)
+    if not running:
+        assert job.stop(process) == 0, job.told()
+    broker.delete_topic(topic_of(job))
+    broker.create_topic(topic_of(job), 1)
+    send(job, [event(n, "new") for n in range(again)])
+    if not running:
+        process = job.run()
+    job.until(
+        process, lambda found: process.poll() is not None or taken(found) > 10 or quiet(job, again)
+    )
+    silent = process.poll() is None
+    if silent:
+        job.stop(process)
+    assert insert_ids(job) == ids({"old": range(10)}), "read from the new topic, not from its start"
+    assert not silent, f"goes on without a word:\n{job.told()}"
+    assert process.returncode == PERMANENT
+    assert "created anew" in job.told()
+
+
+_quiet_since: dict[Path, float] = {}
+
+
+def quiet(job: Job, again: int) -> bool:
+    """Whether the job has had ten seconds since it was first asked about."""
+    return time.monotonic() - _quiet_since.setdefault(job.folder, time.monotonic()) > 10
+
+
+def test_partitions_added_are_read_from_their_start_after_a_restart(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    job = kafka_job(make_job, broker, 2)
+    process = job.run()
+    send(job, [event(n) for n in range(100)], 0)
+    send(job, [event(n) for n in range(100, 200)], 1)
+    job.until(process, lambda found: taken(found) == 200)
+    broker.add_partitions(topic_of(job), 5)
+    send(job, [event(n) for n in range(200, 300)], 4)
+    send(job, [event(n) for n in range(300, 350)], 0)
+    job.until(process, lambda found: taken(found) == 250)
+    assert job.stop(process) == 0, job.told()
+    process = job.run(2)
+    found = job.until(process, lambda found: taken(found) == 350)
+    assert job.stop(process) == 0, job.told()
+    assert counts(found) == {"accepted": 350, "duplicates": 0, "rejects": 0}
+    assert insert_ids(job) == ids({"i": range(350)})
+
+
+def test_tombstones_are_rejects_and_offsets_with_gaps_are_read_on(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    """A compacted topic: null values, keys of which only the last message is left."""
+    job = kafka_job(
+        make_job,
+        broker,
+        1,
+        cleanup_policy="compact",
+        segment_ms="100",
+        min_cleanable_dirty_ratio="0.001",
+        delete_retention_ms="3600000",
+    )
+    send(job, [(b"k%d" % (n % 5), event(n)) for n in range(50)])
+    send(job, [(b"gone", event(50)), (b"gone", None), (b"empty", b"")])
+    process = job.run()
+    job.until(process, lambda found: taken(found) == 53)
+    assert job.stop(process) == 0, job.told()
+    assert insert_ids(job) == ids({"i": range(51)})
+    assert rejects(job) == [(51, "empty", b""), (52, "empty", b"")]
+
+
+def test_aborted_transactions_are_not_read_and_their_markers_are_gaps(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    job = kafka_job(make_job, broker, 1)
+    out = producer(job, transactional_id=f"x-{topic_of(job)}")
+    out.init_transactions(30)
+    for low, keep in ((0, True), (10, False), (20, True)):
+        out.begin_transaction()
+        for number in range(low, low + 10):
+            out.produce(topic_of(job), event(number), partition=0)
+        (out.commit_transaction if keep else out.abort_transaction)(30)
+    process = job.run()
+    job.until(process, lambda found: taken(found) >= 20)
+    assert job.stop(process) == 0, job.told()
+    process = job.run()
+    send(job, [event(30)])
+    found = job.until(process, lambda found: "i30" in insert_ids(job))
+    assert job.stop(process) == 0, job.told()
+    assert insert_ids(job) == ids({"i": [*range(10), *range(20, 31)]})
+    assert counts(found)["rejects"] == 0
+
+
+def test_a_topic_deleted_during_a_run_is_told(make_job: MakeJob, broker: Broker) -> None:
+    job = kafka_job(make_job, broker, 1)
+    soon = dict.fromkeys(("topic.metadata.propagation.max.ms", "metadata.max.age.ms"), 2_000)
+    soon["topic.metadata.refresh.interval.ms"] = 1_000
+    job.settings["KAFKA__LIBRDKAFKA"] = orjson.dumps(soon).decode()
+    process = job.run()
+    send(job, [event(n) for n in range(10)])
+    job.until(process, lambda found: taken(found) == 10)
+    before = len(job.told())
+    broker.delete_topic(topic_of(job))
+    since = time.monotonic()
+    job.until(process, lambda _: len(job.told()) > before or time.monotonic() - since > 30)
+    assert "no longer available" in job.told()
+    assert insert_ids(job) == ids({"i": range(10)})
+
+
+def test_a_broker_that_refuses_the_login_is_told_without_the_password(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    job = kafka_job(make_job, broker, 1)
+    job.settings["KAFKA__LIBRDKAFKA"] = orjson.dumps(
+        {
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": "someone",
+            "sasl.password": "hunter2-very-secret",
+        }
+    ).decode()
+    process = job.run()
+    job.until(process, lambda _: "waiting for topic" in job.told())
+    job.stop(process)
+    assert "hunter2" not in job.log.read_text()

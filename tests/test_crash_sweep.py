@@ -1,0 +1,63 @@
+"""Every named point of a crash, once; and the harness that tells of it must be able to fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.broken_worker import BUGS
+from verify.dying import Death
+from verify.feed import Traffic
+from verify.harness import Story, Trial, play
+from verify.stories import named_points
+
+SEED = 1
+
+
+def test_a_crash_at_every_named_point_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    row, fault = play("each named point", named_points, tmp_path / "trial", SEED)
+    assert (fault, row.lost, row.doubled) == ("", 0, 0)
+    assert row.kills == 20
+
+
+def redelivery_after_a_crash(trial: Trial) -> None:
+    trial.feed.send(1000, Traffic(retries=0))
+    trial.dies(Death("log-append", "before", 60), 1)
+    trial.ends(1)
+    for name, messages in trial.feed.messages.items():
+        trial.feed.append(name, messages[-200:])
+
+
+def crash_after_a_commit(trial: Trial) -> None:
+    trial.settings["PUBLISH_INTERVAL"] = "1h"
+    trial.feed.send(1000, Traffic())
+    trial.dies(Death("snapshot-return", "after", 3), 1)
+
+
+def crash_before_evictions_are_committed(trial: Trial) -> None:
+    trial.feed.send(100, Traffic())
+    trial.ends(1)
+    trial.feed.send(1500, Traffic())
+    trial.settings["EPOCH_INTERVAL"] = "1h"
+    trial.dies(Death("log-delete", "after", 12), 1)
+    del trial.settings["EPOCH_INTERVAL"]
+
+
+@pytest.mark.parametrize(
+    ("bug", "story"),
+    [
+        ("keys", redelivery_after_a_crash),
+        ("hollow", crash_after_a_commit),
+        ("hasty", crash_before_evictions_are_committed),
+    ],
+    ids=list(BUGS),
+)
+def test_a_story_shows_a_bug(
+    bug: str, story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROKEN", bug)
+    row, fault = play(bug, story, tmp_path / "trial", SEED, "tests.broken_worker")
+    print(row, fault)
+    assert row.kills == 1, fault
+    assert row.lost or row.doubled, fault

@@ -1,0 +1,403 @@
+"""The disk is full, read-only or forbidden, or too many files are open.
+
+First in storage: each call that it makes of the file system fails once, in turn. The process then
+dies, as the job does; until the next start readers see what was published, and the next start goes
+on from the last commit as if nothing had been. Then the real job on a real small disk: it says why,
+tries again with a back-off, and goes on once there is room.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+import query
+from cli.load import LoadSpec
+from storage.errors import BadInput
+from storage.files import Appender
+from storage.layout import Layout
+from tests.job import Generated, Job, assert_exact, generated, taken
+from tests.oracle import Place
+from tests.partition import GRACE_MS, OpenFiles, Partition, assert_agrees, event, judge
+from tests.test_job import NOW_MS
+
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+MakeJob = Callable[..., Job]
+ERRORS = (errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS, errno.EIO)
+MESSAGES = [event(n, n % 50, 23 * n) for n in range(60)]
+MESSAGES[17] = MESSAGES[17].__class__(MESSAGES[17].place, None)
+
+
+# -- every call, once ---------------------------------------------------------------------------
+
+
+@dataclass
+class Trouble:
+    """Fails the `nth` call (from 0) of `method`, before or after it has done its work."""
+
+    method: str
+    nth: int
+    error: int
+    after: bool = False
+    calls: Counter[str] = field(default_factory=Counter)
+    """How often each method was called."""
+
+    def strikes(self, method: str) -> bool:
+        self.calls[method] += 1
+        return method == self.method and self.calls[method] == self.nth + 1
+
+    def problem(self) -> OSError:
+        return OSError(self.error, os.strerror(self.error))
+
+
+class FaultyAppender(Appender):
+    """When it fails to append, half of the data is in the file."""
+
+    def __init__(self, path: Path, trouble: Trouble) -> None:
+        super().__init__(path)
+        self._trouble = trouble
+
+    def append(self, data: bytes | memoryview) -> None:
+        if self._trouble.strikes("append"):
+            super().append(memoryview(data)[: len(data) // 2])
+            raise self._trouble.problem()
+        super().append(data)
+
+    def sync(self) -> None:
+        if self._trouble.strikes("sync"):
+            raise self._trouble.problem()
+
+
+class FaultyFiles(OpenFiles):
+    """The real file system with one fault. Nothing is really synced."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__()
+        self.trouble = trouble
+
+    def create(self, path: Path) -> Appender:
+        self._strike("create", after=False)
+        file = FaultyAppender(path, self.trouble)
+        self._strike("created", after=True)
+        return file
+
+    def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
+        self._strike("read", after=False)
+        return super().read(path, start, end)
+
+    def size(self, path: Path) -> int:
+        self._strike("size", after=False)
+        return super().size(path)
+
+    def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
+        """A failure leaves half a temporary file; one afterwards has replaced the file."""
+        if self.trouble.strikes("replace"):
+            path.with_name(f".{path.name}.tmp").write_bytes(data[: len(data) // 2])
+            raise self.trouble.problem()
+        super().replace(path, data, durable=durable)
+        self._strike("replaced", after=True)
+
+    def publish(self, temporary: Path, path: Path) -> None:
+        self._strike("publish", after=False)
+        super().publish(temporary, path)
+        self._strike("published", after=True)
+
+    def make_directory(self, path: Path) -> None:
+        self._strike("make_directory", after=False)
+        super().make_directory(path)
+
+    def sync_directory(self, path: Path) -> None:
+        self._strike("sync_directory", after=False)
+
+    def lock(self, path: Path) -> BinaryIO:
+        self._strike("lock", after=False)
+        return super().lock(path)
+
+    def remove(self, path: Path) -> None:
+        self._strike("remove", after=False)
+        super().remove(path)
+
+    def _strike(self, method: str, *, after: bool) -> None:
+        if self.trouble.strikes(method):
+            raise self.trouble.problem()
+
+
+METHODS = (
+    "create", "created", "append", "sync", "read", "size", "replace", "replaced", "publish",
+    "published", "make_directory", "sync_directory", "lock", "remove",
+)  # fmt: skip
+
+
+@dataclass
+class Story:
+    """A partition's life up to a fault: what was committed last, and what was published."""
+
+    partition: Partition
+    snapshot: bytes | None = None
+    committed: int = 0
+    published: int = 0
+
+    def live(self) -> None:
+        """From the last commit to the end of the messages, with a commit, a publication and a
+        merge after every few of them."""
+        self.partition.start(self.snapshot)
+        self.published = self.committed
+        for low in range(self.committed, len(MESSAGES), 10):
+            self.partition.append(*MESSAGES[low : low + 10])
+            self.partition.blocks.publish()
+            self.published = low + 10
+            self.snapshot = self.partition.blocks.snapshot()
+            self.committed = low + 10
+            self.partition.merge()
+            self.partition.tidy(GRACE_MS // 2)
+        self.partition.blocks.publish()
+
+    def assert_readable(self) -> None:
+        """A reader sees what was published, or what was taken in next, each event once."""
+        found = places_of(self.partition.root)
+        assert len(set(found)) == len(found)
+        least = judge(MESSAGES[: min(self.published, self.committed)]).places()
+        most = judge(MESSAGES[: self.published + 10]).places()
+        assert set(least) <= set(found) <= set(most)
+
+
+def places_of(root: Path) -> list[Place]:
+    """Every event that a query finds."""
+    return sorted(query.open(root).scan().select("_partition", "_offset").collect().rows())
+
+
+def lived(folder: Path, trouble: Trouble) -> Counter[str]:
+    """The calls of a life in which `trouble` struck; asserts that it did no harm."""
+    (folder / "data").mkdir(parents=True)
+    files = FaultyFiles(trouble)
+    story = Story(Partition(folder / "data", files=files))
+    try:
+        try:
+            story.live()
+        except OSError as error:
+            if error.errno != trouble.error:
+                raise
+            files.close()
+            story.assert_readable()
+            story.partition.offers = []
+            story.live()
+        trouble.method = "none"
+        assert_agrees(story.partition, judge(MESSAGES))
+        assert places_of(folder / "data") == judge(MESSAGES).places()
+    finally:
+        files.close()
+    return trouble.calls
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
+    """How often a life without faults calls each method."""
+    return lived(tmp_path_factory.mktemp("calls"), Trouble("none", 0, 0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fault_at_any_call_loses_and_doubles_nothing(
+    method: str, calls: Counter[str], tmp_path: Path
+) -> None:
+    assert calls[method]
+    step = 1 if LONG else max(1, calls[method] // 5)
+    errors = itertools.cycle(ERRORS)
+    for nth in range(0, calls[method], step):
+        folder = tmp_path / str(nth)
+        lived(folder, Trouble(method, nth, next(errors)))
+        shutil.rmtree(folder)
+
+
+def test_a_lock_that_cannot_be_had_for_another_reason_is_not_called_another_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", full)
+    with pytest.raises((OSError, BadInput)) as caught:
+        OpenFiles().lock(tmp_path / "lock")
+    assert "another job" not in str(caught.value)
+    assert "No locks available" in str(caught.value)
+
+
+# -- a real job on a real disk ------------------------------------------------------------------
+
+SPEC = LoadSpec(
+    events=20_000,
+    partitions=3,
+    seed=3,
+    span_ms=45 * 60_000,
+    late=0.002,
+    broken=0.01,
+    duplicates=0.05,
+)
+ENOUGH = 64 << 20
+
+
+@pytest.fixture(scope="module")
+def load() -> Generated:
+    return generated(SPEC, "part-{:05d}.ndjson", NOW_MS)
+
+
+@pytest.fixture
+def job(load: Generated, make_job: MakeJob, tmp_path: Path) -> Job:
+    events = tmp_path / "events"
+    events.mkdir()
+    for name, messages in load.messages.items():
+        (events / name).write_bytes(b"\n".join(messages) + b"\n")
+    return make_job(
+        FILES__PATH=str(events), BATCH_ROWS="500", BLOCKS_PER_CHUNK="2", EPOCH_INTERVAL="100ms"
+    )
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of its own at `path`."""
+
+    path: Path
+
+    def remount(self, options: str) -> None:
+        """Tried again while it is refused, for what was killed just now may still be ending."""
+        command = ["mount", "-o", f"remount,{options}", str(self.path)]
+        deadline = time.monotonic() + 10
+        while (done := subprocess.run(command, capture_output=True, text=True)).returncode:
+            assert time.monotonic() < deadline, done.stderr
+
+
+@pytest.fixture
+def disk(job: Job) -> Iterator[Disk]:
+    """The job's data directory as a disk of a few MB."""
+    job.data.mkdir(parents=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={ENOUGH}", "tmpfs", str(job.data)],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        pytest.skip(f"mount: expected to be allowed to mount a tmpfs, got {done.stderr.strip()}")
+    yield Disk(job.data)
+    job.close()
+    subprocess.run(["umount", str(job.data)], check=True)
+
+
+def told(job: Job) -> str:
+    """All that the job has said."""
+    return job.log.read_text(errors="replace")
+
+
+def restarts(job: Job) -> int:
+    return told(job).count("all start again")
+
+
+@pytest.mark.parametrize("room", [300_000, 1_500_000, 3_000_000] if LONG else [1_500_000])
+def test_a_full_disk_is_told_and_the_job_goes_on_when_there_is_room(
+    room: int, job: Job, load: Generated, disk: Disk
+) -> None:
+    disk.remount(f"size={room}")
+    process = job.run()
+    job.until(process, lambda _: restarts(job) >= 2)
+    assert "No space left on device" in told(job) or "disk is full" in told(job)
+    assert process.poll() is None
+    partly = places_or_none(job)
+    assert set(partly) <= set(load.places)
+    assert len(set(partly)) == len(partly)
+    disk.remount(f"size={ENOUGH}")
+    assert job.ends(process) == 0, job.told()
+    assert_exact(job, load)
+
+
+def test_a_read_only_disk_is_told_and_the_job_goes_on_when_it_can_write(
+    job: Job, load: Generated, disk: Disk
+) -> None:
+    first = job.run()
+    job.until(first, lambda found: taken(found) > load.count / 4)
+    job.kill(first)
+    before = job.places()
+    disk.remount("ro")
+    second = job.run()
+    job.until(second, lambda _: restarts(job) >= 2)
+    assert "ead-only file system" in told(job) or "readonly database" in told(job)
+    assert job.places() == before
+    disk.remount("rw")
+    assert job.ends(second) == 0, job.told()
+    assert_exact(job, load)
+
+
+def places_or_none(job: Job) -> list[Place]:
+    """What a query finds now; nothing if there is no partition yet."""
+    return job.places() if Layout(job.data).partitions() else []
+
+
+FOLDERS = ["hot/PARTITION", "chunks/PARTITION", "recovery", "hot"]
+AS_NOBODY = """
+import ctypes, os, sys
+for capability in (1, 2):  # dac_override, dac_read_search
+    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+FEW_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]),) * 2)
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("folder", FOLDERS if LONG else FOLDERS[:2])
+def test_a_folder_that_may_not_be_written_is_told_and_the_job_goes_on_when_it_may(
+    folder: str, job: Job, load: Generated
+) -> None:
+    first = job.run()
+    job.until(first, lambda found: taken(found) > load.count / 4)
+    job.until(first, lambda found: bool(found["chunks"].min()))
+    job.kill(first)
+    before = job.places()
+    at = job.data / folder.replace("PARTITION", next(iter(load.messages)))
+    files = [path for path in at.iterdir() if path.is_file()] if folder == "recovery" else []
+    for path in [at, *files]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    second = job.start("-c", AS_NOBODY, "-m", "cli.main", "run")
+    if folder == "hot":  # nothing new is made there
+        assert job.ends(second) == 0, job.told()
+    else:
+        job.until(second, lambda _: restarts(job) >= 1)
+        assert "ermission denied" in told(job) or "readonly" in told(job)
+        found = job.places()
+        assert set(before) <= set(load.places)
+        assert len(set(found)) == len(found)
+        for path in [at, *files]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        assert job.ends(second) == 0, job.told()
+    assert_exact(job, load)
+
+
+@pytest.mark.parametrize("limit", [24, 40, 56, 72] if LONG else [56])
+def test_too_many_open_files_are_told_and_harm_nothing(
+    limit: int, job: Job, load: Generated
+) -> None:
+    process = job.start("-c", FEW_FILES, str(limit), "-m", "cli.main", "run")
+    job.until(process, lambda _: restarts(job) >= 1 or process.poll() is not None)
+    if process.poll() is None:
+        job.kill(process)
+    assert "oo many open files" in told(job) or process.returncode == 0, told(job)[-3000:]
+    assert job.ends(job.run()) == 0, job.told()
+    assert_exact(job, load)
+
+
+def test_the_program_that_limits_a_job_can_run_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_FILES, "64", "-c", "print(1)"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

@@ -1,0 +1,496 @@
+"""Power goes at any moment, and the disk keeps what it likes of what was not synced.
+
+`Power` lives the life of `tests.test_blocks.Life` (batches, late events, several sources, merges,
+slow readers, stale snapshots), but its crashes are power losses. After each, a start from the last
+committed snapshot must have exactly the oracle's events; before the start, a reader must find no
+event that was never accepted, and none twice. Then single stories, and flipped bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, rule
+
+import query
+from storage.chunks import Chunks
+from storage.errors import Corruption, ForebayError, FormatVersion
+from storage.files import Appender, Files
+from storage.keys import Hash
+from storage.layout import Layout
+from storage.log import LogKeys, LogWriter
+from storage.state import PartitionState
+from tests.oracle import Place
+from tests.partition import (
+    BIG_CACHE,
+    GRACE_MS,
+    NAME,
+    SCHEMA,
+    SPAN_MS,
+    OpenFiles,
+    Partition,
+    assert_agrees,
+    event,
+    frame,
+    judge,
+)
+from tests.power import Mood, PowerFiles
+from tests.test_blocks import Life, counts, hashes
+from tests.test_query import Lane, filled
+
+ROOT = Path(__file__).parent.parent
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+HOUR_MS = 3_600_000
+
+
+class Power(Life):
+    """A life in which power goes."""
+
+    files: PowerFiles
+
+    @initialize(
+        cache=st.sampled_from([1, 600, BIG_CACHE]), per_chunk=st.integers(1, 3), hash=hashes
+    )
+    def begin(self, cache: int, per_chunk: int, hash: Hash) -> None:
+        base = Path(self.folder.name)
+        (base / "data").mkdir()
+        self.files = PowerFiles(base / "data", base / "shadow").__enter__()
+        self.partition = Partition(
+            base / "data",
+            cache_bytes=cache,
+            blocks_per_chunk=per_chunk,
+            hash=hash,
+            files=self.files,
+        )
+        self._start(self.commit)
+
+    @rule(stale=st.booleans(), torn=st.just(True))
+    def crash_and_resume(self, stale: bool, torn: bool) -> None:
+        """Nothing but the process dies; what was not synced may go with a later loss."""
+        self._crash(stale, None)
+
+    @rule(stale=st.booleans(), seed=st.integers(0, 2**32))
+    def lose_power_and_resume(self, stale: bool, seed: int) -> None:
+        self._crash(stale, random.Random(seed))
+
+    def _crash(self, stale: bool, rng: random.Random | None) -> None:
+        self.partition.crash()
+        if rng:
+            self.files.lose_power(rng)
+            self._read_as_it_is()
+        if stale and self.orphan:
+            self.commit = replace(self.orphan, positions=self.commit.positions)
+        self.orphan, self.uncommitted, self.view = self.uncommitted or self.orphan, None, None
+        self._start(self.commit)
+
+    def _read_as_it_is(self) -> None:
+        """A reader who comes before the job does: an error of ours, or events of ours, once."""
+        try:
+            seen = places_of(self.partition.root)
+        except ForebayError:
+            return
+        assert len(set(seen)) == len(seen)
+        assert set(seen) <= set(self.oracle.places())
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "files"):
+            self.files.__exit__()
+
+
+TestPower = Power.TestCase
+TestPower.settings = settings(stateful_step_count=40, max_examples=400 if LONG else 50)
+
+
+def places_of(root: Path) -> list[Place]:
+    """Every event that a query finds."""
+    return sorted(query.open(root).scan().select("_partition", "_offset").collect().rows())
+
+
+# -- single stories -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def partition(tmp_path: Path) -> Iterator[Partition]:
+    (tmp_path / "data").mkdir()
+    with PowerFiles(tmp_path / "data", tmp_path / "shadow") as files:
+        yield Partition(tmp_path / "data", files=files)
+
+
+def lose_power(partition: Partition, mood: Mood, seed: int = 0) -> None:
+    assert isinstance(partition.files, PowerFiles)
+    partition.crash()
+    partition.files.lose_power(random.Random(seed), mood)
+
+
+MESSAGES = [event(n, n % 40, 30 * n) for n in range(60)]
+EVERY_MOOD: list[Mood] = ["least", "most", "mixed"]
+
+
+def committed_story(partition: Partition, mood: Mood) -> None:
+    """Events, evictions and chunks, all committed, and the logs of chunks deleted; then more of
+    them, not committed; then power goes and the source replays what was not committed."""
+    partition.start()
+    partition.append(*MESSAGES[:20])
+    partition.blocks.snapshot()
+    for after_ms in (0, 0, GRACE_MS, GRACE_MS):
+        partition.tidy(after_ms)
+        partition.blocks.publish()
+        partition.blocks.snapshot()
+    partition.append(*MESSAGES[20:40])
+    partition.blocks.publish()
+    snapshot = partition.blocks.snapshot()
+    partition.merge()
+    partition.append(*MESSAGES[40:])
+    partition.blocks.publish()
+    lose_power(partition, mood)
+    partition.start(snapshot)
+    assert partition.seen() == judge(MESSAGES[:40]).places()
+    partition.merge()
+    partition.append(*MESSAGES)
+    partition.blocks.publish()
+    partition.merge()
+    assert_agrees(partition, judge(MESSAGES))
+    assert places_of(partition.root) == judge(MESSAGES).places()
+
+
+@pytest.mark.parametrize("mood", EVERY_MOOD)
+def test_what_was_committed_is_there_and_the_rest_is_replayed(
+    partition: Partition, mood: Mood
+) -> None:
+    committed_story(partition, mood)
+
+
+def _publish_unsynced(self: Files, temporary: Path, path: Path) -> None:
+    temporary.rename(path)
+    self.sync_directory(path.parent)
+
+
+def _replace_unsynced(self: Files, path: Path, data: bytes, *, durable: bool) -> None:
+    path.write_bytes(data)
+
+
+BREAKAGES = {
+    "log not synced": (Appender, "sync", lambda _: None),
+    "directory not synced": (Files, "sync_directory", lambda *_: None),
+    "catalog not synced": (Files, "replace", _replace_unsynced),
+    "chunk not synced": (Files, "publish", _publish_unsynced),
+    "folders not synced": (
+        Files,
+        "make_directory",
+        lambda _, path: path.mkdir(parents=True, exist_ok=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_an_fsync_that_is_left_out_is_noticed_here(
+    breakage: str, partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else these tests would prove nothing."""
+    monkeypatch.setattr(*BREAKAGES[breakage])
+    broken = (AssertionError, ForebayError, OSError, ValueError, pl.exceptions.PolarsError)
+    with pytest.raises(broken):
+        committed_story(partition, "least")
+
+
+@pytest.mark.parametrize("committed", [True, False])
+@pytest.mark.parametrize("content", [b"", b'{"forebay":"mani', bytes(300)], ids=["", "torn", "0"])
+def test_a_torn_manifest_is_an_error_to_a_reader_and_nothing_to_a_start(
+    content: bytes, committed: bool, partition: Partition
+) -> None:
+    partition.start()
+    partition.append(*MESSAGES)
+    snapshot = partition.blocks.snapshot() if committed else None
+    partition.blocks.publish()
+    partition.crash()
+    manifest = partition.layout.manifest(NAME)
+    manifest.write_bytes(content)
+    with pytest.raises(Corruption, match=re.escape(str(manifest))):
+        places_of(partition.root)
+    partition.start(snapshot)
+    partition.append(*MESSAGES)
+    partition.blocks.publish()
+    assert places_of(partition.root) == judge(MESSAGES).places()
+
+
+def test_a_folder_that_a_killed_run_made_is_made_durable_by_the_next(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run dies between making a folder and syncing its parent; power goes much later."""
+
+    class KilledError(BaseException):
+        """Stands for SIGKILL."""
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Files, "sync_directory", killed)
+        for _ in range(2):
+            with suppress(KilledError):
+                partition.start()
+            partition.files.close()
+    partition.start()
+    partition.append(*MESSAGES)
+    snapshot = partition.blocks.snapshot()
+    lose_power(partition, "least")
+    partition.start(snapshot)
+    assert partition.seen() == judge(MESSAGES).places()
+
+
+# -- flipped bytes ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Two partitions of one node, p01 about to be damaged, and the rows of each."""
+
+    root: Path
+    lanes: dict[str, Lane]
+
+    def file(self, kind: str) -> Path:
+        """A file of p01 that counts."""
+        layout = Layout(self.root)
+        (view,) = (p for p in query.open(self.root).view().partitions if p.state.partition == "p01")
+        return {
+            "manifest": lambda: layout.manifest("p01"),
+            "catalog": lambda: layout.catalog("p01"),
+            "log": lambda: view.folder / view.extents[0].file,
+            "chunk": lambda: view.chunk_paths[0],
+        }[kind]()
+
+    def rows(self, *names: str) -> int:
+        return sum(len(self.lanes[name].published) for name in names)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Iterator[Stored]:
+    names = ("p00", "p01")
+    lanes = {name: filled(Lane(tmp_path / "data", name).start(), name) for name in names}
+    yield Stored(tmp_path / "data", lanes)
+    for lane in lanes.values():
+        lane.files.close()
+
+
+KINDS = ["manifest", "catalog", "log", "chunk"]
+OK = ("told", "same")
+PROBE = """
+import sys
+from pathlib import Path
+import polars as pl
+import query
+from storage.errors import ForebayError
+
+root, file, good = map(Path, sys.argv[1:4])
+data, right = file.read_bytes(), pl.read_ipc(good)
+for at in map(int, sys.argv[4:]):
+    broken = bytearray(data)
+    broken[at] ^= 1 + at % 255
+    file.write_bytes(broken)
+    print("at", at, flush=True)
+    try:
+        found = query.open(root).scan().collect().sort("_partition", "_offset")
+        print("same" if found.equals(right) else "other rows", flush=True)
+    except ForebayError as error:
+        print("told" if str(file) in str(error) else f"not named: {error}"[:150], flush=True)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}"[:150].replace(chr(10), " "), flush=True)
+    file.write_bytes(data)
+"""
+
+
+def verdicts(stored: Stored, file: Path, places: list[int]) -> dict[int, str]:
+    """What a query makes of a flip at each of these places, in a process of its own, for it might
+    be the end of the process."""
+    good = stored.root.parent / "good.ipc"
+    whole = query.open(stored.root).scan().collect().sort("_partition", "_offset")
+    whole.write_ipc(good)
+    data, found = file.read_bytes(), {}
+    while left := [at for at in places if at not in found]:
+        arguments = [str(stored.root), str(file), str(good), *map(str, left)]
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, *arguments], cwd=ROOT, capture_output=True, text=True
+        )
+        file.write_bytes(data)
+        lines = done.stdout.splitlines()
+        assert lines, done.stderr[-2000:]
+        for line, answer in zip(
+            lines[::2], [*lines[1::2], f"died {done.returncode}"], strict=False
+        ):
+            found[int(line[3:])] = answer
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_byte_is_told_with_its_file_or_changes_nothing(kind: str, stored: Stored) -> None:
+    file = stored.file(kind)
+    size = file.stat().st_size
+    places = sorted(random.Random(kind).sample(range(size), min(size, 2000 if LONG else 60)))
+    wrong = {at: v for at, v in verdicts(stored, file, places).items() if v not in OK}
+    assert not wrong, f"{len(wrong)} of {len(places)} flips of {file.name}: {wrong}"
+
+
+def test_a_flip_in_a_log_is_told_with_its_offset(stored: Stored) -> None:
+    log = stored.file("log")
+    broken = bytearray(log.read_bytes())
+    broken[len(broken) // 2] ^= 1
+    log.write_bytes(broken)
+    with pytest.raises(Corruption, match=rf"{re.escape(str(log))}: .* bytes \d+\.\.\d+"):
+        query.open(stored.root).scan().collect()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_partitions_that_are_whole_stay_readable_beside_a_broken_one(
+    kind: str, stored: Stored
+) -> None:
+    """With `partial`, as for a node that can't be read; the receipt says what is left out."""
+    file = stored.file(kind)
+    damage(file)
+    store = query.open(stored.root, partial=True)
+    whole = store.scan().filter(pl.col("_partition") == "p00").collect()
+    assert whole.height == stored.rows("p00")
+
+
+def damage(file: Path) -> None:
+    """No byte of it is as it was."""
+    file.write_bytes(bytes(byte ^ 0x55 for byte in file.read_bytes()))
+
+
+def test_a_log_torn_at_any_byte_gives_its_whole_batches_to_readers(stored: Stored) -> None:
+    """And the other logs and partitions all they have."""
+    log = stored.file("log")
+    (view,) = (p for p in query.open(stored.root).view().partitions if p.folder == log.parent)
+    (extent,) = (e for e in view.extents if e.file == log.name)
+    data, whole = log.read_bytes(), stored.rows("p00", "p01")
+    for length in [*range(0, extent.bytes, 41), extent.bytes - 1]:
+        log.write_bytes(data[:length])
+        found = query.open(stored.root).scan().select("_partition", "_offset").collect().rows()
+        assert len(set(found)) == len(found)
+        assert whole - extent.rows <= len(found) < whole, f"cut at {length}"
+
+
+# -- what the job reads back --------------------------------------------------------------------
+
+
+def read_back(partition: Partition, merged: bool, flip: int) -> tuple[int, int]:
+    """A redelivery of old events whose keys must be read back from a file with one flipped byte;
+    accepted and duplicate events."""
+    partition.cache_bytes = 1
+    partition.start()
+    old = [event(n, n, n % SPAN_MS) for n in range(200)]
+    partition.append(*old, event(200, 999, HOUR_MS))
+    if merged:
+        partition.blocks_per_chunk = 1
+        partition.chunks = Chunks(NAME, partition.layout, partition.files, 1, GRACE_MS)
+        partition.merge()
+    partition.blocks.snapshot()
+    pattern = "chunks/**/*.parquet" if merged else "hot/**/20231114T2213*.arrows"
+    file = sorted(partition.root.glob(pattern))[0]
+    broken = bytearray(file.read_bytes())
+    broken[flip % len(broken)] ^= 1 + flip % 255
+    file.write_bytes(broken)
+    if merged:
+        partition.tidy(0)
+        partition.tidy(GRACE_MS)
+        partition.tidy(GRACE_MS)
+    partition.append(*(event(201 + n, n, n % SPAN_MS) for n in range(200)))
+    return counts(partition)
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["log", "chunk"])
+def test_keys_read_back_from_a_flipped_file_are_right_or_corruption(
+    merged: bool, tmp_path: Path
+) -> None:
+    """Never an event that is let in twice, nor one that is dropped as a duplicate of another."""
+    rng = random.Random(merged)
+    wrong: dict[int, str] = {}
+    for number in range(300 if LONG else 40):
+        flip = rng.randrange(10**6)
+        partition = Partition(tmp_path / str(number))
+        (tmp_path / str(number)).mkdir()
+        try:
+            counted = read_back(partition, merged, flip)
+            if counted != (201, 200):
+                wrong[flip] = f"accepted, duplicates: {counted}"
+        except Corruption as error:
+            if not re.search(r"\.(arrows|parquet)", str(error)):
+                wrong[flip] = f"no file named: {error}"
+        except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
+            wrong[flip] = f"{type(error).__name__}: {error}"[:120]
+        finally:
+            partition.files.close()
+    assert not wrong, f"{len(wrong)} flips: {wrong}"
+
+
+def test_a_flipped_byte_of_a_snapshot_is_told(partition: Partition) -> None:
+    partition.start()
+    partition.append(*MESSAGES)
+    snapshot = partition.blocks.snapshot()
+    for at in range(0, len(snapshot), 7):
+        broken = bytearray(snapshot)
+        broken[at] ^= 1 + at % 255
+        with pytest.raises((Corruption, FormatVersion), match="snapshot"):
+            PartitionState.decode(bytes(broken), "snapshot")
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["flipped", "shortened"])
+def test_a_committed_log_that_changed_stops_a_start_or_its_first_use(
+    torn: bool, partition: Partition
+) -> None:
+    partition.start()
+    partition.append(*MESSAGES)
+    snapshot = partition.blocks.snapshot()
+    partition.crash()
+    for log in partition.layout.hot(NAME).glob("*.arrows"):
+        data = bytearray(log.read_bytes())
+        data[len(data) // 2] ^= 1
+        log.write_bytes(data[:-1] if torn else data)
+
+    def go_on() -> None:
+        partition.start(snapshot)
+        partition.append(*(event(100 + n, n, 30 * n) for n in range(40)))
+
+    with pytest.raises(Corruption, match=r"log .*\.arrows"):
+        go_on()
+
+
+def test_keys_read_again_from_a_flipped_log_are_right_or_corruption(tmp_path: Path) -> None:
+    """Keys that the cache let go of are read back a batch at a time, by its place in the log."""
+    files = OpenFiles()
+    writer = LogWriter(files, tmp_path, "x.1.arrows", SCHEMA.arrow)
+    for low in (0, 20):
+        writer.append(frame([event(n, n, n) for n in range(low, low + 20)]).events)
+    files.close()
+    log = tmp_path / "x.1.arrows"
+    data = log.read_bytes()
+    wrong: dict[int, str] = {}
+    for at in range(0, len(data), 1 if LONG else 11):
+        keys = LogKeys(Files(), tmp_path, SCHEMA.key, lambda: [writer.extent])
+        (_, (place, right)) = keys.batches()
+        broken = bytearray(data)
+        broken[at] ^= 1 + at % 255
+        log.write_bytes(broken)
+        try:
+            if not keys.read(place).equals(right):
+                wrong[at] = "other keys"
+        except Corruption as error:
+            if log.name not in str(error):
+                wrong[at] = f"no file named: {error}"
+        except (OSError, ValueError, pa.ArrowException) as error:
+            wrong[at] = f"{type(error).__name__}: {error}"[:120]
+        log.write_bytes(data)
+    assert not wrong, f"{len(wrong)} flips: {wrong}"

@@ -1,0 +1,407 @@
+"""A hostile data directory, and secrets.
+
+What a query reads may have been written by someone else. It can be wrong, and refused; it can't run
+code, show what is outside of the directory, or take the reader's memory. Each case is read by a
+process of its own with a limit on memory. Secrets are in no log and no error.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import pickle
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+import pytest
+
+import query
+from storage import record
+from storage.catalog import Catalog, read_catalog
+from storage.errors import ForebayError
+from storage.files import Files
+from storage.layout import Layout
+from storage.state import PartitionState
+from tests.job import Job
+from tests.test_query import Lane, filled
+
+ROOT = Path(__file__).parent.parent
+SECRET = "hunter2-very-secret"
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Iterator[Path]:
+    lane = filled(Lane(tmp_path / "data").start())
+    yield lane.root
+    lane.files.close()
+
+
+READ = """
+import resource, sys
+import query
+from storage.errors import ForebayError
+
+store_memory = int(sys.argv[2])
+try:
+    warm = query.open(sys.argv[3]).scan().collect()
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + store_memory,) * 2)
+    store = query.open(sys.argv[1])
+    found = store.scan().collect()
+    store.partitions()
+    store.receipt()
+    print(found.height)
+except ForebayError as error:
+    print("refused", type(error).__name__, error)
+"""
+
+
+def read_by_another(data: Path, tmp_path: Path, memory: int = 1 << 30) -> str:
+    """What a reader in a process of its own makes of it: rows, or a refusal."""
+    harmless = tmp_path / "harmless"
+    harmless.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(data), str(memory), str(harmless)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=15,
+    )
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-1500:]}"
+    return done.stdout
+
+
+def change(data: Path, **fields: object) -> None:
+    """Other values in the manifest, and the checksum that fits them."""
+    file = Layout(data).manifest("p00")
+    body = record.decode("manifest", 1, file.read_bytes(), "x")
+    file.write_bytes(record.encode("manifest", 1, {**body, **fields}))
+
+
+def one_block(data: Path, **extent: object) -> None:
+    """A manifest with one block, that of the live log, and other values in its extent."""
+    name = live_log(data).name
+    body = record.decode("manifest", 1, Layout(data).manifest("p00").read_bytes(), "x")
+    blocks = [*body["hot"], *body["evicted"]]
+    (block,) = (b for b in blocks if name in [e["file"] for e in b["extents"]])
+    (mine,) = (e for e in block["extents"] if e["file"] == name)
+    change(data, hot=[{**block, "number": None, "extents": [{**mine, **extent}]}], evicted=[])
+
+
+def catalog_of(data: Path) -> Catalog:
+    return read_catalog(Files(), Layout(data).catalog("p00"), "p00")
+
+
+def live_log(data: Path) -> Path:
+    """A log that a query reads."""
+    (view,) = query.open(data).view().partitions
+    return view.folder / view.extents[0].file
+
+
+# -- outside ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["log", "chunk", "hot folder", "chunks folder", "date folder"])
+def test_a_link_out_of_the_directory_shows_nothing_from_outside(
+    kind: str, data: Path, tmp_path: Path
+) -> None:
+    """The other directory is one that only the reader may read, with events of its own."""
+    other = filled(Lane(tmp_path / "secret" / "data").start())
+    layout, theirs = Layout(data), Layout(other.root)
+    if kind == "log":
+        log = live_log(data)
+        outside = theirs.hot("p00") / log.name
+    elif kind == "chunk":
+        log = next(layout.chunks("p00").rglob("*.parquet"))
+        outside = theirs.root / log.relative_to(data)
+    else:
+        folders = {"hot folder": "hot/p00", "chunks folder": "chunks/p00"}
+        log = data / folders.get(kind, "") if kind in folders else next(data.glob("chunks/p00/d*"))
+        outside = theirs.root / log.relative_to(data)
+    log.rename(tmp_path / "moved")
+    log.symlink_to(outside)
+    found = read_by_another(data, tmp_path)
+    other.files.close()
+    assert found.startswith("refused"), "followed the link"
+
+
+@pytest.mark.parametrize("name", ["hot", "chunks"])
+def test_a_partition_named_out_of_the_directory_is_refused(
+    name: str, data: Path, tmp_path: Path
+) -> None:
+    for partition in ("../../secret", "/etc", "..", "a/b", ""):
+        change(data, partition=partition)
+        assert read_by_another(data, tmp_path).startswith("refused")
+
+
+@pytest.mark.parametrize(
+    "file", ["../p00/x.1.arrows", "/etc/passwd", "..", "a\0b", "x/../../y.arrows", "", "."]
+)
+def test_a_file_named_out_of_its_folder_is_refused(file: str, data: Path, tmp_path: Path) -> None:
+    one_block(data, file=file)
+    assert read_by_another(data, tmp_path).startswith("refused")
+
+
+@pytest.mark.parametrize("kind", ["log", "manifest", "batch"])
+@pytest.mark.parametrize("made", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_and_not_waited_for(
+    kind: str, made: str, data: Path, tmp_path: Path
+) -> None:
+    """A pipe would hold a reader for ever, a device fill its memory."""
+    layout, log = Layout(data), live_log(data)
+    makers: dict[str, Callable[[Path], None]] = {
+        "pipe": os.mkfifo,
+        "device": lambda path: path.symlink_to("/dev/zero"),
+        "folder": Path.mkdir,
+    }
+    file = {"log": log, "manifest": layout.manifest("p00"), "batch": layout.batch}[kind]
+    file.unlink(missing_ok=True)
+    makers[made](file)
+    assert read_by_another(data, tmp_path).startswith("refused")
+
+
+# -- code ---------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, at: Path) -> None:
+        self.at = at
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.at}",)
+
+
+def test_pickles_in_any_place_are_refused_and_not_run(data: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "it ran"
+    bomb = pickle.dumps(Bomb(mark))
+    layout = Layout(data)
+    files = [layout.manifest("p00"), layout.catalog("p00"), layout.batch]
+    files += [live_log(data), next(data.rglob("*.parquet"))]
+    for file in files:
+        kept = file.read_bytes() if file.exists() else None
+        file.write_bytes(bomb)
+        try:
+            assert read_by_another(data, tmp_path).startswith("refused"), file
+        finally:
+            if kept is None:
+                file.unlink()
+            else:
+                file.write_bytes(kept)
+    with pytest.raises(ForebayError):
+        PartitionState.decode(bomb, "recovery snapshot of a partition")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("kind", ["log", "chunk"])
+def test_an_arrow_extension_type_is_not_made(kind: str, data: Path, tmp_path: Path) -> None:
+    """Arrow can carry a pickled Python type in a schema; the type here would leave a file."""
+    mark = tmp_path / "it ran"
+    meta = {
+        b"ARROW:extension:name": b"arrow.py_extension_type",
+        b"ARROW:extension:metadata": pickle.dumps(Bomb(mark)),
+    }
+    fields = [
+        pa.field("_partition", pa.string()),
+        pa.field("_offset", pa.int64(), metadata=meta),
+        pa.field("upload_time", pa.timestamp("ms", tz="UTC")),
+    ]
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(["p00"]), pa.array([1]), pa.array([0], fields[2].type)], schema=pa.schema(fields)
+    )
+    sink = pa.BufferOutputStream()
+    with ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    content = sink.getvalue().to_pybytes()[:-8]
+    if kind == "log":
+        (Layout(data).hot("p00") / "x.1.arrows").write_bytes(content)
+        whole = {"bytes": len(content), "rows": 1, "crc": zlib.crc32(content)}
+        one_block(data, file="x.1.arrows", **whole)
+    else:
+        chunk = Layout(data).chunks("p00") / catalog_of(data).chunks[0].file
+        pq.write_table(pa.Table.from_batches([batch]), chunk)
+    read_by_another(data, tmp_path)
+    assert not mark.exists()
+
+
+def test_nothing_of_ours_unpickles_or_evaluates() -> None:
+    """Imports and calls by name, in every module that reads data."""
+    forbidden = {"pickle", "marshal", "shelve", "dill", "joblib", "eval", "exec", "compile"}
+    found = []
+    for folder in ("storage", "query", "operators", "flows", "cli"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                names = []
+                if isinstance(node, ast.Import):
+                    names = [alias.name.split(".")[0] for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    names = [(node.module or "").split(".")[0]]
+                elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    names = [node.func.id]
+                found += [f"{file.name}: {name}" for name in names if name in forbidden]
+    assert not found
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2**31, 2**40, 2**60, 2**63 - 1, -1, -(2**60)])
+@pytest.mark.parametrize("field", ["bytes", "rows"])
+def test_a_huge_declared_size_is_refused_or_read_as_what_is_there(
+    field: str, size: int, data: Path, tmp_path: Path
+) -> None:
+    one_block(data, **{field: size})
+    read_by_another(data, tmp_path)
+
+
+def test_a_record_batch_that_declares_a_huge_buffer_is_refused(data: Path, tmp_path: Path) -> None:
+    """The uncompressed length stands before each lz4 buffer, as a number that anyone can write."""
+    log = live_log(data)
+    good = log.read_bytes()
+    magic = b"\x04\x22\x4d\x18"  # of an lz4 frame; the length is the 8 bytes before it
+    at = good.index(magic) - 8
+    content = good[:at] + (2**40).to_bytes(8, "little") + good[at + 8 :]
+    log.write_bytes(content)
+    one_block(data, bytes=len(content), crc=zlib.crc32(content))
+    assert read_by_another(data, tmp_path).startswith("refused")
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_deeply_nested_json_is_refused(opening: bytes, data: Path, tmp_path: Path) -> None:
+    body = opening * 1_000_000
+    for kind, file in (
+        ("manifest", Layout(data).manifest("p00")),
+        ("catalog", Layout(data).catalog("p00")),
+        ("batch", Layout(data).batch),
+    ):
+        kept = file.read_bytes() if file.exists() else None
+        head = b'{"forebay":"%b","version":1,"crc":"%08x","body":' % (
+            kind.encode(),
+            zlib.crc32(body),
+        )
+        file.write_bytes(head + body + b"}")
+        assert read_by_another(data, tmp_path).startswith("refused")
+        if kept is not None:
+            file.write_bytes(kept)
+        else:
+            file.unlink()
+
+
+@pytest.mark.parametrize("number", [2**62, -(2**62), 253402300800000])
+def test_times_beyond_the_calendar_are_refused_or_answered(
+    number: int, data: Path, tmp_path: Path
+) -> None:
+    change(data, stream_time_ms=number)
+    read_by_another(data, tmp_path)
+    change(data, stream_time_ms=None)
+    body = {"number": 2**63 - 1, "covered_until_ms": number}
+    Layout(data).batch.write_bytes(record.encode("batch", 1, body))
+    read_by_another(data, tmp_path)
+
+
+def test_a_chunk_with_other_rows_than_its_catalog_says_is_refused(
+    data: Path, tmp_path: Path
+) -> None:
+    """A few kB of Parquet can say the same a million times."""
+    chunk = Layout(data).chunks("p00") / catalog_of(data).chunks[0].file
+    table = pq.ParquetFile(chunk).read().slice(0, 1)
+    pq.write_table(table.take([0] * 1_000_000), chunk, compression="zstd")
+    assert read_by_another(data, tmp_path).startswith("refused")
+
+
+# -- secrets ------------------------------------------------------------------------------------
+
+CONFIGS = {
+    "wrong mechanism": {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "NOPE"},
+    "no broker": {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN"},
+    "no such property": {"no.such.property": "x"},
+    "value that can't be": {"security.protocol": "NOPE"},
+    "debug": {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "debug": "all"},
+    "key": {"security.protocol": "SSL", "ssl.key.pem": SECRET, "ssl.key.password": SECRET},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_password_is_never_in_the_workers_log(config: str, make_job: MakeJob) -> None:
+    secrets = {"sasl.username": "someone", "sasl.password": SECRET, "ssl.keystore.password": SECRET}
+    job = make_job(
+        SOURCE="kafka",
+        KAFKA__BOOTSTRAP="127.0.0.1:1",
+        KAFKA__LIBRDKAFKA=orjson.dumps({**secrets, **CONFIGS[config]}).decode(),
+    )
+    process = job.run()
+    job.until(
+        process, lambda _: "next try" in job.told() or "rror" in job.told() or _ended(process)
+    )
+    if not _ended(process):
+        job.stop(process)
+    assert job.log.read_text().strip()
+    assert SECRET not in job.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f'{{"sasl.password":{{"a":"{SECRET}"}}}}',
+        f'{{"sasl.password":"{SECRET}"',
+        f'["{SECRET}"]',
+        f'{{"sasl.password":"{SECRET}","group.id":"x"}}',
+        f'{{"sasl.password":["{SECRET}"]}}',
+    ],
+)
+def test_a_password_is_never_in_a_fault_of_the_settings(value: str, make_job: MakeJob) -> None:
+    job = make_job(SOURCE="kafka", KAFKA__LIBRDKAFKA=value)
+    assert job.ends(job.run()) != 0
+    assert "librdkafka" in job.log.read_text().lower()
+    assert SECRET not in job.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'[kafka.librdkafka]\n"sasl.password" = "{SECRET}',
+        f'[kafka]\nlibrdkafka = ["{SECRET}"]',
+        f'[kafka.librdkafka]\n"sasl.password" = ["{SECRET}"]',
+        f'[kafka]\npassword = "{SECRET}"',
+        f'[kafka]\n"sasl.password" = "{SECRET}"',
+        f'sasl_password = "{SECRET}"',
+        f'[kafka]\nlibrdkafka = "sasl.password={SECRET}"',
+    ],
+)
+def test_a_password_is_never_in_a_fault_of_the_file(
+    text: str, make_job: MakeJob, tmp_path: Path
+) -> None:
+    (tmp_path / "forebay.toml").write_text(text)
+    job = make_job(SOURCE="kafka", CONFIG=str(tmp_path / "forebay.toml"))
+    assert job.ends(job.run()) != 0
+    assert job.log.read_text().strip()
+    assert SECRET not in job.log.read_text()
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
+
+
+def test_an_error_shows_nothing_of_what_a_link_leads_to(data: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "shadow"
+    secret.write_text(f"root:{SECRET}:19000:0:99999:7:::")
+    for file in (Layout(data).batch, Layout(data).manifest("p00")):
+        file.unlink(missing_ok=True)
+        file.symlink_to(secret)
+        assert SECRET not in read_by_another(data, tmp_path)
+        file.unlink()
+
+
+def test_a_reader_opens_nothing_for_writing(data: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+    query.open(data).scan().collect()
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before

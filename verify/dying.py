@@ -1,0 +1,199 @@
+"""A file system that ends its process, by SIGKILL, at a chosen step.
+
+The dangerous steps have names. A `Death` chooses one of them, which occurrence of it, and when:
+`before` it, `after` it, or with `half` of its bytes written. `moment` is no step: it is so many
+milliseconds after the first append. A SIGKILL loses what the process had in memory and nothing
+that it had handed to the operating system.
+
+`snapshot-return after` is a moment too: the engine has the snapshot and is storing it, on threads
+that nothing here sees.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from typing_extensions import override
+
+from storage.files import Appender, Files
+
+WHOLE = ("before", "after")
+TORN = ("before", "half", "after")
+POINTS = {
+    "log-append": TORN,
+    "log-fsync": WHOLE,
+    "snapshot-return": WHOLE,
+    "manifest-publish": TORN,
+    "chunk-write": TORN,
+    "chunk-rename": WHOLE,
+    "catalog-publish": TORN,
+    "log-delete": WHOLE,
+}
+MOMENT = "moment"
+STORING_S = 0.02
+"""The engine stores a snapshot within about this time."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """Where to die; `nth` counts occurrences from 1, or milliseconds for a `moment`."""
+
+    point: str
+    when: str
+    nth: int
+
+    def __str__(self) -> str:
+        return f"{self.point}:{self.when}:{self.nth}"
+
+    @classmethod
+    def parse(cls, text: str) -> Death:
+        point, when, nth = text.split(":")
+        return cls(point, when, int(nth))
+
+
+def every_death(nth: Callable[[str], int]) -> list[Death]:
+    """One death at each step and each time of it."""
+    return [Death(point, when, nth(point)) for point, times in POINTS.items() for when in times]
+
+
+def kill_self() -> None:
+    """What no handler sees and no buffer survives."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DyingFiles(Files):
+    """The real file system up to the death. Thread safety: any thread."""
+
+    def __init__(self, death: Death | None, die: Callable[[], None] = kill_self) -> None:
+        self._death = death
+        self._die = die
+        self._left = death.nth if death else 0
+        self._lock = threading.Lock()
+
+    def due(self, point: str) -> str | None:
+        """`point` is about to happen: when to die, or None to live on."""
+        death = self._death
+        if death is None or death.point not in (point, MOMENT):
+            return None
+        with self._lock:
+            if death.point == MOMENT:
+                if point == "log-append" and self._left:
+                    self._die_in(self._left / 1000)
+                    self._left = 0
+                return None
+            self._left -= 1
+            return death.when if self._left == 0 else None
+
+    def around(self, point: str, act: Callable[[], None], half: Callable[[], None]) -> None:
+        """Do `act`; or die before it, after it, or after `half` of it."""
+        when = self.due(point)
+        if when == "before":
+            self.end()
+        elif when == "half":
+            half()
+            self.end()
+        act()
+        if when == "after":
+            self.end()
+
+    def end(self) -> None:
+        os.write(2, f"dies at {self._death}\n".encode())
+        self._die()
+
+    def _die_in(self, seconds: float) -> None:
+        timer = threading.Timer(seconds, self.end)
+        timer.daemon = True
+        timer.start()
+
+    @override
+    def create(self, path: Path) -> Appender:
+        return _DyingAppender(path, self)
+
+    @override
+    def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
+        point = f"{path.stem}-publish"
+        temporary = path.with_name(f".{path.name}.tmp")
+        self.around(
+            point,
+            lambda: super(DyingFiles, self).replace(path, data, durable=durable),
+            lambda: _write(temporary, data[: len(data) // 2]),
+        )
+
+    @override
+    def write(self, path: Path) -> BinaryIO:
+        when = self.due("chunk-write")
+        if when == "before":
+            self.end()
+        return cast(BinaryIO, _DyingChunk(path, self, when))
+
+    @override
+    def publish(self, temporary: Path, path: Path) -> None:
+        publish = super().publish
+        self.around("chunk-rename", lambda: publish(temporary, path), _nothing)
+
+    @override
+    def remove(self, path: Path) -> None:
+        remove = super().remove
+        if path.suffix == ".arrows":
+            self.around("log-delete", lambda: remove(path), _nothing)
+        else:
+            remove(path)
+
+    @override
+    def step(self, name: str) -> None:
+        when = self.due(name)
+        if when == "before":
+            self.end()
+        elif when == "after":
+            self._die_in(random.uniform(0, STORING_S))
+
+
+class _DyingAppender(Appender):
+    def __init__(self, path: Path, files: DyingFiles) -> None:
+        super().__init__(path)
+        self._files = files
+
+    @override
+    def append(self, data: bytes | memoryview) -> None:
+        append = super().append
+        self._files.around(
+            "log-append", lambda: append(data), lambda: append(data[: len(data) // 2])
+        )
+
+    @override
+    def sync(self) -> None:
+        self._files.around("log-fsync", super().sync, _nothing)
+
+
+class _DyingChunk(FileIO):
+    """A file that is written as a whole: dies when it is complete, or half of it."""
+
+    def __init__(self, path: Path, files: DyingFiles, when: str | None) -> None:
+        super().__init__(path, "wb")
+        self._files = files
+        self._when = when
+
+    @override
+    def close(self) -> None:
+        if self._when == "half" and not self.closed:
+            self.truncate(self.tell() // 2)
+        super().close()
+        if self._when:
+            self._files.end()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+
+
+def _nothing() -> None:
+    """Half of what has no bytes."""

@@ -1,0 +1,223 @@
+"""A trial: one data directory, the feed of its job, every run of it, and the comparison at the end.
+
+The job is the one that users run: a supervised cluster of worker processes over files. Its settings
+make blocks, chunks, commits and deletions so frequent that a second of it has them all. What always
+holds: a run ends because the input has ended, or because a worker died as it was told to; any other
+end is a `Failure` that tells the end of the job's log.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from signal import SIGKILL
+
+import polars as pl
+
+import query
+from flows.cluster import Cluster
+from flows.settings import ENV_PREFIX
+from query import Store
+from storage.errors import ForebayError
+from verify.dying import Death
+from verify.feed import Feed
+from verify.oracle import Expected, judge
+from verify.worker import DEATH, LIMIT
+
+PARTITIONS = 3
+WORKERS = (1, 1, 1, 2, 2, 3)
+"""How many a run has, unless told; each costs a core about two seconds to start."""
+TOLD_CHARS = 2000
+SETTINGS = {
+    "SOURCE": "files",
+    "SCHEMA": "none",
+    "COLUMNS": '[{"name": "device", "path": "device"}, {"name": "id", "path": "id"}]',
+    "DEDUP_KEY": '["device", "id"]',
+    "UPLOAD_TIME": "at",
+    "RAW": "false",
+    "BLOCK_SPAN": "3s",
+    "DEDUP_WINDOW": "6s",
+    "BLOCKS_PER_CHUNK": "2",
+    "EPOCH_INTERVAL": "100ms",
+    "PUBLISH_INTERVAL": "30ms",
+    "BATCH_ROWS": "50",
+    "GRACE": "1s",
+}
+
+
+class Failure(Exception):
+    """A story did not go as it must, whatever the events that came out."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`lost`: events that no answer has, and counts that are too low. `doubled`: events that an
+    answer has more often than once, or that nobody sent, and counts that are too high."""
+
+    lost: int
+    doubled: int
+
+
+@dataclass
+class Trial:
+    """`settings` replace those above; `module` is what the worker processes run."""
+
+    folder: Path
+    seed: str
+    module: str = "verify.worker"
+    settings: dict[str, str] = field(default_factory=dict)
+    data: Path = field(init=False)
+    kills: int = 0
+    lost: int = 0
+    """What a reader missed while the job went on; `doubled` likewise."""
+    doubled: int = 0
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True)
+        self.rng = random.Random(self.seed)
+        self.feed = Feed(self.folder / "events", self.rng, PARTITIONS)
+        self.data = self.folder / "data"
+        self.log = self.folder / "job.log"
+        # Whatever forebay.toml and variables there are here, they are not the job's.
+        self._config = self.folder / "forebay.toml"
+        self._config.touch()
+        self.cleanup = ExitStack()
+
+    def run(
+        self, death: Death | None = None, workers: int | None = None, limit: str | None = None
+    ) -> int:
+        """One run of the job, by 1 to 3 workers: 0 when its input has ended, -SIGKILL when a worker
+        died, else the exit code of the first that failed."""
+        count = workers or self.rng.choice(WORKERS)
+        own = {"DATA_DIR": str(self.data), "CONFIG": str(self._config), **SETTINGS}
+        own |= {"FILES__PATH": str(self.feed.folder), **self.settings}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
+        environment |= {f"{ENV_PREFIX}{name}": value for name, value in own.items()}
+        environment |= {DEATH: str(death or ""), LIMIT: limit or ""}
+        with self.log.open("ab") as log:
+            cluster = Cluster(
+                self.data, count, module=self.module, environment=environment, output=log
+            )
+            code = cluster.once()
+        if code == -SIGKILL:
+            self.kills += 1
+        return code
+
+    def dies(self, death: Death, workers: int | None = None) -> None:
+        """A run that must die so."""
+        self._expect(self.run(death, workers), -SIGKILL, str(death))
+
+    def may_die(self, death: Death, workers: int | None = None) -> bool:
+        """A run that dies so, unless its input ends before; whether it died."""
+        code = self.run(death, workers)
+        if code:
+            self._expect(code, -SIGKILL, str(death))
+        return code != 0
+
+    def ends(self, workers: int | None = None) -> None:
+        """A run to the end of the input."""
+        self._expect(self.run(None, workers), 0, "the end of the input")
+
+    def _expect(self, code: int, expected: int, what: str) -> None:
+        if code != expected:
+            raise Failure(f"expected {what}, the job ended with {code}:\n{self.told()}")
+
+    def told(self) -> str:
+        """The end of what the job printed."""
+        return self.log.read_text(errors="replace")[-TOLD_CHARS:] if self.log.exists() else ""
+
+    def expected(self) -> dict[str, Expected]:
+        """What the rules make of all messages so far."""
+        span_ms, window_ms = (
+            1000 * int({**SETTINGS, **self.settings}[name].removesuffix("s"))
+            for name in ("BLOCK_SPAN", "DEDUP_WINDOW")
+        )
+        now_ms = time.time_ns() // 1_000_000
+        return {
+            name: judge(messages, span_ms, window_ms, now_ms)
+            for name, messages in self.feed.messages.items()
+        }
+
+    def compare(self) -> Difference:
+        """What a query finds now, against the rules; and whatever a reader missed before."""
+        expected = self.expected()
+        store = query.open(self.data)
+        wanted = Counter((n, o, id) for n, one in expected.items() for o, id in one.events.items())
+        found = Counter(store.scan().select("_partition", "_offset", "id").collect().rows())
+        lost, doubled = (wanted - found).total(), (found - wanted).total()
+        wanted_counts, found_counts = _wanted_counts(expected), _found_counts(store)
+        lost = max(lost, (wanted_counts - found_counts).total())
+        doubled = max(doubled, (found_counts - wanted_counts).total())
+        return Difference(self.lost + lost, self.doubled + doubled)
+
+
+Counts = Counter[tuple[str, str]]
+"""What was counted, by partition and kind; and where it stands, which counts one."""
+KINDS = ("accepted", "duplicates", "rejects", "late")
+
+
+def _wanted_counts(expected: dict[str, Expected]) -> Counts:
+    counts: Counts = Counter()
+    for name, one in expected.items():
+        counts.update({(name, kind): one.counts[kind] for kind in KINDS})
+        if one.messages:
+            counts[name, f"at {one.messages}, {one.stream_time_ms}"] = 1
+    return counts
+
+
+def _found_counts(store: Store) -> Counts:
+    counts: Counts = Counter()
+    frame = store.partitions().with_columns(pl.col("stream_time").dt.epoch("ms"))
+    for row in frame.to_dicts():
+        name = row["partition"]
+        counts.update({(name, kind): row[kind] for kind in KINDS})
+        counts[name, f"at {row['next_offset']}, {row['stream_time']}"] = 1
+    return counts
+
+
+Story = Callable[[Trial], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a story. `events` counts the messages sent."""
+
+    story: str
+    events: int
+    kills: int
+    lost: int
+    doubled: int
+    seconds: float
+
+
+def play(
+    name: str, story: Story, folder: Path, seed: int, module: str = "verify.worker"
+) -> tuple[Row, str]:
+    """Tell the story in the new folder `folder`, then let the job run to the end and compare.
+
+    The second of what is returned says what went wrong, other than lost and doubled events; it is
+    empty if nothing did. `module` as in `Trial`.
+    """
+    started_s = time.monotonic()
+    trial = Trial(folder, f"{seed} {name}", module)
+    fault = ""
+    with trial.cleanup:
+        try:
+            story(trial)
+            trial.ends()
+        except (Failure, ForebayError) as error:
+            fault = f"{type(error).__name__}: {error}"
+        try:
+            difference = trial.compare()
+        except ForebayError as error:
+            fault = fault or f"{type(error).__name__}: {error}"
+            difference = Difference(sum(len(one.events) for one in trial.expected().values()), 0)
+    seconds = round(time.monotonic() - started_s, 1)
+    row = Row(name, trial.feed.count, trial.kills, difference.lost, difference.doubled, seconds)
+    return row, fault

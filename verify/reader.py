@@ -1,0 +1,92 @@
+"""A reader during change: asks for all events again and again, and keeps count of what was wrong.
+
+    python -m verify.reader DATA        ends when its standard input does; prints a line of JSON
+
+What is checked in each answer, partition by partition:
+
+- No event is in it twice.
+- Whatever an earlier answer had is in it, as long as the job has not started again since.
+- Whatever was surely committed when an earlier answer had it is in it for ever. That is so once
+  the manifest tells of more snapshots than the engine can have taken and lost since.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import query
+from query.view import View
+from storage.resume import UNCOMMITTED_SNAPSHOTS_MAX
+
+PAUSE_S = 0.005
+ALL = "select _partition, _offset from events"
+
+
+@dataclass
+class Seen:
+    """One partition as answers had it. `loose` has the events that a crash may still take back, by
+    the number of snapshots that the job had taken when they were first seen."""
+
+    incarnation: int = 0
+    firm: set[int] = field(default_factory=set)
+    loose: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    def missing(self, found: set[int], before: tuple[int, int], after: tuple[int, int]) -> int:
+        """How many events an answer lacks, that was given between two looks at the manifest's
+        incarnation and number of snapshots."""
+        if after[0] != self.incarnation:
+            self.loose.clear()
+        self.incarnation = after[0]
+        lost = len(self.firm - found)
+        if before[0] == after[0]:
+            known = self.firm.union(*self.loose.values())
+            lost += len(known - self.firm - found)
+            self.loose[after[1]] |= found - known
+        # The snapshot after the one at which an event was seen has it.
+        for taken in [n for n in self.loose if n + 1 + UNCOMMITTED_SNAPSHOTS_MAX <= before[1]]:
+            self.firm |= self.loose.pop(taken)
+        return lost
+
+
+@dataclass
+class Report:
+    answers: int = 0
+    events: int = 0
+    lost: int = 0
+    doubled: int = 0
+
+
+def watch(data: Path, report: Report) -> None:
+    """Ask until standard input ends."""
+    store = query.open(data)
+    partitions: dict[str, Seen] = defaultdict(Seen)
+    while not select.select([sys.stdin], [], [], PAUSE_S)[0]:
+        before = _progress(store.view())
+        rows = store.sql(ALL).rows()
+        after = _progress(store.view())
+        report.answers += 1
+        report.events = len(rows)
+        report.doubled += sum(count - 1 for count in Counter(rows).values())
+        found: dict[str, set[int]] = defaultdict(set)
+        for name, offset in rows:
+            found[name].add(offset)
+        for name, now in before.items():
+            report.lost += partitions[name].missing(found[name], now, after[name])
+
+
+def _progress(view: View) -> dict[str, tuple[int, int]]:
+    """Incarnation and number of snapshots of each partition."""
+    states = [partition.state for partition in view.partitions]
+    return {state.partition: (state.incarnation, state.snapshots) for state in states}
+
+
+if __name__ == "__main__":
+    result = Report()
+    watch(Path(sys.argv[1]), result)
+    os.write(1, json.dumps(vars(result)).encode() + b"\n")

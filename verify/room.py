@@ -1,0 +1,53 @@
+"""A disk that is full soon: a small file system of its own where the user may mount one, else a
+limit on the size of files.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+SMALL, LARGE = "1536k", "256m"
+FILE_BYTES_MAX = 100_000
+
+
+@dataclass
+class Disk:
+    """`limit` is what a worker must be told (see `verify.worker`), None if the disk itself is
+    small; `reasons` are what the operating system, or SQLite, calls it."""
+
+    folder: Path
+    limit: str | None
+    reasons: tuple[str, ...]
+
+    def grow(self) -> None:
+        """Make room."""
+        if self.limit is None:
+            _mount(self.folder, f"remount,size={LARGE}")
+        self.limit = None
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Disk]:
+    """A disk at the new folder `folder`."""
+    folder.mkdir()
+    full = "database or disk is full"
+    if not _mount(folder, f"size={SMALL}"):
+        yield Disk(folder, f"FSIZE={FILE_BYTES_MAX}", ("File too large", full))
+        return
+    try:
+        yield Disk(folder, None, ("No space left on device", full))
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _mount(folder: Path, options: str) -> bool:
+    """Whether this user on this host may mount a file system in memory."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False

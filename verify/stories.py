@@ -1,0 +1,307 @@
+"""The stories: what happens to the job, its input, its disk and its readers.
+
+Each is told to a `Trial`, after which the job runs to the end and everything is compared. Every
+story draws from the trial's own random numbers, so a seed tells it again; when exactly a process
+dies is the machine's to say.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import query
+from query.view import take_view
+from storage.errors import PERMANENT, Corruption
+from storage.files import Files
+from verify.dying import MOMENT, POINTS, Death, every_death
+from verify.feed import START_MS, Traffic
+from verify.harness import Failure, Story, Trial
+from verify.room import small_disk
+
+Place = tuple[str, int]
+"""Partition and offset."""
+
+TRIES = 6
+PORTION = 1500
+HOUR_MS, MINUTE_MS = 3_600_000, 60_000
+FAR_FUTURE_MS = START_MS + 120 * 365 * 24 * HOUR_MS
+ORDINARY = Traffic()
+NTH_MAX = {
+    "log-append": 40,
+    "log-fsync": 20,
+    "snapshot-return": 6,
+    "manifest-publish": 12,
+    "chunk-write": 2,
+    "chunk-rename": 2,
+    "catalog-publish": 2,
+    "log-delete": 2,
+}
+"""How often a portion surely comes to each step, whatever the number of workers."""
+MOMENT_MS_MAX = 900
+READ_S = 60.0
+EVENTS = "select _partition, _offset from events"
+
+
+def named_points(trial: Trial) -> None:
+    deaths = every_death(lambda point: trial.rng.randint(1, NTH_MAX[point]))
+    trial.rng.shuffle(deaths)
+    for death in deaths:
+        _die(trial, death)
+
+
+def random_moments(trial: Trial) -> None:
+    for _ in range(10):
+        _die(trial, _moment(trial))
+
+
+def two_crashes_in_a_row(trial: Trial) -> None:
+    """The second comes before the first run's last snapshot has been replaced, and with new events
+    for one partition only: the engine may have stored the others' without their epoch."""
+    early = [("manifest-publish", 3), ("log-append", 3), ("snapshot-return", 2)]
+    for _ in range(5):
+        _die(trial, Death("snapshot-return", "after", trial.rng.randint(1, 6)))
+        trial.feed.send(200, ORDINARY, [trial.rng.choice(trial.feed.names)])
+        point, most = trial.rng.choice(early)
+        when = trial.rng.choice(POINTS[point])
+        trial.may_die(Death(point, when, trial.rng.randint(1, most)))
+
+
+def another_worker_count(trial: Trial) -> None:
+    workers = 1
+    for _ in range(6):
+        workers = trial.rng.choice([count for count in (1, 2, 3) if count != workers])
+        _die(trial, _any(trial), workers=workers)
+
+
+def stall_then_redelivery(trial: Trial) -> None:
+    """Stream time stands still while the job is away, for longer than the dedup window, which is
+    made shorter than a start takes; then the bus sends the end of each partition again."""
+    trial.settings.update(DEDUP_WINDOW="1s", BLOCK_SPAN="1s")
+    trial.feed.send(PORTION, Traffic(retries=0))
+    trial.may_die(_moment(trial))
+    trial.ends()
+    _send_again(trial, {name: messages[-400:] for name, messages in trial.feed.messages.items()})
+    trial.may_die(_moment(trial))
+
+
+def redelivery_of_an_hour_ago(trial: Trial) -> None:
+    """Long keys and the least cache, so that the keys of an hour ago are not in memory."""
+    trial.settings.update(DEDUP_WINDOW="120s", BLOCK_SPAN="60s", CACHE_BYTES="1MiB")
+    trial.feed.id_bytes = 400
+    slow = Traffic(step_ms=2000, retries=0, late_ms=10 * MINUTE_MS)
+    trial.feed.send(2 * PORTION, slow)
+    _die(trial, _moment(trial), slow)
+    trial.ends()
+    before_ms = trial.feed.now_ms - HOUR_MS
+    again = {
+        name: [m for m in messages if before_ms <= _at_ms(m) < before_ms + 10 * MINUTE_MS]
+        for name, messages in trial.feed.messages.items()
+    }
+    _send_again(trial, again)
+    trial.may_die(_moment(trial))
+
+
+def redelivery_storm(trial: Trial) -> None:
+    for _ in range(3):
+        for _ in range(4):
+            trial.feed.send(120, ORDINARY)
+            for name in trial.feed.names:
+                again = 10 * trial.feed.messages[name][-40:]
+                trial.rng.shuffle(again)
+                trial.feed.append(name, again)
+        trial.may_die(_moment(trial))
+
+
+def out_of_order_by_minutes(trial: Trial) -> None:
+    trial.settings.update(DEDUP_WINDOW="600s", BLOCK_SPAN="60s")
+    for _ in range(3):
+        _die(trial, _any(trial, "log-append", "snapshot-return"), Traffic(1000, 5 * MINUTE_MS))
+
+
+def clocks_far_off(trial: Trial) -> None:
+    """One producer in the year 2144 and one at epoch zero are rejects, and move nothing."""
+    for _ in range(3):
+        for name in trial.feed.names:
+            for _ in range(20):
+                trial.feed.send(20, ORDINARY, [name])
+                off_ms = trial.rng.choice([FAR_FUTURE_MS, 0, -HOUR_MS])
+                trial.feed.append(name, [trial.feed.event(off_ms)])
+        trial.may_die(_moment(trial))
+
+
+def readers_during_change(trial: Trial) -> None:
+    trial.settings.update(GRACE="2s")
+    with _reader(trial) as reader:
+        for _ in range(6):
+            _die(trial, _any(trial, *POINTS, MOMENT))
+        trial.ends()
+        told, _ = reader.communicate(timeout=READ_S)
+        if reader.returncode:
+            raise Failure(f"a reader failed:\n{trial.told()}")
+    report = json.loads(told)
+    trial.lost += report["lost"]
+    trial.doubled += report["doubled"]
+    if not report["answers"]:
+        raise Failure("expected answers, the reader got none")
+
+
+def torn_log(trial: Trial) -> None:
+    """A log lacks its last byte: the job refuses to go on, readers have all that is whole."""
+    name, wanted, answer = _damage(trial, lambda data: data[:-1])
+    if isinstance(answer, Corruption):
+        raise Failure(f"expected what is intact, the query failed: {answer}")
+    trial.lost += len([row for row in wanted - set(answer) if row[0] != name])
+    trial.doubled += len(answer) - len(wanted.intersection(answer))
+
+
+def flipped_byte(trial: Trial) -> None:
+    """A bit of a log is another: neither the job nor a query goes on as if nothing were."""
+
+    def flip(data: bytes) -> bytes:
+        at, bit = trial.rng.randrange(len(data)), 1 << trial.rng.randrange(8)
+        return data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+
+    name, _, answer = _damage(trial, flip)
+    if not isinstance(answer, Corruption):
+        raise Failure(f"expected a query to find the flipped bit in a log of {name}, got answers")
+
+
+def full_disk(trial: Trial) -> None:
+    """The job ends and says why, readers go on; with room again, so does the job."""
+    disk = trial.cleanup.enter_context(small_disk(trial.folder / "disk"))
+    trial.data = disk.folder / "data"
+    for _ in range(TRIES):
+        trial.feed.send(2 * PORTION, ORDINARY)
+        if trial.run(limit=disk.limit):
+            break
+    else:
+        raise Failure("the disk was never full")
+    if not any(reason in trial.told() for reason in disk.reasons):
+        raise Failure(f"expected one of {disk.reasons}, the job told:\n{trial.told()}")
+    wanted, answer = _places(trial), query.open(trial.data).sql(EVENTS).rows()
+    trial.doubled += len(answer) - len(wanted.intersection(answer))
+    trial.feed.send(2 * PORTION, ORDINARY)
+    trial.run(limit=disk.limit)
+    disk.grow()
+
+
+STORIES: dict[str, Story] = {
+    "each named point": named_points,
+    "random moments": random_moments,
+    "two crashes in a row": two_crashes_in_a_row,
+    "another worker count": another_worker_count,
+    "stall, then redelivery": stall_then_redelivery,
+    "redelivery of an hour ago": redelivery_of_an_hour_ago,
+    "redelivery storm": redelivery_storm,
+    "out of order by minutes": out_of_order_by_minutes,
+    "clocks far off": clocks_far_off,
+    "readers during change": readers_during_change,
+    "torn log": torn_log,
+    "flipped byte": flipped_byte,
+    "full disk": full_disk,
+}
+
+
+def _die(
+    trial: Trial, death: Death, traffic: Traffic = ORDINARY, workers: int | None = None
+) -> None:
+    """Send more until the job dies so."""
+    for _ in range(TRIES):
+        trial.feed.send(PORTION, traffic)
+        if trial.may_die(death, workers):
+            return
+    raise Failure(f"{death} was never reached")
+
+
+def _any(trial: Trial, *points: str) -> Death:
+    """A death at one of these points, by default any but the deletion of logs, which takes long."""
+    point = trial.rng.choice(points or [point for point in POINTS if point != "log-delete"])
+    if point == MOMENT:
+        return _moment(trial)
+    return Death(point, trial.rng.choice(POINTS[point]), trial.rng.randint(1, NTH_MAX[point]))
+
+
+def _moment(trial: Trial) -> Death:
+    return Death(MOMENT, "after", trial.rng.randint(1, MOMENT_MS_MAX))
+
+
+def _send_again(trial: Trial, messages: dict[str, list[bytes]]) -> None:
+    """Redeliver messages of events that all are known: none may be accepted again."""
+    accepted = _accepted(trial)
+    for name, again in messages.items():
+        trial.feed.append(name, again)
+    if not any(messages.values()) or _accepted(trial) != accepted:
+        raise AssertionError("bug: expected messages that come again to be duplicates")
+
+
+def _accepted(trial: Trial) -> int:
+    return sum(len(one.events) for one in trial.expected().values())
+
+
+def _places(trial: Trial) -> set[Place]:
+    return {(name, offset) for name, one in trial.expected().items() for offset in one.events}
+
+
+def _at_ms(message: bytes) -> int:
+    """The upload time of a message; 0 if it is broken."""
+    try:
+        at_ms = json.loads(message)["at"]
+    except (ValueError, KeyError, TypeError):
+        return 0
+    return at_ms if isinstance(at_ms, int) else 0
+
+
+@contextmanager
+def _reader(trial: Trial) -> Iterator[subprocess.Popen[bytes]]:
+    trial.data.mkdir()
+    with trial.log.open("ab") as log:
+        reader = subprocess.Popen(
+            [sys.executable, "-m", "verify.reader", str(trial.data)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    try:
+        yield reader
+    finally:
+        reader.kill()
+        reader.communicate()
+
+
+def _damage(
+    trial: Trial, change: Callable[[bytes], bytes]
+) -> tuple[str, set[Place], list[Place] | Corruption]:
+    """Change the content of a log of a hot block, after a run and a kill; see that the job ends and
+    names the file; mend it. The partition, what a query should find, and what it found."""
+    _die(trial, _moment(trial))
+    trial.ends()
+    view = take_view(Files(), [trial.data])
+    logs = [(p, p.folder / e.file) for p in view.partitions for b in p.hot for e in b.extents]
+    partition, path = trial.rng.choice(logs)
+    whole = path.read_bytes()
+    _put(path, change(whole))
+    wanted = _places(trial)
+    answer: list[Place] | Corruption
+    try:
+        answer = query.open(trial.data).sql(EVENTS).rows()
+    except Corruption as error:
+        answer = error
+    trial.feed.send(PORTION, ORDINARY)
+    code = trial.run()
+    if code != PERMANENT or f"Corruption: log {path}: expected" not in trial.told():
+        raise Failure(f"expected Corruption of {path}, the job ended with {code}:\n{trial.told()}")
+    if isinstance(answer, Corruption) and str(path) not in str(answer):
+        raise Failure(f"expected an error that names {path}, got: {answer}")
+    _put(path, whole)
+    return partition.state.partition, wanted, answer
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Another file of this name: what is open or mapped stays as it is."""
+    path.with_suffix(".other").write_bytes(data)
+    path.with_suffix(".other").replace(path)
