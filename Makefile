@@ -6,8 +6,9 @@ READY := .venv/ready
 BENCH ?= ingest
 EVENTS ?= 1000000
 PORT ?= 9092
+KILLS ?= 500
 
-.PHONY: demo test check kafka bench constraints clean setup
+.PHONY: demo test check torture kafka bench constraints clean setup
 
 demo: $(READY)
 	$(BIN)/forebay demo
@@ -20,6 +21,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# Crash stories with ever new seeds, until so many kills (about half an hour on two cores).
+torture: $(READY)
+	$(BIN)/forebay verify --long --kills $(KILLS)
 
 # Runs until Ctrl-C; the one line it prints is the address.
 kafka: $(READY)

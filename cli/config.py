@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import orjson
 from confluent_kafka import Consumer, KafkaException
@@ -9,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from flows.realtime import kafka_config
-from flows.settings import Settings, config_file, duration_ms, duration_text, load, shown
+from flows.settings import Settings, config_file, declared, duration_ms, duration_text, load, shown
+from operators.files import FilesConfig, file_partitions
 from storage.errors import BadInput
 
 
@@ -21,15 +24,35 @@ def config() -> None:
 @config.command()
 def check() -> None:
     """Report every fault at once: the name, what was expected, what came."""
-    settings = load()
-    if settings.source == "files" and not settings.files.path.exists():
-        raise BadInput(f"files.path: expected a file or folder, got {str(settings.files.path)!r}")
-    if settings.source == "kafka":
+    faults = []
+    try:
+        settings = load()
+    except BadInput as error:
+        faults.append(str(error))
+        settings = None
+    faults += _source_faults(settings)
+    if faults:
+        raise BadInput("\n".join(faults))
+    click.echo(f"{config_file()} and FOREBAY_*: no faults")
+
+
+def _source_faults(settings: Settings | None) -> list[str]:
+    """What is wrong with the source itself, as far as can be told without it."""
+    if settings is not None and settings.source == "kafka":
         try:
             Consumer(kafka_config(settings).consumer()).close()
         except KafkaException as error:
-            raise BadInput(f"kafka.librdkafka: {error.args[0].str()}") from error
-    click.echo(f"{config_file()} and FOREBAY_*: no faults")
+            return [f"kafka.librdkafka: {error.args[0].str()}"]
+        return []
+    if declared("source", "files") != "files":
+        return []
+    section = declared("files", {})
+    path = section.get("path", "events") if isinstance(section, dict) else "events"
+    try:
+        file_partitions(FilesConfig(Path(str(path))))
+    except BadInput as error:
+        return [str(error)]
+    return []
 
 
 @config.command()
@@ -69,7 +92,9 @@ def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if any(item is duration_ms for item in _parsers(field)):
         default = duration_text(default)
-    return f" [default: {default}]" if default or default is False else ""
+    if isinstance(default, Path):
+        default = str(default)
+    return "" if default in ("", ()) else f" [default: {_toml(default)}]"
 
 
 def _parsers(field: FieldInfo) -> list[object]:

@@ -118,7 +118,7 @@ def _generated(folder: Path, events: int, seed: int, progress: Progress) -> _Job
     with files(folder / "events", load.spec.partitions, "none") as outlet:
         for parts in load.slices():
             outlet.send(parts)
-            progress.advance(task, load.spec.slice_events)
+            progress.advance(task, min(load.spec.slice_events, events))
     expected = {name: int(load.totals[name]) for name in COUNTS if name != "messages"}
     kill_at = KILL_AT * load.totals["messages"]
     return _Job("generated", "amplitude", folder / "events", folder / "data", expected, kill_at)

@@ -12,7 +12,9 @@ import polars as pl
 import query
 from flows.settings import load
 
-TABLE_ROWS = 1000
+TABLE_ROWS, RECORDS = 1000, 100
+COLUMN_CHARS = 12
+"""What a column takes at least to be readable."""
 FORMATS = ("table", "json", "csv", "parquet")
 
 
@@ -33,13 +35,30 @@ def sql(text: str, kind: str, data_dirs: tuple[Path, ...]) -> None:
     elif kind == "json":
         click.echo(_readable(answer).write_json())
     else:
-        with pl.Config(
-            tbl_rows=TABLE_ROWS, tbl_cols=-1, fmt_str_lengths=80, tbl_hide_dataframe_shape=True,
-            tbl_hide_column_data_types=True, tbl_width_chars=shutil.get_terminal_size().columns,
-        ):  # fmt: skip
-            click.echo(_readable(answer))
-        if answer.height > TABLE_ROWS:
-            click.echo(f"{answer.height} rows; the middle is left out", err=True)
+        width = shutil.get_terminal_size().columns
+        wide = answer.width * COLUMN_CHARS > width
+        click.echo(_records(_readable(answer)) if wide else _table(_readable(answer), width))
+        shown = RECORDS if wide else TABLE_ROWS
+        if answer.height > shown:
+            click.echo(f"{answer.height} rows, of which {shown} are shown", err=True)
+
+
+def _table(answer: pl.DataFrame, width: int) -> str:
+    with pl.Config(
+        tbl_rows=TABLE_ROWS, tbl_cols=-1, fmt_str_lengths=80, tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True, tbl_width_chars=width,
+    ):  # fmt: skip
+        return str(answer)
+
+
+def _records(answer: pl.DataFrame) -> str:
+    """One value a line, for rows too wide for a table."""
+    name_chars = max(map(len, answer.columns))
+    lines = []
+    for number, row in enumerate(answer.head(RECORDS).iter_rows(named=True), start=1):
+        lines.append(f"row {number}")
+        lines += [f"  {name:<{name_chars}}  {value}" for name, value in row.items()]
+    return "\n".join(lines)
 
 
 def _readable(answer: pl.DataFrame) -> pl.DataFrame:

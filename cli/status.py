@@ -41,7 +41,8 @@ def report(store: query.Store) -> dict[str, Any]:
     help="Repeat for several nodes.  [default: that of the settings]",
 )  # fmt: skip
 def status(as_json: bool, watch: bool, data_dirs: tuple[Path, ...]) -> None:
-    """Show totals, and each partition's stream time, next offset and lag."""
+    """Show totals, and each partition's stream time, next offset and lag. Exit code 1 if a node
+    did not answer."""
     store = query.open(*(data_dirs or [load().data_dir]), partial=True)
     if watch:
         _watch(store)
@@ -49,6 +50,8 @@ def status(as_json: bool, watch: bool, data_dirs: tuple[Path, ...]) -> None:
         click.echo(orjson.dumps(report(store), option=orjson.OPT_INDENT_2))
     else:
         Console().print(_drawn(report(store), None))
+    if store.receipt().silent_nodes:
+        raise SystemExit(1)
 
 
 def _watch(store: query.Store) -> None:

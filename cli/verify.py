@@ -82,6 +82,8 @@ def _played(
         for name in names:
             console.print(f"seed {now}: {name} ... ", end="")
             place = work / str(now) / re.sub(r"\W+", "-", name)
+            if place.exists():
+                raise click.UsageError(f"--dir: expected a folder without {place}")
             row, fault = play(name, STORIES[name], place, now)
             console.print(f"{row.events} events, {row.kills} kills, {row.seconds} s")
             if not (keep or fault or row.lost or row.doubled):

@@ -45,7 +45,9 @@ ENV_PREFIX = "FOREBAY_"
 BROKER = "broker"
 MINUTE_MS = 60_000
 UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": 3_600_000, "d": 86_400_000}
-SECRET = re.compile(r"password|secret|token|\.key$|key\.pem|jaas", re.IGNORECASE)
+SECRET = re.compile(
+    r"password|passphrase|secret|token|\.key$|key\.pem|jaas|oauthbearer\.config", re.IGNORECASE
+)
 OWNED = (
     "bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store",
     "auto.offset.reset", "enable.partition.eof",
@@ -399,6 +401,18 @@ def load(**overrides: Any) -> Settings:
     return settings
 
 
+def declared(name: str, default: Any) -> Any:
+    """What file and environment say of a top-level name, though other names have faults."""
+    for source in (_Environment(Settings), TomlConfigSettingsSource(Settings, config_file())):
+        try:
+            found = source()
+        except (ValueError, OSError):
+            continue
+        if name in found:
+            return found[name]
+    return default
+
+
 def shown(settings: Settings) -> dict[str, Any]:
     """The effective values as JSON types, secrets hidden."""
     values = settings.model_dump(mode="json", by_alias=True)
@@ -437,7 +451,9 @@ def _fault(error: Mapping[str, Any]) -> str:
 
 
 def _secret(place: tuple[object, ...]) -> bool:
-    return any(SECRET.search(str(part)) for part in place)
+    """Whether what came could hold a secret: the whole of [kafka] or of what is passed through."""
+    held = place == ("kafka",) or "librdkafka" in place
+    return held or any(SECRET.search(str(part)) for part in place)
 
 
 def _lower(text: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -608,6 +610,22 @@ def test_job_replays_what_was_asked_exactly_once_over_a_kill(
     counts = job.partitions().select("accepted", "duplicates", "rejects").row(0)
     assert counts == (4_000, 0, 0)
     assert forebay("rejects", "replay", "--data-dir", str(job.data)) == "no rejects to replay\n"
+
+
+def test_replay_tells_whether_a_job_runs(data: Path, partition: Partition) -> None:
+    partition.files.close()
+    hold = "import sys, pathlib; from storage.files import Files; f = Files().lock(pathlib.Path("
+    hold += f"{str(partition.layout.hot(NAME) / 'lock')!r})); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as job:
+        assert job.stdin
+        assert job.stdout
+        job.stdout.readline()
+        assert "takes it up within seconds" in forebay("rejects", "replay", "--data-dir", str(data))
+        job.stdin.close()
+        job.wait()
+    assert "no job runs" in forebay("rejects", "replay", "--data-dir", str(data))
 
 
 def test_replay_of_hash_partitions_is_refused(make_job: Callable[..., Job], tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def read_by_another(data: Path, tmp_path: Path, memory: int = 1 << 30) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=15,
+        timeout=10,
     )
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-1500:]}"
     return done.stdout

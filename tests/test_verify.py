@@ -1,0 +1,306 @@
+"""What `forebay verify` is made of: deaths that come where they are told to, two oracles that
+agree, a reader that notices, and a table that tells."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import cli.verify
+from cli.main import main
+from storage.files import Files
+from tests.oracle import Oracle
+from verify.dying import POINTS, Death, DyingFiles, every_death
+from verify.feed import START_MS, Feed, Traffic
+from verify.harness import Row
+from verify.oracle import judge
+from verify.reader import Seen
+from verify.stories import NTH_MAX, STORIES
+
+NOW_MS = START_MS + 10**9
+DATA = bytes(range(100))
+
+
+class _Died(Exception):
+    """Stands for SIGKILL."""
+
+
+def _die() -> None:
+    raise _Died
+
+
+# -- deaths -------------------------------------------------------------------------------------
+
+
+def _append(files: Files, folder: Path) -> Path:
+    path = folder / "block.1.arrows"
+    file = files.create(path)
+    file.append(DATA)
+    file.sync()
+    return path
+
+
+def _manifest(files: Files, folder: Path) -> Path:
+    files.replace(folder / "manifest.json", DATA, durable=False)
+    return folder / "manifest.json"
+
+
+def _catalog(files: Files, folder: Path) -> Path:
+    files.replace(folder / "catalog.json", DATA, durable=True)
+    return folder / "catalog.json"
+
+
+def _chunk(files: Files, folder: Path) -> Path:
+    with files.write(folder / "c.parquet.tmp") as file:
+        file.write(DATA)
+    files.publish(folder / "c.parquet.tmp", folder / "c.parquet")
+    return folder / "c.parquet"
+
+
+def _delete(files: Files, folder: Path) -> Path:
+    path = folder / "block.1.arrows"
+    path.write_bytes(DATA)
+    files.remove(path)
+    return path
+
+
+Act = Callable[[Files, Path], Path]
+WRITTEN: list[tuple[str, Act, dict[str, bytes]]] = [
+    ("log-append:before:1", _append, {"block.1.arrows": b""}),
+    ("log-append:half:1", _append, {"block.1.arrows": DATA[:50]}),
+    ("log-append:after:1", _append, {"block.1.arrows": DATA}),
+    ("log-fsync:before:1", _append, {"block.1.arrows": DATA}),
+    ("log-fsync:after:1", _append, {"block.1.arrows": DATA}),
+    ("manifest-publish:before:1", _manifest, {}),
+    ("manifest-publish:half:1", _manifest, {".manifest.json.tmp": DATA[:50]}),
+    ("manifest-publish:after:1", _manifest, {"manifest.json": DATA}),
+    ("catalog-publish:before:1", _catalog, {}),
+    ("catalog-publish:half:1", _catalog, {".catalog.json.tmp": DATA[:50]}),
+    ("catalog-publish:after:1", _catalog, {"catalog.json": DATA}),
+    ("chunk-write:before:1", _chunk, {}),
+    ("chunk-write:half:1", _chunk, {"c.parquet.tmp": DATA[:50]}),
+    ("chunk-write:after:1", _chunk, {"c.parquet.tmp": DATA}),
+    ("chunk-rename:before:1", _chunk, {"c.parquet.tmp": DATA}),
+    ("chunk-rename:after:1", _chunk, {"c.parquet": DATA}),
+    ("log-delete:before:1", _delete, {"block.1.arrows": DATA}),
+    ("log-delete:after:1", _delete, {}),
+]
+
+
+@pytest.mark.parametrize(("death", "act", "left"), WRITTEN, ids=[one[0] for one in WRITTEN])
+def test_a_death_leaves_on_disk_what_its_step_had_written(
+    death: str, act: Act, left: dict[str, bytes], tmp_path: Path
+) -> None:
+    with pytest.raises(_Died):
+        act(DyingFiles(Death.parse(death), _die), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == left
+
+
+def test_every_point_but_the_snapshot_is_tried_above() -> None:
+    tried = {one[0].rpartition(":")[0] for one in WRITTEN}
+    assert tried == {f"{d.point}:{d.when}" for d in _deaths() if d.point != "snapshot-return"}
+
+
+def test_a_snapshot_that_returns_may_be_the_last(tmp_path: Path) -> None:
+    files = DyingFiles(Death("snapshot-return", "before", 2), _die)
+    files.step("snapshot-return")
+    with pytest.raises(_Died):
+        files.step("snapshot-return")
+
+
+def test_only_the_nth_time_is_the_last(tmp_path: Path) -> None:
+    files = DyingFiles(Death("log-append", "after", 3), _die)
+    file = files.create(tmp_path / "block.1.arrows")
+    file.append(DATA)
+    file.append(DATA)
+    with pytest.raises(_Died):
+        file.append(DATA)
+
+
+@pytest.mark.parametrize("death", [None, Death("chunk-write", "half", 1)])
+def test_files_without_a_death_of_theirs_are_the_real_ones(
+    death: Death | None, tmp_path: Path
+) -> None:
+    files = DyingFiles(death, _die)
+    assert _append(files, tmp_path).read_bytes() == DATA
+    assert _manifest(files, tmp_path).read_bytes() == DATA
+
+
+def test_a_process_dies_of_sigkill_at_a_moment_after_its_first_append(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from verify.dying import *;"
+        "files = DyingFiles(Death.parse('moment:after:1'));"
+        "files.create(Path(sys.argv[1])).append(b'x'); sys.stdin.read()"
+    )
+    path = tmp_path / "block.1.arrows"
+    process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE)
+    assert process.wait(60) == -signal.SIGKILL
+    assert path.read_bytes() == b"x"
+    process.communicate()
+
+
+def test_a_death_is_read_back_from_its_text() -> None:
+    assert [Death.parse(str(death)) for death in _deaths()] == _deaths()
+
+
+def test_every_point_can_be_reached() -> None:
+    assert set(NTH_MAX) == set(POINTS)
+
+
+def _deaths() -> list[Death]:
+    return every_death(lambda _: 1)
+
+
+# -- the rules ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_oracles_that_share_no_code_agree(seed: int, tmp_path: Path) -> None:
+    feed = Feed(tmp_path / "events", random.Random(seed), 2)
+    feed.send(3000, Traffic(disorder_ms=4000, retries=0.1, late=0.1, broken=0.05))
+    for name, messages in feed.messages.items():
+        expected = judge(messages, 3000, 6000, NOW_MS)
+        oracle = Oracle(3000, 6000)
+        for offset, message in enumerate(messages):
+            if message.startswith(b'{"device":"d') and not message.endswith(b'"noon"}'):
+                event = json.loads(message)
+                oracle.event((name, offset), (event["device"], event["id"]), event["at"])
+            else:
+                oracle.reject((name, offset))
+        assert [(name, offset) for offset in expected.events] == oracle.places()
+        counts = {name: getattr(oracle, name) for name in expected.counts}
+        assert counts == expected.counts
+        assert min(counts.values()) > 10
+        assert expected.stream_time_ms == oracle.stream_time_ms
+
+
+@pytest.mark.parametrize(
+    "at", [b"0", b"-3600000", b"8000000000000", b'"noon"', b"null", b"946684799999"]
+)
+def test_clocks_far_off_are_rejects_and_move_nothing(at: bytes) -> None:
+    off = b'{"device":"d","id":"x","at":%b}' % at
+    good = b'{"device":"d","id":"y","at":%d}' % START_MS
+    expected = judge([good, off], 3000, 6000, NOW_MS)
+    assert (expected.counts["rejects"], expected.stream_time_ms) == (1, START_MS)
+    assert expected.events == {0: "y"}
+
+
+def test_a_feed_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    feeds = [Feed(tmp_path / name, random.Random(3), 3) for name in ("a", "b")]
+    for feed in feeds:
+        feed.send(500, Traffic())
+    assert feeds[0].messages == feeds[1].messages
+    assert {p.name: p.read_bytes().splitlines() for p in feeds[0].folder.iterdir()} == (
+        feeds[1].messages
+    )
+
+
+# -- the reader ---------------------------------------------------------------------------------
+
+
+def test_a_reader_misses_what_was_surely_committed() -> None:
+    seen = Seen()
+    assert seen.missing({1, 2}, (1, 0), (1, 0)) == 0
+    assert seen.missing({1, 2, 3}, (1, 3), (1, 3)) == 0
+    assert seen.missing({3}, (2, 4), (2, 4)) == 2
+
+
+def test_a_reader_forgives_a_crash_what_was_not_committed() -> None:
+    seen = Seen()
+    assert seen.missing({1, 2}, (1, 0), (1, 2)) == 0
+    assert seen.missing({1}, (1, 2), (2, 2)) == 0
+    assert seen.missing({1, 2}, (2, 3), (2, 3)) == 0
+
+
+def test_a_reader_forgives_nothing_without_a_crash() -> None:
+    seen = Seen()
+    assert seen.missing({1, 2}, (1, 0), (1, 0)) == 0
+    assert seen.missing({2}, (1, 0), (1, 0)) == 1
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+def _verify(monkeypatch: pytest.MonkeyPatch, answer: tuple[Row, str], *options: str) -> Result:
+    """`forebay verify` with a story that always ends so."""
+
+    def play(name: str, _: object, folder: Path, seed: int) -> tuple[Row, str]:
+        folder.mkdir(parents=True)
+        return answer
+
+    monkeypatch.setattr(cli.verify, "play", play)
+    return CliRunner().invoke(main, ["verify", *options])
+
+
+GOOD = Row("torn log", 100, 7, 0, 0, 1.5)
+
+
+def test_json_has_exactly_six_fields(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = _verify(monkeypatch, (GOOD, ""), "--json", "--dir", str(tmp_path))
+    assert found.exit_code == 0
+    assert json.loads(found.stdout) == [
+        {
+            "story": "torn log",
+            "events": 100 * len(STORIES),
+            "kills": 7 * len(STORIES),
+            "lost": 0,
+            "doubled": 0,
+            "seconds": 1.5 * len(STORIES),
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (Row("torn log", 100, 7, 1, 0, 1.5), ""),
+        (Row("torn log", 100, 7, 0, 1, 1.5), ""),
+        (GOOD, "a reader failed"),
+    ],
+)
+def test_any_difference_is_an_exit_code_and_is_kept(
+    answer: tuple[Row, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = _verify(monkeypatch, answer, "--story", "torn log", "--dir", str(tmp_path))
+    assert found.exit_code == 1
+    assert "torn log went wrong" in found.stderr
+    assert answer[1] in found.stderr
+    assert (tmp_path / "0" / "torn-log").is_dir()
+
+
+def test_long_goes_on_until_so_many_kills(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = ("--long", "--kills", "100", "--seed", "5", "--dir", str(tmp_path))
+    found = _verify(monkeypatch, (GOOD, ""), *options)
+    assert found.exit_code == 0
+    assert "seed 5: random moments" in found.stderr
+    assert "seed 6: each named point" in found.stderr
+    assert "105" in found.stdout
+
+
+def test_ctrl_c_prints_the_table_so_far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    played: list[str] = []
+
+    def play(name: str, *_: object) -> tuple[Row, str]:
+        if played:
+            raise KeyboardInterrupt
+        played.append(name)
+        return GOOD, ""
+
+    monkeypatch.setattr(cli.verify, "play", play)
+    found = CliRunner().invoke(main, ["verify", "--long", "--dir", str(tmp_path)])
+    assert found.exit_code == 0
+    assert "torn log" in found.stdout
+
+
+def test_minutes_and_kills_are_for_long_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _verify(monkeypatch, (GOOD, ""), "--kills", "3")
+    assert found.exit_code == 2
+    assert "expected --long" in found.stderr
