@@ -88,9 +88,9 @@ class PowerFiles(OpenFiles):
         promised, the most that it was given, or what `rng` chooses."""
         self.close()
         moods: tuple[Mood, ...] = ("least", "most", "mixed", "mixed")
-        mood = mood or rng.choice(moods)
+        chosen = rng.choice(moods) if mood is None else mood
         image: Image = {}
-        self._survivors(self.root, rng, mood, image)
+        self._survivors(self.root, rng, chosen, image)
         shutil.rmtree(self.root)
         self.root.mkdir()
         for path, content in image.items():
