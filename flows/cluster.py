@@ -116,6 +116,12 @@ class Cluster:
         finally:
             self._end()
 
+    def close(self) -> None:
+        """Let the data directory go. (The end of the process does as well.)"""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
     def _cause(self, code: int) -> int:
         """PERMANENT if any worker ends so: one that has lost its peer may end before the peer."""
         deadline = time.monotonic() + (0.0 if code == -signal.SIGKILL else SETTLE_S)

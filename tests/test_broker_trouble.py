@@ -4,6 +4,7 @@ are made anew, grow or are compacted, and messages as large as the broker takes.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ from tests.job import Job, taken
 
 pytestmark = pytest.mark.kafka
 
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 MakeJob = Callable[..., Job]
 NOW_MS = time.time_ns() // 1_000_000
 MESSAGE_BYTES_MAX = 1_048_588
@@ -203,8 +205,15 @@ def test_a_message_above_the_jobs_own_limit_is_a_reject_and_kept_whole(
 # -- topics -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("again", [3, 10, 25], ids=["shorter", "as long", "longer"])
-@pytest.mark.parametrize("running", [False, True], ids=["between runs", "during a run"])
+ANEW = [
+    pytest.param(again, running, id=f"{length}, {'during a run' if running else 'between runs'}")
+    for running in (False, True)
+    for again, length in ((3, "shorter"), (10, "as long"), (25, "longer"))
+    if LONG or again == 25 or (again == 10 and not running)
+]
+
+
+@pytest.mark.parametrize(("again", "running"), ANEW)
 def test_a_topic_made_anew_stops_the_job_and_none_of_its_messages_is_taken_for_another(
     again: int, running: bool, make_job: MakeJob, broker: Broker
 ) -> None:

@@ -111,8 +111,8 @@ def test_config_show_prints_a_file_that_gives_the_same_settings(text: str, tmp_p
 
 def test_config_show_tells_the_reason_and_the_default_of_every_setting() -> None:
     printed = answered("config", "show").stdout
-    assert "[default: \"10m\"]\ndedup_window = " in printed
-    assert "[default: \"50ms\"]\nlinger = " in printed
+    assert '[default: "10m"]\ndedup_window = ' in printed
+    assert '[default: "50ms"]\nlinger = ' in printed
     for field in Settings.model_fields.values():
         assert field.description is None or field.description in printed
 

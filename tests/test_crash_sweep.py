@@ -30,9 +30,9 @@ def redelivery_after_a_crash(trial: Trial) -> None:
 
 
 def crash_after_a_commit(trial: Trial) -> None:
-    trial.settings["PUBLISH_INTERVAL"] = "1h"
-    trial.feed.send(1000, Traffic())
-    trial.dies(Death("snapshot-return", "after", 3), 1)
+    trial.settings.update(PUBLISH_INTERVAL="1h", EPOCH_INTERVAL="50ms")
+    trial.feed.send(3000, Traffic())
+    trial.dies(Death("snapshot-return", "after", 10), 1)  # of the fourth epoch, for 3 partitions
 
 
 def crash_before_evictions_are_committed(trial: Trial) -> None:

@@ -13,7 +13,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGKILL
@@ -104,7 +104,8 @@ class Trial:
             cluster = Cluster(
                 self.data, count, module=self.module, environment=environment, output=log
             )
-            code = cluster.once()
+            with closing(cluster):
+                code = cluster.once()
         if code == -SIGKILL:
             self.kills += 1
         return code

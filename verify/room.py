@@ -36,7 +36,8 @@ def small_disk(folder: Path) -> Iterator[Disk]:
     folder.mkdir()
     full = "database or disk is full"
     if not _mount(folder, f"size={SMALL}"):
-        yield Disk(folder, f"FSIZE={FILE_BYTES_MAX}", ("File too large", full))
+        reasons = ("File too large", "disk I/O error", full)
+        yield Disk(folder, f"FSIZE={FILE_BYTES_MAX}", reasons)
         return
     try:
         yield Disk(folder, None, ("No space left on device", full))

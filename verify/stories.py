@@ -172,12 +172,13 @@ def flipped_byte(trial: Trial) -> None:
 
 
 def full_disk(trial: Trial) -> None:
-    """The job ends and says why, readers go on; with room again, so does the job."""
+    """The job ends and says why, readers go on; with room again, so does the job. (One worker: of
+    several, the engine may tell nothing of its own store.)"""
     disk = trial.cleanup.enter_context(small_disk(trial.folder / "disk"))
     trial.data = disk.folder / "data"
     for _ in range(TRIES):
         trial.feed.send(2 * PORTION, ORDINARY)
-        if trial.run(limit=disk.limit):
+        if trial.run(None, 1, disk.limit):
             break
     else:
         raise Failure("the disk was never full")
@@ -186,7 +187,7 @@ def full_disk(trial: Trial) -> None:
     wanted, answer = _places(trial), query.open(trial.data).sql(EVENTS).rows()
     trial.doubled += len(answer) - len(wanted.intersection(answer))
     trial.feed.send(2 * PORTION, ORDINARY)
-    trial.run(limit=disk.limit)
+    trial.run(None, 1, disk.limit)
     disk.grow()
 
 
