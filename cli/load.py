@@ -86,7 +86,7 @@ class LoadSpec:
 _BOUNDS = {
     "events": (0, 10**15), "partitions": (1, 10**5), "seed": (0, 2**63), "bytes": (1, 10**6),
     "start_ms": (11 * 10**11, 4 * 10**12), "span_ms": (1, 3 * 10**12), "window_ms": (1, 10**10),
-    "duplicates": (0, 0.4), "broken": (0, 0.4), "late": (0, 0.2), "disorder_ms": (0, 10**10),
+    "duplicates": (0, 0.6), "broken": (0, 0.4), "late": (0, 0.2), "disorder_ms": (0, 10**10),
     "redeliver_ms": (0, 10**12), "slice_events": (1, 10**6),
 }  # fmt: skip
 

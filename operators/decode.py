@@ -103,7 +103,8 @@ class Decoder:
             return self._reader.take(rows), nulled
         parts: list[pa.StructArray] = []
         order: list[int] = []
-        kinds = [_kind(value) for value in values]
+        suspect = misread(b"\n".join(values))
+        kinds = [_kind(value, suspect) for value in values]
         documents = [row for row, kind in enumerate(kinds) if kind == "object"]
         refused = [row for row, kind in enumerate(kinds) if kind == "other"]
         texts = [values[row] for row in documents]
@@ -287,13 +288,13 @@ def _read_values(reader: Reader, values: list[object]) -> tuple[pa.Array, list[b
     return pa.concat_arrays(parts), right
 
 
-def _kind(value: bytes) -> Literal["object", "other", "unclear"]:
+def _kind(value: bytes, suspect: bool) -> Literal["object", "other", "unclear"]:
     """What orjson makes of a message: an object, another document, or none that it can read."""
     try:
         document = orjson.loads(value)
     except orjson.JSONDecodeError:
         return "unclear"
-    if not isinstance(document, dict) or misread(value):
+    if not isinstance(document, dict) or (suspect and b"\\u" in value and misread(value)):
         return "other"
     return "object"
 

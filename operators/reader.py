@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import arro3.core
 import arro3.io
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,6 +24,7 @@ READ_ROWS = 512
 """Rows in one part of the fast reader's answer: what is built then stays in the CPU's cache."""
 REGION_ROWS = 64
 STRETCH_ROWS = 1024
+_BACKSLASH, _U = b"\\u"
 _EVEN_PLANES = re.compile(rb"\\u[dD][89abAB][4-7c-fC-F]")
 """The first half of an escaped character of plane 2, 4, 6, ..."""
 
@@ -112,10 +114,13 @@ def misread(text: bytes) -> bool:
     process (arro3 0.9 passes it through a C string). And it reads an escaped character of an even
     plane as one of the plane below (arrow-rs adds the halves' bits where they overlap).
     """
-    if b"\0" in text or b"\\u0000" in text:
+    if b"\0" in text:
         return True
-    escaped = b"\\ud" in text or b"\\uD" in text
-    return escaped and _EVEN_PLANES.search(text) is not None
+    letters = np.frombuffer(text, np.uint8)
+    escapes = np.flatnonzero(letters[:-1] == _BACKSLASH)
+    if not (letters[escapes + 1] == _U).any():
+        return False
+    return b"\\u0000" in text or _EVEN_PLANES.search(text) is not None
 
 
 def _fields(columns: Sequence[Column], depth: int = 0) -> list[pa.Field]:
