@@ -77,7 +77,11 @@ class Cluster:
         backoff_s = BACKOFF_S
         while True:
             started_s = time.monotonic()
-            code = self.once()
+            try:
+                code = self.once()
+            except OSError as error:  # a disk that is full, or read-only
+                log.error("%s", error)
+                code = 1
             if code in (0, PERMANENT):
                 return code
             if time.monotonic() - started_s > HEALTHY_S:

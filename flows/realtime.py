@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import bytewax.operators as op
@@ -26,7 +27,7 @@ from operators.chunks import ChunksSink
 from operators.decode import DecodeConfig, Decoder
 from operators.failure import noted
 from operators.files import FilesConfig, FileSource, file_partitions
-from operators.kafka import KafkaConfig, KafkaSource, topic_partitions
+from operators.kafka import KafkaConfig, KafkaSource, topic_id, topic_partitions
 from operators.messages import Messages
 from operators.repartition import hash_partitions, is_hash_partition, repartition
 from operators.replay import decode_again
@@ -133,7 +134,23 @@ def _source(
     kafka = kafka_config(settings)
     partitions = topic_partitions(kafka)
     gone = sorted(known - {key.name for key in partitions})
+    if partitions:
+        _require_same_topic(layout.topic(kafka.topic), topic_id(kafka))
     return KafkaSource(kafka, partitions, gone), partitions
+
+
+def _require_same_topic(path: Path, id: str | None) -> None:
+    """Offsets mean nothing in another topic of the same name. Raises BadInput if it is one."""
+    files = Files()
+    known = files.read(path).decode() if path.is_file() else None
+    if id is not None and known is None:
+        files.make_directory(path.parent)
+        files.replace(path, id.encode(), durable=True)
+    elif id is not None and known != id:
+        raise BadInput(
+            f"topic {path.name}: expected the topic read before, id {known}, got one created anew,"
+            f" id {id}; it needs a data directory of its own"
+        )
 
 
 def kafka_config(settings: Settings) -> KafkaConfig:

@@ -29,6 +29,7 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
+    TopicCollection,
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
@@ -124,6 +125,19 @@ def topic_partitions(config: KafkaConfig) -> list[PartitionKey]:
         time.sleep(delay_s)
         delay_s = min(delay_s * 2, RETRY_S_MAX)
     return []
+
+
+def topic_id(config: KafkaConfig) -> str | None:
+    """What tells the topic from another of its name; None if the broker does not say."""
+    client = AdminClient(
+        {"bootstrap.servers": config.bootstrap, "log_level": 2, **config.librdkafka}
+    )
+    told = client.describe_topics(TopicCollection([config.topic]))[config.topic]
+    try:
+        return str(told.result(METADATA_TIMEOUT_S).topic_id)
+    except (KafkaException, TimeoutError) as error:
+        log.warning("kafka %s: the topic's id is not known: %s", config.bootstrap, error)
+        return None
 
 
 @dataclass

@@ -35,7 +35,8 @@ class _HotLog:
         self._messages += [m for _, m in self._reader.follow(extent, torn_ok=True)]
         present = self._reader.schema.names if self._reader.schema else []
         self._decode([name for name in {*schema, OFFSET} if name in present])
-        rows = min(extent.rows, len(self._columns[OFFSET][1])) if present else 0
+        known = self._columns.get(OFFSET)
+        rows = 0 if known is None else min(extent.rows, len(known[1]))
         columns = [
             self._columns[name][1].head(rows)
             if name in self._columns

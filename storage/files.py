@@ -7,6 +7,7 @@ appended to, or replaced as a whole. `replace` is atomic for readers, and durabl
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -56,8 +57,9 @@ class Files:
     def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
         """Bytes [start, end) of a file; fewer if the file is shorter."""
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             file.seek(start)
-            return file.read() if end is None else file.read(max(0, end - start))
+            return file.read() if end is None else file.read(max(0, min(end, size) - start))
 
     def size(self, path: Path) -> int:
         return path.stat().st_size
@@ -106,6 +108,8 @@ class Files:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
             raise BadInput(
                 f"{path}: expected no other writer, got one: another job runs on this data"
                 " directory"

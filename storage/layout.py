@@ -3,6 +3,7 @@
     DATA/batch.json
     DATA/lock                                          held by the one job
     DATA/sources/PARTITION                             an empty file: this was read at some time
+    DATA/topics/TOPIC                                  the id of the Kafka topic that was read
     DATA/recovery/                                     the engine's own
     DATA/hot/PARTITION/lock                            held by the one writer
     DATA/hot/PARTITION/manifest.json
@@ -93,6 +94,9 @@ class Layout:
     @property
     def sources(self) -> Path:
         return self.root / "sources"
+
+    def topic(self, name: str) -> Path:
+        return self.root / "topics" / name
 
     @property
     def recovery(self) -> Path:

@@ -46,11 +46,12 @@ class Extent:
 
 @dataclass(frozen=True)
 class Span:
-    """Where one record batch stands in a log file: bytes [start, end)."""
+    """Where one record batch stands in a log file: bytes [start, end), and their CRC-32."""
 
     file: str
     start: int
     end: int
+    crc: int
 
 
 class LogWriter:
@@ -86,7 +87,8 @@ class LogWriter:
             zlib.crc32(data, last.crc),
         )
         start = last.bytes or len(self._prefix)
-        return Span(last.file, start, self.extent.bytes)
+        message = data if last.bytes else data[len(self._prefix) :]
+        return Span(last.file, start, self.extent.bytes, zlib.crc32(message))
 
     def sync(self) -> None:
         """Return once all appended batches would survive a power loss."""
@@ -222,7 +224,8 @@ class LogReader:
                 start = source.tell()
                 ipc.read_message(source)
                 end = source.tell()
-                yield Span(self._name, base + start, base + end), data[start:end]
+                message = data[start:end]
+                yield Span(self._name, base + start, base + end, zlib.crc32(message)), message
         except (pa.ArrowInvalid, EOFError, OSError) as error:
             if not torn:
                 raise Corruption(
@@ -281,6 +284,10 @@ def read_span(
     if len(data) != span.end - span.start:
         raise Corruption(
             f"log {folder / span.file}: expected bytes up to {span.end}, file is short"
+        )
+    if zlib.crc32(data) != span.crc:
+        raise Corruption(
+            f"log {folder / span.file}: checksum of bytes {span.start}..{span.end} does not match"
         )
     return _decode(schema.serialize().to_pybytes(), schema, [data], columns)[0]
 
