@@ -77,6 +77,7 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
         self._blocks_per_chunk = blocks_per_chunk
         self._grace_ms = grace_ms
         self._local = threading.local()
+        self._chunks: dict[str, Chunks] = {}
 
     @override
     def list_parts(self) -> list[str]:
@@ -89,10 +90,15 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
     @override
     @noted
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> _ChunksPartition:
+        """The engine may build a partition again once it has taken offers: when it loads a snapshot
+        of a later epoch than that of the blocks whose offers came. The chunks stay the same."""
         if not hasattr(self._local, "merger"):
             self._local.merger = ThreadPoolExecutor(1, thread_name_prefix="merge")
-        chunks = Chunks(for_part, self._layout, self._files, self._blocks_per_chunk, self._grace_ms)
-        return _ChunksPartition(chunks, self._local.merger)
+        if for_part not in self._chunks:
+            self._chunks[for_part] = Chunks(
+                for_part, self._layout, self._files, self._blocks_per_chunk, self._grace_ms
+            )
+        return _ChunksPartition(self._chunks[for_part], self._local.merger)
 
 
 def _now_ms() -> int:

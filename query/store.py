@@ -252,7 +252,10 @@ def _table(frame: pl.DataFrame) -> pa.Table:
 
 
 def _time(ms: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=ms)
+    try:
+        return _EPOCH + timedelta(milliseconds=ms)
+    except OverflowError as error:
+        raise Corruption(f"expected a time within the calendar, got {ms} ms") from error
 
 
 def _stream_time(partition: PartitionView) -> datetime | None:

@@ -136,14 +136,23 @@ def _read_node(files: Files, root: Path) -> NodeView:
     if not root.is_dir():
         raise NotADirectoryError(f"no directory at {root}")
     layout = Layout(root)
+    _require_inside(root, layout.batch)
     batch = read_batch(files, layout.batch)
     states = [_state(files, layout, name) for name in layout.partitions()]
     partitions = tuple(_partition(files, layout, state) for state in states if state is not None)
     return NodeView(root, batch, partitions)
 
 
+def _require_inside(root: Path, path: Path) -> None:
+    """Raise Corruption if links lead out of the data directory."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise Corruption(f"{path}: expected a file below {root}, got a link out of it")
+
+
 def _state(files: Files, layout: Layout, name: str) -> PartitionState | None:
     path = layout.manifest(name)
+    _require_inside(layout.root, path)
+    _require_inside(layout.root, layout.catalog(name))
     state = read_manifest(files, path)
     if state is not None and state.partition != name:
         raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}")
@@ -159,6 +168,7 @@ def _partition(files: Files, layout: Layout, state: PartitionState) -> Partition
     hot = tuple(block for block in state.blocks if block.id not in catalog.covered)
     view = PartitionView(layout.hot(name), layout.chunks(name), state, hot, catalog.chunks)
     for path in [*(view.folder / extent.file for extent in view.extents), *view.chunk_paths]:
+        _require_inside(layout.root, path)
         if not path.is_file():
             raise _TooOld(f"partition {name}: {path} is missing")
     return view

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,9 +56,14 @@ class Files:
         return Appender(path)
 
     def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes [start, end) of a file; fewer if the file is shorter."""
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        """Bytes [start, end) of a file; fewer if the file is shorter. Raises OSError if it is no
+        plain file, which could keep a reader for ever."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "expected a plain file", str(path))
+            size = status.st_size
             file.seek(start)
             return file.read() if end is None else file.read(max(0, min(end, size) - start))
 

@@ -239,7 +239,7 @@ class LogReader:
             return []
         try:
             return _decode(self._prefix, self.schema, messages, columns)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, MemoryError) as error:
             raise Corruption(f"log {self._path}: a record batch can't be read: {error}") from error
 
 

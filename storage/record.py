@@ -78,7 +78,7 @@ def _body(kind: str, version: int, data: bytes, name: str) -> tuple[int, bytes]:
     """Where the body begins, and its bytes, after all checks of the envelope."""
     match = _HEAD.match(data)
     if not match or not data.endswith(b"}"):
-        raise Corruption(f"{name}: expected a forebay {kind} of JSON, got {data[:60]!r}")
+        raise Corruption(f"{name}: expected a forebay {kind} of JSON, got something else")
     if match[1] != kind.encode():
         raise Corruption(f"{name}: expected a {kind}, got a {match[1].decode()}")
     if int(match[2]) != version:

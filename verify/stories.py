@@ -211,9 +211,9 @@ STORIES: dict[str, Story] = {
 def _die(
     trial: Trial, death: Death, traffic: Traffic = ORDINARY, workers: int | None = None
 ) -> None:
-    """Send more until the job dies so."""
-    for _ in range(TRIES):
-        trial.feed.send(PORTION, traffic)
+    """Send more, and more at once, until the job dies so."""
+    for attempt in range(TRIES):
+        trial.feed.send(PORTION << attempt, traffic)
         if trial.may_die(death, workers):
             return
     raise Failure(f"{death} was never reached")

@@ -1,0 +1,38 @@
+"""The `chunks` step as the engine uses it, beyond what `tests.partition` does with its core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from operators import failure
+from operators.chunks import ChunksSink
+from storage.blocks import Offer
+from storage.files import Files
+from storage.layout import Layout
+
+
+@pytest.fixture
+def sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChunksSink:
+    monkeypatch.setattr(failure, "_noted", [])
+    return ChunksSink(["p"], Layout(tmp_path), Files(), blocks_per_chunk=2, grace_ms=1000)
+
+
+def test_a_partition_that_is_built_again_after_an_offer_goes_on(sink: ChunksSink) -> None:
+    """As the engine does where a crash left a snapshot of the sink that is newer than the blocks'."""
+    first = sink.build_part("chunks", "p", None)
+    first.write_batch([Offer(1, (), {})])
+    second = sink.build_part("chunks", "p", None)
+    first.close()
+    second.write_batch([Offer(1, ())])
+    second.close()
+    assert failure.failure() is None
+
+
+def test_a_merge_that_fails_is_noted_when_the_partition_is_closed(sink: ChunksSink) -> None:
+    """`close` must not raise: the engine would abort the process without a word."""
+    part = sink.build_part("chunks", "p", None)
+    part.write_batch([Offer(1, ())])
+    part.close()
+    assert "an offer came before" in str(failure.failure())
