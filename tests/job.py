@@ -76,8 +76,9 @@ class Job:
         return process
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL to every process of the job at once."""
-        os.killpg(process.pid, signal.SIGKILL)
+        """SIGKILL to every process of the job at once; nothing if it has ended."""
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def stop(self, process: subprocess.Popen[bytes]) -> int:

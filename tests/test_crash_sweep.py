@@ -23,7 +23,7 @@ def test_a_crash_at_every_named_point_loses_and_doubles_nothing(tmp_path: Path) 
 
 def redelivery_after_a_crash(trial: Trial) -> None:
     trial.feed.send(1000, Traffic(retries=0))
-    trial.dies(Death("log-append", "before", 60), 1)
+    trial.dies(Death("log-append", "before", 25), 1)
     trial.ends(1)
     for name, messages in trial.feed.messages.items():
         trial.feed.append(name, messages[-200:])

@@ -106,7 +106,10 @@ def test_sigkill_in_the_middle_of_a_chunk_write(job: Job, load: Generated) -> No
         process = job.run()
         known = set(chunks.rglob("*.parquet"))
         # A chunk is under its temporary name while it is written.
-        job.until(process, lambda _, known=known: _writing(chunks, known))  # type: ignore[misc]
+        job.until(
+            process,
+            lambda found, known=known: _writing(chunks, known) or taken(found) == load.count,  # type: ignore[misc]
+        )
         job.kill(process)
     process = job.run()
     job.until(process, lambda found: taken(found) == load.count)
