@@ -36,7 +36,7 @@ class Job:
     folder: Path
     settings: dict[str, str]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    runs: int = 0
+    started_before: int = 0
 
     @property
     def data(self) -> Path:
@@ -48,11 +48,12 @@ class Job:
 
     def run(self, workers: int = 1) -> subprocess.Popen[bytes]:
         """`forebay run`."""
-        self.runs += 1
+        self.started_before = self._started()
         return self.start("-m", "cli.main", "run", "--workers", str(workers))
 
     def bytewax(self, *options: str) -> subprocess.Popen[bytes]:
-        """The job as the engine documents it."""
+        """The job as the engine documents it; it does not tell that it started."""
+        self.started_before = -1
         recovery = self.data / "recovery"
         if not recovery.is_dir():
             recovery.mkdir(parents=True)
@@ -83,9 +84,13 @@ class Job:
 
     def stop(self, process: subprocess.Popen[bytes]) -> int:
         """SIGTERM, once the supervisor listens to it; the exit code."""
-        self.until(process, lambda _: self.log.read_text().count("INFO started") >= self.runs)
+        self.until(process, lambda _: self._started() > self.started_before)
         process.send_signal(signal.SIGTERM)
         return process.wait(STALL_S)
+
+    def _started(self) -> int:
+        """How many runs have told that they started; one killed early has not."""
+        return self.log.read_text().count("INFO started") if self.log.exists() else 0
 
     def close(self) -> None:
         for process in self.processes:
