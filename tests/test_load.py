@@ -214,7 +214,7 @@ def test_stream_time_stays_within_the_span_asked_for(spec: LoadSpec) -> None:
 
 def test_every_fault_of_a_spec_is_told_at_once() -> None:
     with pytest.raises(ValueError, match="partitions: expected 1 to") as caught:
-        LoadSpec(events=-1, partitions=0, duplicates=0.5, start_ms=0)
+        LoadSpec(events=-1, partitions=0, duplicates=0.7, start_ms=0)
     told = str(caught.value).split("; ")
     assert [fault.split(":")[0] for fault in told] == [
         "events", "partitions", "start_ms", "duplicates",
