@@ -42,7 +42,7 @@ NTH_MAX = {
     "log-delete": 2,
 }
 """How often a portion surely comes to each step, whatever the number of workers."""
-MOMENT_MS_MAX = 900
+MOMENT_MS_MAX = 400
 READ_S = 60.0
 EVENTS = "select _partition, _offset from events"
 
