@@ -27,8 +27,8 @@ I64 = npt.NDArray[np.int64]
 _LOAD_MAX = 0.80
 _GROWTH = 1.5
 _SLOTS_MIN = 64
-_K1 = np.uint64(0x9E3779B97F4A7C15)
-_K2 = np.uint64(0xC2B2AE3D27D4EB4F)
+K1 = np.uint64(0x9E3779B97F4A7C15)
+K2 = np.uint64(0xC2B2AE3D27D4EB4F)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -41,39 +41,43 @@ def _finish(h: Any) -> Any:
 
 
 @numba.njit(cache=True, nogil=True)
+def fold_bytes(h: Any, data: Any, at: Any, end: Any) -> Any:
+    """`h` with the bytes [at, end) folded in, the last word not yet multiplied."""
+    while at + 8 <= end:
+        word = (
+            np.uint64(data[at])
+            | np.uint64(data[at + 1]) << np.uint64(8)
+            | np.uint64(data[at + 2]) << np.uint64(16)
+            | np.uint64(data[at + 3]) << np.uint64(24)
+            | np.uint64(data[at + 4]) << np.uint64(32)
+            | np.uint64(data[at + 5]) << np.uint64(40)
+            | np.uint64(data[at + 6]) << np.uint64(48)
+            | np.uint64(data[at + 7]) << np.uint64(56)
+        )
+        h = (h ^ word) * K1
+        h ^= h >> np.uint64(32)
+        at += 8
+    word = np.uint64(0)
+    shift = np.uint64(0)
+    while at < end:
+        word |= np.uint64(data[at]) << shift
+        shift += np.uint64(8)
+        at += 1
+    return h ^ word
+
+
+@numba.njit(cache=True, nogil=True)
 def _hash_bytes(offsets: Any, data: Any, out: Any) -> None:
     for i in range(len(out)):
         start, end = offsets[i], offsets[i + 1]
-        h = out[i] ^ (np.uint64(end - start) * _K2)
-        at = start
-        while at + 8 <= end:
-            word = (
-                np.uint64(data[at])
-                | np.uint64(data[at + 1]) << np.uint64(8)
-                | np.uint64(data[at + 2]) << np.uint64(16)
-                | np.uint64(data[at + 3]) << np.uint64(24)
-                | np.uint64(data[at + 4]) << np.uint64(32)
-                | np.uint64(data[at + 5]) << np.uint64(40)
-                | np.uint64(data[at + 6]) << np.uint64(48)
-                | np.uint64(data[at + 7]) << np.uint64(56)
-            )
-            h = (h ^ word) * _K1
-            h ^= h >> np.uint64(32)
-            at += 8
-        word = np.uint64(0)
-        shift = np.uint64(0)
-        while at < end:
-            word |= np.uint64(data[at]) << shift
-            shift += np.uint64(8)
-            at += 1
-        h = (h ^ word) * _K1
-        out[i] = _finish(h)
+        h = out[i] ^ (np.uint64(end - start) * K2)
+        out[i] = _finish(fold_bytes(h, data, start, end) * K1)
 
 
 @numba.njit(cache=True, nogil=True)
 def _hash_words(words: Any, out: Any) -> None:
     for i in range(len(out)):
-        out[i] = _finish((out[i] ^ words[i]) * _K1)
+        out[i] = _finish((out[i] ^ words[i]) * K1)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -40,8 +40,8 @@ class Extent:
 
     def __post_init__(self) -> None:
         checked(self.file)
-        if min(self.bytes, self.rows, self.crc) < 0:
-            raise BadInput(f"extent of {self.file}: expected no negative number, got {self}")
+        if not all(0 <= number < 2**63 for number in (self.bytes, self.rows, self.crc)):
+            raise BadInput(f"extent of {self.file}: expected numbers from 0 to 2^63, got {self}")
 
 
 @dataclass(frozen=True)

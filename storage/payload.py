@@ -18,17 +18,15 @@ import numba
 import numpy as np
 import pyarrow as pa
 
-from storage.index import U64
+from storage.index import K1, K2, U64, fold_bytes
 
-_K1 = np.uint64(0x9E3779B97F4A7C15)
-_K2 = np.uint64(0xC2B2AE3D27D4EB4F)
 _NO_BITS = np.zeros(0, np.uint8)
 
 
 @numba.njit(cache=True, nogil=True)
 def _mixed(h: Any) -> Any:
     h ^= h >> np.uint64(32)
-    h *= _K1
+    h *= K1
     return h ^ (h >> np.uint64(29))
 
 
@@ -43,28 +41,8 @@ def _add_bytes(offsets: Any, data: Any, bits: Any, first: Any, seed: Any, out: A
         if _is_null(bits, first + i):
             continue
         at, end = offsets[i], offsets[i + 1]
-        h = seed ^ (np.uint64(end - at) * _K2)
-        while at + 8 <= end:
-            word = (
-                np.uint64(data[at])
-                | np.uint64(data[at + 1]) << np.uint64(8)
-                | np.uint64(data[at + 2]) << np.uint64(16)
-                | np.uint64(data[at + 3]) << np.uint64(24)
-                | np.uint64(data[at + 4]) << np.uint64(32)
-                | np.uint64(data[at + 5]) << np.uint64(40)
-                | np.uint64(data[at + 6]) << np.uint64(48)
-                | np.uint64(data[at + 7]) << np.uint64(56)
-            )
-            h = (h ^ word) * _K1
-            h ^= h >> np.uint64(32)
-            at += 8
-        word = np.uint64(0)
-        shift = np.uint64(0)
-        while at < end:
-            word |= np.uint64(data[at]) << shift
-            shift += np.uint64(8)
-            at += 1
-        out[i] += _mixed(h ^ word)
+        h = seed ^ (np.uint64(end - at) * K2)
+        out[i] += _mixed(fold_bytes(h, data, at, end))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -83,7 +61,7 @@ def hash_payload(columns: pa.RecordBatch) -> U64:
         first = np.int64(column.offset)
         validity = column.buffers()[0] if column.null_count else None
         bits = _NO_BITS if validity is None else np.frombuffer(validity, np.uint8)
-        seed = np.uint64((zlib.crc32(name.encode()) + 1) * int(_K2) % 2**64)
+        seed = np.uint64((zlib.crc32(name.encode()) + 1) * int(K2) % 2**64)
         if pa.types.is_string(column.type):
             _, offsets, data = column.buffers()
             bounds = np.frombuffer(offsets, np.int32)[first : first + len(column) + 1]
