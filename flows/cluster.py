@@ -7,6 +7,7 @@ What always holds:
   back-off; never fewer than N go on.
 - A stop (SIGTERM or SIGINT) is forwarded; each worker then closes its last epoch with a snapshot.
 - An error that a restart would meet again ends the job.
+- The file `ended` is there when the last run committed all that it published, and no job runs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import BinaryIO
 
 from flows.recovery import init_recovery, take_data_directory
 from storage.errors import PERMANENT
+from storage.files import Files
 from storage.layout import Layout
 
 STOP_S, SETTLE_S = 60.0, 2.0
@@ -61,6 +63,7 @@ class Cluster:
         """Workers run `module` in `environment`; what they print goes to `output`, by default to
         where this process prints."""
         self._data_dir = data_dir
+        self._files = Files()
         self._workers = workers
         self._module = module
         self._environment = {**ALLOCATOR, **environment}
@@ -96,6 +99,8 @@ class Cluster:
         layout = Layout(self._data_dir)
         self._lock = self._lock or take_data_directory(layout)
         init_recovery(layout.recovery)
+        self._files.remove(layout.ended)
+        self._files.sync_directory(layout.root)
         self._start()
         left = self._workers
         deadline: float | None = None
@@ -116,6 +121,7 @@ class Cluster:
                     left -= 1
                     if event.code:
                         return 0 if deadline is not None else self._cause(event.code)
+            self._files.touch(layout.ended)
             return 0
         finally:
             self._end()

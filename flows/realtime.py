@@ -93,7 +93,10 @@ def build(settings: Settings, files: Files | None = None) -> Dataflow:
         layout,
         files,
         publish_interval_s=settings.publish_interval / 1000,
+        tick_interval_s=settings.tick_interval / 1000,
         cache_bytes=settings.cache_bytes,
+        retention_ms=settings.retention,
+        batch_late_ms=settings.batch_late,
         # What passes a replay may belong to another hash partition than the reject did.
         redecode=None if settings.hash_partitions else partial(decode_again, decoder),
     )

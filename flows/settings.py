@@ -43,8 +43,8 @@ from storage.schema import RESERVED, UPLOAD_TIME, Column, ColumnType, Schema, pa
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"
 BROKER = "broker"
-MINUTE_MS = 60_000
-UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": 3_600_000, "d": 86_400_000}
+MINUTE_MS, HOUR_MS = 60_000, 3_600_000
+UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": 86_400_000}
 SECRET = re.compile(
     r"password|passphrase|secret|token|\.key$|key\.pem|jaas|oauthbearer\.config", re.IGNORECASE
 )
@@ -71,7 +71,7 @@ def duration_text(ms: int) -> str:
 
 _LEAST_MS = {
     "block_span": 1000, "dedup_window": 1000, "epoch_interval": 50, "publish_interval": 10,
-    "grace": 1000,
+    "grace": 1000, "tick_interval": 100,
 }  # fmt: skip
 
 Duration = Annotated[int, BeforeValidator(duration_ms), PlainSerializer(duration_text)]
@@ -247,6 +247,19 @@ class Settings(BaseSettings):
     grace: Duration = Field(
         10 * MINUTE_MS,
         description="How long replaced files are kept. Must exceed the longest query and epoch.",
+    )
+    tick_interval: Duration = Field(
+        HOUR_MS,
+        description="How often what may go is deleted. It also is as soon as a day was handed over.",
+    )
+    retention: Duration = Field(
+        0,
+        description="Not 0: delete what is older, in stream time, though no batch layer took it."
+        " 0s keeps everything until it is handed over.",
+    )
+    batch_late: Duration = Field(
+        36 * HOUR_MS,
+        description="Warn when data has waited so long for the batch layer.",
     )
     batch_rows: int = Field(
         5000, ge=1, le=100_000, description="Messages in a batch. More: cheaper; fewer: fresher."

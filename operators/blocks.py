@@ -6,6 +6,10 @@ snapshot. Between snapshots the manifest is published at most every publish inte
 is used for that, for the grace period and to look for replay requests, and never evicts.
 
 A replay goes on file by file between the batches that come, and at the end of the input to its end.
+
+`batch.json` is looked at in every turn: a seal is carried out at once, and what it needs then are
+commits. A tick goes to `chunks` when the boundary has moved and at every tick interval. (Not from a
+second source that awakes once an hour: epochs wait for every input, so none would close.)
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from typing_extensions import override
 
 from operators.failure import noted
 from operators.stop import stopping
+from storage.batch import BatchFile
 from storage.blocks import Blocks, BlocksConfig, Offer
 from storage.errors import ForebayError
 from storage.files import Files
@@ -34,8 +39,9 @@ from storage.replay import read_request
 from storage.state import PartitionState
 
 SYNC_THREADS = 16
-IDLE_LOOK_S = 5.0
-"""How often a partition to which nothing comes looks for a replay request."""
+IDLE_LOOK_S, SEALING_LOOK_S = 5.0, 0.25
+"""How often a partition to which nothing comes looks for a replay request or a seal; and how often
+it awakes so that its state is committed again."""
 
 log = logging.getLogger("forebay.blocks")
 
@@ -45,7 +51,9 @@ class _Worker:
     """What the partitions of one worker thread share."""
 
     cache: KeyCache
+    batch: BatchFile
     partitions: list[Blocks] = field(default_factory=list)
+    warn_due: float = 0.0
     appended: bool = False
     """Whether anything was taken in since the last sync."""
     pool: ThreadPoolExecutor = field(
@@ -60,6 +68,21 @@ class _Worker:
         list(self.pool.map(lambda log: log.sync(), logs))
         self.appended = False
 
+    def warn(self, after_ms: int, every_s: float) -> None:
+        """Say, now and then, that the batch layer is late, and with how much."""
+        if time.monotonic() < self.warn_due:
+            return
+        self.warn_due = time.monotonic() + every_s
+        waiting = [w for p in self.partitions if (w := p.waiting(self.batch.read()))]
+        late = [w for w in waiting if w.age_ms > after_ms]
+        if late:
+            log.warning(
+                "the batch layer is late: %.1f GB of %d partitions wait for it, for up to %.1f h",
+                sum(w.bytes for w in late) / 1e9,
+                len(late),
+                max(w.age_ms for w in late) / 3_600_000,
+            )
+
 
 class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
     """One partition. Never discarded: its key lives as long as the data.
@@ -73,6 +96,8 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         self._blocks: Blocks | None = None
         self._offers: list[Offer] = []
         self._replay: Iterator[Offer | None] | None = None
+        self._ticked: tuple[int, int] = (0, 0)
+        self._tick_due = 0.0
         self._notify_at: datetime | None = None
         self._publish_due = 0.0
         if committed is not None:
@@ -82,6 +107,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
 
     def _start(self, partition: str, committed: PartitionState | None) -> Blocks:
         self._blocks = self._step.make(partition, committed)
+        self._blocks.notice(self._step.worker.batch.read())
         self._offers.append(self._blocks.start(_now_ms()))
         return self._blocks
 
@@ -112,6 +138,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
     def on_eof(self) -> tuple[list[Offer], bool]:
         while self._replay_some() and not stopping():
             pass
+        self._hand_over()
         self._publish()
         return self._emit()
 
@@ -132,8 +159,23 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
     def _turn(self) -> None:
         """What is done at most every publish interval, and now and then if nothing comes."""
         more = self._replay_some()
+        sealing = self._hand_over()
         self._publish()
-        self._notify_in(0 if more else IDLE_LOOK_S)
+        self._notify_in(0 if more else SEALING_LOOK_S if sealing else IDLE_LOOK_S)
+
+    def _hand_over(self) -> bool:
+        """Seal and tick if it is time to; whether a seal still needs commits."""
+        blocks, step = self._blocks, self._step
+        if blocks is None:
+            return False
+        batch = step.worker.batch.read()
+        sealing = blocks.notice(batch)
+        now, moved = time.monotonic(), (batch.number, batch.late_from)
+        if moved != self._ticked or now >= self._tick_due:
+            self._ticked, self._tick_due = moved, now + step.tick_interval_s
+            self._offers.append(blocks.tick(batch, step.retention_ms))
+            step.worker.warn(step.batch_late_ms, step.tick_interval_s)
+        return sealing
 
     def _publish(self) -> None:
         if self._blocks:
@@ -184,12 +226,19 @@ class BlocksStep:
         files: Files,
         *,
         publish_interval_s: float,
+        tick_interval_s: float,
         cache_bytes: int,
+        retention_ms: int,
+        batch_late_ms: int,
         redecode: Redecode | None = None,
     ) -> None:
         """`cache_bytes` bounds the dedup indexes and keys of one worker. Without `redecode`, replay
-        requests are left alone."""
+        requests are left alone. Data that waited for the batch layer longer than `batch_late_ms` is
+        warned of."""
         self.publish_interval_s = publish_interval_s
+        self.tick_interval_s = tick_interval_s
+        self.retention_ms = retention_ms
+        self.batch_late_ms = batch_late_ms
         self.redecode = redecode
         self.layout = layout
         self._config = config
@@ -201,7 +250,9 @@ class BlocksStep:
     def worker(self) -> _Worker:
         """What belongs to the worker thread that asks."""
         if not hasattr(self._local, "worker"):
-            self._local.worker = _Worker(KeyCache(self._cache_bytes))
+            self._local.worker = _Worker(
+                KeyCache(self._cache_bytes), BatchFile(self.files, self.layout)
+            )
         found: _Worker = self._local.worker
         return found
 

@@ -1,10 +1,11 @@
 """A view: what all nodes together hold at one moment, each event exactly once.
 
 Steps, for each node: `batch.json`, then every partition's hot manifest, then every partition's
-chunk catalog. Blocks only ever move from hot to cold, so in this order none is missed; a hot block
-that the catalog covers is left out, so none is read twice. A chunk that the manifest's run has
-withdrawn, or is about to, does not count. A view whose files are gone, or whose catalog is of a
-later run than its manifest, is too old and is taken again.
+chunk catalog, then `batch.json` again. Blocks only ever move from hot to cold, so in this order
+none is missed; a hot block that the catalog covers is left out, so none is read twice. A chunk that
+the manifest's run has withdrawn, or is about to, does not count. What the batch layer has may be
+deleted as soon as the boundary has moved, so a view whose boundary moved is too old, as is one
+whose files are gone or whose catalog is of a later run than its manifest; it is taken again.
 
 No locks, and nothing is written: the job never knows. A view's files stay for the grace period.
 """
@@ -137,9 +138,11 @@ def _read_node(files: Files, root: Path) -> NodeView:
         raise NotADirectoryError(f"no directory at {root}")
     layout = Layout(root)
     _require_inside(root, layout.batch)
-    batch = read_batch(files, layout.batch)
+    batch = read_batch(files, layout)
     states = [_state(files, layout, name) for name in layout.partitions()]
     partitions = tuple(_partition(files, layout, state) for state in states if state is not None)
+    if read_batch(files, layout).number != batch.number:
+        raise _TooOld("a day was handed over meanwhile, and its chunks may have gone")
     return NodeView(root, batch, partitions)
 
 

@@ -1,28 +1,135 @@
-"""The batch number and the boundary between the batch layer and this one.
+"""The batch number, and the boundary between the batch layer and this one.
 
     DATA/batch.json     a record (see `record`) of kind "batch", version 1, replaced atomically
+    DATA/batch.lock     held by the one who changes it
 
-Before any handoff there is no file: number 0, nothing covered.
+A handoff has two steps. A *seal* says: what comes from now on for upload times below T is late.
+Each partition carries it out between two events and commits that, so the sealed time never changes
+any more, and the batch layer may read it at leisure. *Complete* then moves the boundary: number and
+covered-until change in one replacement, for every query at once.
+
+What always holds: seals, number and boundary never go back; the boundary is that of a seal; a
+boundary never comes with another number. Before any handoff there is no file: number 0, nothing
+covered.
+
+Late events are in blocks of their own, which carry the number of the seal they came too late for.
+They are events like any other until the boundary passes them; then they are the *late table*, until
+a batch layer says that it has taken it (`late_from`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from types import TracebackType
+from typing import Protocol
 
 from storage import record
+from storage.errors import BadInput
 from storage.files import Files
+from storage.layout import Layout
 
 KIND = "batch"
 VERSION = 1
+HISTORY_MAX = 1000
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What comes for upload times below `until_ms` is late. Numbers rise, from 1."""
+
+    number: int
+    until_ms: int
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """One completed handoff: the batch number since then, and up to where the batch layer answers.
+
+    `seal` is the number of the seal, `at_ms` the wall time. `late`: whether the batch layer took
+    the late table too. `table` is the metadata file of the Iceberg table that has it, if known.
+    """
+
+    number: int
+    covered_until_ms: int
+    seal: int
+    late: bool
+    at_ms: int
+    table: str | None = None
+
+
+class Placed(Protocol):
+    """A block or chunk, as far as a handoff looks at it. `late` is 0 if it did not come late."""
+
+    @property
+    def late(self) -> int: ...
+
+    @property
+    def last_ms(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`covered_until_ms` is the upload time below which the batch layer answers."""
+    """`covered_until_ms` is the upload time below which the batch layer answers; late blocks of
+    seals below `late_from` are with it too."""
 
     number: int = 0
     covered_until_ms: int | None = None
+    late_from: int = 0
+    seal: Seal | None = None
+    history: tuple[Handoff, ...] = ()
+
+    @property
+    def table(self) -> str | None:
+        """The metadata file of the newest Iceberg table."""
+        return next((one.table for one in reversed(self.history) if one.table), None)
+
+    def handed_off(self, part: Placed) -> bool:
+        """Whether the batch layer has all events of a block or chunk."""
+        until_ms = self.covered_until_ms
+        if until_ms is None or part.last_ms >= until_ms:
+            return False
+        return not part.late or part.late < self.late_from
+
+    def in_late_table(self, part: Placed) -> bool:
+        """Whether the events below the boundary of this block or chunk are yet to be taken."""
+        return part.late >= max(1, self.late_from)
+
+    def sealed(self, until_ms: int) -> Batch:
+        """With a seal up to there; the same if there is that one. Raises BadInput if it would go
+        back."""
+        if self.seal is not None and until_ms < self.seal.until_ms:
+            raise BadInput(
+                f"seal: expected a time from {self.seal.until_ms} ms on, up to where all is sealed"
+                f" already, got {until_ms} ms"
+            )
+        covered = self.covered_until_ms
+        if covered is not None and until_ms <= covered:
+            raise BadInput(
+                f"seal: expected a time after {covered} ms, up to where the batch layer answers,"
+                f" got {until_ms} ms"
+            )
+        if self.seal is not None and until_ms == self.seal.until_ms:
+            return self
+        return replace(self, seal=Seal(self.seal.number + 1 if self.seal else 1, until_ms))
+
+    def completed(self, now_ms: int, *, late: bool, table: str | None) -> Batch:
+        """With the boundary at the seal. Raises BadInput if it is there already."""
+        seal, covered = self.seal, self.covered_until_ms
+        if seal is None or (covered is not None and seal.until_ms <= covered):
+            raise BadInput("batch: expected a seal beyond what the batch layer answers, got none")
+        done = Handoff(self.number + 1, seal.until_ms, seal.number, late, now_ms, table)
+        return Batch(
+            done.number,
+            done.covered_until_ms,
+            seal.number if late else self.late_from,
+            seal,
+            (*self.history, done)[-HISTORY_MAX:],
+        )
+
+    def encode(self) -> bytes:
+        return record.encode(KIND, VERSION, asdict(self))
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Batch:
@@ -30,10 +137,78 @@ class Batch:
         return record.read(cls, KIND, VERSION, data, name)
 
 
-def read_batch(files: Files, path: Path) -> Batch:
+def read_batch(files: Files, layout: Layout) -> Batch:
     """The current batch, number 0 if there never was a handoff."""
     try:
-        data = files.read(path)
+        data = files.read(layout.batch)
     except FileNotFoundError:
         return Batch()
-    return Batch.decode(data, str(path))
+    return Batch.decode(data, str(layout.batch))
+
+
+class BatchFile:
+    """The current batch, read again only when the file has changed."""
+
+    def __init__(self, files: Files, layout: Layout) -> None:
+        self._files = files
+        self._layout = layout
+        self._seen: tuple[int, int, int] | None = None
+        self._batch = Batch()
+
+    def read(self) -> Batch:
+        try:
+            stat = os.stat(self._layout.batch)
+        except FileNotFoundError:
+            return self._batch
+        seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if seen != self._seen:
+            self._batch = read_batch(self._files, self._layout)
+            self._seen = seen
+        return self._batch
+
+
+class BatchWriter:
+    """The one writer of batch.json, for as long as it is open. Raises BadInput if there is one."""
+
+    def __init__(self, files: Files, layout: Layout) -> None:
+        self._files = files
+        self._layout = layout
+        try:
+            self._lock = files.lock(layout.batch_lock)
+        except BadInput as error:
+            raise BadInput(
+                f"{layout.batch_lock}: expected no other batch run, got one: it holds the lock"
+            ) from error
+
+    def __enter__(self) -> BatchWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.close()
+
+    @property
+    def batch(self) -> Batch:
+        return read_batch(self._files, self._layout)
+
+    def seal(self, until_ms: int, spans_ms: Iterable[int]) -> Batch:
+        """Seal up to there, durably. `spans_ms` are the block spans of the partitions: a block lies
+        on one side of a seal."""
+        for span_ms in spans_ms:
+            if until_ms % span_ms:
+                raise BadInput(
+                    f"seal: expected a multiple of the block span, {span_ms} ms, got {until_ms} ms"
+                )
+        return self._put(self.batch.sealed(until_ms))
+
+    def complete(self, now_ms: int, *, late: bool, table: str | None = None) -> Batch:
+        """Move the boundary to the seal, durably and for every query at once."""
+        return self._put(self.batch.completed(now_ms, late=late, table=table))
+
+    def _put(self, batch: Batch) -> Batch:
+        self._files.replace(self._layout.batch, batch.encode(), durable=True)
+        return batch

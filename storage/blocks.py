@@ -5,8 +5,9 @@ For each event, in offset order, as if it came alone:
 2. every live block with stream time - last touch >= the dedup window is evicted;
 3. the event is a duplicate if its key is in a live block, whatever its interval, or in any
    retained block (evicted or merged) of the event's own interval;
-4. else it is appended to the live block of its interval (a new one if there is none), which is
+4. else it is appended to the open block of its interval (a new one if there is none), which is
    touched at the stream time.
+A seal closes the blocks below it between two events; what comes later for them opens late ones.
 A batch is cut only where step 2 could evict, so the result does not depend on how input is cut.
 A replayed reject comes in by the same steps, at the moment of the replay, whatever its offset.
 
@@ -18,13 +19,14 @@ Knows nothing of bytewax, Kafka or the clock: wall time comes in as an argument.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from storage.batch import Batch
 from storage.catalog import Catalog, read_catalog
 from storage.drops import Drops
 from storage.duplicates import duplicates
@@ -33,7 +35,7 @@ from storage.frame import REJECT_SCHEMA, Frame
 from storage.index import I64, hash_keys
 from storage.keys import Hash, KeyCache
 from storage.layout import BlockId, Layout, block_log_name, reject_log_name
-from storage.live import LiveBlock
+from storage.live import LiveBlock, LiveBlocks
 from storage.log import Extent, GrowingLog
 from storage.rejects import FILE_BYTES_MAX, Redecode, RejectFilter, redecoded
 from storage.replay import ReplayRequest
@@ -48,6 +50,7 @@ from storage.resume import (
     unlisted,
 )
 from storage.retained import Retained
+from storage.retention import Retention, Tick
 from storage.schema import OFFSET, Schema, column_types
 from storage.segment import Segment
 from storage.series import LogSeries
@@ -74,13 +77,38 @@ class BlocksConfig:
 
 @dataclass(frozen=True)
 class Offer:
-    """What `blocks` tells `chunks`: evicted blocks to merge. The first offer of a run carries the
-    committed `runs` (see `PartitionState`): chunks of evictions that were never committed are to be
-    withdrawn."""
+    """What `blocks` tells `chunks`: evicted blocks to merge, and now and then a tick to delete by.
+    The first offer of a run carries the committed `runs` (see `PartitionState`): chunks of
+    evictions that were never committed are to be withdrawn."""
 
     incarnation: int
     blocks: tuple[BlockState, ...]
     runs: dict[str, int] | None = None
+    tick: Tick | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What the batch layer has yet to take: how old it is, in stream time, and its size."""
+
+    age_ms: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """What a snapshot says that others may rely on once no crash can undo it."""
+
+    evictions: int
+    seal: int
+    stream_time_ms: int | None
+    evicted: frozenset[BlockId]
+
+    @classmethod
+    def of(cls, state: PartitionState) -> _Commit:
+        evicted = frozenset(block.id for block in state.evicted)
+        seal = state.seal.number if state.seal else 0
+        return cls(state.evictions, seal, state.stream_time_ms, evicted)
 
 
 class Blocks:
@@ -127,11 +155,15 @@ class Blocks:
         )
         for block in self._uncovered():
             self._retained.add(block)
-        self._live = {block.id.interval_ms: self._reopen(block) for block in state.hot}
+        self._live = LiveBlocks()
+        for block in sorted(state.hot, key=lambda block: block.id):
+            self._live.add(self._reopen(block))
+        if state.seal:
+            self._live.seal(state.seal)
         self._rejects, self._drops = self._logs_beside()
         self._dirty: list[GrowingLog] = []
-        # Evictions in the last snapshots; the first of them is known to be stored.
-        self._committed: tuple[int, ...] = (state.evictions if committed else 0,)
+        # Of the last snapshots; the first of them is known to be stored.
+        self._commits: tuple[_Commit, ...] = (_Commit.of(state),)
         self._replaced: list[tuple[int, Path]] = []
         self._doomed: list[tuple[int, Path]] = []
 
@@ -210,9 +242,9 @@ class Blocks:
         low = 0
         while low < len(stream):
             self._state.stream_time_ms = int(stream[low])
-            evicted += self._evict(int(stream[low]) - window)
-            oldest = min((b.touched_ms for b in self._live.values()), default=int(stream[low]))
-            limit = min(oldest, int(stream[low])) + window
+            due_ms = int(stream[low]) - window
+            evicted += self._evict([b for b in self._live if b.touched_ms <= due_ms])
+            limit = min(self._live.oldest_ms(int(stream[low])), int(stream[low])) + window
             high = int(np.searchsorted(stream, limit, side="left"))
             yield low, high
             self._state.stream_time_ms = int(stream[high - 1])
@@ -222,7 +254,7 @@ class Blocks:
         """Steps 3 and 4 for events that no eviction divides."""
         dropped, differs = duplicates(
             segment,
-            [block.keys for block in self._live.values()],
+            [block.keys for block in self._live],
             lambda interval: self._retained.of_interval(interval, self._catalog()),
             self._config.block_span_ms,
         )
@@ -235,10 +267,12 @@ class Blocks:
         counters.late += int(np.count_nonzero(late))
         self._drops.note(segment, dropped, differs, late)
         times = segment.times[kept]
+        if self._state.seal:
+            counters.after_seal += int(np.count_nonzero(times < self._state.seal.until_ms))
         intervals = times - times % self._config.block_span_ms
         _, firsts = np.unique(intervals, return_index=True)
         for interval in intervals[np.sort(firsts)]:  # blocks are numbered in order of events
-            block = self._live.get(int(interval)) or self._open(int(interval))
+            block = self._live.open_of(int(interval)) or self._open(int(interval))
             block.take(segment, kept[intervals == interval])
             if block.full:
                 self._flush(block)
@@ -250,35 +284,76 @@ class Blocks:
 
     def _open(self, interval: int) -> LiveBlock:
         self._state.sequence += 1
+        seal = self._state.seal
+        late = seal.number if seal and interval < seal.until_ms else 0
         far = np.iinfo(np.int64)
-        empty = BlockState(
-            BlockId(interval, self._state.sequence), 0, int(far.max), int(far.min), ()
-        )
-        block = self._live[interval] = self._reopen(empty)
+        id = BlockId(interval, self._state.sequence)
+        block = self._reopen(BlockState(id, 0, int(far.max), int(far.min), (), late))
+        self._live.add(block)
         return block
 
     def _reopen(self, state: BlockState) -> LiveBlock:
         name = block_log_name(state.id, self._state.incarnation)
         log = GrowingLog(self._files, self._folder, name, self._schema, state.extents)
         keys = self._retained.of_log(log)
-        return LiveBlock(state.id, log, keys, state.touched_ms, state.first_ms, state.last_ms)
+        return LiveBlock(
+            state.id, log, keys, state.touched_ms, state.first_ms, state.last_ms, state.late
+        )
 
-    def _evict(self, limit_ms: int) -> list[BlockState]:
-        """Close the blocks last touched at or before `limit_ms`."""
+    def _evict(self, due: Iterable[LiveBlock]) -> list[BlockState]:
         evicted = []
-        for block in sorted(self._live.values(), key=lambda block: block.id):
-            if block.touched_ms <= limit_ms:
-                self._flush(block)
-                self._state.evictions += 1
-                evicted.append(replace(block.state, number=self._state.evictions))
-                self._retained.add(evicted[-1], block.keys)
-                del self._live[block.id.interval_ms]
+        for block in due:
+            self._flush(block)
+            self._state.evictions += 1
+            evicted.append(replace(block.state, number=self._state.evictions))
+            self._retained.add(evicted[-1], block.keys)
+            self._live.remove(block)
         self._state.evicted += evicted
         return evicted
 
     def _flush(self, block: LiveBlock) -> None:
         if block.flush() and block.log not in self._dirty:
             self._dirty.append(block.log)
+
+    # -- handoff -----------------------------------------------------------------------------
+
+    def notice(self, batch: Batch) -> bool:
+        """Carry out the newest seal, if that is not done; whether a commit must still follow."""
+        state, seal = self._state, batch.seal
+        if seal is None:
+            return False
+        if state.seal is None or state.seal.number < seal.number:
+            state.seal = seal
+            self._live.seal(seal)
+        return self._commits[0].seal < seal.number
+
+    def tick(self, batch: Batch, retention_ms: int) -> Offer:
+        """Have what may go deleted. A live block goes too if it is handed off and was last touched
+        a dedup window before the boundary: any event that a query still shows would evict it."""
+        state = self._state
+        sure_ms = (batch.covered_until_ms or 0) - self._config.dedup_window_ms
+        going = [b for b in self._live if batch.handed_off(b) and b.touched_ms <= sure_ms]
+        evicted = self._evict(going)
+        commits = (*self._commits, _Commit.of(state))
+        tick = Tick(
+            Retention(batch, state.stream_time_ms, retention_ms),
+            self._commits[0].evictions,
+            frozenset().union(*(commit.evicted for commit in commits)),
+        )
+        return Offer(state.incarnation, tuple(evicted), tick=tick)
+
+    def waiting(self, batch: Batch) -> Waiting | None:
+        """What is yet to be handed over, if anything is."""
+        catalog, stream_ms = self._catalog(), self._state.stream_time_ms
+        chunks = [chunk for chunk in catalog.chunks if not batch.handed_off(chunk)]
+        blocks = [b for b in self._present().blocks if b.id not in catalog.covered]
+        blocks = [block for block in blocks if not batch.handed_off(block)]
+        if stream_ms is None or not (chunks or blocks):
+            return None
+        covered_ms = batch.covered_until_ms or 0
+        first_ms = min(max(part.first_ms, covered_ms) for part in (*chunks, *blocks))
+        size = sum(extent.bytes for block in blocks for extent in block.extents)
+        return Waiting(stream_ms - first_ms, size + sum(chunk.bytes for chunk in chunks))
 
     # -- rejects -----------------------------------------------------------------------------
 
@@ -321,7 +396,7 @@ class Blocks:
 
     def flush(self) -> list[GrowingLog]:
         """Hand everything pending to the operating system; the logs that a sync would wait for."""
-        for block in self._live.values():
+        for block in self._live:
             self._flush(block)
         self._rejects.flush()
         self._drops.flush()
@@ -337,8 +412,8 @@ class Blocks:
         self._rejects.settle()
         self._drops.settle()
         self._state.snapshots += 1
-        last = (*self._committed, self._state.evictions)
-        self._committed = last[-UNCOMMITTED_SNAPSHOTS_MAX - 1 :]
+        last = (*self._commits, _Commit.of(self._state))
+        self._commits = last[-UNCOMMITTED_SNAPSHOTS_MAX - 1 :]
         return self._present().encode()
 
     def publish(self) -> None:
@@ -354,14 +429,16 @@ class Blocks:
         sure = self._state.snapshots - UNCOMMITTED_SNAPSHOTS_MAX
         self._doomed += [(due, path) for since, path in self._replaced if since < sure]
         self._replaced = [(since, path) for since, path in self._replaced if since >= sure]
-        covered = self._catalog().covered
+        catalog = self._catalog()
+        covered = catalog.covered
+        self._retained.keep(catalog)
         kept = []
         for block in self._state.evicted:
             if block.id not in covered:
                 kept.append(replace(block, covered_at_ms=None))
                 continue
             since = now_ms if block.covered_at_ms is None else block.covered_at_ms
-            committed = block.number is not None and block.number <= self._committed[0]
+            committed = block.number is not None and block.number <= self._commits[0].evictions
             if now_ms - since < self._config.grace_ms or not committed:
                 kept.append(replace(block, covered_at_ms=since))
                 continue
@@ -373,9 +450,15 @@ class Blocks:
         self._doomed = [doomed for doomed in self._doomed if doomed[0] > now_ms]
 
     def _present(self) -> PartitionState:
-        hot = [self._live[interval].state for interval in sorted(self._live)]
-        rejects, drops = self._rejects.extents, self._drops.extents
-        return replace(self._state, hot=hot, rejects=rejects, drops=drops)
+        sure = self._commits[0]
+        return replace(
+            self._state,
+            hot=[block.state for block in self._live],
+            rejects=self._rejects.extents,
+            drops=self._drops.extents,
+            committed_seal=sure.seal,
+            committed_ms=sure.stream_time_ms,
+        )
 
 
 def _from_offset(batch: pa.RecordBatch, first: int) -> pa.RecordBatch:

@@ -8,7 +8,7 @@ Format: a record (see `record`) of kind "catalog", version 1; the fields are tho
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +34,8 @@ class Chunk:
     first_ms: int
     last_ms: int
     schema: dict[str, str]
+    late: int = 0
+    """As in `BlockState`; the blocks of a chunk agree in it."""
 
     def __post_init__(self) -> None:
         checked(self.file)
@@ -41,14 +43,24 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Chunks in order of eviction number."""
+    """Chunks in order of eviction number.
+
+    `dropped` are blocks of deleted chunks, and blocks that were deleted without becoming chunks; an
+    id is listed until no state that a restart could resume from knows the block. Rows of deleted
+    blocks are counted: `handed_off_rows` are with the batch layer, `expired_rows` were too old.
+    """
 
     partition: str
     chunks: tuple[Chunk, ...] = ()
+    dropped: tuple[BlockId, ...] = ()
+    handed_off_rows: int = 0
+    expired_rows: int = 0
 
     @cached_property
     def covered(self) -> frozenset[BlockId]:
-        return frozenset(block for chunk in self.chunks for block in chunk.blocks)
+        """The blocks that are not read from their logs."""
+        chunked = (block for chunk in self.chunks for block in chunk.blocks)
+        return frozenset((*chunked, *self.dropped))
 
     @cached_property
     def by_interval(self) -> dict[int, tuple[Chunk, ...]]:
@@ -62,22 +74,19 @@ class Catalog:
     def committed(self, runs: dict[str, int], incarnation: int) -> Catalog:
         """Without the chunks of evictions that were never committed, as the run `incarnation`
         knows it: `runs` has the last eviction that each earlier run committed."""
-        return Catalog(
-            self.partition,
-            tuple(
-                chunk
-                for chunk in self.chunks
-                if chunk.id.incarnation >= incarnation
-                or chunk.id.last <= runs.get(str(chunk.id.incarnation), 0)
-            ),
+        kept = tuple(
+            chunk
+            for chunk in self.chunks
+            if chunk.id.incarnation >= incarnation
+            or chunk.id.last <= runs.get(str(chunk.id.incarnation), 0)
         )
+        return replace(self, chunks=kept)
 
     def with_chunk(self, chunk: Chunk) -> Catalog:
-        return Catalog(self.partition, (*self.chunks, chunk))
+        return replace(self, chunks=(*self.chunks, chunk))
 
     def encode(self) -> bytes:
-        body = {"partition": self.partition, "chunks": [asdict(chunk) for chunk in self.chunks]}
-        return record.encode(KIND, VERSION, body)
+        return record.encode(KIND, VERSION, asdict(self))
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Catalog:

@@ -1,4 +1,4 @@
-"""The chunks of one partition: merging offered blocks, publishing the catalog.
+"""The chunks of one partition: merging offered blocks, publishing the catalog, deleting.
 
 Steps for each chunk, each safe to repeat after a crash: write under a temporary name; fsync and
 rename; publish the catalog that lists it. A crash before the last leaves a file that no catalog
@@ -7,17 +7,21 @@ names, which the next start collects.
 What always holds: this is the only writer of the catalog; a chunk's name is never used twice; the
 first offer of a run withdraws every chunk that an earlier run made of evictions that were never
 committed, before a block is merged. Nothing needs to be remembered from run to run but the catalog:
-`blocks` offers again whatever it does not cover.
+`blocks` offers again whatever it does not cover. Late blocks are merged apart, by their seal; a
+block that the batch layer has is not merged any more, but dropped at the next tick.
 """
 
 from __future__ import annotations
 
-from storage.batch import read_batch
+from collections.abc import Iterable
+
+from storage.batch import BatchFile
 from storage.blocks import Offer
 from storage.catalog import Catalog, Chunk, read_catalog
 from storage.chunk import schema_of, write_chunk
 from storage.files import Files
 from storage.layout import ChunkId, Layout, chunk_name
+from storage.retention import EXPIRED, HANDED_OFF, Tick
 from storage.schema import column_types
 from storage.state import BlockState
 
@@ -37,7 +41,8 @@ class Chunks:
         files.make_directory(self._folder)
         self._catalog = read_catalog(files, layout.catalog(partition), partition)
         self._pending: dict[int, BlockState] = {}
-        self._doomed: list[tuple[int, str]] = []
+        self._batch = BatchFile(files, layout)
+        self._doomed: dict[str, int] = {}
         self._resumed = False
 
     def take(self, offer: Offer, now_ms: int) -> None:
@@ -49,23 +54,75 @@ class Chunks:
         for block in offer.blocks:
             if block.id not in self._catalog.covered and block.number is not None:
                 self._pending[block.number] = block
-        while len(self._pending) >= self._blocks_per_chunk:
-            numbers = sorted(self._pending)[: self._blocks_per_chunk]
-            self._merge([self._pending[number] for number in numbers], offer.incarnation)
-            for number in numbers:
-                del self._pending[number]
+        while blocks := self._due():
+            self._merge(blocks, offer.incarnation)
+            self._forget(blocks)
+        if offer.tick is not None:
+            self._drop(offer.tick, offer.incarnation)
+            self._doom(now_ms)
         self._collect(now_ms)
+
+    def _due(self) -> list[BlockState]:
+        """The next full set of blocks to merge, oldest eviction first; none if there is none."""
+        batch = self._batch.read()
+        sets: dict[int, list[BlockState]] = {}
+        for number in sorted(self._pending):
+            block = self._pending[number]
+            if not batch.handed_off(block):
+                found = sets.setdefault(block.late, [])
+                found.append(block)
+                if len(found) == self._blocks_per_chunk:
+                    return found
+        return []
+
+    def _forget(self, blocks: Iterable[BlockState]) -> None:
+        gone = {block.number for block in blocks}
+        self._pending = {n: block for n, block in self._pending.items() if n not in gone}
+
+    def _drop(self, tick: Tick, incarnation: int) -> None:
+        """Take from the catalog what may go, and forget dropped blocks that nobody knows."""
+        catalog, retention = self._catalog, tick.retention
+        kept, gone = [], []
+        for chunk in catalog.chunks:
+            reason = retention.reason(chunk)
+            sure = chunk.id.incarnation < incarnation or chunk.id.last <= tick.committed
+            old = reason != HANDED_OFF or chunk.batch < retention.batch.number
+            if reason and sure and old:
+                gone.append((reason, chunk.rows, chunk.blocks))
+            else:
+                kept.append(chunk)
+        blocks = []
+        for number, block in self._pending.items():
+            reason = retention.reason(block)
+            if reason and number <= tick.committed:
+                gone.append((reason, block.rows, (block.id,)))
+                blocks.append(block)
+        dropped = (*catalog.dropped, *(id for _, _, ids in gone for id in ids))
+        found = Catalog(
+            catalog.partition,
+            tuple(kept),
+            tuple(id for id in dropped if id in tick.listed),
+            catalog.handed_off_rows + sum(rows for why, rows, _ in gone if why == HANDED_OFF),
+            catalog.expired_rows + sum(rows for why, rows, _ in gone if why == EXPIRED),
+        )
+        if found != catalog:
+            self._publish(found)
+        self._forget(blocks)
 
     def _resume(self, runs: dict[str, int], incarnation: int, now_ms: int) -> None:
         kept = self._catalog.committed(runs, incarnation)
         if kept != self._catalog:
             self._publish(kept)
         self._pending = {}
-        named = {chunk.file for chunk in kept.chunks}
-        found = [path.relative_to(self._folder) for path in self._folder.rglob("*.parquet*")]
-        due = now_ms + self._grace_ms
-        self._doomed = [(due, name.as_posix()) for name in found if name.as_posix() not in named]
+        self._doom(now_ms)
         self._resumed = True
+
+    def _doom(self, now_ms: int) -> None:
+        """Note the files that no catalog names."""
+        named = {chunk.file for chunk in self._catalog.chunks}
+        found = (path.relative_to(self._folder) for path in self._folder.rglob("*.parquet*"))
+        for name in {name.as_posix() for name in found} - named:
+            self._doomed.setdefault(name, now_ms + self._grace_ms)
 
     def _merge(self, blocks: list[BlockState], incarnation: int) -> None:
         numbers = [block.number for block in blocks if block.number is not None]
@@ -83,12 +140,13 @@ class Chunks:
             id=id,
             file=name,
             blocks=tuple(block.id for block in blocks),
-            batch=read_batch(self._files, self._layout.batch).number,
+            batch=self._batch.read().number,
             rows=sum(block.rows for block in blocks),
             bytes=self._files.size(target),
             first_ms=first_ms,
             last_ms=max(block.last_ms for block in blocks),
             schema=column_types(schema),
+            late=blocks[0].late,
         )
         self._publish(self._catalog.with_chunk(chunk))
 
@@ -98,7 +156,9 @@ class Chunks:
         self._catalog = catalog
 
     def _collect(self, now_ms: int) -> None:
-        """Delete files that no catalog has named for the grace period."""
-        for _, name in [doomed for doomed in self._doomed if doomed[0] <= now_ms]:
-            self._files.remove(self._folder / name)
-        self._doomed = [doomed for doomed in self._doomed if doomed[0] > now_ms]
+        """Delete files that no catalog has named for the grace period, and folders left empty."""
+        for name in [name for name, due in self._doomed.items() if due <= now_ms]:
+            path = self._folder / name
+            self._files.remove(path)
+            self._files.remove_empty(path.parent, self._folder)
+            del self._doomed[name]

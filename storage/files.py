@@ -139,5 +139,16 @@ class Files:
         """Delete a file; one that is already gone is fine."""
         path.unlink(missing_ok=True)
 
+    def remove_empty(self, path: Path, root: Path) -> None:
+        """Delete the folder `path` and those above it, up to `root`, as long as they are empty."""
+        while path != root:
+            try:
+                path.rmdir()
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                    return
+                raise
+            path = path.parent
+
     def step(self, name: str) -> None:
         """Called at a point where a crash matters and no other method tells of it; does nothing."""

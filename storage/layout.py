@@ -1,7 +1,9 @@
 """Names: typed ids, and every path under a data directory, made and parsed here only.
 
     DATA/batch.json
+    DATA/batch.lock                                    held by the one who hands over
     DATA/lock                                          held by the one job
+    DATA/ended                                         an empty file: the last run ended well
     DATA/sources/PARTITION                             an empty file: this was read at some time
     DATA/topics/TOPIC                                  the id of the Kafka topic that was read
     DATA/recovery/                                     the engine's own
@@ -88,8 +90,16 @@ class Layout:
         return self.root / "batch.json"
 
     @property
+    def batch_lock(self) -> Path:
+        return self.root / "batch.lock"
+
+    @property
     def lock(self) -> Path:
         return self.root / "lock"
+
+    @property
+    def ended(self) -> Path:
+        return self.root / "ended"
 
     @property
     def sources(self) -> Path:

@@ -1,9 +1,15 @@
-"""A live block: one in the cache, with its log that grows and its keys."""
+"""The live blocks: those in the cache, each with its log that grows and its keys.
+
+At most one block of an interval is open; the others were closed by a seal (see `batch`) and take no
+more events, but stay in the cache, where their keys are looked up, until they are evicted.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from storage.batch import Seal
 from storage.index import I64
 from storage.keys import KeySet
 from storage.layout import BlockId
@@ -22,10 +28,13 @@ class LiveBlock:
     touched_ms: int
     first_ms: int
     last_ms: int
+    late: int
 
     @property
     def state(self) -> BlockState:
-        return BlockState(self.id, self.touched_ms, self.first_ms, self.last_ms, self.log.extents)
+        return BlockState(
+            self.id, self.touched_ms, self.first_ms, self.last_ms, self.log.extents, self.late
+        )
 
     @property
     def full(self) -> bool:
@@ -48,3 +57,39 @@ class LiveBlock:
         if span:
             self.keys.settle(span)
         return span is not None
+
+
+class LiveBlocks:
+    """Iterates in order of id."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[BlockId, LiveBlock] = {}
+        self._open: dict[int, LiveBlock] = {}
+
+    def __iter__(self) -> Iterator[LiveBlock]:
+        return iter(sorted(self._blocks.values(), key=lambda block: block.id))
+
+    def open_of(self, interval_ms: int) -> LiveBlock | None:
+        """The block that takes the events of an interval."""
+        return self._open.get(interval_ms)
+
+    def add(self, block: LiveBlock) -> None:
+        """An open block."""
+        self._blocks[block.id] = self._open[block.id.interval_ms] = block
+
+    def seal(self, seal: Seal) -> None:
+        """Close the blocks below the seal, but for those of events that came too late for it."""
+        self._open = {
+            interval: block
+            for interval, block in self._open.items()
+            if interval >= seal.until_ms or block.late >= seal.number
+        }
+
+    def remove(self, block: LiveBlock) -> None:
+        del self._blocks[block.id]
+        if self._open.get(block.id.interval_ms) is block:
+            del self._open[block.id.interval_ms]
+
+    def oldest_ms(self, default: int) -> int:
+        """The earliest last touch."""
+        return min((block.touched_ms for block in self._blocks.values()), default=default)

@@ -58,6 +58,12 @@ class Retained:
         if keys:
             keys.close()
 
+    def keep(self, catalog: Catalog) -> None:
+        """Let go of the keys of chunks that are gone."""
+        named = {chunk.file for chunk in catalog.chunks}
+        for place in [place for place in self._of_chunk if place[0] not in named]:
+            self._of_chunk.pop(place).close()
+
     def of_interval(self, interval: int, catalog: Catalog) -> list[KeySet]:
         """Key sets of everything evicted or merged of this interval."""
         ids = {id for id in self._of_block if id.interval_ms == interval}

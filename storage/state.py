@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from storage import record
+from storage.batch import Seal
 from storage.files import Files
 from storage.layout import BlockId
 from storage.log import Extent
@@ -27,7 +28,8 @@ class Counters:
     """Since the partition began; exact over restarts.
 
     `rejects` are those there are now: a replay that one passes takes it from there to `accepted` or
-    `duplicates`. `conflicts` are duplicates whose payload is not that of the event kept.
+    `duplicates`. `conflicts` are duplicates whose payload is not that of the event kept. `late`
+    events were older than the dedup window, those `after_seal` of a time that was sealed.
     """
 
     accepted: int = 0
@@ -35,19 +37,24 @@ class Counters:
     conflicts: int = 0
     rejects: int = 0
     late: int = 0
+    after_seal: int = 0
     nulled: int = 0
     skipped: int = 0
 
 
 @dataclass(frozen=True)
 class BlockState:
-    """One block. `touched_ms` is the stream time of its last update; times are upload times."""
+    """One block. `touched_ms` is the stream time of its last update; times are upload times.
+
+    `late` is the number of the seal that its events came too late for, 0 if they did not.
+    """
 
     id: BlockId
     touched_ms: int
     first_ms: int
     last_ms: int
     extents: tuple[Extent, ...]
+    late: int = 0
     number: int | None = None
     """Eviction number, None while the block is hot."""
     covered_at_ms: int | None = None
@@ -84,6 +91,12 @@ class PartitionState:
     """Drop logs. Bounded, and not made durable by a commit: what they tell may be incomplete."""
     replays: int = 0
     """Number of the last replay request that was carried out."""
+    seal: Seal | None = None
+    """The last seal (see `batch`): what comes for times below it is late."""
+    committed_seal: int = 0
+    """Number of the last seal that no crash can undo."""
+    committed_ms: int | None = None
+    """Stream time at the last snapshot that no crash can undo."""
 
     @property
     def blocks(self) -> list[BlockState]:

@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import record
-from storage.batch import Batch, read_batch
+from storage.batch import Batch, Handoff, Seal, read_batch
 from storage.catalog import Catalog, Chunk
 from storage.chunk import write_chunk
 from storage.drops import DROP_SCHEMA
@@ -98,7 +98,7 @@ MANIFEST = PartitionState(
     next_offsets={"s0": 4, "s1": 1},
     end_offsets={"s0": 9},
     counters=Counters(
-        accepted=3, duplicates=4, conflicts=1, rejects=2, late=1, nulled=6, skipped=7
+        accepted=3, duplicates=4, conflicts=1, rejects=2, late=1, after_seal=1, nulled=6, skipped=7
     ),
     hot=[BlockState(BLOCK, NOON_MS + 5, NOON_MS + 3, NOON_MS + 5, (Extent(LOG, 2354, 3, 77),))],
     evicted=[
@@ -115,6 +115,9 @@ MANIFEST = PartitionState(
     rejects=[Extent(REJECT_LOG, 99, 2, 5)],
     drops=[Extent(DROP_LOG, 98, 3, 6)],
     replays=4,
+    seal=Seal(3, NOON_MS),
+    committed_seal=2,
+    committed_ms=NOON_MS + 4,
 )
 CHUNK_ID = ChunkId(4, 5, 3)
 CATALOG = Catalog(
@@ -130,6 +133,22 @@ CATALOG = Catalog(
             first_ms=NOON_MS - 300_000,
             last_ms=NOON_MS + 5,
             schema=column_types(SCHEMA),
+            late=1,
+        ),
+    ),
+    dropped=(BlockId(NOON_MS - 300_000, 15),),
+    handed_off_rows=8,
+    expired_rows=9,
+)
+BATCH = Batch(
+    2,
+    NOON_MS,
+    late_from=3,
+    seal=Seal(3, NOON_MS),
+    history=(
+        Handoff(1, NOON_MS - 300_000, seal=1, late=False, at_ms=NOON_MS + 6),
+        Handoff(
+            2, NOON_MS, seal=3, late=True, at_ms=NOON_MS + 7, table="warehouse/2.metadata.json"
         ),
     ),
 )
@@ -154,20 +173,8 @@ RECORDS = [
     Record("manifest.json", "manifest", MANIFEST.encode(), PartitionState.decode, MANIFEST),
     Record("catalog.json", "catalog", CATALOG.encode(), Catalog.decode, CATALOG),
     Record("replay.json", "replay", REPLAY.encode(), ReplayRequest.decode, REPLAY),
-    Record(
-        "batch.json",
-        "batch",
-        record.encode("batch", 1, {"number": 2, "covered_until_ms": NOON_MS}),
-        Batch.decode,
-        Batch(2, NOON_MS),
-    ),
-    Record(
-        "batch-uncovered.json",
-        "batch",
-        record.encode("batch", 1, {"number": 0, "covered_until_ms": None}),
-        Batch.decode,
-        Batch(),
-    ),
+    Record("batch.json", "batch", BATCH.encode(), Batch.decode, BATCH),
+    Record("batch-uncovered.json", "batch", Batch().encode(), Batch.decode, Batch()),
 ]
 each_record = pytest.mark.parametrize("made", RECORDS, ids=[made.name for made in RECORDS])
 
@@ -276,7 +283,7 @@ def test_shortened_record_is_corruption(made: Record, data: st.DataObject) -> No
 
 
 def test_before_any_handoff_there_is_no_batch_file(tmp_path: Path) -> None:
-    assert read_batch(FILES, Layout(tmp_path).batch) == Batch(0, None)
+    assert read_batch(FILES, Layout(tmp_path)) == Batch(0, None)
 
 
 # -- logs ---------------------------------------------------------------------------------------
