@@ -14,7 +14,7 @@ from storage.rejects import RejectFilter
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _ms(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+def time_ms(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
     """Milliseconds of an ISO 8601 time, UTC unless it says otherwise."""
     if text is None:
         return None
@@ -34,8 +34,8 @@ _OPTIONS = (
     ),
     click.option("--partition", "partitions", multiple=True, help="It came from; repeatable."),
     click.option("--offset", "offsets", multiple=True, type=int, help="Repeatable."),
-    click.option("--since", "since_ms", callback=_ms, help="Broker time, included."),
-    click.option("--until", "until_ms", callback=_ms, help="Broker time, not included."),
+    click.option("--since", "since_ms", callback=time_ms, help="Broker time, included."),
+    click.option("--until", "until_ms", callback=time_ms, help="Broker time, not included."),
 )
 
 

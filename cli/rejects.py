@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
-import os
-import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +27,6 @@ from storage.rejects import RejectFilter
 from storage.replay import ask
 
 SHOWN_CHARACTERS = 60
-_FLOCK = "hhqqi4x"
-"""struct flock of 64-bit Linux."""
 
 Feed = Callable[[Callable[[pa.RecordBatch], None]], None]
 
@@ -156,7 +151,7 @@ def replay(data_dir: Path | None, **options: Any) -> None:
         click.echo(
             f"request {request.number} was carried out in this run; {count} rejects fail yet"
         )
-    elif any(_locked(layout.hot(name) / "lock") for name in names):
+    elif any(Files().locked(layout.hot(name) / "lock") for name in names):
         click.echo(f"request {request.number}: {count} rejects; the job takes it up within seconds")
     else:
         click.echo(f"request {request.number}: {count} rejects; no job runs, the next one does it")
@@ -164,17 +159,6 @@ def replay(data_dir: Path | None, **options: Any) -> None:
 
 def _store(data_dirs: tuple[Path, ...]) -> query.Store:
     return query.open(*(data_dirs or [load().data_dir]))
-
-
-def _locked(path: Path) -> bool:
-    """Whether a job holds this lock; it is never taken here, for a job that starts may want it."""
-    try:
-        with path.open("rb+") as file:
-            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            found = fcntl.fcntl(file, fcntl.F_GETLK, asked)
-    except OSError:
-        return False
-    return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
 
 
 def _lines(file: Path, feed: Feed) -> int:

@@ -26,8 +26,11 @@ FORMATS = ("table", "json", "csv", "parquet")
     help="Repeat for several nodes.  [default: that of the settings]",
 )  # fmt: skip
 def sql(text: str, kind: str, data_dirs: tuple[Path, ...]) -> None:
-    """Answer a SQL query over the table `events`."""
-    answer = query.open(*(data_dirs or [load().data_dir])).sql(text)
+    """Answer a SQL query over the tables `events`, `events_all` (with the batch layer's),
+    `events_late` and `rejects`."""
+    settings = load()
+    store = query.open(*(data_dirs or [settings.data_dir]), iceberg=settings.batch.catalog)
+    answer = store.sql(text)
     if kind == "parquet":
         answer.write_parquet(sys.stdout.buffer)
     elif kind == "csv":

@@ -46,7 +46,8 @@ BROKER = "broker"
 MINUTE_MS, HOUR_MS = 60_000, 3_600_000
 UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": 86_400_000}
 SECRET = re.compile(
-    r"password|passphrase|secret|token|\.key$|key\.pem|jaas|oauthbearer\.config", re.IGNORECASE
+    r"password|passphrase|secret|token|credential|access-key|\.key$|key\.pem|jaas|oauthbearer\.config",
+    re.IGNORECASE,
 )
 OWNED = (
     "bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store",
@@ -140,6 +141,24 @@ class KafkaSettings(_Section):
         return value
 
 
+class BatchSettings(_Section):
+    table: str = Field(
+        "forebay.events",
+        pattern=r"^\w+(\.\w+)+$",
+        description="The Iceberg table of the reference batch layer, NAMESPACE.NAME.",
+    )
+    catalog: dict[str, str] = Field(
+        default_factory=dict,
+        description="pyiceberg's properties of the catalog: type, uri, warehouse, s3.*. Default: a"
+        " SQLite catalog and a warehouse in data_dir.",
+    )
+    memory: ByteSize = Field(
+        ByteSize(1 << 30),
+        ge=64 << 20,
+        description="What finding duplicates may hold in memory. Less: more on disk.",
+    )
+
+
 class _Environment(EnvSettingsSource):
     """Leaves text that is no JSON to the validators, so that it is a fault among the others."""
 
@@ -167,6 +186,7 @@ class Settings(BaseSettings):
     source: Literal["files", "kafka"] = Field("files", description="Where events come from.")
     files: FilesSettings = FilesSettings()
     kafka: KafkaSettings = KafkaSettings()
+    batch: BatchSettings = BatchSettings()
     event_schema: str = Field(
         "amplitude",
         alias="schema",
@@ -250,7 +270,7 @@ class Settings(BaseSettings):
     )
     tick_interval: Duration = Field(
         HOUR_MS,
-        description="How often what may go is deleted. It also is as soon as a day was handed over.",
+        description="How often what may go is deleted. It also is whenever a day was handed over.",
     )
     retention: Duration = Field(
         0,
@@ -431,10 +451,10 @@ def shown(settings: Settings) -> dict[str, Any]:
     values = settings.model_dump(mode="json", by_alias=True)
     values["dedup_key"] = list(settings.schema_of_events.key)
     values["upload_time"] = _upload_time_text(settings.schema_of_events)
-    passed = values["kafka"]["librdkafka"]
-    for name in passed:
-        if SECRET.search(name):
-            passed[name] = "********"
+    for passed in (values["kafka"]["librdkafka"], values["batch"]["catalog"]):
+        for name in passed:
+            if SECRET.search(name):
+                passed[name] = "********"
     return values
 
 
@@ -465,7 +485,7 @@ def _fault(error: Mapping[str, Any]) -> str:
 
 def _secret(place: tuple[object, ...]) -> bool:
     """Whether what came could hold a secret: the whole of [kafka] or of what is passed through."""
-    held = place == ("kafka",) or "librdkafka" in place
+    held = place in (("kafka",), ("batch",)) or "librdkafka" in place or "catalog" in place
     return held or any(SECRET.search(str(part)) for part in place)
 
 

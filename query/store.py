@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -25,15 +25,18 @@ import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
 from query.hot import HotCache
+from query.iceberg import scan_table
 from query.rejects import reject_batches, scan_rejects
 from query.view import PartitionView, View, take_view
 from query.why import Answer, explain
+from storage.batch import Placed
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.files import Files
 from storage.rejects import ALL, RejectFilter
 from storage.schema import UPLOAD_TIME
 
-TABLE, REJECTS = "events", "rejects"
+TABLE, ALL_EVENTS, LATE, REJECTS = "events", "events_all", "events_late", "rejects"
+Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -66,8 +69,15 @@ class Receipt:
 class Store:
     """Reads; never writes. Thread safety: any thread."""
 
-    def __init__(self, roots: list[Path], *, partial: bool = False) -> None:
+    def __init__(
+        self,
+        roots: list[Path],
+        *,
+        partial: bool = False,
+        iceberg: Mapping[str, str] | None = None,
+    ) -> None:
         self._files = Files()
+        self._iceberg = dict(iceberg or {})
         self._roots = roots
         self._partial = partial
         self._cache = HotCache(self._files)
@@ -79,21 +89,71 @@ class Store:
         self._cache.keep(self._view)
         return self._view
 
-    def scan(self) -> pl.LazyFrame:
-        """All events of a view taken now. Collect it within the grace period."""
-        return self._events(self.view())
+    def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
+        """All events of a view taken now, from the boundary on; with the batch layer's, if it is
+        asked for `all` layers. Collect it within the grace period."""
+        view = self.view()
+        return self._events(view) if layers == "realtime" else self._all(view)
+
+    def late(self) -> pl.LazyFrame:
+        """The late table of a view taken now: events below the boundary that came after their time
+        was sealed, and that no batch layer took yet."""
+        return self._late(self.view())
+
+    def sealed(self) -> pl.LazyFrame:
+        """What the newest seal is about to hand over: events below it that no batch layer has, and
+        the late table up to it. The same rows in every view until the boundary moves."""
+        view = self.view()
+        until_ms, sealed = view.sealed_until_ms, view.sealed
+        if until_ms is None:
+            raise BadInput("sealed: expected a seal on every node, got none")
+        below = pl.col(UPLOAD_TIME) < _time(until_ms)
+        on_time = self._rows(view, [p.only(lambda part: not part.late) for p in sealed])
+        came_late = self._rows(view, [p.only(lambda part: part.late > 0) for p in sealed])
+        if view.covered_until_ms is not None:
+            on_time = on_time.filter(pl.col(UPLOAD_TIME) >= _time(view.covered_until_ms))
+        return pl.concat([on_time, came_late]).filter(below)
 
     def _events(self, view: View) -> pl.LazyFrame:
-        schema = _polars_schema(view.schema)
-        parts = [self._hot(view, schema)]
-        paths = [path for partition in view.partitions for path in partition.chunk_paths]
-        if paths:
-            parts.insert(0, _cold(paths, schema))
-        events = pl.concat(parts, how="vertical")
+        events = self._rows(view, view.events)
         until_ms = view.covered_until_ms
         if until_ms is not None:
             events = events.filter(pl.col(UPLOAD_TIME) >= _time(until_ms))
         return events
+
+    def _late(self, view: View) -> pl.LazyFrame:
+        return self._rows(view, view.late).filter(
+            pl.col(UPLOAD_TIME) < _time(view.covered_until_ms or 0)
+        )
+
+    def _all(self, view: View) -> pl.LazyFrame:
+        if view.table is None:
+            return self._events(view)
+        events, late = self._events(view), self._late(view)
+        batch = scan_table(
+            view.table,
+            _polars_schema(view.schema),
+            self._iceberg,
+            until=_time(view.covered_until_ms or 0),
+        )
+        parts: list[Placed] = []
+        for partition in view.late:
+            parts += [*partition.hot, *partition.chunks]
+        if parts:
+            first, last = min(p.first_ms for p in parts), max(p.last_ms for p in parts)
+            near = batch.filter(pl.col(UPLOAD_TIME).is_between(_time(first), _time(last)))
+            key = list(view.key)
+            late = late.join(near.select(key), on=key, how="anti")
+        return pl.concat([batch, late, events], how="diagonal")
+
+    def _rows(self, view: View, partitions: list[PartitionView]) -> pl.LazyFrame:
+        """Whole blocks and chunks."""
+        schema = _polars_schema(view.schema)
+        parts = [self._hot(partitions, schema)]
+        paths = [path for partition in partitions for path in partition.chunk_paths]
+        if paths:
+            parts.insert(0, _cold(paths, schema))
+        return pl.concat(parts, how="vertical")
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
         """All rejects of a view taken now, or those meant. Collect it within the grace period."""
@@ -114,7 +174,8 @@ class Store:
         return self._retried(lambda: explain(self._files, self.view(), key, paths or {}))
 
     def sql(self, text: str) -> pl.DataFrame:
-        """The answer to a query over the tables `events` and `rejects`.
+        """The answer to a query over the tables `events`, `events_all` (with the batch layer's),
+        `events_late` (the late table) and `rejects`.
 
         Raises BadInput if it is not valid.
         """
@@ -122,7 +183,12 @@ class Store:
         def answer() -> pl.DataFrame:
             view = self.view()
             rejects = scan_rejects(self._files, view.partitions, ALL)
-            tables = {TABLE: self._events(view), REJECTS: rejects}
+            tables = {
+                TABLE: self._events(view),
+                ALL_EVENTS: self._all(view),
+                LATE: self._late(view),
+                REJECTS: rejects,
+            }
             return pl.SQLContext(tables).execute(text, eager=True)
 
         try:
@@ -174,20 +240,8 @@ class Store:
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """All events as a stream of batches, for DuckDB, pyarrow and others."""
-        return self._retried(self._stream).__arrow_c_stream__(requested_schema)
-
-    def _stream(self) -> pa.RecordBatchReader:
-        events = self.scan()
-        frames = events.collect_batches(chunk_size=STREAM_ROWS, lazy=True)
-        first = next(frames, events.head(0).collect())
-        schema = _table(first).schema
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            yield from _table(first).to_batches()
-            for frame in frames:
-                yield from _table(frame).to_batches()
-
-        return pa.RecordBatchReader.from_batches(schema, batches())
+        found = self._retried(lambda: stream(self.scan()))
+        return found.__arrow_c_stream__(requested_schema)
 
     def _retried(self, answer: Callable[[], T]) -> T:
         """Ask again of a new view when a file of the old one has gone."""
@@ -198,7 +252,7 @@ class Store:
                 failure = error
         raise MissingFile(f"after {RETRIES} views: {failure}") from failure
 
-    def _hot(self, view: View, schema: dict[str, pl.DataType]) -> pl.LazyFrame:
+    def _hot(self, partitions: list[PartitionView], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
         def read(
             with_columns: list[str] | None,
             predicate: pl.Expr | None,
@@ -208,7 +262,7 @@ class Store:
             names = list(schema) if with_columns is None else with_columns
             used = {*names, *(predicate.meta.root_names() if predicate is not None else ())}
             wanted = {name: dtype for name, dtype in schema.items() if name in used}
-            for frame in self._cache.frames(view.partitions, wanted):
+            for frame in self._cache.frames(partitions, wanted):
                 rows = frame if n_rows is None else frame.head(n_rows)
                 n_rows = None if n_rows is None else n_rows - rows.height
                 yield (rows if predicate is None else rows.filter(predicate)).select(names)
@@ -218,18 +272,37 @@ class Store:
         return register_io_source(read, schema=schema, is_pure=True, explain_name="hot blocks")
 
 
-def open(*data_dirs: str | PathLike[str], partial: bool = False) -> Store:
+def open(
+    *data_dirs: str | PathLike[str],
+    partial: bool = False,
+    iceberg: Mapping[str, str] | None = None,
+) -> Store:
     """The store of one data directory, or of several nodes' read as one.
 
     With `partial`, a node that can't be read is left out of answers, and the receipt says so.
-    Raises BadInput if a directory can't be read.
+    `iceberg` has the properties of the file system that the batch layer's table is on, if it needs
+    any. Raises BadInput if a directory can't be read.
     """
     if not data_dirs:
         raise BadInput("query.open: expected at least one data directory, got none")
     roots = [Path(one) for one in data_dirs]
     if len({root.resolve() for root in roots}) < len(roots):
         raise BadInput(f"query.open: expected each data directory once, got {data_dirs}")
-    return Store(roots, partial=partial)
+    return Store(roots, partial=partial, iceberg=iceberg)
+
+
+def stream(rows: pl.LazyFrame) -> pa.RecordBatchReader:
+    """The rows batch by batch, so that memory never holds all of them."""
+    frames = rows.collect_batches(chunk_size=STREAM_ROWS, lazy=True)
+    first = next(frames, rows.head(0).collect())
+    schema = _table(first).schema
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from _table(first).to_batches()
+        for frame in frames:
+            yield from _table(frame).to_batches()
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
 
 
 def _cold(paths: list[Path], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
@@ -279,18 +352,21 @@ def _row(node: str, partition: PartitionView) -> dict[str, Any]:
         "conflicts": counters.conflicts,
         "rejects": counters.rejects,
         "late": counters.late,
+        "after_seal": counters.after_seal,
         "nulled": counters.nulled,
         "skipped": counters.skipped,
         "hot_events": partition.hot_rows,
         "cold_events": partition.cold_rows,
+        "handed_off": partition.handed_off_rows,
+        "expired": partition.expired_rows,
         "hot_blocks": len(partition.hot),
         "chunks": len(partition.chunks),
     }
 
 
 COUNTS = (
-    "accepted", "duplicates", "conflicts", "rejects", "late", "nulled", "skipped", "hot_events",
-    "cold_events", "hot_blocks", "chunks",
+    "accepted", "duplicates", "conflicts", "rejects", "late", "after_seal", "nulled", "skipped",
+    "hot_events", "cold_events", "handed_off", "expired", "hot_blocks", "chunks",
 )  # fmt: skip
 _PARTITION_SCHEMA: dict[str, pl.DataType] = {
     "node": pl.String(),

@@ -13,13 +13,14 @@ No locks, and nothing is written: the job never knows. A view's files stay for t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
-from storage.batch import Batch, read_batch
+from storage.batch import Batch, Placed, read_batch
 from storage.catalog import Catalog, Chunk, read_catalog
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.files import Files
@@ -41,6 +42,16 @@ class PartitionView:
     state: PartitionState
     hot: tuple[BlockState, ...]
     chunks: tuple[Chunk, ...]
+    handed_off_rows: int = 0
+    expired_rows: int = 0
+
+    def only(self, wanted: Callable[[Chunk | BlockState], bool]) -> PartitionView:
+        """With those blocks and chunks alone."""
+        return replace(
+            self,
+            hot=tuple(block for block in self.hot if wanted(block)),
+            chunks=tuple(chunk for chunk in self.chunks if wanted(chunk)),
+        )
 
     @property
     def layout(self) -> Layout:
@@ -90,8 +101,58 @@ class View:
         return max((ms for ms in known if ms is not None), default=None)
 
     @property
+    def events(self) -> list[PartitionView]:
+        """All that may have events at or after the boundary."""
+        until_ms = self.covered_until_ms
+        if until_ms is None:
+            return self.partitions
+        return [p.only(lambda part: part.last_ms >= until_ms) for p in self.partitions]
+
+    @property
+    def late(self) -> list[PartitionView]:
+        """All that may have events of the late table: they came after their time was sealed, and
+        the boundary has passed them, but no batch layer took them."""
+        until_ms = self.covered_until_ms
+        return [
+            partition.only(partial(_came_late, node.batch, until_ms))
+            for node in self.nodes
+            for partition in node.partitions
+            if node.batch is not None and until_ms is not None
+        ]
+
+    @property
+    def sealed_until_ms(self) -> int | None:
+        """Up to where all nodes are sealed."""
+        seals = [node.batch.seal if node.batch else None for node in self.nodes]
+        return min((s.until_ms for s in seals if s), default=None) if all(seals) else None
+
+    @property
+    def sealed(self) -> list[PartitionView]:
+        """All that may have events which the newest seal is about to hand over."""
+        found = []
+        for node in self.nodes:
+            for partition in node.partitions:
+                found.append(partition.only(partial(_about_to_go, node.batch or Batch())))
+        return found
+
+    @property
+    def table(self) -> str | None:
+        """The metadata file of the batch layer's table, as of the boundary."""
+        batches = [node.batch for node in self.nodes if node.batch is not None]
+        newest = max(batches, key=lambda batch: batch.number, default=Batch())
+        return newest.table
+
+    @property
     def batch_number(self) -> int:
         return max((n.batch.number for n in self.nodes if n.batch is not None), default=0)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The dedup key's columns. Raises BadInput if partitions differ in it."""
+        keys = {partition.state.key for partition in self.partitions}
+        if len(keys) > 1:
+            raise BadInput(f"dedup_key: expected the same of all nodes, got {sorted(keys)}")
+        return next(iter(keys), ())
 
     @property
     def schema(self) -> pa.Schema:
@@ -102,6 +163,18 @@ class View:
             return unite([pa.schema(SYSTEM_FIELDS), *map(parse_types, types)])
         except ValueError as error:
             raise BadInput(str(error)) from error
+
+
+def _came_late(batch: Batch, until_ms: int, part: Placed) -> bool:
+    return batch.in_late_table(part) and part.first_ms < until_ms
+
+
+def _about_to_go(batch: Batch, part: Placed) -> bool:
+    if batch.seal is None or part.first_ms >= batch.seal.until_ms:
+        return False
+    if part.late:
+        return batch.late_from <= part.late < batch.seal.number
+    return batch.covered_until_ms is None or part.last_ms >= batch.covered_until_ms
 
 
 class _TooOld(Exception):
@@ -169,7 +242,15 @@ def _partition(files: Files, layout: Layout, state: PartitionState) -> Partition
         raise _TooOld(f"partition {name}: its catalog is of a later run than its manifest")
     catalog = catalog.committed(state.runs, state.incarnation)
     hot = tuple(block for block in state.blocks if block.id not in catalog.covered)
-    view = PartitionView(layout.hot(name), layout.chunks(name), state, hot, catalog.chunks)
+    view = PartitionView(
+        layout.hot(name),
+        layout.chunks(name),
+        state,
+        hot,
+        catalog.chunks,
+        catalog.handed_off_rows,
+        catalog.expired_rows,
+    )
     for path in [*(view.folder / extent.file for extent in view.extents), *view.chunk_paths]:
         _require_inside(layout.root, path)
         if not path.is_file():

@@ -20,6 +20,7 @@ a batch layer says that it has taken it (`late_from`).
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
@@ -28,7 +29,7 @@ from typing import Protocol
 from storage import record
 from storage.errors import BadInput
 from storage.files import Files
-from storage.layout import Layout
+from storage.layout import Layout, utc_text
 
 KIND = "batch"
 VERSION = 1
@@ -37,10 +38,12 @@ HISTORY_MAX = 1000
 
 @dataclass(frozen=True)
 class Seal:
-    """What comes for upload times below `until_ms` is late. Numbers rise, from 1."""
+    """What comes for upload times below `until_ms` is late. Numbers rise, from 1; `id` tells the
+    seals of different data directories apart."""
 
     number: int
     until_ms: int
+    id: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ class Placed(Protocol):
 
     @property
     def late(self) -> int: ...
+
+    @property
+    def first_ms(self) -> int: ...
 
     @property
     def last_ms(self) -> int: ...
@@ -99,26 +105,27 @@ class Batch:
     def sealed(self, until_ms: int) -> Batch:
         """With a seal up to there; the same if there is that one. Raises BadInput if it would go
         back."""
-        if self.seal is not None and until_ms < self.seal.until_ms:
+        if self.seal is None or until_ms > self.seal.until_ms:
+            return self._newly_sealed(until_ms)
+        if until_ms < self.seal.until_ms:
             raise BadInput(
-                f"seal: expected a time from {self.seal.until_ms} ms on, up to where all is sealed"
-                f" already, got {until_ms} ms"
+                f"seal: expected {utc_text(self.seal.until_ms)} or later, for all before is sealed"
+                f" already, got {utc_text(until_ms)}"
             )
-        covered = self.covered_until_ms
-        if covered is not None and until_ms <= covered:
-            raise BadInput(
-                f"seal: expected a time after {covered} ms, up to where the batch layer answers,"
-                f" got {until_ms} ms"
-            )
-        if self.seal is not None and until_ms == self.seal.until_ms:
-            return self
-        return replace(self, seal=Seal(self.seal.number + 1 if self.seal else 1, until_ms))
+        return self
+
+    def _newly_sealed(self, until_ms: int) -> Batch:
+        number = self.seal.number + 1 if self.seal else 1
+        return replace(self, seal=Seal(number, until_ms, uuid.uuid4().hex))
 
     def completed(self, now_ms: int, *, late: bool, table: str | None) -> Batch:
-        """With the boundary at the seal. Raises BadInput if it is there already."""
-        seal, covered = self.seal, self.covered_until_ms
-        if seal is None or (covered is not None and seal.until_ms <= covered):
-            raise BadInput("batch: expected a seal beyond what the batch layer answers, got none")
+        """With the boundary at the seal; the same if it is there. Raises BadInput without a
+        seal."""
+        seal = self.seal
+        if seal is None:
+            raise BadInput("batch: expected a seal to complete, got none")
+        if seal.until_ms == self.covered_until_ms:
+            return self
         done = Handoff(self.number + 1, seal.until_ms, seal.number, late, now_ms, table)
         return Batch(
             done.number,
@@ -201,7 +208,8 @@ class BatchWriter:
         for span_ms in spans_ms:
             if until_ms % span_ms:
                 raise BadInput(
-                    f"seal: expected a multiple of the block span, {span_ms} ms, got {until_ms} ms"
+                    f"seal: expected a multiple of the block span, {span_ms} ms, got"
+                    f" {utc_text(until_ms)}"
                 )
         return self._put(self.batch.sealed(until_ms))
 

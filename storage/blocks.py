@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from storage.batch import Batch
+from storage.batch import Batch, Placed
 from storage.catalog import Catalog, read_catalog
 from storage.drops import Drops
 from storage.duplicates import duplicates
@@ -348,10 +348,10 @@ class Blocks:
         chunks = [chunk for chunk in catalog.chunks if not batch.handed_off(chunk)]
         blocks = [b for b in self._present().blocks if b.id not in catalog.covered]
         blocks = [block for block in blocks if not batch.handed_off(block)]
-        if stream_ms is None or not (chunks or blocks):
+        parts: list[Placed] = [*chunks, *blocks]
+        if stream_ms is None or not parts:
             return None
-        covered_ms = batch.covered_until_ms or 0
-        first_ms = min(max(part.first_ms, covered_ms) for part in (*chunks, *blocks))
+        first_ms = max(min(part.first_ms for part in parts), batch.covered_until_ms or 0)
         size = sum(extent.bytes for block in blocks for extent in block.extents)
         return Waiting(stream_ms - first_ms, size + sum(chunk.bytes for chunk in chunks))
 

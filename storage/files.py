@@ -11,12 +11,16 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from storage.errors import BadInput
+
+_FLOCK = "hhqqi4x"
+"""struct flock of 64-bit Linux."""
 
 
 class Appender:
@@ -121,6 +125,16 @@ class Files:
                 " directory"
             ) from error
         return file
+
+    def locked(self, path: Path) -> bool:
+        """Whether another process holds the lock."""
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        try:
+            with path.open("rb+") as file:
+                found = fcntl.fcntl(file, fcntl.F_GETLK, asked)
+        except OSError:
+            return False
+        return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
 
     def touch(self, path: Path) -> None:
         """Make an empty file, durably, unless there is one."""

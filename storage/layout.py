@@ -175,5 +175,11 @@ def checked(relative: str) -> str:
     return relative
 
 
+def utc_text(ms: int) -> str:
+    """A time as people read it, to the millisecond where there are any."""
+    text = _utc(ms).isoformat(timespec="milliseconds" if ms % 1000 else "seconds")
+    return text.replace("+00:00", "Z")
+
+
 def _utc(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, tz=timezone.utc)

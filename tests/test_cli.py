@@ -24,7 +24,7 @@ from cli.generate import SUFFIXES, device_of, moment_ms
 from cli.load import Load, LoadSpec
 from cli.main import main
 from flows.settings import Settings, load, shown
-from storage import record
+from storage.batch import Batch
 from storage.errors import PERMANENT
 from storage.layout import Layout
 from tests.partition import NAME, START_MS, Message, Partition, event, frame
@@ -218,8 +218,7 @@ def test_a_real_process_writes_the_bytes_of_a_parquet_file_and_no_others(data: P
 
 
 def test_status_json_has_totals_and_the_progress_of_every_partition(data: Path) -> None:
-    body = {"number": 3, "covered_until_ms": START_MS}
-    Layout(data).batch.write_bytes(record.encode("batch", 1, body))
+    Layout(data).batch.write_bytes(Batch(3, START_MS).encode())
     found = as_json(answered("status", "--json", "--data-dir", data))
     assert found["totals"] == TOTALS
     assert found["batch_number"] == 3

@@ -115,7 +115,7 @@ MANIFEST = PartitionState(
     rejects=[Extent(REJECT_LOG, 99, 2, 5)],
     drops=[Extent(DROP_LOG, 98, 3, 6)],
     replays=4,
-    seal=Seal(3, NOON_MS),
+    seal=Seal(3, NOON_MS, "5ea1"),
     committed_seal=2,
     committed_ms=NOON_MS + 4,
 )
@@ -144,12 +144,10 @@ BATCH = Batch(
     2,
     NOON_MS,
     late_from=3,
-    seal=Seal(3, NOON_MS),
+    seal=Seal(3, NOON_MS, "5ea1"),
     history=(
         Handoff(1, NOON_MS - 300_000, seal=1, late=False, at_ms=NOON_MS + 6),
-        Handoff(
-            2, NOON_MS, seal=3, late=True, at_ms=NOON_MS + 7, table="warehouse/2.metadata.json"
-        ),
+        Handoff(2, NOON_MS, seal=3, late=True, at_ms=NOON_MS + 7, table="2.metadata.json"),
     ),
 )
 

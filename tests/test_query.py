@@ -26,6 +26,7 @@ from polars.testing import assert_frame_equal
 import query
 from query.view import View, take_view
 from storage import record
+from storage.batch import Batch
 from storage.blocks import Blocks, BlocksConfig, Offer
 from storage.catalog import Catalog, read_catalog
 from storage.chunks import Chunks
@@ -232,8 +233,8 @@ def filled(lane: Lane, name: str = "p00") -> Lane:
 
 
 def hand_off(root: Path, number: int, covered_until_ms: int | None) -> None:
-    body = {"number": number, "covered_until_ms": covered_until_ms}
-    Files().replace(Layout(root).batch, record.encode("batch", 1, body), durable=False)
+    batch = Batch(number, covered_until_ms)
+    Files().replace(Layout(root).batch, batch.encode(), durable=False)
 
 
 def collected(store: query.Store) -> pl.DataFrame:

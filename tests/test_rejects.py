@@ -473,7 +473,15 @@ def test_step_takes_requests_up_at_its_turns_and_leaves_out_one_it_cannot_read(
 ) -> None:
     files, layout = OpenFiles(), Layout(tmp_path)
     step = BlocksStep(
-        CONFIG, layout, files, publish_interval_s=0, cache_bytes=1 << 20, redecode=redecode(LARGE)
+        CONFIG,
+        layout,
+        files,
+        publish_interval_s=0,
+        tick_interval_s=3600,
+        cache_bytes=1 << 20,
+        retention_ms=0,
+        batch_late_ms=3_600_000,
+        redecode=redecode(LARGE),
     )
     logic = step(None)
     offers: list[Offer] = []

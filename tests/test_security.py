@@ -24,6 +24,7 @@ import pytest
 
 import query
 from storage import record
+from storage.batch import Batch
 from storage.catalog import Catalog, read_catalog
 from storage.errors import ForebayError
 from storage.files import Files
@@ -303,8 +304,7 @@ def test_times_beyond_the_calendar_are_refused_or_answered(
     change(data, stream_time_ms=number)
     assert read_by_another(data, tmp_path)
     change(data, stream_time_ms=None)
-    body = {"number": 2**63 - 1, "covered_until_ms": number}
-    Layout(data).batch.write_bytes(record.encode("batch", 1, body))
+    Layout(data).batch.write_bytes(Batch(2**63 - 1, number).encode())
     assert read_by_another(data, tmp_path)
 
 

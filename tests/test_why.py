@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import query
 from cli.main import main
 from query.why import Copy
-from storage import record
+from storage.batch import Batch
 from storage.blocks import BlocksConfig
 from storage.errors import BadInput
 from storage.files import Files
@@ -432,8 +432,8 @@ def test_why_tells_where_each_event_is_and_of_what_each_copy_was_a_duplicate(
 def test_event_that_was_handed_off_is_told_as_such(partition: Partition) -> None:
     partition.start()
     partition.take(frame([Event(0, 1, 0), Event(1, 2, HOUR_MS)]))
-    body = {"number": 1, "covered_until_ms": START_MS + 1_000}
-    Files().replace(Layout(partition.root).batch, record.encode("batch", 1, body), durable=False)
+    batch = Batch(1, START_MS + 1_000)
+    Files().replace(Layout(partition.root).batch, batch.encode(), durable=False)
     assert [copy.handed_off for n in (1, 2) for copy in why(partition, n)] == [True, False]
     assert query.open(partition.root).scan().collect().height == 1
 

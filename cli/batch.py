@@ -1,0 +1,208 @@
+"""`forebay batch`: handing over to a batch layer, step by step or with the one that comes along."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import orjson
+import polars as pl
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+import query
+from cli.filters import time_ms
+from flows.handoff import Handoff
+from flows.settings import load
+from query.view import take_view
+from storage.batch import Batch
+from storage.errors import BadInput
+from storage.files import Files
+from storage.layout import utc_text
+from storage.schema import UPLOAD_TIME
+
+if TYPE_CHECKING:
+    from flows.batch import DayReport
+
+SHOWN = 5
+
+data_dirs_option = click.option(
+    "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
+    help="Repeat for several nodes.  [default: that of the settings]",
+)  # fmt: skip
+through_option = click.option(
+    "--through", "until_ms", required=True, callback=time_ms,
+    help="Upload time up to which, not included: 2024-05-02 is the end of the 1st (UTC).",
+)  # fmt: skip
+
+
+@click.group()
+def batch() -> None:
+    """Hand days over to a batch layer. Each command may be given again, and by any scheduler."""
+
+
+@batch.command()
+@through_option
+@data_dirs_option
+def seal(until_ms: int, data_dirs: tuple[Path, ...]) -> None:
+    """From now on, what comes for earlier upload times is late: what is there never changes.
+
+    Returns when no crash can undo that. Read the events then, and say `complete`.
+    """
+    with Handoff(_roots(data_dirs)) as handoff:
+        for found in handoff.seal(until_ms):
+            number = found.seal.number if found.seal else 0
+            click.echo(f"sealed until {utc_text(until_ms)}, seal {number}")
+
+
+@batch.command()
+@through_option
+@click.option("--late", is_flag=True, help="The batch layer has taken the late table as well.")
+@data_dirs_option
+def complete(until_ms: int, late: bool, data_dirs: tuple[Path, ...]) -> None:
+    """From now on the batch layer answers for earlier upload times. Seals them if that was not
+    done."""
+    with Handoff(_roots(data_dirs)) as handoff:
+        handoff.seal(until_ms)
+        for found in handoff.complete(round(time.time() * 1000), late=late):
+            click.echo(f"batch {found.number}, covered until {utc_text(until_ms)}")
+
+
+@batch.command()
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@data_dirs_option
+def show(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
+    """The batch number, the boundary, the seal, the late table's size and the last handoffs."""
+    roots = _roots(data_dirs)
+    view = take_view(Files(), roots)
+    late = _late_by_day(query.open(*roots))
+    found = {
+        "batch_number": view.batch_number,
+        "covered_until": _text(view.covered_until_ms),
+        "sealed_until": _text(view.sealed_until_ms),
+        "late_events": int(late["events"].sum()),
+        "table": view.table,
+        "nodes": [
+            {"node": str(node.root), "history": _history(node.batch or Batch())}
+            for node in view.nodes
+        ],
+    }
+    if as_json:
+        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+        return
+    for name, value in found.items():
+        if name != "nodes":
+            click.echo(f"{name.replace('_', ' '):14} {'-' if value is None else value}")
+    for node in view.nodes:
+        for one in (node.batch or Batch()).history[-SHOWN:]:
+            click.echo(
+                f"{node.root}: batch {one.number} covered until {utc_text(one.covered_until_ms)},"
+                f" since {utc_text(one.at_ms)}"
+            )
+
+
+@batch.command()
+@click.option(
+    "--export", "file", type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the late table to this Parquet file.",
+)  # fmt: skip
+@data_dirs_option
+def late(file: Path | None, data_dirs: tuple[Path, ...]) -> None:
+    """The late table: events that came for a time that was handed over. Taken by `batch run`, or
+    by a batch layer of your own that then says `complete --late`."""
+    store = query.open(*_roots(data_dirs))
+    if file is not None:
+        store.late().sink_parquet(file)
+    found = _late_by_day(store)
+    for row in found.iter_rows(named=True):
+        click.echo(f"{row['day']}  {row['events']:,}")
+    click.echo(f"{int(found['events'].sum()):,} late events")
+
+
+@batch.command()
+@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="The day (UTC) to hand over.")
+@click.option("--catch-up", is_flag=True, help="All days that are over and not handed over.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a day.")
+@data_dirs_option
+def run(day: datetime | None, catch_up: bool, as_json: bool, data_dirs: tuple[Path, ...]) -> None:
+    """The batch layer that comes along: a day's events, once each, into an Iceberg table."""
+    if (day is None) != catch_up:
+        raise BadInput("batch run: expected either --day or --catch-up")
+    from flows.batch import BatchConfig, missing_days, run_day
+
+    settings = load()
+    config = BatchConfig(
+        settings.batch.table, dict(settings.batch.catalog), int(settings.batch.memory)
+    )
+    roots = _roots(data_dirs)
+    days = missing_days(roots) if day is None else [day.date()]
+    for one in days:
+        with _progress(quiet=as_json) as bar:
+            show_rows = partial(_show_rows, bar, bar.add_task(f"{one}", total=None))
+            report = run_day(roots, config, one, show_rows)
+        _tell(report, as_json)
+    if not days:
+        click.echo("no day is over that was not handed over", err=True)
+
+
+def _show_rows(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
+
+
+def _progress(*, quiet: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+
+
+def _tell(report: DayReport, as_json: bool) -> None:
+    if as_json:
+        click.echo(orjson.dumps(report))
+        return
+    click.echo(
+        f"{report.day}: batch {report.number}, {report.rows:,} events,"
+        f" {report.duplicates:,} duplicates across partitions, {report.late:,} late"
+        + (" (written by a run that was killed)" if report.again else "")
+    )
+
+
+def _late_by_day(store: query.Store) -> pl.DataFrame:
+    day = pl.col(UPLOAD_TIME).dt.date().alias("day")
+    return store.late().group_by(day).agg(pl.len().alias("events")).sort("day").collect()
+
+
+def _history(found: Batch) -> list[dict[str, object]]:
+    return [
+        {
+            "number": one.number,
+            "covered_until": utc_text(one.covered_until_ms),
+            "at": utc_text(one.at_ms),
+            "table": one.table,
+        }
+        for one in found.history
+    ]
+
+
+def _text(ms: int | None) -> str | None:
+    return None if ms is None else utc_text(ms)
+
+
+def _roots(data_dirs: Sequence[Path]) -> list[Path]:
+    return list(data_dirs) or [load().data_dir]

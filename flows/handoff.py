@@ -1,0 +1,128 @@
+"""Handing over to a batch layer: sealing a time on all nodes, and moving the boundary.
+
+    with Handoff([Path("data")]) as handoff:
+        handoff.seal(until_ms)      # from now on, what is below it never changes
+        ...                         # read it, for as long as that takes
+        handoff.complete(now_ms, late=True)
+
+What always holds: only one handoff is open at a time; a seal returns when no crash can undo it; to
+seal the same time again, or to complete again after a crash in between, changes nothing.
+
+A job that runs carries the seal out and commits that. Without one, nothing comes, so the seal is in
+force as soon as it is written; but the data must be what the last run committed, hence `ended`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from storage.batch import Batch, BatchWriter
+from storage.errors import BadInput
+from storage.files import Files
+from storage.layout import Layout, utc_text
+from storage.state import PartitionState, read_manifest
+
+SEAL_S = 60.0
+LOOK_S = 0.05
+
+
+class Handoff:
+    """One handoff of all nodes. Raises BadInput if another is open."""
+
+    def __init__(self, roots: Sequence[Path], timeout_s: float = SEAL_S) -> None:
+        """`timeout_s` is how long a running job may take to commit a seal."""
+        self._files = Files()
+        self._layouts = [Layout(root) for root in roots]
+        self._timeout_s = timeout_s
+        self._writers: list[BatchWriter] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Handoff:
+        with ExitStack() as stack:
+            for layout in self._layouts:
+                if not layout.root.is_dir():
+                    raise BadInput(f"{layout.root}: expected a data directory, got none")
+                self._writers.append(stack.enter_context(BatchWriter(self._files, layout)))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def batches(self) -> list[Batch]:
+        """What each node has on record now."""
+        return [writer.batch for writer in self._writers]
+
+    def reach_ms(self) -> int | None:
+        """The newest upload time that was committed: a time can be sealed up to there."""
+        reached = []
+        for layout in self._layouts:
+            running = self._files.locked(layout.lock)
+            for state in self._states(layout):
+                reached.append(state.committed_ms if running else state.stream_time_ms)
+        return max((ms for ms in reached if ms is not None), default=None)
+
+    def seal(self, until_ms: int) -> list[Batch]:
+        """Have events that come from now on for upload times below `until_ms` treated as late.
+
+        Returns when that is committed, each node's batch. Raises BadInput if it would go back or
+        past what has been committed, if the job was killed and does not run, or if it takes longer
+        than the timeout; all of these change nothing that a query sees.
+        """
+        reach_ms = self.reach_ms()
+        if reach_ms is None or until_ms > reach_ms:
+            reached = "nothing yet" if reach_ms is None else f"at most {utc_text(reach_ms)}"
+            raise BadInput(
+                f"seal: expected a time that committed events have reached, {reached}, got"
+                f" {utc_text(until_ms)}"
+            )
+        for layout, writer in zip(self._layouts, self._writers, strict=True):
+            spans_ms = {state.block_span_ms for state in self._states(layout)}
+            if self._files.locked(layout.lock):
+                writer.seal(until_ms, spans_ms)
+            else:
+                with self._files.lock(layout.lock):
+                    if not layout.ended.exists():
+                        raise BadInput(
+                            f"{layout.root}: expected a job that runs, or one that ended well; the"
+                            " last one was killed: start it again"
+                        )
+                    writer.seal(until_ms, spans_ms)
+        deadline = time.monotonic() + self._timeout_s
+        for layout, batch in zip(self._layouts, self.batches, strict=True):
+            self._wait(layout, batch, deadline)
+        return self.batches
+
+    def complete(self, now_ms: int, *, late: bool, table: str | None = None) -> list[Batch]:
+        """Move the boundary to the seal: from now on the batch layer answers below it.
+
+        `late`: it has taken the late table too; `table`: the metadata file of its Iceberg table.
+        """
+        return [writer.complete(now_ms, late=late, table=table) for writer in self._writers]
+
+    def _states(self, layout: Layout) -> list[PartitionState]:
+        found = (read_manifest(self._files, layout.manifest(name)) for name in layout.partitions())
+        return [state for state in found if state is not None]
+
+    def _wait(self, layout: Layout, batch: Batch, deadline: float) -> None:
+        number = batch.seal.number if batch.seal else 0
+        while True:
+            behind = [s.partition for s in self._states(layout) if s.committed_seal < number]
+            if not behind or (layout.ended.exists() and not self._files.locked(layout.lock)):
+                return
+            if time.monotonic() > deadline:
+                raise BadInput(
+                    f"{layout.root}: expected the job to commit the seal within"
+                    f" {self._timeout_s:.0f} s, partition {behind[0]} has not"
+                )
+            time.sleep(LOOK_S)
