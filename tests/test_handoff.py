@@ -72,7 +72,7 @@ def tick(partition: Partition, retention_ms: int = 0) -> None:
 
 
 def offsets(rows: pl.LazyFrame) -> list[int]:
-    return rows.select("_offset").collect()["_offset"].sort().to_list()
+    return [int(offset) for offset in rows.select("_offset").collect()["_offset"].sort()]
 
 
 def store(partition: Partition) -> query.Store:
@@ -130,6 +130,70 @@ def test_event_for_a_sealed_time_is_seen_until_the_boundary_and_in_the_late_tabl
     assert offsets(found.scan()) == list(range(5, 12))
     assert offsets(found.late()) == [12]
     assert partition.manifest().counters.after_seal == 1
+
+
+def test_event_for_a_sealed_time_whose_block_is_in_the_cache_goes_to_another_block(
+    partition: Partition,
+) -> None:
+    partition.start()
+    spread(partition, 3)
+    seal(partition, BASE_MS + 2 * SPAN_MS)
+    confirm(partition)
+    partition.append(event(3, 100, BASE_MS - START_MS + SPAN_MS))
+    found = store(partition)
+    assert offsets(found.sealed()) == [0, 1]
+    assert [block.late for block in partition.manifest().hot] == [0, 0, 1, 0]
+    snapshot = confirm(partition)
+    partition.crash()
+    partition.start(snapshot)
+    partition.append(event(4, 101, BASE_MS - START_MS + SPAN_MS))
+    assert offsets(store(partition).sealed()) == [0, 1]
+    assert [block.late for block in partition.manifest().hot] == [0, 0, 1, 0]
+
+
+def test_chunk_of_late_events_stays_until_they_were_taken(partition: Partition) -> None:
+    partition.blocks_per_chunk = 1
+    partition.start()
+    spread(partition, 12)
+    seal(partition, BASE_MS + 5 * SPAN_MS)
+    confirm(partition)
+    first = BASE_MS - START_MS
+    partition.append(event(12, 100, first), event(13, 101, first + 20 * SPAN_MS))
+    complete(partition, late=False)
+    for _ in range(3):
+        partition.blocks.snapshot()
+    tick(partition)
+    assert [chunk.late for chunk in partition.catalog().chunks if chunk.late] == [1]
+    assert offsets(store(partition).late()) == [12]
+    seal(partition, BASE_MS + 6 * SPAN_MS)
+    confirm(partition)
+    complete(partition, late=False)
+    tick(partition)
+    assert offsets(store(partition).late()) == [12]
+    seal(partition, BASE_MS + 7 * SPAN_MS)
+    confirm(partition)
+    complete(partition, late=True)
+    tick(partition)
+    assert not any(chunk.late for chunk in partition.catalog().chunks)
+
+
+def test_a_seal_is_confirmed_only_when_no_crash_can_undo_it(partition: Partition) -> None:
+    partition.start()
+    spread(partition, 3)
+    before = partition.blocks.snapshot()
+    number = seal(partition, BASE_MS + SPAN_MS).seal
+    assert number is not None
+    for _ in range(2):
+        partition.blocks.snapshot()
+        partition.blocks.publish()
+        assert partition.manifest().committed_seal < number.number
+    partition.blocks.snapshot()
+    partition.blocks.publish()
+    assert partition.manifest().committed_seal == number.number
+    partition.crash()
+    partition.start(before)
+    partition.blocks.publish()
+    assert partition.manifest().committed_seal < number.number
 
 
 def test_redelivery_of_what_was_sealed_is_still_a_duplicate(partition: Partition) -> None:
@@ -310,8 +374,8 @@ class Handoffs(RuleBasedStateMachine):
         tick(self.partition)
         self.published = self.taken
 
-    @rule(back=st.integers(0, 4))
-    def seal(self, back: int) -> None:
+    @rule(back=st.integers(0, 2), confirmed=st.booleans())
+    def seal(self, back: int, confirmed: bool) -> None:
         """Up to a time that was committed."""
         self.publish()
         reach_ms = self.partition.manifest().committed_ms
@@ -319,6 +383,8 @@ class Handoffs(RuleBasedStateMachine):
         if reach_ms and until_ms > (self.record.seal.until_ms if self.record.seal else 0):
             seal(self.partition, until_ms)
             self.confirmed = None
+            if confirmed:
+                self.confirm()
 
     @precondition(lambda self: self.record.seal and not self.confirmed)
     @rule()
@@ -385,4 +451,4 @@ class Handoffs(RuleBasedStateMachine):
 
 
 TestHandoffs = Handoffs.TestCase
-TestHandoffs.settings = settings(stateful_step_count=40, max_examples=40)
+TestHandoffs.settings = settings(stateful_step_count=50, max_examples=50)
