@@ -15,8 +15,9 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from flows.settings import Settings
 from operators.decode import DecodeConfig, Decoder
-from operators.kafka import POLL_MESSAGES, KafkaConfig, topic_partitions
+from operators.kafka import POLL_MESSAGES
 from operators.messages import Messages
+from operators.topic import KafkaConfig, topic_partitions
 
 
 def main(bootstrap: str, topic: str, messages: int, schema: str) -> int:

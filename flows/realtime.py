@@ -27,12 +27,13 @@ from operators.chunks import ChunksSink
 from operators.decode import DecodeConfig, Decoder
 from operators.failure import noted
 from operators.files import FilesConfig, FileSource, file_partitions
-from operators.kafka import KafkaConfig, KafkaSource, topic_id, topic_partitions
+from operators.kafka import KafkaSource
 from operators.messages import Messages
 from operators.repartition import hash_partitions, is_hash_partition, repartition
 from operators.replay import decode_again
 from operators.routing import state_key
 from operators.stop import stop_on_signals, stopping
+from operators.topic import KafkaConfig, require_same_topic, topic_id, topic_partitions
 from storage.blocks import BlocksConfig
 from storage.errors import BadInput
 from storage.files import Files
@@ -137,23 +138,20 @@ def _source(
     kafka = kafka_config(settings)
     partitions = topic_partitions(kafka)
     gone = sorted(known - {key.name for key in partitions})
-    if partitions:
-        _require_same_topic(layout.topic(kafka.topic), topic_id(kafka))
-    return KafkaSource(kafka, partitions, gone), partitions
+    id = topic_id(kafka) if partitions else None
+    if id is not None:
+        _keep_topic(layout.topic(kafka.topic), id)
+    return KafkaSource(kafka, partitions, gone, id), partitions
 
 
-def _require_same_topic(path: Path, id: str | None) -> None:
-    """Offsets mean nothing in another topic of the same name. Raises BadInput if it is one."""
+def _keep_topic(path: Path, id: str) -> None:
+    """Keep the topic's id for the next start. Raises BadInput if another one was kept before."""
     files = Files()
-    known = files.read(path).decode() if path.is_file() else None
-    if id is not None and known is None:
+    if path.is_file():
+        require_same_topic(path.name, files.read(path).decode(), id)
+    else:
         files.make_directory(path.parent)
         files.replace(path, id.encode(), durable=True)
-    elif id is not None and known != id:
-        raise BadInput(
-            f"topic {path.name}: expected the topic read before, id {known}, got one created anew,"
-            f" id {id}; it needs a data directory of its own"
-        )
 
 
 def kafka_config(settings: Settings) -> KafkaConfig:

@@ -6,7 +6,8 @@ oldest message has lingered, so an idle partition costs one look at an empty que
 
 Offsets live in the snapshot. They are also committed to the consumer group, for lag tools only:
 nothing is ever read back from there. A broker that is away is waited for, with librdkafka's own
-back-off; an offset that the broker no longer has stops the job, or is skipped and counted.
+back-off; an offset that the broker no longer has stops the job, or is skipped and counted. No
+message is emitted before it is sure to be of the topic that was read from the start (`topic.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
 import numpy as np
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
@@ -29,15 +29,14 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
-    TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
 from typing_extensions import override
 
 from operators.failure import noted
 from operators.messages import I64, Messages
 from operators.stop import stopping
+from operators.topic import METADATA_TIMEOUT_S, KafkaConfig, Watch
 from storage.errors import BadInput, ForebayError
 from storage.layout import PartitionKey
 
@@ -50,108 +49,40 @@ IDLE_POLL_S, IDLE_POLL_S_MAX, IDLE_SHARE = 0.005, 0.05, 0.1
 """How long an empty partition is left alone: a tenth of the time it has been so, within bounds."""
 COMMIT_EVERY_S = 5.0
 TELL_EVERY_S = 10.0
-METADATA_TIMEOUT_S = 10.0
-RETRY_S_MAX = 30.0
 
 
 class OffsetGone(ForebayError):
     """The broker no longer has the offset at which a partition is to go on."""
 
 
-@dataclass(frozen=True)
-class KafkaConfig:
-    """`librdkafka` is passed through as it is; `start` and `on_gap` as in the settings."""
-
-    bootstrap: str
-    topic: str
-    group: str = "forebay"
-    start: str = "earliest"
-    on_gap: str = "stop"
-    librdkafka: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    batch_rows: int = 5000
-    linger_s: float = 0.05
-
-    def consumer(self) -> dict[str, Any]:
-        return {
-            "bootstrap.servers": self.bootstrap,
-            "group.id": self.group,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": False,
-            "queued.min.messages": 200_000,
-            "queued.max.messages.kbytes": 65_536,
-            "fetch.wait.max.ms": 50,
-            "fetch.queue.backoff.ms": 10,
-            "reconnect.backoff.ms": 200,
-            "reconnect.backoff.max.ms": 5000,
-            "log_level": 2,
-            "logger": log,
-            **self.librdkafka,
-        }
-
-
-def partition_key(topic: str, number: int) -> PartitionKey:
-    """Zero-padded, so that names sort in partition order."""
-    return PartitionKey(f"{topic}-{number:05d}", number)
-
-
-def topic_partitions(config: KafkaConfig) -> list[PartitionKey]:
-    """The partitions that the topic has now; waits for the broker, and for the topic, to be."""
-    own: dict[str, Any] = {
-        "bootstrap.servers": config.bootstrap,
-        "log_level": 2,
-        "logger": log,
-        "error_cb": lambda _: None,
-    }
-    client = AdminClient({**own, **config.librdkafka})
-    delay_s = 0.5
-    while not stopping():
-        try:
-            topics = client.list_topics(config.topic, timeout=METADATA_TIMEOUT_S).topics
-            found = topics[config.topic]
-            if found.error is None and found.partitions:
-                return [partition_key(config.topic, number) for number in sorted(found.partitions)]
-            problem = str(found.error or "no partitions yet")
-        except KafkaException as error:
-            problem = str(error.args[0])
-        log.warning(
-            "waiting for topic %s at %s: %s; next try in %.1f s",
-            config.topic,
-            config.bootstrap,
-            problem,
-            delay_s,
-        )
-        time.sleep(delay_s)
-        delay_s = min(delay_s * 2, RETRY_S_MAX)
-    return []
-
-
-def topic_id(config: KafkaConfig) -> str | None:
-    """What tells the topic from another of its name; None if the broker does not say."""
-    client = AdminClient(
-        {"bootstrap.servers": config.bootstrap, "log_level": 2, **config.librdkafka}
-    )
-    told = client.describe_topics(TopicCollection([config.topic]))[config.topic]
-    try:
-        return str(told.result(METADATA_TIMEOUT_S).topic_id)
-    except (KafkaException, TimeoutError) as error:
-        log.warning("kafka %s: the topic's id is not known: %s", config.bootstrap, error)
-        return None
-
-
 @dataclass
 class _Queue:
     """What has arrived for one partition and was not emitted yet. `next_offset` is None until
-    something has arrived; `since` is when the oldest waiting message came."""
+    something has arrived."""
 
     number: int
     next_offset: int | None
     pieces: list[_Piece] = field(default_factory=list)
     rows: int = 0
     bytes: int = 0
-    since: float = 0.0
     skipped: int = 0
+
+    def take(self, rows: int, linger_s: float, sure_s: float) -> list[_Piece]:
+        """The pieces of a batch, if there is one: full, or old enough. Only what was read before
+        `sure_s` is looked at."""
+        count = took_rows = took_bytes = 0
+        for piece in self.pieces:
+            if piece.read_s >= sure_s or took_rows >= rows or took_bytes >= BATCH_BYTES_MAX:
+                break
+            count, took_rows = count + 1, took_rows + len(piece.values)
+            took_bytes += piece.bytes
+        full = took_rows >= rows or took_bytes >= BATCH_BYTES_MAX
+        if not count or not (full or time.monotonic() - self.pieces[0].read_s >= linger_s):
+            return []
+        taken, self.pieces = self.pieces[:count], self.pieces[count:]
+        self.rows -= took_rows
+        self.bytes -= took_bytes
+        return taken
 
 
 @dataclass(frozen=True)
@@ -161,14 +92,18 @@ class _Piece:
     times_ms: I64
     appended: bool
     """Whether the times are the broker's own, not the producers'."""
+    read_s: float
+    bytes: int
 
 
 class _Reader:
     """One consumer and the queues of the partitions it feeds. One worker thread uses it."""
 
-    def __init__(self, config: KafkaConfig) -> None:
+    def __init__(self, config: KafkaConfig, id: str | None) -> None:
         self._config = config
         self._consumer = Consumer({**config.consumer(), "error_cb": self._told})
+        self._watch = Watch(config, id)
+        self._read_s = 0.0
         self._queues: dict[int, _Queue] = {}
         self._poll_due = 0.0
         self._commit_due = time.monotonic() + COMMIT_EVERY_S
@@ -209,16 +144,25 @@ class _Reader:
         if sum(queue.bytes for queue in waiting) >= QUEUED_BYTES_MAX:
             return
         arrived = self._consumer.consume(POLL_MESSAGES, 0)
+        if arrived:
+            self._read_s = time.monotonic()
         if len(arrived) < POLL_MESSAGES // 4:
             self._poll_due = now + IDLE_POLL_S
         failed = [message for message in arrived if message.error() is not None]
         if failed:
             arrived = [message for message in arrived if message.error() is None]
-        self._queue(arrived, now)
+        self._queue(arrived)
         for message in failed:
             self._report(message)
         if now >= self._commit_due:
             self._commit()
+
+    def sure_s(self) -> float:
+        """What was read before this moment is of the topic that was read from the start."""
+        self._watch.look(self._read_s)
+        if self._watch.problem:
+            self._told(self._watch.problem)
+        return self._watch.sure_s
 
     def end_offset(self, number: int) -> int | None:
         """The high watermark of the last fetch."""
@@ -236,25 +180,26 @@ class _Reader:
             self._commit()
             self._consumer.close()
 
-    def _queue(self, arrived: list[Message], now: float) -> None:
+    def _queue(self, arrived: list[Message]) -> None:
         """Sort messages into their partitions' queues, columns apart."""
         numbers = np.array([message.partition() for message in arrived], dtype=np.int64)
         for number in np.unique(numbers).tolist():
             mine = np.flatnonzero(numbers == number).tolist()
             part = arrived if len(mine) == len(arrived) else [arrived[row] for row in mine]
             stamps = np.array([message.timestamp() for message in part], dtype=np.int64)
+            values = [message.value() or b"" for message in part]
             piece = _Piece(
-                [message.value() or b"" for message in part],
+                values,
                 np.array([message.offset() for message in part], dtype=np.int64),
                 stamps[:, 1],
                 bool((stamps[:, 0] == TIMESTAMP_LOG_APPEND_TIME).all()),
+                self._read_s,
+                sum(map(len, values)),
             )
             queue = self._queues[number]
-            if not queue.pieces:
-                queue.since = now
             queue.pieces.append(piece)
             queue.rows += len(part)
-            queue.bytes += sum(map(len, piece.values))
+            queue.bytes += piece.bytes
             queue.next_offset = int(piece.offsets[-1]) + 1
 
     def _report(self, message: Message) -> None:
@@ -278,6 +223,7 @@ class _Reader:
             log.warning("kafka %s is away; waiting: %s", self._config.bootstrap, error.str())
 
     def _close_gap(self, queue: _Queue) -> None:
+        self._watch.wait()
         low, high = self._consumer.get_watermark_offsets(
             self._place(queue.number), timeout=METADATA_TIMEOUT_S
         )
@@ -339,18 +285,17 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
     def next_batch(self) -> list[Messages]:
         if stopping():
             raise StopIteration
-        queue = self._queue
-        if queue.rows < self._config.batch_rows:
+        queue, config = self._queue, self._config
+        if queue.rows < config.batch_rows + POLL_MESSAGES:  # the next ones become sure meanwhile
             self._reader.poll()
+        pieces = queue.take(config.batch_rows, config.linger_s, self._reader.sure_s())
         now = time.monotonic()
-        full = queue.rows >= self._config.batch_rows or queue.bytes >= BATCH_BYTES_MAX
-        if not full and (not queue.rows or now - queue.since < self._config.linger_s):
+        if not pieces:
             idle_s = 0.0 if queue.rows else (now - self._emitted) * IDLE_SHARE
             wait_s = min(max(IDLE_POLL_S, idle_s), IDLE_POLL_S_MAX)
             self._awake = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
             return []
         self._awake, self._emitted = None, now
-        pieces, queue.pieces, queue.rows, queue.bytes = queue.pieces, [], 0, 0
         offsets = np.concatenate([piece.offsets for piece in pieces])
         self._next_offset = int(offsets[-1]) + 1
         skipped, queue.skipped = queue.skipped, 0
@@ -386,10 +331,16 @@ class KafkaSource(FixedPartitionedSource[Messages, int | None]):
     """All partitions of one topic, as they are when the job starts."""
 
     def __init__(
-        self, config: KafkaConfig, partitions: Sequence[PartitionKey], gone: Sequence[str] = ()
+        self,
+        config: KafkaConfig,
+        partitions: Sequence[PartitionKey],
+        gone: Sequence[str] = (),
+        id: str | None = None,
     ) -> None:
-        """`gone` are partitions read before that the topic no longer has."""
+        """`gone` are partitions read before that the topic no longer has; `id` is the topic's, if
+        the broker says."""
         self._config = config
+        self._id = id
         self._gone = gone
         self._numbers = {key.name: key.number for key in partitions}
         self._local = threading.local()
@@ -407,6 +358,6 @@ class KafkaSource(FixedPartitionedSource[Messages, int | None]):
                 " got none; another topic, or one created anew, needs a data directory of its own"
             )
         if not hasattr(self._local, "reader"):
-            self._local.reader = _Reader(self._config)
+            self._local.reader = _Reader(self._config, self._id)
         number = self._numbers[for_part]
         return _KafkaPartition(for_part, number, self._local.reader, self._config, resume_state)

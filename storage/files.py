@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,8 +52,15 @@ class Appender:
             os.close(descriptor)
 
 
+FOLDERS_MAX = 10_000
+"""How many folders are remembered as durable: the hours of chunks are ever new ones."""
+
+
 class Files:
     """The real file system."""
+
+    def __init__(self) -> None:
+        self._durable: set[Path] = set()
 
     def create(self, path: Path) -> Appender:
         """A new file for appending. Raises FileExistsError if the name was ever used."""
@@ -101,14 +108,19 @@ class Files:
         self.sync_directory(path.parent)
 
     def make_directory(self, path: Path) -> None:
-        """Create `path` and its parents, durably."""
-        missing = []
-        while not path.is_dir():
-            missing.append(path)
-            path = path.parent
-        for directory in reversed(missing):
-            directory.mkdir(exist_ok=True)
-            self.sync_directory(directory.parent)
+        """Create `path` and its parents, durably. Those that are there may be of a run that was
+        killed before it synced them: each is synced once, but for parents we may not open."""
+        if len(self._durable) > FOLDERS_MAX:
+            self._durable.clear()
+        for folder in (*reversed(path.parents), path):
+            there = folder.is_dir()
+            if there and folder in self._durable:
+                continue
+            if not there:
+                folder.mkdir(exist_ok=True)
+            with suppress(PermissionError):
+                self.sync_directory(folder.parent)
+            self._durable.add(folder)
 
     def lock(self, path: Path) -> BinaryIO:
         """Keep other processes from taking the same lock until this one ends or the file returned

@@ -68,9 +68,6 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 KNOWN_GAPS = {
-    "test_a_topic_made_anew_stops_the_job_and_none_of_its_messages_is_taken_for_another"
-    "[longer, during a run]": "the topic's id is compared at the start only",
-    "test_a_folder_that_a_killed_run_made_is_made_durable_by_the_next": "its parent is not synced",
     "test_a_flipped_byte_is_told_with_its_file_or_changes_nothing[chunk]": "Polars does not look at"
     " page checksums, and may end the process",
     "test_partitions_that_are_whole_stay_readable_beside_a_broken_one": "a view is all or nothing",

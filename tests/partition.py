@@ -109,6 +109,7 @@ class OpenFiles(Files):
     """The real file system, which knows what it has open, so that a crash can close it."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._open: list[BinaryIO] = []
 
     def lock(self, path: Path) -> BinaryIO:

@@ -73,6 +73,7 @@ class DyingFiles(Files):
     """The real file system up to the death. Thread safety: any thread."""
 
     def __init__(self, death: Death | None, die: Callable[[], None] = kill_self) -> None:
+        super().__init__()
         self._death = death
         self._die = die
         self._left = death.nth if death else 0
