@@ -25,9 +25,12 @@ FORMATS = ("table", "json", "csv", "parquet")
     "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
     help="Repeat for several nodes.  [default: that of the settings]",
 )  # fmt: skip
-def sql(text: str, kind: str, data_dirs: tuple[Path, ...]) -> None:
+@click.option(
+    "--verify", is_flag=True, help="First hold every byte of chunks against its checksum."
+)
+def sql(text: str, kind: str, data_dirs: tuple[Path, ...], verify: bool) -> None:
     """Answer a SQL query over the table `events`."""
-    answer = query.open(*(data_dirs or [load().data_dir])).sql(text)
+    answer = query.open(*(data_dirs or [load().data_dir]), verify=verify).sql(text)
     if kind == "parquet":
         answer.write_parquet(sys.stdout.buffer)
     elif kind == "csv":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from storage import record
 from storage.files import Files
+from storage.record import Count, TimeMs
 
 KIND = "batch"
 VERSION = 1
@@ -21,8 +22,8 @@ VERSION = 1
 class Batch:
     """`covered_until_ms` is the upload time below which the batch layer answers."""
 
-    number: int = 0
-    covered_until_ms: int | None = None
+    number: Count = 0
+    covered_until_ms: TimeMs | None = None
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Batch:

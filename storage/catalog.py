@@ -15,6 +15,8 @@ from pathlib import Path
 from storage import record
 from storage.files import Files
 from storage.layout import BlockId, ChunkId, checked
+from storage.record import ColumnTypes, Count, TimeMs
+from storage.seal import Seal
 
 KIND = "catalog"
 VERSION = 1
@@ -27,13 +29,13 @@ class Chunk:
     id: ChunkId
     file: str
     blocks: tuple[BlockId, ...]
-    batch: int
+    batch: Count
     """The batch number current when the chunk was made."""
-    rows: int
-    bytes: int
-    first_ms: int
-    last_ms: int
-    schema: dict[str, str]
+    rows: Count
+    seal: Seal
+    first_ms: TimeMs
+    last_ms: TimeMs
+    schema: ColumnTypes
 
     def __post_init__(self) -> None:
         checked(self.file)

@@ -77,7 +77,7 @@ class Chunks:
         hot = self._layout.hot(self._partition)
         schema = schema_of(self._files, hot, blocks)
         temporary = target.with_name(f"{target.name}.tmp")
-        write_chunk(self._files, hot, blocks, temporary, schema)
+        seal = write_chunk(self._files, hot, blocks, temporary, schema)
         self._files.publish(temporary, target)
         chunk = Chunk(
             id=id,
@@ -85,7 +85,7 @@ class Chunks:
             blocks=tuple(block.id for block in blocks),
             batch=read_batch(self._files, self._layout.batch).number,
             rows=sum(block.rows for block in blocks),
-            bytes=self._files.size(target),
+            seal=seal,
             first_ms=first_ms,
             last_ms=max(block.last_ms for block in blocks),
             schema=column_types(schema),

@@ -14,9 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from storage import record
+from storage.errors import Corruption
 from storage.files import Files
 from storage.layout import BlockId
 from storage.log import Extent
+from storage.record import ColumnTypes, Count, SpanMs, TimeMs
 
 KIND = "manifest"
 VERSION = 1
@@ -30,13 +32,13 @@ class Counters:
     `duplicates`. `conflicts` are duplicates whose payload is not that of the event kept.
     """
 
-    accepted: int = 0
-    duplicates: int = 0
-    conflicts: int = 0
-    rejects: int = 0
-    late: int = 0
-    nulled: int = 0
-    skipped: int = 0
+    accepted: Count = 0
+    duplicates: Count = 0
+    conflicts: Count = 0
+    rejects: Count = 0
+    late: Count = 0
+    nulled: Count = 0
+    skipped: Count = 0
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,13 @@ class BlockState:
     """One block. `touched_ms` is the stream time of its last update; times are upload times."""
 
     id: BlockId
-    touched_ms: int
-    first_ms: int
-    last_ms: int
+    touched_ms: TimeMs
+    first_ms: TimeMs
+    last_ms: TimeMs
     extents: tuple[Extent, ...]
-    number: int | None = None
+    number: Count | None = None
     """Eviction number, None while the block is hot."""
-    covered_at_ms: int | None = None
+    covered_at_ms: TimeMs | None = None
     """Wall time at which a chunk was first seen to cover it."""
 
     @property
@@ -63,26 +65,26 @@ class PartitionState:
     """Everything `blocks` must know to go on. Unlisted log bytes do not count."""
 
     partition: str
-    incarnation: int
+    incarnation: Count
     key: tuple[str, ...]
-    block_span_ms: int
-    schema: dict[str, str]
-    snapshots: int = 0
-    sequence: int = 0
-    evictions: int = 0
-    runs: dict[str, int] = field(default_factory=dict)
+    block_span_ms: SpanMs
+    schema: ColumnTypes
+    snapshots: Count = 0
+    sequence: Count = 0
+    evictions: Count = 0
+    runs: dict[str, Count] = field(default_factory=dict)
     """For each earlier run (its incarnation, as text) that this state descends from, the last
     eviction it committed: a chunk of any other eviction does not count (`Catalog.committed`)."""
-    stream_time_ms: int | None = None
-    next_offsets: dict[str, int] = field(default_factory=dict)
-    end_offsets: dict[str, int] = field(default_factory=dict)
+    stream_time_ms: TimeMs | None = None
+    next_offsets: dict[str, Count] = field(default_factory=dict)
+    end_offsets: dict[str, Count] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     hot: list[BlockState] = field(default_factory=list)
     evicted: list[BlockState] = field(default_factory=list)
     rejects: list[Extent] = field(default_factory=list)
     drops: list[Extent] = field(default_factory=list)
     """Drop logs. Bounded, and not made durable by a commit: what they tell may be incomplete."""
-    replays: int = 0
+    replays: Count = 0
     """Number of the last replay request that was carried out."""
 
     @property
@@ -95,7 +97,10 @@ class PartitionState:
     @classmethod
     def decode(cls, data: bytes, name: str) -> PartitionState:
         """Raises Corruption or FormatVersion; `name` describes the data in errors."""
-        return record.read(cls, KIND, VERSION, data, name)
+        state = record.read(cls, KIND, VERSION, data, name)
+        if not set(state.key) <= set(state.schema):
+            raise Corruption(f"{name}: expected a key of columns of the schema, got {state.key}")
+        return state
 
 
 def read_manifest(files: Files, path: Path) -> PartitionState | None:

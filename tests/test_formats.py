@@ -49,6 +49,7 @@ from storage.log import Extent, LogReader, LogWriter, log_schema, read_log
 from storage.rejects import RejectFilter
 from storage.replay import ReplayRequest
 from storage.schema import Column, Schema, column_types, parse_types
+from storage.seal import Seal
 from storage.state import BlockState, Counters, PartitionState
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -126,7 +127,7 @@ CATALOG = Catalog(
             blocks=(BlockId(NOON_MS - 300_000, 16), BLOCK),
             batch=2,
             rows=3,
-            bytes=4_000,
+            seal=Seal(bytes=4_000, crc=4_294_967_295, footer_bytes=900, footer_crc=9),
             first_ms=NOON_MS - 300_000,
             last_ms=NOON_MS + 5,
             schema=column_types(SCHEMA),
