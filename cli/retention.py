@@ -84,7 +84,7 @@ def _items(node: NodeView, retention_ms: int) -> Iterator[_Item]:
 
 def _item(partition: PartitionView, part: Chunk | BlockState, rule: Retention) -> _Item:
     reason = rule.reason(part)
-    size = part.bytes if isinstance(part, Chunk) else sum(e.bytes for e in part.extents)
+    size = part.checksum.bytes if isinstance(part, Chunk) else sum(e.bytes for e in part.extents)
     fate = "goes" if reason else STAYS
     if isinstance(part, Chunk) and reason == HANDED_OFF and part.batch >= rule.batch.number:
         fate, reason = STAYS, "made since the last handoff, goes at the next"

@@ -25,12 +25,15 @@ FORMATS = ("table", "json", "csv", "parquet")
     "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
     help="Repeat for several nodes.  [default: that of the settings]",
 )  # fmt: skip
-def sql(text: str, kind: str, data_dirs: tuple[Path, ...]) -> None:
+@click.option(
+    "--verify", is_flag=True, help="First hold every byte of chunks against its checksum."
+)
+def sql(text: str, kind: str, data_dirs: tuple[Path, ...], verify: bool) -> None:
     """Answer a SQL query over the tables `events`, `events_all` (with the batch layer's),
     `events_late` and `rejects`."""
     settings = load()
-    store = query.open(*(data_dirs or [settings.data_dir]), iceberg=settings.batch.catalog)
-    answer = store.sql(text)
+    roots = data_dirs or [settings.data_dir]
+    answer = query.open(*roots, verify=verify, iceberg=settings.batch.catalog).sql(text)
     if kind == "parquet":
         answer.write_parquet(sys.stdout.buffer)
     elif kind == "csv":

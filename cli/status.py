@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def report(store: query.Store) -> dict[str, Any]:
         "batch_number": receipt.batch_number,
         "covered_until": receipt.covered_until,
         "silent_nodes": list(receipt.silent_nodes),
+        "silent_partitions": [asdict(partition) for partition in receipt.silent_partitions],
         "partitions": partitions.to_dicts(),
     }
 
@@ -42,7 +44,7 @@ def report(store: query.Store) -> dict[str, Any]:
 )  # fmt: skip
 def status(as_json: bool, watch: bool, data_dirs: tuple[Path, ...]) -> None:
     """Show totals, and each partition's stream time, next offset and lag. Exit code 1 if a node
-    did not answer."""
+    or partition can't be read."""
     store = query.open(*(data_dirs or [load().data_dir]), partial=True)
     if watch:
         _watch(store)
@@ -50,7 +52,8 @@ def status(as_json: bool, watch: bool, data_dirs: tuple[Path, ...]) -> None:
         click.echo(orjson.dumps(report(store), option=orjson.OPT_INDENT_2))
     else:
         Console().print(_drawn(report(store), None))
-    if store.receipt().silent_nodes:
+    receipt = store.receipt()
+    if receipt.silent_nodes or receipt.silent_partitions:
         raise SystemExit(1)
 
 
@@ -80,6 +83,10 @@ def _drawn(found: dict[str, Any], rate: float | None) -> RenderableType:
         table.add_row(row["partition"], *(_cell(value) for value in values))
     lines = [Text(totals or "no events yet"), Text(batch + speed)]
     lines += [Text(f"{node} did not answer", "red") for node in found["silent_nodes"]]
+    lines += [
+        Text(f"{silent['partition']} can't be read: {silent['reason']}", "red")
+        for silent in found["silent_partitions"]
+    ]
     return Group(*lines, table)
 
 

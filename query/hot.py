@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from query.view import PartitionView, View
+from storage.errors import Corruption
 from storage.files import Files
 from storage.log import Extent, LogReader
 from storage.schema import OFFSET
@@ -30,11 +31,18 @@ class _HotLog:
         self._messages: list[bytes] = []
         self._columns: dict[str, tuple[int, pl.Series]] = {}
 
+    def follow(self, extent: Extent) -> None:
+        """Read what is new in it. Raises MissingFile or Corruption."""
+        self._messages += [m for _, m in self._reader.follow(extent, torn_ok=True)]
+
     def frame(self, extent: Extent, schema: dict[str, pl.DataType]) -> pl.DataFrame:
         """The columns of `schema` of the rows in `extent`; null where the log has none."""
-        self._messages += [m for _, m in self._reader.follow(extent, torn_ok=True)]
+        self.follow(extent)
         present = self._reader.schema.names if self._reader.schema else []
         self._decode([name for name in {*schema, OFFSET} if name in present])
+        for name in schema.keys() & self._columns.keys():
+            if (dtype := self._columns[name][1].dtype) != schema[name]:
+                raise Corruption(f"log {extent.file}: {name}: expected {schema[name]}, got {dtype}")
         known = self._columns.get(OFFSET)
         rows = 0 if known is None else min(extent.rows, len(known[1]))
         columns = [
@@ -91,9 +99,24 @@ class HotCache:
         if held:
             yield pl.concat(held)
 
+    def faults(self, partitions: Sequence[PartitionView]) -> dict[Path, str]:
+        """What is wrong with the logs of each partition that has a damaged one, by its folder."""
+        found = {}
+        for partition in partitions:
+            try:
+                for extent in partition.extents:
+                    with self._lock:
+                        self._log(partition.folder, extent).follow(extent)
+            except Corruption as error:
+                found[partition.folder] = str(error)
+        return found
+
     def _frame(self, folder: Path, extent: Extent, schema: dict[str, pl.DataType]) -> pl.DataFrame:
-        path = folder / extent.file
         with self._lock:
-            if path not in self._logs:
-                self._logs[path] = _HotLog(self._files, folder, extent.file)
-            return self._logs[path].frame(extent, schema)
+            return self._log(folder, extent).frame(extent, schema)
+
+    def _log(self, folder: Path, extent: Extent) -> _HotLog:
+        path = folder / extent.file
+        if path not in self._logs:
+            self._logs[path] = _HotLog(self._files, folder, extent.file)
+        return self._logs[path]

@@ -7,7 +7,8 @@ it the `rejects`.
 
 Columns are `_partition`, `_offset`, `upload_time`, the declared ones, and `raw` if it is kept.
 Projection, predicate and row limit reach both layers. One answer comes from one view; `receipt`
-tells what the last one covered.
+tells what the last one covered. No chunk is read before its size and footer were found to be as its
+catalog says, nor, with `verify`, before all of it was.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from typing import Any, Literal, TypeVar
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 from polars.io.plugins import register_io_source
 
 from query.hot import HotCache
 from query.iceberg import scan_table
 from query.rejects import reject_batches, scan_rejects
-from query.view import PartitionView, View, take_view
+from query.sound import SoundChunks
+from query.view import PartitionView, SilentPartition, View, take_view
 from query.why import Answer, explain
 from storage.batch import Placed
 from storage.errors import BadInput, Corruption, MissingFile
@@ -39,6 +40,14 @@ TABLE, ALL_EVENTS, LATE, REJECTS = "events", "events_all", "events_late", "rejec
 Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
+NOT_VALID = (
+    pl.exceptions.SQLInterfaceError,
+    pl.exceptions.SQLSyntaxError,
+    pl.exceptions.ColumnNotFoundError,
+    pl.exceptions.InvalidOperationError,
+    pl.exceptions.SchemaError,
+)
+"""Errors that a query meets before it reads."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 T = TypeVar("T")
@@ -64,6 +73,7 @@ class Receipt:
     cold_rows: int
     partitions: tuple[PartitionReceipt, ...]
     silent_nodes: tuple[str, ...]
+    silent_partitions: tuple[SilentPartition, ...]
 
 
 class Store:
@@ -74,31 +84,42 @@ class Store:
         roots: list[Path],
         *,
         partial: bool = False,
+        verify: bool = False,
         iceberg: Mapping[str, str] | None = None,
     ) -> None:
         self._files = Files()
         self._iceberg = dict(iceberg or {})
         self._roots = roots
         self._partial = partial
+        self._sound = SoundChunks(self._files, whole=verify)
         self._cache = HotCache(self._files)
         self._view = self.view()
 
     def view(self) -> View:
         """Take a new view; all answers use the newest one."""
-        self._view = take_view(self._files, self._roots, partial=self._partial)
+        self._view = take_view(self._files, self._roots, sound=self._sound, partial=self._partial)
         self._cache.keep(self._view)
+        self._sound.keep(path for path, _ in self._view.chunks)
+        return self._view
+
+    def _readable(self) -> View:
+        """A new view. With `partial`, without the partitions of which a hot log is damaged: they
+        are read beforehand, for a query fails as a whole."""
+        view = self.view()
+        if self._partial:
+            self._view = view.without(self._cache.faults(view.partitions))
         return self._view
 
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
         """All events of a view taken now, from the boundary on; with the batch layer's, if it is
         asked for `all` layers. Collect it within the grace period."""
-        view = self.view()
+        view = self._readable()
         return self._events(view) if layers == "realtime" else self._all(view)
 
     def late(self) -> pl.LazyFrame:
         """The late table of a view taken now: events below the boundary that came after their time
         was sealed, and that no batch layer took yet."""
-        return self._late(self.view())
+        return self._late(self._readable())
 
     def sealed(self) -> pl.LazyFrame:
         """What the newest seal is about to hand over: events below it that no batch layer has, and
@@ -177,11 +198,12 @@ class Store:
         """The answer to a query over the tables `events`, `events_all` (with the batch layer's),
         `events_late` (the late table) and `rejects`.
 
-        Raises BadInput if it is not valid.
+        Raises BadInput if it is not valid or the engine can't answer it, Corruption if that is for
+        a damaged chunk.
         """
 
         def answer() -> pl.DataFrame:
-            view = self.view()
+            view = self._readable()
             rejects = scan_rejects(self._files, view.partitions, ALL)
             tables = {
                 TABLE: self._events(view),
@@ -191,20 +213,7 @@ class Store:
             }
             return pl.SQLContext(tables).execute(text, eager=True)
 
-        try:
-            return self._retried(answer)
-        except pl.exceptions.PolarsError as error:
-            self._require_chunks()
-            raise BadInput(f"query: {str(error).splitlines()[0]}") from error
-
-    def _require_chunks(self) -> None:
-        """Raise Corruption if a chunk of the view is what made a query fail."""
-        for partition in self._view.partitions:
-            for path in partition.chunk_paths:
-                try:
-                    pq.read_metadata(path)
-                except pa.ArrowInvalid as error:
-                    raise Corruption(f"chunk {path}: {error}") from error
+        return self._retried(answer)
 
     def receipt(self) -> Receipt:
         """What the last answer covers."""
@@ -226,6 +235,7 @@ class Store:
                 for partition in node.partitions
             ),
             silent_nodes=tuple(str(node.root) for node in view.nodes if node.batch is None),
+            silent_partitions=tuple(view.silent_partitions),
         )
 
     def partitions(self) -> pl.DataFrame:
@@ -244,13 +254,27 @@ class Store:
         return found.__arrow_c_stream__(requested_schema)
 
     def _retried(self, answer: Callable[[], T]) -> T:
-        """Ask again of a new view when a file of the old one has gone."""
+        """Ask again of a new view when a file of the old one has gone. The one place where errors
+        of the engine become ours."""
         for _ in range(RETRIES):
             try:
                 return answer()
             except (MissingFile, FileNotFoundError) as error:
                 failure = error
+            except pl.exceptions.PanicException as error:
+                self._require_whole_chunks()
+                raise _not_answered(error) from error
+            except pl.exceptions.PolarsError as error:
+                if not isinstance(error, NOT_VALID):
+                    self._require_whole_chunks()
+                raise _not_answered(error) from error
         raise MissingFile(f"after {RETRIES} views: {failure}") from failure
+
+    def _require_whole_chunks(self) -> None:
+        """Raise Corruption if a chunk of the view is what made a query fail: its pages are not
+        looked at before."""
+        for path, chunk in self._view.chunks:
+            chunk.checksum.require_whole(self._files, path)
 
     def _hot(self, partitions: list[PartitionView], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
         def read(
@@ -275,20 +299,23 @@ class Store:
 def open(
     *data_dirs: str | PathLike[str],
     partial: bool = False,
+    verify: bool = False,
     iceberg: Mapping[str, str] | None = None,
 ) -> Store:
     """The store of one data directory, or of several nodes' read as one.
 
-    With `partial`, a node that can't be read is left out of answers, and the receipt says so.
-    `iceberg` has the properties of the file system that the batch layer's table is on, if it needs
-    any. Raises BadInput if a directory can't be read.
+    With `partial`, a node or partition that can't be read is left out of answers, and the receipt
+    says so. With `verify`, every byte of a chunk is held against its checksum before its first use;
+    without, only its footer, and a flipped bit in its pages can change an answer. `iceberg` has the
+    properties of the file system that the batch layer's table is on, if it needs any.
+    Raises BadInput if a directory can't be read.
     """
     if not data_dirs:
         raise BadInput("query.open: expected at least one data directory, got none")
     roots = [Path(one) for one in data_dirs]
     if len({root.resolve() for root in roots}) < len(roots):
         raise BadInput(f"query.open: expected each data directory once, got {data_dirs}")
-    return Store(roots, partial=partial, iceberg=iceberg)
+    return Store(roots, partial=partial, verify=verify, iceberg=iceberg)
 
 
 def stream(rows: pl.LazyFrame) -> pa.RecordBatchReader:
@@ -318,6 +345,10 @@ def _cold(paths: list[Path], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
 
 def _polars_schema(schema: pa.Schema) -> dict[str, pl.DataType]:
     return dict(pl.DataFrame(schema.empty_table()).schema)
+
+
+def _not_answered(error: BaseException) -> BadInput:
+    return BadInput(f"query: {(str(error).splitlines() or [type(error).__name__])[0]}")
 
 
 def _table(frame: pl.DataFrame) -> pa.Table:

@@ -5,7 +5,8 @@ chunk catalog, then `batch.json` again. Blocks only ever move from hot to cold, 
 none is missed; a hot block that the catalog covers is left out, so none is read twice. A chunk that
 the manifest's run has withdrawn, or is about to, does not count. What the batch layer has may be
 deleted as soon as the boundary has moved, so a view whose boundary moved is too old, as is one
-whose files are gone or whose catalog is of a later run than its manifest; it is taken again.
+whose files are gone or whose catalog is of a later run than its manifest; it is taken again. One
+partition that is damaged does not keep the others from being read, if the reader may do without it.
 
 No locks, and nothing is written: the job never knows. A view's files stay for the grace period.
 """
@@ -13,16 +14,18 @@ No locks, and nothing is written: the job never knows. A view's files stay for t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
+from query.sound import SoundChunks
 from storage.batch import Batch, Placed, read_batch
 from storage.catalog import Catalog, Chunk, read_catalog
-from storage.errors import BadInput, Corruption, MissingFile
+from storage.errors import BadInput, Corruption, ForebayError, MissingFile
 from storage.files import Files
 from storage.layout import Layout
 from storage.log import Extent
@@ -76,12 +79,29 @@ class PartitionView:
 
 
 @dataclass(frozen=True)
+class SilentPartition:
+    """One that can't be read, and why."""
+
+    node: str
+    partition: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class NodeView:
-    """One data directory; `batch` is None if it did not answer."""
+    """One data directory; `batch` is None if it did not answer. `silent` ones are left out."""
 
     root: Path
     batch: Batch | None
     partitions: tuple[PartitionView, ...] = ()
+    silent: tuple[SilentPartition, ...] = ()
+
+    def without(self, faults: Mapping[Path, str]) -> NodeView:
+        """Leaving out the partitions of these folders, for these reasons."""
+        out = [p for p in self.partitions if p.folder in faults]
+        silent = (SilentPartition(str(self.root), p.state.partition, faults[p.folder]) for p in out)
+        kept = tuple(p for p in self.partitions if p.folder not in faults)
+        return NodeView(self.root, self.batch, kept, (*self.silent, *silent))
 
 
 @dataclass(frozen=True)
@@ -93,6 +113,22 @@ class View:
     @property
     def partitions(self) -> list[PartitionView]:
         return [partition for node in self.nodes for partition in node.partitions]
+
+    @property
+    def silent_partitions(self) -> list[SilentPartition]:
+        return [partition for node in self.nodes for partition in node.silent]
+
+    @property
+    def chunks(self) -> list[tuple[Path, Chunk]]:
+        return [
+            (path, chunk)
+            for partition in self.partitions
+            for path, chunk in zip(partition.chunk_paths, partition.chunks, strict=True)
+        ]
+
+    def without(self, faults: Mapping[Path, str]) -> View:
+        """Leaving out the partitions of these folders, for these reasons."""
+        return View(tuple(node.without(faults) for node in self.nodes))
 
     @property
     def covered_until_ms(self) -> int | None:
@@ -177,46 +213,83 @@ def _about_to_go(batch: Batch, part: Placed) -> bool:
     return batch.covered_until_ms is None or part.last_ms >= batch.covered_until_ms
 
 
-class _TooOld(Exception):
+class _TooOld(MissingFile):
     """What was read does not fit together any more."""
 
 
-def take_view(files: Files, roots: Sequence[Path], *, partial: bool = False) -> View:
-    """The present view of all nodes. With `partial`, a node that can't be read is left out and
-    named in the receipt; without, it is an error.
+def take_view(
+    files: Files,
+    roots: Sequence[Path],
+    *,
+    sound: SoundChunks | None = None,
+    partial: bool = False,
+) -> View:
+    """The present view of all nodes. With `partial`, a node or partition that can't be read is left
+    out and named in the receipt; without, it is an error. A chunk is read if `sound` lets it.
 
-    Raises BadInput if a root is no directory, MissingFile if files stay missing, Corruption.
+    Raises BadInput if a root is no directory, MissingFile if files stay missing, Corruption,
+    FormatVersion.
     """
-    return View(tuple(_node(files, root, partial) for root in roots))
+    sound = sound or SoundChunks(files)
+    return View(tuple(_node(files, root, sound, partial) for root in roots))
 
 
-def _node(files: Files, root: Path, partial: bool) -> NodeView:
-    for _ in range(TRIES):
+def _node(files: Files, root: Path, sound: SoundChunks, partial: bool) -> NodeView:
+    for tries_left in reversed(range(TRIES)):
         try:
-            return _read_node(files, root)
-        except _TooOld as error:
-            problem = str(error)
-            time.sleep(PAUSE_S)
+            node, faults = _read_node(files, root, sound)
+        except ForebayError:
+            if partial:
+                return NodeView(root, None)
+            raise
         except OSError as error:
             if partial:
                 return NodeView(root, None)
-            raise BadInput(f"{root}: expected a readable data directory, got {error}") from error
-    if partial:
-        return NodeView(root, None)
-    raise MissingFile(f"{root}: {problem}, after {TRIES} tries")
+            raise _unreadable(root, error) from error
+        lasting = [fault for fault in faults if not isinstance(fault, _TooOld)]
+        if lasting and not partial:
+            raise lasting[0]
+        if len(lasting) == len(faults) or (partial and not tries_left):
+            return node
+        time.sleep(PAUSE_S)
+    raise MissingFile(f"{root}: {faults[0]}, after {TRIES} tries")
 
 
-def _read_node(files: Files, root: Path) -> NodeView:
+def _unreadable(root: Path, error: OSError) -> BadInput:
+    return BadInput(f"{root}: expected a readable data directory, got {error}")
+
+
+def _read_node(files: Files, root: Path, sound: SoundChunks) -> tuple[NodeView, list[ForebayError]]:
+    """The node, and what is wrong with the partitions that had to be left out."""
     if not root.is_dir():
         raise NotADirectoryError(f"no directory at {root}")
     layout = Layout(root)
     _require_inside(root, layout.batch)
     batch = read_batch(files, layout)
-    states = [_state(files, layout, name) for name in layout.partitions()]
-    partitions = tuple(_partition(files, layout, state) for state in states if state is not None)
+    states: list[PartitionState] = []
+    partitions: list[PartitionView] = []
+    faults: dict[str, ForebayError] = {}
+    for name in layout.partitions():
+        with _noted(faults, root, name):
+            states += _state(files, layout, name)
+    for state in states:
+        with _noted(faults, root, state.partition):
+            partitions.append(_partition(files, layout, state, sound))
     if read_batch(files, layout).number != batch.number:
         raise _TooOld("a day was handed over meanwhile, and its chunks may have gone")
-    return NodeView(root, batch, partitions)
+    silent = tuple(SilentPartition(str(root), name, str(e)) for name, e in faults.items())
+    return NodeView(root, batch, tuple(partitions), silent), list(faults.values())
+
+
+@contextmanager
+def _noted(faults: dict[str, ForebayError], root: Path, partition: str) -> Iterator[None]:
+    """Note a fault of one partition, for the others may be read for all that."""
+    try:
+        yield
+    except ForebayError as error:
+        faults[partition] = error
+    except OSError as error:
+        faults[partition] = _unreadable(root, error)
 
 
 def _require_inside(root: Path, path: Path) -> None:
@@ -225,17 +298,20 @@ def _require_inside(root: Path, path: Path) -> None:
         raise Corruption(f"{path}: expected a file below {root}, got a link out of it")
 
 
-def _state(files: Files, layout: Layout, name: str) -> PartitionState | None:
+def _state(files: Files, layout: Layout, name: str) -> list[PartitionState]:
+    """What the partition has published, if anything."""
     path = layout.manifest(name)
     _require_inside(layout.root, path)
     _require_inside(layout.root, layout.catalog(name))
     state = read_manifest(files, path)
     if state is not None and state.partition != name:
         raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}")
-    return state
+    return [] if state is None else [state]
 
 
-def _partition(files: Files, layout: Layout, state: PartitionState) -> PartitionView:
+def _partition(
+    files: Files, layout: Layout, state: PartitionState, sound: SoundChunks
+) -> PartitionView:
     name = state.partition
     catalog: Catalog = read_catalog(files, layout.catalog(name), name)
     if any(chunk.id.incarnation > state.incarnation for chunk in catalog.chunks):
@@ -255,4 +331,9 @@ def _partition(files: Files, layout: Layout, state: PartitionState) -> Partition
         _require_inside(layout.root, path)
         if not path.is_file():
             raise _TooOld(f"partition {name}: {path} is missing")
+    for path, chunk in zip(view.chunk_paths, view.chunks, strict=True):
+        try:
+            sound.require(path, chunk)
+        except MissingFile as error:
+            raise _TooOld(f"partition {name}: {path} is missing") from error
     return view

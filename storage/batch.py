@@ -30,6 +30,7 @@ from storage import record
 from storage.errors import BadInput
 from storage.files import Files
 from storage.layout import Layout, utc_text
+from storage.record import Count, TimeMs
 
 KIND = "batch"
 VERSION = 1
@@ -80,9 +81,9 @@ class Batch:
     """`covered_until_ms` is the upload time below which the batch layer answers; late blocks of
     seals below `late_from` are with it too."""
 
-    number: int = 0
-    covered_until_ms: int | None = None
-    late_from: int = 0
+    number: Count = 0
+    covered_until_ms: TimeMs | None = None
+    late_from: Count = 0
     seal: Seal | None = None
     history: tuple[Handoff, ...] = ()
 

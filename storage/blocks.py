@@ -353,7 +353,7 @@ class Blocks:
             return None
         first_ms = max(min(part.first_ms for part in parts), batch.covered_until_ms or 0)
         size = sum(extent.bytes for block in blocks for extent in block.extents)
-        return Waiting(stream_ms - first_ms, size + sum(chunk.bytes for chunk in chunks))
+        return Waiting(stream_ms - first_ms, size + sum(chunk.checksum.bytes for chunk in chunks))
 
     # -- rejects -----------------------------------------------------------------------------
 

@@ -13,8 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 from storage import record
+from storage.checksum import Checksum
 from storage.files import Files
 from storage.layout import BlockId, ChunkId, checked
+from storage.record import ColumnTypes, Count, TimeMs
 
 KIND = "catalog"
 VERSION = 1
@@ -27,14 +29,14 @@ class Chunk:
     id: ChunkId
     file: str
     blocks: tuple[BlockId, ...]
-    batch: int
+    batch: Count
     """The batch number current when the chunk was made."""
-    rows: int
-    bytes: int
-    first_ms: int
-    last_ms: int
-    schema: dict[str, str]
-    late: int = 0
+    rows: Count
+    checksum: Checksum
+    first_ms: TimeMs
+    last_ms: TimeMs
+    schema: ColumnTypes
+    late: Count = 0
     """As in `BlockState`; the blocks of a chunk agree in it."""
 
     def __post_init__(self) -> None:

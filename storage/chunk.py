@@ -3,7 +3,8 @@
 Blocks of one interval are sorted together, intervals follow one another, so the file as a whole is
 sorted by (upload_time, _partition, _offset) and memory holds one interval, not the chunk.
 zstd pages, column statistics, row groups of ROW_GROUP_ROWS rows; Parquet's own dictionary where
-values repeat. The rows' columns are those of the blocks' logs, missing ones null.
+values repeat. The rows' columns are those of the blocks' logs, missing ones null. Its checksum is
+in the catalog; no one reads a chunk before having seen that its footer is as written.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from storage.catalog import Chunk
+from storage.checksum import Checksum, SummedFile
 from storage.errors import Corruption, MissingFile
 from storage.files import Files
 from storage.log import log_schema, read_log
 from storage.payload import Payload, hash_payload
-from storage.schema import OFFSET, PARTITION, UPLOAD_TIME, unite
+from storage.schema import OFFSET, PARTITION, UPLOAD_TIME, parse_types, unite
 from storage.state import BlockState
 
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 131_072, 256 << 20
@@ -39,29 +42,40 @@ def schema_of(files: Files, folder: Path, blocks: Iterable[BlockState]) -> pa.Sc
 
 def write_chunk(
     files: Files, folder: Path, blocks: Sequence[BlockState], target: Path, schema: pa.Schema
-) -> None:
+) -> Checksum:
     """Merge the blocks' logs in `folder` into the file `target`, which may lie about unfinished
     after an error; making it durable and giving it its name is the caller's."""
     ordered = sorted(blocks, key=lambda block: block.id)
     sorting = pq.SortingColumn.from_ordering(schema, [(name, "ascending") for name in SORTED_BY])
-    with (
-        files.write(target) as file,
-        pq.ParquetWriter(
-            file,
+    with files.write(target) as file:
+        summed = SummedFile(file)
+        with pq.ParquetWriter(
+            summed,
             schema,
             compression="zstd",
             compression_level=ZSTD_LEVEL,
             sorting_columns=sorting,
             write_page_checksum=True,
-        ) as writer,
-    ):
-        for _, group in groupby(ordered, lambda block: block.id.interval_ms):
-            extents = [extent for block in group for extent in block.extents]
-            batches = [batch for extent in extents for batch in read_log(files, folder, extent)]
-            frame = pl.DataFrame(with_columns(batches, schema)).sort(SORTED_BY)
-            for part in frame.iter_slices(_group_rows(frame)):
-                table = part.to_arrow(compat_level=pl.CompatLevel.oldest())
-                writer.write_table(table.cast(schema), ROW_GROUP_ROWS)
+        ) as writer:
+            _write_rows(files, folder, ordered, writer, schema)
+            summed.begin_footer()
+    return summed.checksum()
+
+
+def _write_rows(
+    files: Files,
+    folder: Path,
+    ordered: Sequence[BlockState],
+    writer: pq.ParquetWriter,
+    schema: pa.Schema,
+) -> None:
+    for _, group in groupby(ordered, lambda block: block.id.interval_ms):
+        extents = [extent for block in group for extent in block.extents]
+        batches = [batch for extent in extents for batch in read_log(files, folder, extent)]
+        frame = pl.DataFrame(with_columns(batches, schema)).sort(SORTED_BY)
+        for part in frame.iter_slices(_group_rows(frame)):
+            table = part.to_arrow(compat_level=pl.CompatLevel.oldest())
+            writer.write_table(table.cast(schema), ROW_GROUP_ROWS)
 
 
 def _group_rows(frame: pl.DataFrame) -> int:
@@ -77,19 +91,45 @@ def with_columns(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Tab
     return united.select(schema.names)
 
 
+def chunk_metadata(files: Files, path: Path, chunk: Chunk) -> pq.FileMetaData:
+    """The footer of a chunk. Raises MissingFile, or Corruption if that is not as written or says
+    other than the catalog does."""
+    metadata = chunk.checksum.metadata(files, path)
+    try:
+        schema = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise Corruption(f"chunk {path}: its schema can't be read: {error}") from error
+    expected = pa.schema([(f.name, _as_stored(f.type)) for f in parse_types(chunk.schema)])
+    if not schema.equals(expected, check_metadata=True):
+        raise Corruption(f"chunk {path}: expected the columns {chunk.schema}, got {schema}")
+    if metadata.num_rows != chunk.rows:
+        raise Corruption(f"chunk {path}: expected {chunk.rows} rows, got {metadata.num_rows}")
+    return metadata
+
+
+def _as_stored(type: pa.DataType) -> pa.DataType:
+    """Parquet has no timestamps in seconds."""
+    seconds = pa.types.is_timestamp(type) and type.unit == "s"
+    return pa.timestamp("ms", tz=type.tz) if seconds else type
+
+
 class ChunkKeys:
     """The key columns of one interval of a chunk, and the hashes of its payload columns, as a key
-    set reads them back."""
+    set reads them back: by metadata as written, and pages that match their checksums."""
 
     def __init__(
         self,
+        files: Files,
         path: Path,
+        chunk: Chunk,
         columns: Sequence[str],
         first_ms: int,
         end_ms: int,
         payload: Sequence[str] = (),
     ) -> None:
+        self._files = files
         self._path = path
+        self._chunk = chunk
         self._columns = list(columns)
         self._payload = tuple(payload)
         self._first_ms = first_ms
@@ -115,12 +155,11 @@ class ChunkKeys:
             return Payload(names, hash_payload(batch.select(list(names))))
 
     def _open(self) -> pq.ParquetFile:
+        metadata = chunk_metadata(self._files, self._path, self._chunk)
         try:
-            return pq.ParquetFile(self._path)
+            return pq.ParquetFile(self._path, metadata=metadata, page_checksum_verification=True)
         except FileNotFoundError as error:
             raise MissingFile(f"chunk {self._path}: expected a file, none is there") from error
-        except pa.ArrowInvalid as error:
-            raise Corruption(f"chunk {self._path}: {error}") from error
 
     def _overlaps(self, file: pq.ParquetFile, group: int) -> bool:
         """Whether the row group's statistics leave room for the interval."""
@@ -134,7 +173,10 @@ class ChunkKeys:
     def _inside(self, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.RecordBatch:
         """Those rows of the row group that are of the interval."""
         wanted = list(dict.fromkeys((*columns, UPLOAD_TIME)))
-        table = file.read_row_group(group, columns=wanted, use_threads=False)
+        try:
+            table = file.read_row_group(group, columns=wanted, use_threads=False)
+        except (pa.ArrowException, OSError) as error:
+            raise Corruption(f"chunk {self._path}: row group {group}: {error}") from error
         times = table[UPLOAD_TIME].cast(pa.int64())
         inside = pc.and_(pc.greater_equal(times, self._first_ms), pc.less(times, self._end_ms))
         found = table.filter(inside).select(list(columns))

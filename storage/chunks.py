@@ -134,7 +134,7 @@ class Chunks:
         hot = self._layout.hot(self._partition)
         schema = schema_of(self._files, hot, blocks)
         temporary = target.with_name(f"{target.name}.tmp")
-        write_chunk(self._files, hot, blocks, temporary, schema)
+        checksum = write_chunk(self._files, hot, blocks, temporary, schema)
         self._files.publish(temporary, target)
         chunk = Chunk(
             id=id,
@@ -142,7 +142,7 @@ class Chunks:
             blocks=tuple(block.id for block in blocks),
             batch=self._batch.read().number,
             rows=sum(block.rows for block in blocks),
-            bytes=self._files.size(target),
+            checksum=checksum,
             first_ms=first_ms,
             last_ms=max(block.last_ms for block in blocks),
             schema=column_types(schema),

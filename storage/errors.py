@@ -8,6 +8,8 @@
 A plain assertion or any other exception is a bug in Forebay.
 """
 
+from __future__ import annotations
+
 PERMANENT = 78
 """Exit code of a process that met an error which a restart would meet again (EX_CONFIG)."""
 
@@ -17,7 +19,12 @@ class ForebayError(Exception):
 
 
 class Corruption(ForebayError):
-    """A file's content is not what was written; the message names file and offset."""
+    """A file's content is not what was written; the message names file and offset, of which
+    `offset` is the first that is known to be wrong, if any is."""
+
+    def __init__(self, message: str, offset: int | None = None) -> None:
+        super().__init__(message)
+        self.offset = offset
 
 
 class FormatVersion(ForebayError):

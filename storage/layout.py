@@ -29,6 +29,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from storage.errors import BadInput
+from storage.record import Count, TimeMs
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}\Z")
 _RELATIVE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._=-]*/)*[A-Za-z0-9][A-Za-z0-9._=-]*\Z")
@@ -53,8 +54,8 @@ class PartitionKey:
 class BlockId:
     """A block within its partition: the interval's start and a sequence number, never reused."""
 
-    interval_ms: int
-    sequence: int
+    interval_ms: TimeMs
+    sequence: Count
 
     def __str__(self) -> str:
         return f"{_utc(self.interval_ms):%Y%m%dT%H%M}-{self.sequence:06d}"
@@ -64,9 +65,9 @@ class BlockId:
 class ChunkId:
     """A chunk within its partition: first and last eviction number it covers, and the run."""
 
-    first: int
-    last: int
-    incarnation: int
+    first: Count
+    last: Count
+    incarnation: Count
 
     def __str__(self) -> str:
         return f"{self.first:010d}-{self.last:010d}.{self.incarnation}"

@@ -19,10 +19,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
-from storage.errors import BadInput, Corruption, MissingFile
+from storage.errors import Corruption, MissingFile
 from storage.files import Appender, Files
 from storage.layout import checked
 from storage.payload import Payload, hash_payload
+from storage.record import Count, Crc
+from storage.schema import require_plain
 
 _WRITE = ipc.IpcWriteOptions(compression=pa.Codec("lz4"), use_threads=False)
 _EOS_BYTES = 8
@@ -34,14 +36,12 @@ class Extent:
     """The part of a log file that counts."""
 
     file: str
-    bytes: int
-    rows: int
-    crc: int
+    bytes: Count
+    rows: Count
+    crc: Crc
 
     def __post_init__(self) -> None:
         checked(self.file)
-        if not all(0 <= number < 2**63 for number in (self.bytes, self.rows, self.crc)):
-            raise BadInput(f"extent of {self.file}: expected numbers from 0 to 2^63, got {self}")
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class LogReader:
         base = self._bytes
         try:
             if self._bytes == 0:
-                self.schema = ipc.read_schema(source)
+                self.schema = _read_schema(source)
                 self._prefix = data[: source.tell()]
             while source.tell() < len(data):
                 start = source.tell()
@@ -226,7 +226,7 @@ class LogReader:
                 end = source.tell()
                 message = data[start:end]
                 yield Span(self._name, base + start, base + end, zlib.crc32(message)), message
-        except (pa.ArrowInvalid, EOFError, OSError) as error:
+        except (pa.ArrowException, ValueError, EOFError, OSError) as error:
             if not torn:
                 raise Corruption(
                     f"log {self._path}: expected a record batch at offset"
@@ -268,12 +268,19 @@ def log_schema(files: Files, folder: Path, name: str) -> pa.Schema:
     path = folder / name
     for size in (1 << 14, None):
         try:
-            return ipc.read_schema(pa.BufferReader(files.read(path, 0, size)))
+            return _read_schema(pa.BufferReader(files.read(path, 0, size)))
         except FileNotFoundError as error:
             raise MissingFile(f"log {path}: expected a file, none is there") from error
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:
             failure = error
     raise Corruption(f"log {path}: no schema at offset 0: {failure}") from failure
+
+
+def _read_schema(source: pa.BufferReader) -> pa.Schema:
+    """Raises ArrowException or ValueError."""
+    schema = ipc.read_schema(source)
+    require_plain(schema)
+    return schema
 
 
 def read_span(

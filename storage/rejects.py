@@ -21,6 +21,7 @@ from storage.errors import BadInput
 from storage.files import Files
 from storage.frame import REASONS, Frame
 from storage.log import Extent, read_log
+from storage.record import Count, TimeMs
 from storage.schema import OFFSET, PARTITION
 
 Mask = npt.NDArray[np.bool_]
@@ -39,9 +40,9 @@ class RejectFilter:
 
     reasons: tuple[str, ...] = ()
     partitions: tuple[str, ...] = ()
-    offsets: tuple[int, ...] = ()
-    since_ms: int | None = None
-    until_ms: int | None = None
+    offsets: tuple[Count, ...] = ()
+    since_ms: TimeMs | None = None
+    until_ms: TimeMs | None = None
 
     def __post_init__(self) -> None:
         for reason in self.reasons:

@@ -19,6 +19,7 @@ from storage import record
 from storage.errors import BadInput
 from storage.files import Files
 from storage.layout import Layout
+from storage.record import Count
 from storage.rejects import RejectFilter
 
 KIND = "replay"
@@ -27,9 +28,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ReplayRequest:
-    number: int
+    number: Count
     wanted: RejectFilter
-    runs: dict[str, int]
+    runs: dict[str, Count]
 
     def encode(self) -> bytes:
         return record.encode(KIND, VERSION, asdict(self))

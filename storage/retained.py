@@ -75,7 +75,10 @@ class Retained:
             if place not in self._of_chunk:
                 path = self._chunks / chunk.file
                 end = interval + self._block_span_ms
-                source = ChunkKeys(path, self._schema.key, interval, end, self._schema.payload)
+                schema = self._schema
+                source = ChunkKeys(
+                    self._files, path, chunk, schema.key, interval, end, schema.payload
+                )
                 self._of_chunk[place] = KeySet(source, self._cache, self._hash)
             found.append(self._of_chunk[place])
         return found

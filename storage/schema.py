@@ -131,6 +131,16 @@ def parse_types(types: dict[str, str]) -> pa.Schema:
     return pa.schema(fields)
 
 
+def require_plain(schema: pa.Schema) -> None:
+    """Raise ValueError unless it is made of the types that Forebay writes and carries nothing else:
+    an engine may run, or stumble over, what metadata and extension types say."""
+    if schema.metadata or any(field.metadata for field in schema):
+        raise ValueError("expected columns without metadata")
+    for field in schema:
+        if field.type not in _TYPES:
+            raise ValueError(f"column {field.name!r}: expected a type of ours, got {field.type}")
+
+
 def unite(schemas: Iterable[pa.Schema]) -> pa.Schema:
     """All columns of all schemas: system columns, declared ones in order of first sight, raw last.
 
@@ -150,3 +160,4 @@ def unite(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 
 _TYPES_BY_NAME = {str(t): t for t in (*ARROW_TYPES.values(), pa.binary())}
+_TYPES = {*_TYPES_BY_NAME.values(), pa.uint64()}

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from storage import record
 from storage.batch import Seal
+from storage.errors import Corruption
 from storage.files import Files
 from storage.layout import BlockId
 from storage.log import Extent
+from storage.record import ColumnTypes, Count, SpanMs, TimeMs
 
 KIND = "manifest"
 VERSION = 1
@@ -32,14 +34,14 @@ class Counters:
     events were older than the dedup window, those `after_seal` of a time that was sealed.
     """
 
-    accepted: int = 0
-    duplicates: int = 0
-    conflicts: int = 0
-    rejects: int = 0
-    late: int = 0
-    after_seal: int = 0
-    nulled: int = 0
-    skipped: int = 0
+    accepted: Count = 0
+    duplicates: Count = 0
+    conflicts: Count = 0
+    rejects: Count = 0
+    late: Count = 0
+    after_seal: Count = 0
+    nulled: Count = 0
+    skipped: Count = 0
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,14 @@ class BlockState:
     """
 
     id: BlockId
-    touched_ms: int
-    first_ms: int
-    last_ms: int
+    touched_ms: TimeMs
+    first_ms: TimeMs
+    last_ms: TimeMs
     extents: tuple[Extent, ...]
-    late: int = 0
-    number: int | None = None
+    late: Count = 0
+    number: Count | None = None
     """Eviction number, None while the block is hot."""
-    covered_at_ms: int | None = None
+    covered_at_ms: TimeMs | None = None
     """Wall time at which a chunk was first seen to cover it."""
 
     @property
@@ -70,26 +72,26 @@ class PartitionState:
     """Everything `blocks` must know to go on. Unlisted log bytes do not count."""
 
     partition: str
-    incarnation: int
+    incarnation: Count
     key: tuple[str, ...]
-    block_span_ms: int
-    schema: dict[str, str]
-    snapshots: int = 0
-    sequence: int = 0
-    evictions: int = 0
-    runs: dict[str, int] = field(default_factory=dict)
+    block_span_ms: SpanMs
+    schema: ColumnTypes
+    snapshots: Count = 0
+    sequence: Count = 0
+    evictions: Count = 0
+    runs: dict[str, Count] = field(default_factory=dict)
     """For each earlier run (its incarnation, as text) that this state descends from, the last
     eviction it committed: a chunk of any other eviction does not count (`Catalog.committed`)."""
-    stream_time_ms: int | None = None
-    next_offsets: dict[str, int] = field(default_factory=dict)
-    end_offsets: dict[str, int] = field(default_factory=dict)
+    stream_time_ms: TimeMs | None = None
+    next_offsets: dict[str, Count] = field(default_factory=dict)
+    end_offsets: dict[str, Count] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     hot: list[BlockState] = field(default_factory=list)
     evicted: list[BlockState] = field(default_factory=list)
     rejects: list[Extent] = field(default_factory=list)
     drops: list[Extent] = field(default_factory=list)
     """Drop logs. Bounded, and not made durable by a commit: what they tell may be incomplete."""
-    replays: int = 0
+    replays: Count = 0
     """Number of the last replay request that was carried out."""
     seal: Seal | None = None
     """The last seal (see `batch`): what comes for times below it is late."""
@@ -108,7 +110,10 @@ class PartitionState:
     @classmethod
     def decode(cls, data: bytes, name: str) -> PartitionState:
         """Raises Corruption or FormatVersion; `name` describes the data in errors."""
-        return record.read(cls, KIND, VERSION, data, name)
+        state = record.read(cls, KIND, VERSION, data, name)
+        if not set(state.key) <= set(state.schema):
+            raise Corruption(f"{name}: expected a key of columns of the schema, got {state.key}")
+        return state
 
 
 def read_manifest(files: Files, path: Path) -> PartitionState | None:

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from storage import record
 from storage.batch import Batch, Handoff, Seal, read_batch
 from storage.catalog import Catalog, Chunk
+from storage.checksum import Checksum
 from storage.chunk import write_chunk
 from storage.drops import DROP_SCHEMA
 from storage.errors import BadInput, Corruption, FormatVersion, MissingFile
@@ -129,7 +130,7 @@ CATALOG = Catalog(
             blocks=(BlockId(NOON_MS - 300_000, 16), BLOCK),
             batch=2,
             rows=3,
-            bytes=4_000,
+            checksum=Checksum(bytes=4_000, crc=4_294_967_295, footer_bytes=900, footer_crc=9),
             first_ms=NOON_MS - 300_000,
             last_ms=NOON_MS + 5,
             schema=column_types(SCHEMA),

@@ -296,14 +296,15 @@ import query
 from storage.errors import ForebayError
 
 root, file, good = map(Path, sys.argv[1:4])
+verify = sys.argv[4] == "verify"
 data, right = file.read_bytes(), pl.read_ipc(good)
-for at in map(int, sys.argv[4:]):
+for at in map(int, sys.argv[5:]):
     broken = bytearray(data)
     broken[at] ^= 1 + at % 255
     file.write_bytes(broken)
     print("at", at, flush=True)
     try:
-        found = query.open(root).scan().collect().sort("_partition", "_offset")
+        found = query.open(root, verify=verify).scan().collect().sort("_partition", "_offset")
         print("same" if found.equals(right) else "other rows", flush=True)
     except ForebayError as error:
         print("told" if str(file) in str(error) else f"not named: {error}"[:150], flush=True)
@@ -313,7 +314,9 @@ for at in map(int, sys.argv[4:]):
 """
 
 
-def verdicts(stored: Stored, file: Path, places: list[int]) -> dict[int, str]:
+def verdicts(
+    stored: Stored, file: Path, places: list[int], *, verify: bool = False
+) -> dict[int, str]:
     """What a query makes of a flip at each of these places, in a process of its own, for it might
     be the end of the process."""
     good = stored.root.parent / "good.ipc"
@@ -321,7 +324,8 @@ def verdicts(stored: Stored, file: Path, places: list[int]) -> dict[int, str]:
     whole.write_ipc(good)
     data, found = file.read_bytes(), {}
     while left := [at for at in places if at not in found]:
-        arguments = [str(stored.root), str(file), str(good), *map(str, left)]
+        how = "verify" if verify else "as usual"
+        arguments = [str(stored.root), str(file), str(good), how, *map(str, left)]
         done = subprocess.run(
             [sys.executable, "-c", PROBE, *arguments], cwd=ROOT, capture_output=True, text=True
         )
@@ -337,11 +341,56 @@ def verdicts(stored: Stored, file: Path, places: list[int]) -> dict[int, str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_byte_is_told_with_its_file_or_changes_nothing(kind: str, stored: Stored) -> None:
+    """In the pages of a chunk only with `verify`, for an engine reads few of them."""
     file = stored.file(kind)
     size = file.stat().st_size
     places = sorted(random.Random(kind).sample(range(size), min(size, 2000 if LONG else 60)))
-    wrong = {at: v for at, v in verdicts(stored, file, places).items() if v not in OK}
+    found = verdicts(stored, file, places, verify=kind == "chunk")
+    wrong = {at: v for at, v in found.items() if v not in OK}
     assert not wrong, f"{len(wrong)} of {len(places)} flips of {file.name}: {wrong}"
+
+
+def test_a_flipped_byte_of_a_chunks_footer_is_always_told(stored: Stored) -> None:
+    file = stored.file("chunk")
+    size = file.stat().st_size
+    footer = 8 + int.from_bytes(file.read_bytes()[-8:-4], "little")
+    every = range(size - footer, size)
+    places = [*every] if LONG else sorted(random.Random(footer).sample(every, 80))
+    found = verdicts(stored, file, places)
+    assert set(found.values()) == {"told"}, found
+
+
+def test_a_chunk_that_is_shorter_or_longer_is_told_with_its_offset(stored: Stored) -> None:
+    file = stored.file("chunk")
+    data = file.read_bytes()
+    for content, offset in ((data[:-1], len(data) - 1), (b"", 0), (data + b"x", len(data) + 1)):
+        file.write_bytes(content)
+        with pytest.raises(Corruption, match=re.escape(str(file))) as told:
+            query.open(stored.root)
+        assert told.value.offset == offset
+
+
+def test_a_footer_that_went_bad_is_told_by_a_store_that_is_opened_then(stored: Stored) -> None:
+    """One that looked before knows the chunk, for its name is never used twice."""
+    file = stored.file("chunk")
+    before = query.open(stored.root)
+    broken = bytearray(file.read_bytes())
+    broken[-9] ^= 1
+    file.write_bytes(broken)
+    before.view()
+    with pytest.raises(Corruption, match="checksum of the footer") as told:
+        query.open(stored.root)
+    assert told.value.offset == len(broken) - 8 - int.from_bytes(broken[-8:-4], "little")
+
+
+def test_a_damaged_page_that_fails_a_query_is_told_with_its_chunk(stored: Stored) -> None:
+    """Also without `verify`: when the engine gives up, the chunks are looked at."""
+    file = stored.file("chunk")
+    data = file.read_bytes()
+    footer = 8 + int.from_bytes(data[-8:-4], "little")
+    file.write_bytes(b"PAR1" + bytes(len(data) - footer - 4) + data[-footer:])
+    with pytest.raises(Corruption, match=rf"{re.escape(str(file))}: checksum of bytes 0\.\."):
+        query.open(stored.root).sql("select * from events")
 
 
 def test_a_flip_in_a_log_is_told_with_its_offset(stored: Stored) -> None:
@@ -361,8 +410,14 @@ def test_partitions_that_are_whole_stay_readable_beside_a_broken_one(
     file = stored.file(kind)
     damage(file)
     store = query.open(stored.root, partial=True)
-    whole = store.scan().filter(pl.col("_partition") == "p00").collect()
-    assert whole.height == stored.rows("p00")
+    assert store.scan().select("_partition").collect()["_partition"].unique().to_list() == ["p00"]
+    assert store.sql("select count(*) from events").item() == stored.rows("p00")
+    (silent,) = store.receipt().silent_partitions
+    assert (silent.node, silent.partition) == (str(stored.root), "p01")
+    assert str(file) in silent.reason
+    assert store.receipt().silent_nodes == ()
+    with pytest.raises(Corruption, match=re.escape(str(file))):
+        query.open(stored.root).scan().collect()
 
 
 def damage(file: Path) -> None:

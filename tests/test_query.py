@@ -328,7 +328,7 @@ def test_an_empty_directory_has_no_events_and_the_system_columns(tmp_path: Path)
     assert collected(store).height == 0
     assert store.sql("select count(*) as n from events").rows() == [(0,)]
     assert store.partitions().height == 0
-    assert store.receipt() == query.Receipt(0, None, 0, 0, (), ())
+    assert store.receipt() == query.Receipt(0, None, 0, 0, (), (), ())
     assert pa.table(store).num_rows == 0
 
 
@@ -605,6 +605,7 @@ def test_receipt_and_partitions_tell_progress_counters_and_sizes(lane: Lanes) ->
         cold_rows=cold,
         partitions=(query.PartitionReceipt(str(one.root), "p00", stream_time, {"p00": 501}),),
         silent_nodes=(),
+        silent_partitions=(),
     )
     assert rows.height < hot + cold
 
@@ -847,8 +848,9 @@ def test_files_that_stay_missing_are_named(lane: Lanes, monkeypatch: pytest.Monk
     one.files.remove(one.layout.chunks(one.name) / one.catalog().chunks[0].file)
     with pytest.raises(MissingFile, match=r"parquet is missing"):
         query.open(one.root)
-    silent = query.open(one.root, partial=True)
-    assert silent.receipt().silent_nodes == (str(one.root),)
+    (silent,) = query.open(one.root, partial=True).receipt().silent_partitions
+    assert (silent.node, silent.partition) == (str(one.root), one.name)
+    assert "parquet is missing" in silent.reason
 
 
 # -- after a crash ------------------------------------------------------------------------------

@@ -1,0 +1,136 @@
+"""The checksum of a chunk: what tells that its file is, byte for byte, as it was written.
+
+    file   := … footer
+    footer := metadata, its length (4 bytes, little-endian), "PAR1"        (as in any Parquet)
+
+What always holds: checksums are taken of the bytes as they are written, never of what a disk gives
+back. The footer has its own, for a reader can afford to check that always: it is a few kB, and
+broken metadata is what an engine stumbles over. The pages have Parquet's own checksums, which tell
+where a chunk is damaged.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import Corruption, MissingFile
+from storage.files import Files
+from storage.record import Count, Crc
+
+PIECE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """Sizes in bytes; checksums are CRC-32 (zlib). The footer is the last `footer_bytes`."""
+
+    bytes: Count
+    crc: Crc
+    footer_bytes: Count
+    footer_crc: Crc
+
+    def __post_init__(self) -> None:
+        if self.footer_bytes > self.bytes:
+            raise ValueError(f"expected a footer of {self.bytes} bytes at most, got {self}")
+
+    def metadata(self, files: Files, path: Path) -> pq.FileMetaData:
+        """What the footer says. Raises MissingFile, or Corruption if the file's size or its footer
+        is not as written."""
+        start = self.bytes - self.footer_bytes
+        self.require_size(files, path)
+        footer = _read(files, path, start, self.bytes)
+        if zlib.crc32(footer) != self.footer_crc:
+            raise Corruption(
+                f"chunk {path}: checksum of the footer, bytes {start}..{self.bytes}, does not"
+                " match",
+                start,
+            )
+        try:
+            return pq.read_metadata(pa.BufferReader(footer))
+        except (pa.ArrowException, OSError) as error:
+            raise Corruption(
+                f"chunk {path}: expected a Parquet footer at offset {start}, got {error}", start
+            ) from error
+
+    def require_size(self, files: Files, path: Path) -> None:
+        """Raise MissingFile, or Corruption if the file has another size."""
+        try:
+            size = files.size(path)
+        except FileNotFoundError as error:
+            raise _missing(path) from error
+        if size != self.bytes:
+            raise Corruption(f"chunk {path}: expected {self.bytes} bytes, got {size}", size)
+
+    def require_whole(self, files: Files, path: Path) -> None:
+        """Raise MissingFile, or Corruption unless every byte is as written."""
+        crc = 0
+        for start in range(0, self.bytes, PIECE_BYTES):
+            crc = zlib.crc32(_read(files, path, start, min(start + PIECE_BYTES, self.bytes)), crc)
+        if crc != self.crc:
+            raise Corruption(f"chunk {path}: checksum of bytes 0..{self.bytes} does not match", 0)
+
+
+class SummedFile:
+    """A file for a Parquet writer, which is summed up while it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._bytes = self._crc = 0
+        self._footer_start = self._footer_crc = 0
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def write(self, data: bytes) -> int:
+        self._crc = zlib.crc32(data, self._crc)
+        self._footer_crc = zlib.crc32(data, self._footer_crc)
+        self._bytes += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def begin_footer(self) -> None:
+        """What is written from now on is the footer."""
+        self._footer_start, self._footer_crc = self._bytes, 0
+
+    def checksum(self) -> Checksum:
+        """Of all that was written."""
+        return Checksum(self._bytes, self._crc, self._bytes - self._footer_start, self._footer_crc)
+
+
+def damaged_columns(path: Path, metadata: pq.FileMetaData) -> Iterator[Corruption]:
+    """Those parts of a chunk of which a page does not match its checksum or can't be read."""
+    with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
+        for group in range(metadata.num_row_groups):
+            for index in range(metadata.num_columns):
+                column = metadata.row_group(group).column(index)
+                try:
+                    file.read_row_group(group, columns=[column.path_in_schema], use_threads=False)
+                except (pa.ArrowException, OSError) as error:
+                    start = column.dictionary_page_offset or column.data_page_offset
+                    end = start + column.total_compressed_size
+                    yield Corruption(
+                        f"chunk {path}: column {column.path_in_schema!r} in bytes {start}..{end}"
+                        f" is damaged: {error}",
+                        start,
+                    )
+
+
+def _read(files: Files, path: Path, start: int, end: int) -> bytes:
+    try:
+        return files.read(path, start, end)
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+
+
+def _missing(path: Path) -> MissingFile:
+    return MissingFile(f"chunk {path}: expected a file, none is there")
