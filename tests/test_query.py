@@ -595,6 +595,9 @@ def test_receipt_and_partitions_tell_progress_counters_and_sizes(lane: Lanes) ->
         "skipped": 0,
         "hot_events": hot,
         "cold_events": cold,
+        "after_seal": 0,
+        "handed_off": 0,
+        "expired": 0,
         "hot_blocks": len([*oracle.live, *oracle.closed]) - sum(len(c.blocks) for c in chunks),
         "chunks": len(chunks),
     }

@@ -500,7 +500,7 @@ def test_step_takes_requests_up_at_its_turns_and_leaves_out_one_it_cannot_read(
     assert store.scan().collect().height == 3
     (state,) = [partition.state for partition in store.view().partitions]
     assert state.replays == 2
-    assert [offer.blocks for offer in offers] == [()]
+    assert [offer.blocks for offer in offers if offer.tick is None] == [()]
     files.close()
 
 
