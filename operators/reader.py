@@ -37,7 +37,7 @@ class Reader:
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self.columns = tuple(columns)
-        name, self._end = os.urandom(8).hex(), os.urandom(8).hex()
+        name, self._end = os.urandom(5).hex(), os.urandom(5).hex()
         self._open = b'{"%b":' % name.encode()
         self._close = b',"%b":true}}\n' % self._end.encode()
         fields = [*_fields(columns), pa.field(self._end, pa.bool_())]
@@ -118,8 +118,7 @@ class Reader:
             return None
         between = self._close + self._open
         texts = [self._open + values[0], *values[1:]]
-        text = bytearray(between).join(texts)
-        text += self._close
+        text = bytearray(between).join([*texts[:-1], texts[-1] + self._close])
         sizes = np.fromiter(map(len, texts), np.int64, len(texts)) + len(between)
         braces = np.cumsum(sizes) - len(between) - 1
         letters = np.frombuffer(text, np.uint8)
