@@ -98,8 +98,6 @@ class Decoder:
         nulled: I64 = np.zeros(len(values), dtype=np.int64)
         rows = self._reader.read(values)
         if rows is not None:
-            for row in np.flatnonzero(rows.is_null().to_numpy(zero_copy_only=False)).tolist():
-                reasons.flag_row("bad json", row, NO_OBJECT)
             return self._reader.take(rows), nulled
         parts: list[pa.StructArray] = []
         order: list[int] = []

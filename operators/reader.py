@@ -1,8 +1,10 @@
 """The fast JSON reader: arro3 (arrow-rs) over many messages in one call.
 
-What always holds: rows and messages are in step. Each message stands in an envelope
-{"K": message} on a line of its own, K being random, and as many rows as messages must come back: a
-message can't end its envelope and begin another without adding a row, nor swallow the next one.
+What always holds: rows and messages are in step, and a message that is read is one object. Each
+stands in an envelope {"K": message} on a line of its own, and as many rows as messages must come
+back: a message can't end its envelope and begin another without adding a row, nor swallow the next
+one. In place of a message's last brace stands ,"S":true}, and each row must have S: a message that
+ends its object before its end, as in {"a":1},"x":2, has S elsewhere. K and S are random.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ READ_ROWS = 512
 REGION_ROWS = 64
 STRETCH_ROWS = 1024
 _BACKSLASH, _U = b"\\u"
+_BRACE, _SPACE = ord("}"), b" \t\r\n"
 _EVEN_PLANES = re.compile(rb"\\u[dD][89abAB][4-7c-fC-F]")
 """The first half of an escaped character of plane 2, 4, 6, ..."""
 
@@ -34,15 +37,14 @@ class Reader:
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self.columns = tuple(columns)
-        name = os.urandom(8).hex()
+        name, self._end = os.urandom(5).hex(), os.urandom(5).hex()
         self._open = b'{"%b":' % name.encode()
-        self._between = b"}\n" + self._open
-        self._schema = arro3.core.Schema.from_arrow(
-            pa.schema([pa.field(name, pa.struct(_fields(columns)))])
-        )
+        self._close = b',"%b":true}}\n' % self._end.encode()
+        fields = [*_fields(columns), pa.field(self._end, pa.bool_())]
+        self._schema = arro3.core.Schema.from_arrow(pa.schema([pa.field(name, pa.struct(fields))]))
 
     def read(self, values: Sequence[bytes]) -> pa.StructArray | None:
-        """One row a message, null for a JSON null; None if any message is refused."""
+        """One row a message; None if any message is refused."""
         parts = []
         for part in self._stream(values, READ_ROWS):
             if part is None:
@@ -95,19 +97,38 @@ class Reader:
 
     def _stream(self, values: Sequence[bytes], rows: int) -> Iterator[pa.StructArray | None]:
         """Parts of `rows` rows; None in place of the first part with a message that is refused."""
-        text = b"".join((self._open, self._between.join(values), b"}"))
-        if misread(text):
+        text = self._enclosed(values) or self._enclosed([value.rstrip(_SPACE) for value in values])
+        if text is None or misread(text):
             yield None
             return
         try:
             stream = arro3.io.read_json(io.BytesIO(text), self._schema, batch_size=rows)
             for batch in pa.RecordBatchReader.from_stream(stream):
-                yield batch.column(0)
+                part = batch.column(0)
+                if part.field(self._end).null_count:
+                    yield None
+                    return
+                yield part
         except (pa.ArrowException, OSError):
             yield None
 
+    def _enclosed(self, values: Sequence[bytes]) -> bytearray | None:
+        """The messages in their envelopes; None if one does not end in a brace."""
+        if not values:
+            return None
+        between = self._close + self._open
+        texts = [self._open + values[0], *values[1:]]
+        text = bytearray(between).join([*texts[:-1], texts[-1] + self._close])
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts)) + len(between)
+        braces = np.cumsum(sizes) - len(between) - 1
+        letters = np.frombuffer(text, np.uint8)
+        if (letters[braces] != _BRACE).any():
+            return None
+        letters[braces] = _SPACE[0]
+        return text
 
-def misread(text: bytes) -> bool:
+
+def misread(text: bytes | bytearray) -> bool:
     """Whether the fast reader may not see this text.
 
     SUBTLE: it quotes what it can't read in its error, and an error with a NUL in it aborts the
