@@ -28,12 +28,13 @@ from typing_extensions import override
 from operators.failure import noted
 from operators.stop import stopping
 from storage.batch import BatchFile
-from storage.blocks import Blocks, BlocksConfig, Offer
+from storage.blocks import Blocks, BlocksConfig
 from storage.errors import ForebayError
 from storage.files import Files
 from storage.frame import Frame
 from storage.keys import KeyCache
 from storage.layout import Layout
+from storage.offer import Offer
 from storage.rejects import Redecode
 from storage.replay import read_request
 from storage.state import PartitionState

@@ -17,10 +17,10 @@ from typing_extensions import override
 from operators.failure import failure, note, noted
 from operators.routing import partition_name
 from operators.stop import stopping
-from storage.blocks import Offer
 from storage.chunks import Chunks
 from storage.files import Files
 from storage.layout import Layout
+from storage.offer import Offer
 
 
 class _ChunksPartition(StatefulSinkPartition[Offer, None]):

@@ -26,8 +26,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from storage.batch import Batch, Placed
+from storage.batch import Batch
 from storage.catalog import Catalog, read_catalog
+from storage.commits import Commits
 from storage.drops import Drops
 from storage.duplicates import duplicates
 from storage.files import Files
@@ -37,10 +38,10 @@ from storage.keys import Hash, KeyCache
 from storage.layout import BlockId, Layout, block_log_name, reject_log_name
 from storage.live import LiveBlock, LiveBlocks
 from storage.log import Extent, GrowingLog
+from storage.offer import Offer, Tick
 from storage.rejects import FILE_BYTES_MAX, Redecode, RejectFilter, redecoded
 from storage.replay import ReplayRequest
 from storage.resume import (
-    UNCOMMITTED_SNAPSHOTS_MAX,
     CatalogFile,
     next_incarnation,
     require_logs,
@@ -50,7 +51,7 @@ from storage.resume import (
     unlisted,
 )
 from storage.retained import Retained
-from storage.retention import Retention, Tick
+from storage.retention import Retention, Waiting, waiting
 from storage.schema import OFFSET, Schema, column_types
 from storage.segment import Segment
 from storage.series import LogSeries
@@ -73,42 +74,6 @@ class BlocksConfig:
     grace_ms: int
     conflicts: bool = True
     drops_bytes_max: int = DROPS_BYTES_MAX
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What `blocks` tells `chunks`: evicted blocks to merge, and now and then a tick to delete by.
-    The first offer of a run carries the committed `runs` (see `PartitionState`): chunks of
-    evictions that were never committed are to be withdrawn."""
-
-    incarnation: int
-    blocks: tuple[BlockState, ...]
-    runs: dict[str, int] | None = None
-    tick: Tick | None = None
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """What the batch layer has yet to take: how old it is, in stream time, and its size."""
-
-    age_ms: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class _Commit:
-    """What a snapshot says that others may rely on once no crash can undo it."""
-
-    evictions: int
-    seal: int
-    stream_time_ms: int | None
-    evicted: frozenset[BlockId]
-
-    @classmethod
-    def of(cls, state: PartitionState) -> _Commit:
-        evicted = frozenset(block.id for block in state.evicted)
-        seal = state.seal.number if state.seal else 0
-        return cls(state.evictions, seal, state.stream_time_ms, evicted)
 
 
 class Blocks:
@@ -162,8 +127,7 @@ class Blocks:
             self._live.seal(state.seal)
         self._rejects, self._drops = self._logs_beside()
         self._dirty: list[GrowingLog] = []
-        # Of the last snapshots; the first of them is known to be stored.
-        self._commits: tuple[_Commit, ...] = (_Commit.of(state),)
+        self._commits = Commits(state)
         self._replaced: list[tuple[int, Path]] = []
         self._doomed: list[tuple[int, Path]] = []
 
@@ -325,7 +289,7 @@ class Blocks:
         if state.seal is None or state.seal.number < seal.number:
             state.seal = seal
             self._live.seal(seal)
-        return self._commits[0].seal < seal.number
+        return self._commits.sure.seal < seal.number
 
     def tick(self, batch: Batch, retention_ms: int) -> Offer:
         """Have what may go deleted. A live block goes too if it is handed off and was last touched
@@ -334,26 +298,16 @@ class Blocks:
         sure_ms = (batch.covered_until_ms or 0) - self._config.dedup_window_ms
         going = [b for b in self._live if batch.handed_off(b) and b.touched_ms <= sure_ms]
         evicted = self._evict(going)
-        commits = (*self._commits, _Commit.of(state))
         tick = Tick(
             Retention(batch, state.stream_time_ms, retention_ms),
-            self._commits[0].evictions,
-            frozenset().union(*(commit.evicted for commit in commits)),
+            self._commits.sure.evictions,
+            self._commits.evicted(state),
         )
         return Offer(state.incarnation, tuple(evicted), tick=tick)
 
     def waiting(self, batch: Batch) -> Waiting | None:
         """What is yet to be handed over, if anything is."""
-        catalog, stream_ms = self._catalog(), self._state.stream_time_ms
-        chunks = [chunk for chunk in catalog.chunks if not batch.handed_off(chunk)]
-        blocks = [b for b in self._present().blocks if b.id not in catalog.covered]
-        blocks = [block for block in blocks if not batch.handed_off(block)]
-        parts: list[Placed] = [*chunks, *blocks]
-        if stream_ms is None or not parts:
-            return None
-        first_ms = max(min(part.first_ms for part in parts), batch.covered_until_ms or 0)
-        size = sum(extent.bytes for block in blocks for extent in block.extents)
-        return Waiting(stream_ms - first_ms, size + sum(chunk.checksum.bytes for chunk in chunks))
+        return waiting(self._present(), self._catalog(), batch)
 
     # -- rejects -----------------------------------------------------------------------------
 
@@ -412,8 +366,7 @@ class Blocks:
         self._rejects.settle()
         self._drops.settle()
         self._state.snapshots += 1
-        last = (*self._commits, _Commit.of(self._state))
-        self._commits = last[-UNCOMMITTED_SNAPSHOTS_MAX - 1 :]
+        self._commits.add(self._state)
         return self._present().encode()
 
     def publish(self) -> None:
@@ -426,7 +379,7 @@ class Blocks:
         """Forget evicted blocks that a chunk has covered for the grace period; delete what has been
         forgotten for another, or replaced for one once that is surely committed."""
         due = now_ms + self._config.grace_ms
-        sure = self._state.snapshots - UNCOMMITTED_SNAPSHOTS_MAX
+        sure = self._commits.sure.snapshots
         self._doomed += [(due, path) for since, path in self._replaced if since < sure]
         self._replaced = [(since, path) for since, path in self._replaced if since >= sure]
         catalog = self._catalog()
@@ -438,7 +391,7 @@ class Blocks:
                 kept.append(replace(block, covered_at_ms=None))
                 continue
             since = now_ms if block.covered_at_ms is None else block.covered_at_ms
-            committed = block.number is not None and block.number <= self._commits[0].evictions
+            committed = block.number is not None and block.number <= self._commits.sure.evictions
             if now_ms - since < self._config.grace_ms or not committed:
                 kept.append(replace(block, covered_at_ms=since))
                 continue
@@ -450,7 +403,7 @@ class Blocks:
         self._doomed = [doomed for doomed in self._doomed if doomed[0] > now_ms]
 
     def _present(self) -> PartitionState:
-        sure = self._commits[0]
+        sure = self._commits.sure
         return replace(
             self._state,
             hot=[block.state for block in self._live],

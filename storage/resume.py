@@ -12,15 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from storage.catalog import Catalog, read_catalog
+from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.files import Files
 from storage.layout import Layout, incarnation_of
 from storage.schema import parse_types, unite
 from storage.state import PartitionState, read_manifest
-
-UNCOMMITTED_SNAPSHOTS_MAX = 2
-"""The engine opens an epoch only when the one before it is done, so at most this many snapshots
-can have been taken and lost."""
 
 
 class CatalogFile:

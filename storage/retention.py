@@ -1,4 +1,4 @@
-"""What may be deleted, and why: the rules, and the tick that asks for it.
+"""Retention: what may be deleted, and why; and what waits for the batch layer.
 
 A block or chunk goes when the batch layer has all of its events ("handed off"), or when its last
 event is older than the retention, in stream time ("expired"; there is no such limit by default). It
@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from storage.batch import Batch, Placed
-from storage.layout import BlockId
+from storage.catalog import Catalog
+from storage.state import PartitionState
 
 HANDED_OFF, EXPIRED = "handed off", "expired"
 
@@ -33,13 +34,22 @@ class Retention:
 
 
 @dataclass(frozen=True)
-class Tick:
-    """What `blocks` tells `chunks` now and then, so that it deletes what may go.
+class Waiting:
+    """What the batch layer has yet to take: how old it is, in stream time, and its size."""
 
-    `committed` is the last eviction that no crash can undo; what was evicted later stays for now.
-    `listed` are all evicted blocks of any state that a restart could resume from.
-    """
+    age_ms: int
+    bytes: int
 
-    retention: Retention
-    committed: int
-    listed: frozenset[BlockId]
+
+def waiting(state: PartitionState, catalog: Catalog, batch: Batch) -> Waiting | None:
+    """What of a partition is yet to be handed over, if anything is."""
+    chunks = [chunk for chunk in catalog.chunks if not batch.handed_off(chunk)]
+    blocks = [block for block in state.blocks if block.id not in catalog.covered]
+    blocks = [block for block in blocks if not batch.handed_off(block)]
+    parts: list[Placed] = [*chunks, *blocks]
+    if state.stream_time_ms is None or not parts:
+        return None
+    first_ms = max(min(part.first_ms for part in parts), batch.covered_until_ms or 0)
+    size = sum(extent.bytes for block in blocks for extent in block.extents)
+    size += sum(chunk.checksum.bytes for chunk in chunks)
+    return Waiting(state.stream_time_ms - first_ms, size)

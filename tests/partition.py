@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.blocks import Blocks, BlocksConfig, Offer
+from storage.blocks import Blocks, BlocksConfig
 from storage.catalog import Catalog, read_catalog
 from storage.chunks import Chunks
 from storage.files import Files
@@ -25,6 +25,7 @@ from storage.index import U64, hash_keys
 from storage.keys import Hash, KeyCache
 from storage.layout import Layout
 from storage.log import Extent, read_log
+from storage.offer import Offer
 from storage.schema import OFFSET, PARTITION, Column, Schema
 from storage.state import PartitionState, read_manifest
 from tests.oracle import Key, Oracle, Place

@@ -9,9 +9,9 @@ import pytest
 
 from operators import failure
 from operators.chunks import ChunksSink
-from storage.blocks import Offer
 from storage.files import Files
 from storage.layout import Layout
+from storage.offer import Offer
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ import query
 from query.view import View, take_view
 from storage import record
 from storage.batch import Batch
-from storage.blocks import Blocks, BlocksConfig, Offer
+from storage.blocks import Blocks, BlocksConfig
 from storage.catalog import Catalog, read_catalog
 from storage.chunks import Chunks
 from storage.errors import BadInput, Corruption, ForebayError, MissingFile
@@ -35,6 +35,7 @@ from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
 from storage.keys import KeyCache
 from storage.layout import Layout
+from storage.offer import Offer
 from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
 from storage.state import PartitionState
 from tests.oracle import Oracle

@@ -34,11 +34,12 @@ from operators.decode import DecodeConfig, Decoder
 from operators.messages import Messages
 from operators.replay import decode_again
 from storage import record
-from storage.blocks import BlocksConfig, Offer
+from storage.blocks import BlocksConfig
 from storage.errors import BadInput, Corruption
 from storage.files import Files
 from storage.frame import REASONS, REJECT_SCHEMA, Frame
 from storage.layout import Layout
+from storage.offer import Offer
 from storage.rejects import ALL, RejectFilter
 from storage.replay import ReplayRequest, ask, read_request
 from storage.schema import RAW

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import query
 from query.view import View
-from storage.resume import UNCOMMITTED_SNAPSHOTS_MAX
+from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
 
 PAUSE_S = 0.005
 ALL = "select _partition, _offset from events"
