@@ -888,6 +888,20 @@ def test_a_chunk_of_a_withdrawn_run_does_not_count(lane: Lanes) -> None:
     assert len(one.published) == 70
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_view_during_which_the_boundary_moved_is_taken_again(
+    partial: bool, lane: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = filled(lane("p00"))
+    numbers = iter([0, 1, 1, 1])
+    monkeypatch.setattr(
+        "query.view.read_batch", lambda *of: replace(read_batch(*of), number=next(numbers))
+    )
+    receipt = query.open(one.root, partial=partial).receipt()
+    assert (receipt.batch_number, receipt.silent_nodes) == (1, ())
+    assert next(numbers, None) is None
+
+
 def test_a_catalog_of_a_later_run_than_the_manifest_is_read_again(
     lane: Lanes, watched: Watched
 ) -> None:
