@@ -13,8 +13,8 @@ import click
 from storage.errors import ForebayError
 
 COMMANDS = (
-    "run", "sql", "status", "rejects", "why", "batch", "retention", "generate", "demo", "verify",
-    "config",
+    "run", "sql", "status", "rejects", "why", "batch", "retention", "check", "generate", "demo",
+    "verify", "config",
 )  # fmt: skip
 """Each is a command of its name in a module of its name."""
 

@@ -238,6 +238,8 @@ def _node(files: Files, root: Path, sound: SoundChunks, partial: bool) -> NodeVi
     for tries_left in reversed(range(TRIES)):
         try:
             node, faults = _read_node(files, root, sound)
+        except _TooOld as error:
+            node, faults = NodeView(root, None), [error]
         except ForebayError:
             if partial:
                 return NodeView(root, None)
@@ -264,14 +266,14 @@ def _read_node(files: Files, root: Path, sound: SoundChunks) -> tuple[NodeView, 
     if not root.is_dir():
         raise NotADirectoryError(f"no directory at {root}")
     layout = Layout(root)
-    _require_inside(root, layout.batch)
+    require_inside(root, layout.batch)
     batch = read_batch(files, layout)
     states: list[PartitionState] = []
     partitions: list[PartitionView] = []
     faults: dict[str, ForebayError] = {}
     for name in layout.partitions():
         with _noted(faults, root, name):
-            states += _state(files, layout, name)
+            states += read_state(files, layout, name)
     for state in states:
         with _noted(faults, root, state.partition):
             partitions.append(_partition(files, layout, state, sound))
@@ -292,17 +294,17 @@ def _noted(faults: dict[str, ForebayError], root: Path, partition: str) -> Itera
         faults[partition] = _unreadable(root, error)
 
 
-def _require_inside(root: Path, path: Path) -> None:
+def require_inside(root: Path, path: Path) -> None:
     """Raise Corruption if links lead out of the data directory."""
     if not path.resolve().is_relative_to(root.resolve()):
         raise Corruption(f"{path}: expected a file below {root}, got a link out of it")
 
 
-def _state(files: Files, layout: Layout, name: str) -> list[PartitionState]:
+def read_state(files: Files, layout: Layout, name: str) -> list[PartitionState]:
     """What the partition has published, if anything."""
     path = layout.manifest(name)
-    _require_inside(layout.root, path)
-    _require_inside(layout.root, layout.catalog(name))
+    require_inside(layout.root, path)
+    require_inside(layout.root, layout.catalog(name))
     state = read_manifest(files, path)
     if state is not None and state.partition != name:
         raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}")
@@ -328,7 +330,7 @@ def _partition(
         catalog.expired_rows,
     )
     for path in [*(view.folder / extent.file for extent in view.extents), *view.chunk_paths]:
-        _require_inside(layout.root, path)
+        require_inside(layout.root, path)
         if not path.is_file():
             raise _TooOld(f"partition {name}: {path} is missing")
     for path, chunk in zip(view.chunk_paths, view.chunks, strict=True):

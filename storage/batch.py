@@ -42,8 +42,8 @@ class Seal:
     """What comes for upload times below `until_ms` is late. Numbers rise, from 1; `id` tells the
     seals of different data directories apart."""
 
-    number: int
-    until_ms: int
+    number: Count
+    until_ms: TimeMs
     id: str
 
 
@@ -55,11 +55,11 @@ class Handoff:
     the late table too. `table` is the metadata file of the Iceberg table that has it, if known.
     """
 
-    number: int
-    covered_until_ms: int
-    seal: int
+    number: Count
+    covered_until_ms: TimeMs
+    seal: Count
     late: bool
-    at_ms: int
+    at_ms: TimeMs
     table: str | None = None
 
 

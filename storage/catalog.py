@@ -55,8 +55,8 @@ class Catalog:
     partition: str
     chunks: tuple[Chunk, ...] = ()
     dropped: tuple[BlockId, ...] = ()
-    handed_off_rows: int = 0
-    expired_rows: int = 0
+    handed_off_rows: Count = 0
+    expired_rows: Count = 0
 
     @cached_property
     def covered(self) -> frozenset[BlockId]:

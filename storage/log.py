@@ -195,13 +195,15 @@ class LogReader:
         if torn and not torn_ok:
             raise Corruption(
                 f"log {self._path}: expected {extent.bytes} bytes,"
-                f" got {self._bytes + len(data)} at offset {self._bytes + len(data)}"
+                f" got {self._bytes + len(data)} at offset {self._bytes + len(data)}",
+                self._bytes + len(data),
             )
         crc = zlib.crc32(data, self._crc)
         if not torn and crc != extent.crc:
             raise Corruption(
                 f"log {self._path}: expected checksum {extent.crc:#010x} for bytes"
-                f" {self._bytes}..{extent.bytes}, got {crc:#010x}"
+                f" {self._bytes}..{extent.bytes}, got {crc:#010x}",
+                self._bytes,
             )
         found = list(self._split(data, torn))
         if torn:
@@ -230,7 +232,8 @@ class LogReader:
             if not torn:
                 raise Corruption(
                     f"log {self._path}: expected a record batch at offset"
-                    f" {base + source.tell()}, got {error}"
+                    f" {base + source.tell()}, got {error}",
+                    base + source.tell(),
                 ) from error
 
     def decode(self, messages: Sequence[bytes], columns: Sequence[str]) -> list[pa.RecordBatch]:

@@ -62,7 +62,8 @@ def decode(kind: str, version: int, data: bytes, name: str) -> dict[str, Any]:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Corruption(f"{name}: {error} at byte {start + error.pos}") from error
+        at = start + error.pos
+        raise Corruption(f"{name}: {error} at byte {at}", at) from error
     if not isinstance(parsed, dict):
         raise Corruption(f"{name}: expected an object, got {type(parsed).__name__}")
     return parsed
@@ -95,7 +96,7 @@ def _body(kind: str, version: int, data: bytes, name: str) -> tuple[int, bytes]:
     """Where the body begins, and its bytes, after all checks of the envelope."""
     match = _HEAD.match(data)
     if not match or not data.endswith(b"}"):
-        raise Corruption(f"{name}: expected a forebay {kind} of JSON, got something else")
+        raise Corruption(f"{name}: expected a forebay {kind} of JSON, got something else", 0)
     if match[1] != kind.encode():
         raise Corruption(f"{name}: expected a {kind}, got a {match[1].decode()}")
     if int(match[2]) != version:
@@ -105,5 +106,6 @@ def _body(kind: str, version: int, data: bytes, name: str) -> tuple[int, bytes]:
         )
     body = data[match.end() : -1]
     if zlib.crc32(body) != int(match[3], 16):
-        raise Corruption(f"{name}: checksum of bytes {match.end()}..{len(data) - 1} does not match")
+        start, end = match.end(), len(data) - 1
+        raise Corruption(f"{name}: checksum of bytes {start}..{end} does not match", start)
     return match.end(), body

@@ -95,9 +95,9 @@ class PartitionState:
     """Number of the last replay request that was carried out."""
     seal: Seal | None = None
     """The last seal (see `batch`): what comes for times below it is late."""
-    committed_seal: int = 0
+    committed_seal: Count = 0
     """Number of the last seal that no crash can undo."""
-    committed_ms: int | None = None
+    committed_ms: TimeMs | None = None
     """Stream time at the last snapshot that no crash can undo."""
 
     @property

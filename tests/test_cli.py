@@ -201,6 +201,16 @@ def test_sql_prints_messages_as_text_even_if_they_are_no_utf8(kind: str, data: P
     assert "\ufffd" in printed
 
 
+def test_sql_verify_tells_a_flipped_byte_that_a_query_would_not_meet(data: Path) -> None:
+    (path,) = Layout(data).chunks(NAME).rglob("*.parquet")
+    whole = bytearray(path.read_bytes())
+    whole[40] ^= 1
+    path.write_bytes(whole)
+    query = ("sql", "select count(*) as n from events", "--format", "csv", "--data-dir", data)
+    assert answered(*query).stdout == "n\n5\n"
+    assert f"{path}: checksum" in told(forebay(*query, "--verify"))
+
+
 def test_sql_asks_the_data_directory_of_the_settings(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +257,19 @@ def test_status_names_a_node_that_does_not_answer(data: Path, tmp_path: Path) ->
     assert found["silent_nodes"] == [str(away)]
     assert found["totals"] == TOTALS
     assert "did not answer" in " ".join(forebay("status", *nodes).stdout.split())
+
+
+def test_status_names_a_partition_that_cannot_be_read(data: Path) -> None:
+    _spoil_manifest(data)
+    result = forebay("status", "--json", "--data-dir", data)
+    assert result.exit_code == 1
+    found = as_json(result)
+    (silent,) = found["silent_partitions"]
+    assert (silent["node"], silent["partition"]) == (str(data), NAME)
+    assert str(Layout(data).manifest(NAME)) in silent["reason"]
+    assert found["silent_nodes"] == []
+    printed = " ".join(forebay("status", "--data-dir", data).stdout.split())
+    assert f"{NAME} can't be read" in printed
 
 
 def test_status_for_people_names_totals_partition_and_batch(data: Path) -> None:

@@ -26,7 +26,7 @@ from polars.testing import assert_frame_equal
 import query
 from query.view import View, take_view
 from storage import record
-from storage.batch import Batch
+from storage.batch import Batch, read_batch
 from storage.blocks import Blocks, BlocksConfig, Offer
 from storage.catalog import Catalog, read_catalog
 from storage.chunks import Chunks
@@ -886,6 +886,20 @@ def test_a_chunk_of_a_withdrawn_run_does_not_count(lane: Lanes) -> None:
     one.take(*events(10, 60, 100, step_ms=20)).publish().merge()
     assert_frame_equal(collected(store), in_memory(one.published))
     assert len(one.published) == 70
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_view_during_which_the_boundary_moved_is_taken_again(
+    partial: bool, lane: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = filled(lane("p00"))
+    numbers = iter([0, 1, 1, 1])
+    monkeypatch.setattr(
+        "query.view.read_batch", lambda *of: replace(read_batch(*of), number=next(numbers))
+    )
+    receipt = query.open(one.root, partial=partial).receipt()
+    assert (receipt.batch_number, receipt.silent_nodes) == (1, ())
+    assert next(numbers, None) is None
 
 
 def test_a_catalog_of_a_later_run_than_the_manifest_is_read_again(

@@ -1,0 +1,188 @@
+"""The check: every byte that counts in a data directory held against its checksum.
+
+For each partition, whether or not the job runs: manifest and catalog; every log that the manifest
+names, to its last row; every chunk of the catalog, and if one is damaged, which columns where. Then
+`batch.json` and the replay requests. A file that is gone is either named no more by a newer
+manifest or catalog, or it is missing. Drop logs may lack their end, for no commit waits for them;
+another log does after a power loss, until the job has started again. The recovery store is the
+engine's own and is not looked at, nor is what nothing names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from query.view import PAUSE_S, TRIES, read_state, require_inside
+from storage.batch import read_batch
+from storage.catalog import Chunk, read_catalog
+from storage.checksum import damaged_columns
+from storage.chunk import chunk_metadata
+from storage.errors import BadInput, Corruption, ForebayError, MissingFile
+from storage.files import Files
+from storage.layout import Layout
+from storage.log import Extent, LogReader
+from storage.replay import ReplayRequest
+
+T = TypeVar("T")
+Look = Callable[[], Iterator[Corruption]]
+"""Yields or raises what is wrong."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong. `offset` is the first byte that is known to be, if any is."""
+
+    file: str
+    offset: int | None
+    what: str
+
+
+@dataclass
+class Report:
+    """How many files and bytes were looked at, and what is wrong with them."""
+
+    files: int = 0
+    bytes: int = 0
+    faults: list[Fault] = field(default_factory=list)
+
+    def looked_at(self, bytes: int) -> None:
+        self.files += 1
+        self.bytes += bytes
+
+    def note(self, path: Path, error: Exception) -> None:
+        offset = error.offset if isinstance(error, Corruption) else None
+        self.faults.append(Fault(str(path), offset, str(error)))
+
+    def add(self, other: Report) -> None:
+        self.files += other.files
+        self.bytes += other.bytes
+        self.faults += other.faults
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A file that a manifest or catalog names, and how many bytes of it count."""
+
+    path: Path
+    bytes: int
+    look: Look
+
+
+def check(files: Files, root: Path) -> Report:
+    """Read all of one data directory. Raises BadInput if there is none."""
+    if not root.is_dir():
+        raise BadInput(f"{root}: expected a data directory, got none")
+    layout, report = Layout(root), Report()
+    _small(report, layout.batch, lambda: read_batch(files, layout))
+    for path in sorted(layout.replay.glob("*.json")):
+        _small(report, path, partial(_read_request, files, path))
+    for name in layout.partitions():
+        _partition(files, layout, name, report)
+    return report
+
+
+def _read_request(files: Files, path: Path) -> ReplayRequest:
+    return ReplayRequest.decode(files.read(path), str(path))
+
+
+def _small(report: Report, path: Path, read: Callable[[], T]) -> T | None:
+    """What is in a small file, or None if that can't be told or it is not there."""
+    try:
+        found = read()
+        if path.is_file():
+            report.looked_at(path.stat().st_size)
+        return found
+    except (ForebayError, OSError) as error:
+        report.looked_at(0)
+        report.note(path, error)
+        return None
+
+
+def _partition(files: Files, layout: Layout, name: str, report: Report) -> None:
+    """Look at what the partition names; if a file is gone, at what it names then."""
+    looked: set[Path] = set()
+    for _ in range(TRIES):
+        small = Report()
+        gone: dict[Path, Exception] = {}
+        for part in _parts(files, layout, name, small):
+            if part.path in looked:
+                continue
+            try:
+                _look(layout.root, part, report)
+                looked.add(part.path)
+            except (MissingFile, FileNotFoundError) as error:
+                gone[part.path] = error
+        if not gone:
+            break
+        time.sleep(PAUSE_S)
+    report.add(small)
+    for path, missing in gone.items():
+        report.note(path, missing)
+
+
+def _look(root: Path, part: _Part, report: Report) -> None:
+    """Raises MissingFile or FileNotFoundError, and nothing else that is wrong with a file."""
+    found: list[Exception] = []
+    try:
+        require_inside(root, part.path)
+        found += part.look()
+    except (MissingFile, FileNotFoundError):
+        raise
+    except (ForebayError, OSError) as error:
+        found.append(error)
+    report.looked_at(part.bytes)
+    for fault in found:
+        report.note(part.path, fault)
+
+
+def _parts(files: Files, layout: Layout, name: str, small: Report) -> Iterator[_Part]:
+    """What the partition names now. The manifest comes first, as in a view."""
+    states = _small(small, layout.manifest(name), lambda: read_state(files, layout, name))
+    path = layout.catalog(name)
+    catalog = _small(small, path, lambda: read_catalog(files, path, name))
+    for state in states or ():
+        for block in state.blocks:
+            yield from _logs(files, layout.hot(name), block.extents)
+        yield from _logs(files, layout.rejects(name), state.rejects)
+        yield from _logs(files, layout.drops(name), state.drops, torn_ok=True)
+    for chunk in catalog.chunks if catalog else ():
+        yield _of_chunk(files, layout.chunks(name) / chunk.file, chunk)
+
+
+def _logs(
+    files: Files, folder: Path, extents: Iterable[Extent], torn_ok: bool = False
+) -> Iterator[_Part]:
+    for extent in extents:
+        yield _of_log(files, folder, extent, torn_ok)
+
+
+def _of_log(files: Files, folder: Path, extent: Extent, torn_ok: bool) -> _Part:
+    path = folder / extent.file
+
+    def look() -> Iterator[Corruption]:
+        if torn_ok and not path.exists():
+            return
+        reader = LogReader(files, folder, extent.file)
+        messages = [message for _, message in reader.follow(extent, torn_ok=torn_ok)]
+        names = reader.schema.names if reader.schema else []
+        rows = sum(reader.decode([message], names)[0].num_rows for message in messages)
+        if rows != extent.rows and not (torn_ok and files.size(path) < extent.bytes):
+            yield Corruption(f"log {path}: expected {extent.rows} rows, got {rows}")
+
+    return _Part(path, extent.bytes, look)
+
+
+def _of_chunk(files: Files, path: Path, chunk: Chunk) -> _Part:
+    def look() -> Iterator[Corruption]:
+        metadata = chunk_metadata(files, path, chunk)
+        try:
+            chunk.checksum.require_whole(files, path)
+        except Corruption as error:
+            yield from list(damaged_columns(path, metadata)) or [error]
+
+    return _Part(path, chunk.checksum.bytes, look)

@@ -1,0 +1,237 @@
+"""The check of a data directory: it finds each damaged byte that counts, and nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.main import main
+from query import check as checking
+from query.check import Fault, Report, check
+from storage import record
+from storage.batch import Batch
+from storage.errors import BadInput
+from storage.files import Files
+from storage.layout import Layout
+from storage.rejects import ALL
+from storage.replay import ask
+from tests.partition import NAME, Message, Partition, event
+
+CHANGED = 0x41
+
+
+@pytest.fixture
+def partition(tmp_path: Path) -> Iterator[Partition]:
+    """Two chunks and hot blocks, rejects and drops; a handoff and a replay request."""
+    partition = Partition(tmp_path / "data").start()
+    for number in range(6):
+        at = number * 10
+        partition.append(*(event(at + n, at + n, number * 1_000) for n in range(8)))
+        partition.append(event(at + 8, at, number * 1_000), Message(("s0", at + 9), None))
+        partition.merge()
+    partition.blocks.publish()
+    files, layout = partition.files, partition.layout
+    ask(files, layout, ALL, {NAME: 1})
+    batch = Batch().sealed(0).completed(0, late=False, table=None)
+    files.replace(layout.batch, batch.encode(), durable=False)
+    yield partition
+    partition.crash()
+
+
+def named(partition: Partition) -> dict[Path, int]:
+    """Each file that counts, and how many of its bytes do."""
+    layout, state, catalog = partition.layout, partition.manifest(), partition.catalog()
+    small = [layout.batch, layout.replay_request(1), layout.manifest(NAME), layout.catalog(NAME)]
+    found = {path: path.stat().st_size for path in small}
+    for block in state.blocks:
+        found |= {layout.hot(NAME) / extent.file: extent.bytes for extent in block.extents}
+    found |= {layout.rejects(NAME) / extent.file: extent.bytes for extent in state.rejects}
+    found |= {layout.drops(NAME) / extent.file: extent.bytes for extent in state.drops}
+    return found | {layout.chunks(NAME) / c.file: c.checksum.bytes for c in catalog.chunks}
+
+
+def of_kind(partition: Partition, kind: str) -> Path:
+    return next(path for path in named(partition) if path.match(kind))
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= CHANGED
+    path.write_bytes(content)
+
+
+def faults(partition: Partition) -> list[Fault]:
+    return check(Files(), partition.root).faults
+
+
+def test_every_file_that_counts_is_looked_at_and_sound(partition: Partition) -> None:
+    counting = named(partition)
+    assert {path.suffix for path in counting} == {".json", ".arrows", ".parquet"}
+    found = check(Files(), partition.root)
+    assert found == Report(len(counting), sum(counting.values()))
+
+
+def test_a_flipped_byte_is_found_in_its_file_and_not_past_its_place(partition: Partition) -> None:
+    rng = random.Random(7)
+    for path, size in named(partition).items():
+        for at in {0, size - 1, *rng.sample(range(size), 10)}:
+            good = path.read_bytes()
+            flip(path, at)
+            found = faults(partition)
+            path.write_bytes(good)
+            assert {fault.file for fault in found} == {str(path)}, (path, at)
+            assert all(fault.offset is None or fault.offset <= at for fault in found), (path, at)
+    assert faults(partition) == []
+
+
+def first_byte(column: pq.ColumnChunkMetaData) -> int:
+    start: int = column.dictionary_page_offset or column.data_page_offset
+    return start
+
+
+def test_a_flip_in_a_page_is_told_with_its_column_and_where_that_is(partition: Partition) -> None:
+    """Some of a page's header is beyond its checksum: there the file's tells that it is damaged."""
+    path = of_kind(partition, "*.parquet")
+    content = path.read_bytes()
+    with pq.ParquetFile(path) as file:
+        groups = range(file.metadata.num_row_groups)
+        columns = [
+            file.metadata.row_group(group).column(index)
+            for group in groups
+            for index in range(file.metadata.num_columns)
+        ]
+    told: set[tuple[str, int] | None] = set()
+    for column in columns:
+        start = first_byte(column)
+        name = column.path_in_schema
+        for at in range(start, start + column.total_compressed_size, 4):
+            flip(path, at)
+            (found,) = faults(partition)
+            path.write_bytes(content)
+            by_column = (
+                found.offset == start and f"column {name!r} in bytes {start}.." in found.what
+            )
+            assert by_column or (found.offset == 0 and "checksum of bytes 0.." in found.what), at
+            told.add((name, start) if by_column else None)
+    assert told - {None} == {(column.path_in_schema, first_byte(column)) for column in columns}
+
+
+def test_a_byte_past_what_counts_is_no_fault(partition: Partition) -> None:
+    for path in named(partition):
+        if path.suffix == ".arrows":
+            with path.open("ab") as file:
+                file.write(b"begun")
+    assert faults(partition) == []
+
+
+def test_a_log_or_chunk_without_its_end_is_told_but_not_a_drop_log(partition: Partition) -> None:
+    for path, size in named(partition).items():
+        if path.suffix == ".json":
+            continue
+        good = path.read_bytes()
+        path.write_bytes(good[: size - 1])
+        told = [(fault.file, fault.offset) for fault in faults(partition)]
+        path.write_bytes(good)
+        assert told == ([] if "drops" in path.parts else [(str(path), size - 1)])
+
+
+def test_a_file_that_stays_missing_is_told_but_not_a_drop_log(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "PAUSE_S", 0)
+    for path in named(partition):
+        if path.suffix == ".json":
+            continue
+        good = path.read_bytes()
+        path.unlink()
+        told = [fault.file for fault in faults(partition)]
+        path.write_bytes(good)
+        assert told == ([] if "drops" in path.parts else [str(path)])
+
+
+def test_rows_other_than_the_manifests_are_told(partition: Partition) -> None:
+    path = partition.layout.manifest(NAME)
+    body = record.decode("manifest", 1, path.read_bytes(), "manifest")
+    body["rejects"][0]["rows"] += 1
+    path.write_bytes(record.encode("manifest", 1, body))
+    (found,) = faults(partition)
+    assert found.file.endswith(body["rejects"][0]["file"])
+    assert "rows" in found.what
+
+
+def test_what_the_job_does_meanwhile_is_no_fault(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the manifest that was read first named is merged, and its logs are deleted."""
+    counting = named(partition)
+    parts = checking._parts
+    views = 0
+
+    def overtaken(files: Files, layout: Layout, name: str, small: Report) -> Iterator[object]:
+        nonlocal views
+        views += 1
+        found = list(parts(files, layout, name, small))
+        if views == 1:
+            for _ in range(3):
+                partition.blocks.snapshot()
+            for after_ms in (0, partition.config.grace_ms, partition.config.grace_ms):
+                partition.tidy(after_ms)
+                partition.blocks.publish()
+        yield from found
+
+    monkeypatch.setattr(checking, "_parts", overtaken)
+    assert faults(partition) == []
+    assert views == 2
+    assert any(path.suffix == ".arrows" and not path.exists() for path in counting)
+
+
+def test_a_partition_is_checked_though_its_manifest_is_broken(partition: Partition) -> None:
+    manifest, chunk = partition.layout.manifest(NAME), of_kind(partition, "*.parquet")
+    flip(manifest, 100)
+    flip(chunk, chunk.stat().st_size - 20)
+    assert {fault.file for fault in faults(partition)} == {str(manifest), str(chunk)}
+
+
+def test_no_directory_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="expected a data directory"):
+        check(Files(), tmp_path / "away")
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+def forebay(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["check", *map(str, arguments)])
+
+
+def test_the_command_ends_with_0_if_all_is_as_written(partition: Partition) -> None:
+    result = forebay("--data-dir", partition.root)
+    assert result.exit_code == 0
+    files = len(named(partition))
+    assert result.stdout.startswith(f"{files} files, ")
+    assert result.stdout.endswith(": all as written\n")
+
+
+def test_the_command_prints_file_offset_and_what_and_ends_with_1(partition: Partition) -> None:
+    path = of_kind(partition, "*.parquet")
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    result = forebay("--data-dir", partition.root)
+    assert result.exit_code == 1
+    head, row, total = result.stdout.splitlines()
+    assert head.split() == ["file", "offset", "what"]
+    assert row.split()[:2] == [str(path), str(size - 1)]
+    assert f"expected {size} bytes, got {size - 1}" in row
+    assert total.endswith("1 faults")
+    told = forebay("--json", "--data-dir", partition.root)
+    assert told.exit_code == 1
+    what = f"chunk {path}: expected {size} bytes, got {size - 1}"
+    found = orjson.loads(told.stdout)
+    assert found["faults"] == [{"file": str(path), "offset": size - 1, "what": what}]
+    assert found["files"] == len(named(partition))
