@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from storage.errors import Corruption, MissingFile
-from storage.files import Files
+from storage.files import Files, naming
 from storage.log import log_schema, read_log
 from storage.payload import Payload, hash_payload
 from storage.schema import OFFSET, PARTITION, UPLOAD_TIME, unite
@@ -45,6 +45,7 @@ def write_chunk(
     ordered = sorted(blocks, key=lambda block: block.id)
     sorting = pq.SortingColumn.from_ordering(schema, [(name, "ascending") for name in SORTED_BY])
     with (
+        naming(target),
         files.write(target) as file,
         pq.ParquetWriter(
             file,
