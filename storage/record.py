@@ -42,8 +42,10 @@ _HEAD = re.compile(rb'\{"forebay":"([a-z]+)","version":(\d{1,9}),"crc":"([0-9a-f
 
 
 def encode(kind: str, version: int, body: object) -> bytes:
-    """`body`, a mapping or a dataclass of JSON types, in its envelope. (orjson writes what is in a
-    dataclass's __dict__, cached properties too.)"""
+    """`body`, a mapping or a dataclass of JSON types, in its envelope.
+
+    orjson writes all that is in a dataclass's __dict__, cached properties too.
+    """
     data = orjson.dumps(body)
     head = b'{"forebay":"%b","version":%d,"crc":"%08x","body":' % (
         kind.encode(),
