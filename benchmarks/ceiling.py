@@ -10,12 +10,11 @@ from __future__ import annotations
 import gc
 import sys
 
-import numpy as np
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from flows.settings import Settings
 from operators.decode import DecodeConfig, Decoder
-from operators.kafka import POLL_MESSAGES
+from operators.kafka import POLL_MESSAGES, Piece
 from operators.messages import Messages
 from operators.topic import KafkaConfig, topic_partitions
 
@@ -37,13 +36,8 @@ def main(bootstrap: str, topic: str, messages: int, schema: str) -> int:
         arrived = consumer.consume(POLL_MESSAGES, 1.0)
         if not arrived:
             continue
-        item = Messages(
-            source=topic,
-            values=[message.value() or b"" for message in arrived],
-            offsets=np.array([message.offset() for message in arrived], dtype=np.int64),
-            times_ms=np.array([message.timestamp()[1] for message in arrived], dtype=np.int64),
-            next_offset=0,
-        )
+        piece = Piece.of(arrived, 0.0)
+        item = Messages(topic, piece.values, piece.offsets, piece.times_ms, next_offset=0)
         events += sum(frame.events.num_rows for frame in decoder.decode([item]))
         left -= len(arrived)
     consumer.close()

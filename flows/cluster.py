@@ -34,8 +34,13 @@ from storage.layout import Layout
 
 STOP_S, SETTLE_S = 60.0, 2.0
 BACKOFF_S, BACKOFF_S_MAX, HEALTHY_S = 1.0, 30.0, 60.0
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
-"""glibc: keep the buffers of a batch instead of asking the kernel for fresh pages each time."""
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+}
+"""Keep the buffers of a batch instead of asking the kernel for fresh pages each time: glibc does as
+told, Arrow's own allocator does not."""
 
 log = logging.getLogger("forebay.cluster")
 

@@ -10,6 +10,7 @@ error; else what the engine makes of the loss of a peer.
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import sys
@@ -37,6 +38,9 @@ _RESOURCE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO)
 )
 _PROBE_BYTES = 1 << 20
+GARBAGE_OBJECTS = 100_000
+"""New objects before the collector looks for cycles among them: more than there are messages in a
+poll, which have none."""
 _STORE_ERRORS = (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError)
 
 log = logging.getLogger("forebay.worker")
@@ -51,8 +55,11 @@ def main(process: int, addresses: list[str], files: Files | None = None) -> int:
         recovery = RecoveryConfig(
             str(Layout(settings.data_dir).recovery), backup_interval=timedelta(0)
         )
+        flow = build(settings, files)
+        gc.freeze()
+        gc.set_threshold(GARBAGE_OBJECTS)
         cluster_main(
-            build(settings, files),
+            flow,
             addresses if len(addresses) > 1 else [],
             process,
             epoch_interval=timedelta(milliseconds=settings.epoch_interval),

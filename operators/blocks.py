@@ -15,7 +15,6 @@ second source that awakes once an hour: epochs wait for every input, so none wou
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from typing_extensions import override
 
 from operators.failure import noted
 from operators.stop import stopping
+from operators.thread import PerThread
 from storage.batch import BatchFile
 from storage.blocks import Blocks, BlocksConfig
 from storage.errors import ForebayError
@@ -244,18 +244,12 @@ class BlocksStep:
         self.layout = layout
         self._config = config
         self.files = files
-        self._cache_bytes = cache_bytes
-        self._local = threading.local()
+        self._worker = PerThread(lambda: _Worker(KeyCache(cache_bytes), BatchFile(files, layout)))
 
     @property
     def worker(self) -> _Worker:
         """What belongs to the worker thread that asks."""
-        if not hasattr(self._local, "worker"):
-            self._local.worker = _Worker(
-                KeyCache(self._cache_bytes), BatchFile(self.files, self.layout)
-            )
-        found: _Worker = self._local.worker
-        return found
+        return self._worker.get()
 
     def make(self, partition: str, committed: PartitionState | None) -> Blocks:
         blocks = Blocks(

@@ -7,7 +7,6 @@ offers again whatever the catalog does not cover. A merge that fails fails the j
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -17,6 +16,7 @@ from typing_extensions import override
 from operators.failure import failure, note, noted
 from operators.routing import partition_name
 from operators.stop import stopping
+from operators.thread import PerThread
 from storage.chunks import Chunks
 from storage.files import Files
 from storage.layout import Layout
@@ -76,7 +76,7 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
         self._files = files
         self._blocks_per_chunk = blocks_per_chunk
         self._grace_ms = grace_ms
-        self._local = threading.local()
+        self._merger = PerThread(lambda: ThreadPoolExecutor(1, thread_name_prefix="merge"))
         self._chunks: dict[str, Chunks] = {}
 
     @override
@@ -92,13 +92,11 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> _ChunksPartition:
         """The engine may build a partition again once it has taken offers: when it loads a snapshot
         of a later epoch than that of the blocks whose offers came. The chunks stay the same."""
-        if not hasattr(self._local, "merger"):
-            self._local.merger = ThreadPoolExecutor(1, thread_name_prefix="merge")
         if for_part not in self._chunks:
             self._chunks[for_part] = Chunks(
                 for_part, self._layout, self._files, self._blocks_per_chunk, self._grace_ms
             )
-        return _ChunksPartition(self._chunks[for_part], self._local.merger)
+        return _ChunksPartition(self._chunks[for_part], self._merger.get())
 
 
 def _now_ms() -> int:

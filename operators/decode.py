@@ -59,24 +59,24 @@ class Decoder:
     def decode(self, items: Sequence[Messages]) -> list[Frame]:
         """One frame an item. Items share a call of the reader up to CALL_BYTES_MAX."""
         frames: list[Frame] = []
-        held: list[Messages] = []
+        held: list[tuple[Messages, pa.Array]] = []
         size = 0
         for item in items:
-            if held and size + item.bytes > CALL_BYTES_MAX:
+            messages = pa.array(item.values, pa.binary())
+            if held and size + messages.nbytes > CALL_BYTES_MAX:
                 frames += self._decode(held)
                 held, size = [], 0
-            held.append(item)
-            size += item.bytes
+            held.append((item, messages))
+            size += messages.nbytes
         return frames + self._decode(held) if held else frames
 
-    def _decode(self, items: Sequence[Messages]) -> list[Frame]:
-        values = [value for item in items for value in item.values]
+    def _decode(self, items: Sequence[tuple[Messages, pa.Array]]) -> list[Frame]:
+        """`items` with their values as a column."""
+        values = [value for item, _ in items for value in item.values]
         if not values:
-            nothing = pa.array([], pa.binary())
-            return [self._frame(item, [], _Reasons(0), nothing) for item in items]
-        messages = pa.array(values, pa.binary())
+            return [self._frame(item, [], _Reasons(0), messages) for item, messages in items]
         reasons = _Reasons(len(values))
-        sizes = np.diff(np.frombuffer(messages.buffers()[1], np.int32))
+        sizes = np.concatenate([pc.binary_length(messages).to_numpy() for _, messages in items])
         reasons.flag("too large", sizes > self._config.message_bytes_max)
         reasons.flag("empty", sizes == 0)
         if reasons.any:
@@ -84,12 +84,12 @@ class Decoder:
             values = [b"null" if row in bad else value for row, value in enumerate(values)]
         columns, nulled = self._read(values, reasons)
         frames, low = [], 0
-        for item in items:
+        for item, messages in items:
             n = len(item.values)
             part = [column.slice(low, n) for column in columns]
             mine = reasons.slice(low, low + n)
             mine.nulled = nulled[low : low + n]
-            frames.append(self._frame(item, part, mine, messages.slice(low, n)))
+            frames.append(self._frame(item, part, mine, messages))
             low += n
         return frames
 

@@ -13,11 +13,11 @@ message is emitted before it is sure to be of the topic that was read from the s
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from itertools import chain
 
 import numpy as np
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
@@ -36,6 +36,7 @@ from typing_extensions import override
 from operators.failure import noted
 from operators.messages import I64, Messages
 from operators.stop import stopping
+from operators.thread import PerThread
 from operators.topic import METADATA_TIMEOUT_S, KafkaConfig, Watch
 from storage.errors import BadInput, ForebayError
 from storage.layout import PartitionKey
@@ -62,12 +63,12 @@ class _Queue:
 
     number: int
     next_offset: int | None
-    pieces: list[_Piece] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     rows: int = 0
     bytes: int = 0
     skipped: int = 0
 
-    def take(self, rows: int, linger_s: float, sure_s: float) -> list[_Piece]:
+    def take(self, rows: int, linger_s: float, sure_s: float) -> list[Piece]:
         """The pieces of a batch, if there is one: full, or old enough. Only what was read before
         `sure_s` is looked at."""
         count = took_rows = took_bytes = 0
@@ -86,7 +87,9 @@ class _Queue:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
+    """Messages of one partition that arrived together."""
+
     values: list[bytes]
     offsets: I64
     times_ms: I64
@@ -94,6 +97,23 @@ class _Piece:
     """Whether the times are the broker's own, not the producers'."""
     read_s: float
     bytes: int
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], read_s: float) -> Piece:
+        """From messages without errors. Called for each: no more than it takes."""
+        count = len(messages)
+        stamps = np.fromiter(
+            chain.from_iterable(map(Message.timestamp, messages)), np.int64, 2 * count
+        ).reshape(count, 2)
+        values = [value or b"" for value in map(Message.value, messages)]
+        return cls(
+            values,
+            np.fromiter(map(Message.offset, messages), np.int64, count),
+            stamps[:, 1],
+            bool((stamps[:, 0] == TIMESTAMP_LOG_APPEND_TIME).all()),
+            read_s,
+            sum(map(len, values)),
+        )
 
 
 class _Reader:
@@ -182,20 +202,11 @@ class _Reader:
 
     def _queue(self, arrived: list[Message]) -> None:
         """Sort messages into their partitions' queues, columns apart."""
-        numbers = np.array([message.partition() for message in arrived], dtype=np.int64)
+        numbers = np.fromiter(map(Message.partition, arrived), np.int64, len(arrived))
         for number in np.unique(numbers).tolist():
             mine = np.flatnonzero(numbers == number).tolist()
             part = arrived if len(mine) == len(arrived) else [arrived[row] for row in mine]
-            stamps = np.array([message.timestamp() for message in part], dtype=np.int64)
-            values = [message.value() or b"" for message in part]
-            piece = _Piece(
-                values,
-                np.array([message.offset() for message in part], dtype=np.int64),
-                stamps[:, 1],
-                bool((stamps[:, 0] == TIMESTAMP_LOG_APPEND_TIME).all()),
-                self._read_s,
-                sum(map(len, values)),
-            )
+            piece = Piece.of(part, self._read_s)
             queue = self._queues[number]
             queue.pieces.append(piece)
             queue.rows += len(part)
@@ -340,10 +351,9 @@ class KafkaSource(FixedPartitionedSource[Messages, int | None]):
         """`gone` are partitions read before that the topic no longer has; `id` is the topic's, if
         the broker says."""
         self._config = config
-        self._id = id
         self._gone = gone
         self._numbers = {key.name: key.number for key in partitions}
-        self._local = threading.local()
+        self._reader = PerThread(lambda: _Reader(config, id))
 
     @override
     def list_parts(self) -> list[str]:
@@ -357,7 +367,5 @@ class KafkaSource(FixedPartitionedSource[Messages, int | None]):
                 f"topic {self._config.topic}: expected partition {for_part}, which was read before,"
                 " got none; another topic, or one created anew, needs a data directory of its own"
             )
-        if not hasattr(self._local, "reader"):
-            self._local.reader = _Reader(self._config, self._id)
         number = self._numbers[for_part]
-        return _KafkaPartition(for_part, number, self._local.reader, self._config, resume_state)
+        return _KafkaPartition(for_part, number, self._reader.get(), self._config, resume_state)

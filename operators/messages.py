@@ -28,9 +28,5 @@ class Messages:
     read_ms: int | None = None
 
     @property
-    def bytes(self) -> int:
-        return sum(map(len, self.values))
-
-    @property
     def first_offset(self) -> int:
         return int(self.offsets[0]) if len(self.offsets) else self.next_offset

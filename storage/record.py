@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, TypeVar
@@ -42,8 +41,11 @@ ColumnTypes = Annotated[dict[str, str], AfterValidator(_known)]
 _HEAD = re.compile(rb'\{"forebay":"([a-z]+)","version":(\d{1,9}),"crc":"([0-9a-f]{8})","body":')
 
 
-def encode(kind: str, version: int, body: Mapping[str, Any]) -> bytes:
-    """`body` (JSON types only) in its envelope."""
+def encode(kind: str, version: int, body: object) -> bytes:
+    """`body`, a mapping or a dataclass of JSON types, in its envelope.
+
+    orjson writes all that is in a dataclass's __dict__, cached properties too.
+    """
     data = orjson.dumps(body)
     head = b'{"forebay":"%b","version":%d,"crc":"%08x","body":' % (
         kind.encode(),

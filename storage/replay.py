@@ -13,7 +13,7 @@ message is always decoded alike. `runs` (each partition's incarnation when it wa
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from storage import record
 from storage.errors import BadInput
@@ -33,7 +33,7 @@ class ReplayRequest:
     runs: dict[str, Count]
 
     def encode(self) -> bytes:
-        return record.encode(KIND, VERSION, asdict(self))
+        return record.encode(KIND, VERSION, self)
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> ReplayRequest:

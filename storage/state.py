@@ -10,7 +10,7 @@ Format: a record (see `record`) of kind "manifest", version 1; the fields are th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from storage import record
@@ -105,7 +105,7 @@ class PartitionState:
         return [*self.hot, *self.evicted]
 
     def encode(self) -> bytes:
-        return record.encode(KIND, VERSION, asdict(self))
+        return record.encode(KIND, VERSION, self)
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> PartitionState:

@@ -15,11 +15,12 @@ from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.operators import StatefulBatchLogic
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
-from bytewax.testing import cluster_main
+from bytewax.testing import TestingSink, TestingSource, cluster_main
 from typing_extensions import override
 
 from operators.repartition import hash_partitions
 from operators.routing import MODULUS, partition_name, route, state_key
+from operators.thread import PerThread
 from storage.layout import PartitionKey
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +58,15 @@ def test_state_key_is_the_same_for_ever() -> None:
 
 
 STATE_KEYS = ["events-00000~82518", "events-00001~46109", "events-00002~3938"]
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_state_key_has_the_first_salt_that_routes_it_there(size: int) -> None:
+    """By asking for each, whatever room the name leaves in the last word that is hashed."""
+    salt, residue = 0, size * 1001
+    while route(f"{'n' * size}~{salt}") % MODULUS != residue:
+        salt += 1
+    assert state_key(PartitionKey("n" * size, residue)) == f"{'n' * size}~{salt}"
 
 
 @pytest.mark.parametrize("name", ["events-00000", "a.b=c_d", "hash-00001-of-00012"])
@@ -181,3 +191,26 @@ def test_engine_agrees(workers: int) -> None:
     assert [seen["sink"][name] for name in names] == threads
     for key in KEYS:
         assert seen["state"][f"key {key}"] == threads[route(key) % workers]
+
+
+def test_what_a_worker_thread_has_made_is_found_by_its_later_steps() -> None:
+    """However often the engine lets Python's lock go in between."""
+    made: list[int] = []
+    threads: set[int] = set()
+
+    def make() -> int:
+        made.append(threading.get_ident())
+        return made[-1]
+
+    shared = PerThread(make)
+
+    def ask(item: int) -> int:
+        threads.add(threading.get_ident())
+        assert shared.get() == threading.get_ident()
+        return item
+
+    flow = Dataflow("shared")
+    items = op.input("items", flow, TestingSource(range(100), batch_size=1))
+    op.output("out", op.map("ask", op.redistribute("spread", items), ask), TestingSink([]))
+    cluster_main(flow, [], 0, worker_count_per_proc=2)
+    assert sorted(made) == sorted(threads)
