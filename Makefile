@@ -8,7 +8,7 @@ EVENTS ?= 1000000
 PORT ?= 9092
 KILLS ?= 500
 
-.PHONY: demo test check torture kafka bench constraints clean setup
+.PHONY: demo test check torture kafka bench audit constraints clean setup
 
 demo: $(READY)
 	$(BIN)/forebay demo
@@ -52,6 +52,12 @@ $(READY): constraints-dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --no-build-isolation -e .
 	@touch $@
+
+# Known vulnerabilities of what is pinned (asks advisory services on the network).
+audit: $(READY)
+	python3 -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --require-hashes --disable-pip -r constraints.txt
 
 # Pins anew what pyproject.toml allows (needs uv).
 constraints:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 import query
 from flows.settings import load
-from query.store import COUNTS
+from query.receipt import COUNTS
 
 WATCH_S = 1.0
 

@@ -14,11 +14,9 @@ catalog says, nor, with `verify`, before all of it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -26,12 +24,13 @@ from polars.io.plugins import register_io_source
 
 from query.hot import HotCache
 from query.iceberg import scan_table
+from query.receipt import Receipt, partitions_of, receipt_of, time_of
 from query.rejects import reject_batches, scan_rejects
 from query.sound import SoundChunks
-from query.view import PartitionView, SilentPartition, View, take_view
+from query.view import PartitionView, View, take_view
 from query.why import Answer, explain
 from storage.batch import Placed
-from storage.errors import BadInput, Corruption, MissingFile
+from storage.errors import BadInput, MissingFile
 from storage.files import Files
 from storage.rejects import ALL, RejectFilter
 from storage.schema import UPLOAD_TIME
@@ -48,32 +47,8 @@ NOT_VALID = (
     pl.exceptions.SchemaError,
 )
 """Errors that a query meets before it reads."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PartitionReceipt:
-    """How far one partition had come."""
-
-    node: str
-    partition: str
-    stream_time: datetime | None
-    next_offsets: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What an answer covers. Rows are those of the view, before any filter."""
-
-    batch_number: int
-    covered_until: datetime | None
-    hot_rows: int
-    cold_rows: int
-    partitions: tuple[PartitionReceipt, ...]
-    silent_nodes: tuple[str, ...]
-    silent_partitions: tuple[SilentPartition, ...]
 
 
 class Store:
@@ -128,23 +103,23 @@ class Store:
         until_ms, sealed = view.sealed_until_ms, view.sealed
         if until_ms is None:
             raise BadInput("sealed: expected a seal on every node, got none")
-        below = pl.col(UPLOAD_TIME) < _time(until_ms)
+        below = pl.col(UPLOAD_TIME) < time_of(until_ms)
         on_time = self._rows(view, [p.only(lambda part: not part.late) for p in sealed])
         came_late = self._rows(view, [p.only(lambda part: part.late > 0) for p in sealed])
         if view.covered_until_ms is not None:
-            on_time = on_time.filter(pl.col(UPLOAD_TIME) >= _time(view.covered_until_ms))
+            on_time = on_time.filter(pl.col(UPLOAD_TIME) >= time_of(view.covered_until_ms))
         return pl.concat([on_time, came_late]).filter(below)
 
     def _events(self, view: View) -> pl.LazyFrame:
         events = self._rows(view, view.events)
         until_ms = view.covered_until_ms
         if until_ms is not None:
-            events = events.filter(pl.col(UPLOAD_TIME) >= _time(until_ms))
+            events = events.filter(pl.col(UPLOAD_TIME) >= time_of(until_ms))
         return events
 
     def _late(self, view: View) -> pl.LazyFrame:
         return self._rows(view, view.late).filter(
-            pl.col(UPLOAD_TIME) < _time(view.covered_until_ms or 0)
+            pl.col(UPLOAD_TIME) < time_of(view.covered_until_ms or 0)
         )
 
     def _all(self, view: View) -> pl.LazyFrame:
@@ -155,14 +130,14 @@ class Store:
             view.table,
             _polars_schema(view.schema),
             self._iceberg,
-            until=_time(view.covered_until_ms or 0),
+            until=time_of(view.covered_until_ms or 0),
         )
         parts: list[Placed] = []
         for partition in view.late:
             parts += [*partition.hot, *partition.chunks]
         if parts:
             first, last = min(p.first_ms for p in parts), max(p.last_ms for p in parts)
-            near = batch.filter(pl.col(UPLOAD_TIME).is_between(_time(first), _time(last)))
+            near = batch.filter(pl.col(UPLOAD_TIME).is_between(time_of(first), time_of(last)))
             key = list(view.key)
             late = late.join(near.select(key), on=key, how="anti")
         return pl.concat([batch, late, events], how="diagonal")
@@ -204,39 +179,20 @@ class Store:
 
         def answer() -> pl.DataFrame:
             view = self._readable()
-            rejects = scan_rejects(self._files, view.partitions, ALL)
-            tables = {
-                TABLE: self._events(view),
-                ALL_EVENTS: self._all(view),
-                LATE: self._late(view),
-                REJECTS: rejects,
+            tables: dict[str, Callable[[], pl.LazyFrame]] = {
+                TABLE: lambda: self._events(view),
+                ALL_EVENTS: lambda: self._all(view),
+                LATE: lambda: self._late(view),
+                REJECTS: lambda: scan_rejects(self._files, view.partitions, ALL),
             }
-            return pl.SQLContext(tables).execute(text, eager=True)
+            named = {name: table() for name, table in tables.items() if name in text.casefold()}
+            return pl.SQLContext(named).execute(text, eager=True)
 
         return self._retried(answer)
 
     def receipt(self) -> Receipt:
         """What the last answer covers."""
-        view = self._view
-        until_ms = view.covered_until_ms
-        return Receipt(
-            batch_number=view.batch_number,
-            covered_until=None if until_ms is None else _time(until_ms),
-            hot_rows=sum(partition.hot_rows for partition in view.partitions),
-            cold_rows=sum(partition.cold_rows for partition in view.partitions),
-            partitions=tuple(
-                PartitionReceipt(
-                    str(node.root),
-                    partition.state.partition,
-                    _stream_time(partition),
-                    dict(partition.state.next_offsets),
-                )
-                for node in view.nodes
-                for partition in node.partitions
-            ),
-            silent_nodes=tuple(str(node.root) for node in view.nodes if node.batch is None),
-            silent_partitions=tuple(view.silent_partitions),
-        )
+        return receipt_of(self._view)
 
     def partitions(self) -> pl.DataFrame:
         """One row a partition: progress, counters, and what is hot and cold now.
@@ -244,9 +200,7 @@ class Store:
         `next_offset` is None where several sources feed a partition; `lag` counts messages that
         the sources had beyond what was read, as last known.
         """
-        view = self.view()
-        rows = [_row(str(n.root), partition) for n in view.nodes for partition in n.partitions]
-        return pl.DataFrame(rows, schema=_PARTITION_SCHEMA)
+        return partitions_of(self.view())
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """All events as a stream of batches, for DuckDB, pyarrow and others."""
@@ -353,57 +307,3 @@ def _not_answered(error: BaseException) -> BadInput:
 
 def _table(frame: pl.DataFrame) -> pa.Table:
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-
-
-def _time(ms: int) -> datetime:
-    try:
-        return _EPOCH + timedelta(milliseconds=ms)
-    except OverflowError as error:
-        raise Corruption(f"expected a time within the calendar, got {ms} ms") from error
-
-
-def _stream_time(partition: PartitionView) -> datetime | None:
-    ms = partition.state.stream_time_ms
-    return None if ms is None else _time(ms)
-
-
-def _row(node: str, partition: PartitionView) -> dict[str, Any]:
-    state = partition.state
-    offsets = list(state.next_offsets.values())
-    ends = [(end, state.next_offsets.get(name, 0)) for name, end in state.end_offsets.items()]
-    counters = state.counters
-    return {
-        "node": node,
-        "partition": state.partition,
-        "stream_time": _stream_time(partition),
-        "next_offset": offsets[0] if len(offsets) == 1 else None,
-        "lag": sum(max(0, end - at) for end, at in ends) if ends else None,
-        "accepted": counters.accepted,
-        "duplicates": counters.duplicates,
-        "conflicts": counters.conflicts,
-        "rejects": counters.rejects,
-        "late": counters.late,
-        "after_seal": counters.after_seal,
-        "nulled": counters.nulled,
-        "skipped": counters.skipped,
-        "hot_events": partition.hot_rows,
-        "cold_events": partition.cold_rows,
-        "handed_off": partition.handed_off_rows,
-        "expired": partition.expired_rows,
-        "hot_blocks": len(partition.hot),
-        "chunks": len(partition.chunks),
-    }
-
-
-COUNTS = (
-    "accepted", "duplicates", "conflicts", "rejects", "late", "after_seal", "nulled", "skipped",
-    "hot_events", "cold_events", "handed_off", "expired", "hot_blocks", "chunks",
-)  # fmt: skip
-_PARTITION_SCHEMA: dict[str, pl.DataType] = {
-    "node": pl.String(),
-    "partition": pl.String(),
-    "stream_time": pl.Datetime("ms", "UTC"),
-    "next_offset": pl.Int64(),
-    "lag": pl.Int64(),
-    **dict.fromkeys(COUNTS, pl.Int64()),
-}
