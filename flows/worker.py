@@ -9,10 +9,12 @@ error; else what the engine makes of the loss of a peer.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from typing import NoReturn
 
@@ -28,9 +30,13 @@ from flows.realtime import build
 from flows.settings import load
 from operators.failure import failure, note
 from storage.errors import PERMANENT, Corruption, ForebayError
-from storage.files import Files
+from storage.files import Files, naming
 from storage.layout import Layout
 
+_RESOURCE = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO)
+)
+_PROBE_BYTES = 1 << 20
 _STORE_ERRORS = (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError)
 
 log = logging.getLogger("forebay.worker")
@@ -77,9 +83,36 @@ def _told(error: BaseException | None) -> int:
     """Say what went wrong; the exit code for it."""
     if error is None:
         return 0
-    expected = isinstance(error, ForebayError) or not isinstance(error, Exception)
-    log.error("%s: %s", type(error).__name__, error, exc_info=None if expected else error)
-    return PERMANENT if isinstance(error, ForebayError) else 1
+    if isinstance(error, ForebayError):
+        log.error("%s: %s", type(error).__name__, error)
+        return PERMANENT
+    if isinstance(error, OSError) and error.errno in _RESOURCE:
+        log.error("%s; what was committed is safe, and the job tries again", error)
+    elif isinstance(error, Exception):
+        log.error("%s: %s", type(error).__name__, error, exc_info=error)
+    else:
+        log.error(
+            "the engine failed (%s): another worker has ended, or the recovery store can't be"
+            " written: %s",
+            error,
+            _store_problem() or "now it can",
+        )
+    return 1
+
+
+def _store_problem() -> OSError | None:
+    """What keeps anyone from writing to the folder of the recovery store, for the engine does not
+    say. Some room is asked for, as the engine does."""
+    probe = Layout(load().data_dir).recovery / f".probe-{os.getpid()}"
+    try:
+        with naming(probe):
+            probe.write_bytes(bytes(_PROBE_BYTES))
+    except OSError as problem:
+        return problem
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
 
 
 def _cause(error: BaseException | None) -> ForebayError | None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from storage.catalog import Chunk
 from storage.checksum import Checksum, SummedFile
 from storage.errors import Corruption, MissingFile
-from storage.files import Files
+from storage.files import Files, naming
 from storage.log import log_schema, read_log
 from storage.payload import Payload, hash_payload
 from storage.schema import OFFSET, PARTITION, UPLOAD_TIME, parse_types, unite
@@ -47,7 +47,7 @@ def write_chunk(
     after an error; making it durable and giving it its name is the caller's."""
     ordered = sorted(blocks, key=lambda block: block.id)
     sorting = pq.SortingColumn.from_ordering(schema, [(name, "ascending") for name in SORTED_BY])
-    with files.write(target) as file:
+    with naming(target), files.write(target) as file:
         summed = SummedFile(file)
         with pq.ParquetWriter(
             summed,

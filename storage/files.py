@@ -23,6 +23,16 @@ _FLOCK = "hhqqi4x"
 """struct flock of 64-bit Linux."""
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from within names this file, unless it names another."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
 class Appender:
     """A file that only grows. It is open only while it is used: there may be thousands of them.
     Not thread-safe."""
@@ -47,7 +57,8 @@ class Appender:
     def _open(self) -> Iterator[int]:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
         try:
-            yield descriptor
+            with naming(self._path):
+                yield descriptor
         finally:
             os.close(descriptor)
 
@@ -70,7 +81,7 @@ class Files:
         """Bytes [start, end) of a file; fewer if the file is shorter. Raises OSError if it is no
         plain file, which could keep a reader for ever."""
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
+        with naming(path), os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, "expected a plain file", str(path))
@@ -84,7 +95,7 @@ class Files:
     def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
         """Put `data` at `path` at once: a reader sees the old content or the new, never a mix."""
         temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
+        with naming(temporary), temporary.open("wb") as file:
             file.write(data)
             if durable:
                 file.flush()
@@ -101,7 +112,8 @@ class Files:
         """Make a finished file durable and give it its name."""
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            with naming(temporary):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         temporary.rename(path)
