@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner, Result
@@ -20,10 +22,10 @@ from storage.files import Files
 from tests.oracle import Oracle
 from verify.dying import POINTS, Death, DyingFiles, every_death
 from verify.feed import START_MS, Feed, Traffic
-from verify.harness import Row
+from verify.harness import Failure, Row
 from verify.oracle import judge
 from verify.reader import Seen
-from verify.stories import NTH_MAX, STORIES
+from verify.stories import MEMORY_SLACK, NTH_MAX, STORIES, bounded
 
 NOW_MS = START_MS + 10**9
 DATA = bytes(range(100))
@@ -149,6 +151,16 @@ def test_a_process_dies_of_sigkill_at_a_moment_after_its_first_append(tmp_path: 
 
 def test_a_death_is_read_back_from_its_text() -> None:
     assert [Death.parse(str(death)) for death in _deaths()] == _deaths()
+
+
+@pytest.mark.parametrize(("more", "fits"), [(MEMORY_SLACK, True), (2 * MEMORY_SLACK, False)])
+def test_a_worker_that_takes_more_memory_than_its_bound_fails_a_bounded_story(
+    more: int, fits: bool
+) -> None:
+    trial = Mock(settings={})
+    trial.peak_bytes.side_effect = [1 << 28, (1 << 28) + more]
+    with nullcontext() if fits else pytest.raises(Failure, match="bytes of memory"):
+        bounded()(lambda _: None)(trial)
 
 
 def test_every_point_can_be_reached() -> None:

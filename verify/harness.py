@@ -28,7 +28,7 @@ from storage.errors import ForebayError
 from verify.dying import Death
 from verify.feed import Feed
 from verify.oracle import Expected, judge
-from verify.worker import DEATH, LIMIT
+from verify.worker import DEATH, LIMIT, PEAKS
 
 PARTITIONS = 3
 WORKERS = (1, 1, 1, 2, 2, 3)
@@ -84,6 +84,7 @@ class Trial:
         self.feed = Feed(self.folder / "events", self.rng, PARTITIONS)
         self.data = self.folder / "data"
         self.log = self.folder / "job.log"
+        self._peaks = self.folder / "peaks"
         # Whatever forebay.toml and variables there are here, they are not the job's.
         self._config = self.folder / "forebay.toml"
         self._config.touch()
@@ -99,7 +100,7 @@ class Trial:
         own |= {"FILES__PATH": str(self.feed.folder), **self.settings}
         environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
         environment |= {f"{ENV_PREFIX}{name}": value for name, value in own.items()}
-        environment |= {DEATH: str(death or ""), LIMIT: limit or ""}
+        environment |= {DEATH: str(death or ""), LIMIT: limit or "", PEAKS: str(self._peaks)}
         with self.log.open("ab") as log:
             cluster = Cluster(
                 self.data, count, module=self.module, environment=environment, output=log
@@ -128,6 +129,10 @@ class Trial:
     def _expect(self, code: int, expected: int, what: str) -> None:
         if code != expected:
             raise Failure(f"expected {what}, the job ended with {code}:\n{self.told()}")
+
+    def peak_bytes(self) -> int:
+        """The most memory that any worker had so far."""
+        return max(map(int, self._peaks.read_text().split()))
 
     def told(self) -> str:
         """The end of what the job printed."""

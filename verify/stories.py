@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 
 import query
@@ -31,6 +32,9 @@ PORTION = 1500
 HOUR_MS, MINUTE_MS = 3_600_000, 60_000
 FAR_FUTURE_MS = START_MS + 120 * 365 * 24 * HOUR_MS
 ORDINARY = Traffic()
+CACHE_MIB = 1
+MEMORY_SLACK = 64 << 20
+"""What the allocator and the readers of more and larger files may add to a worker."""
 NTH_MAX = {
     "log-append": 40,
     "log-fsync": 20,
@@ -78,10 +82,32 @@ def another_worker_count(trial: Trial) -> None:
         _die(trial, _any(trial), workers=workers)
 
 
+def bounded(**settings: str) -> Callable[[Story], Story]:
+    """The story under these settings, in which no worker may have more memory than an ordinary
+    portion took, the cache as configured, and some slack; however much comes again."""
+
+    def bound(story: Story) -> Story:
+        @wraps(story)
+        def told(trial: Trial) -> None:
+            trial.settings.update(CACHE_BYTES=f"{CACHE_MIB}MiB", **settings)
+            trial.feed.send(PORTION, Traffic(retries=0))
+            trial.ends(1)
+            most = trial.peak_bytes() + (CACHE_MIB << 20) + MEMORY_SLACK
+            story(trial)
+            trial.ends()
+            peak = trial.peak_bytes()
+            if peak > most:
+                raise Failure(f"expected at most {most:,} bytes of memory, a worker had {peak:,}")
+
+        return told
+
+    return bound
+
+
+@bounded(DEDUP_WINDOW="1s", BLOCK_SPAN="1s")
 def stall_then_redelivery(trial: Trial) -> None:
     """Stream time stands still while the job is away, for longer than the dedup window, which is
     made shorter than a start takes; then the bus sends the end of each partition again."""
-    trial.settings.update(DEDUP_WINDOW="1s", BLOCK_SPAN="1s")
     trial.feed.send(PORTION, Traffic(retries=0))
     trial.may_die(_moment(trial))
     trial.ends()
@@ -89,9 +115,9 @@ def stall_then_redelivery(trial: Trial) -> None:
     trial.may_die(_moment(trial))
 
 
+@bounded(DEDUP_WINDOW="120s", BLOCK_SPAN="60s")
 def redelivery_of_an_hour_ago(trial: Trial) -> None:
     """Long keys and the least cache, so that the keys of an hour ago are not in memory."""
-    trial.settings.update(DEDUP_WINDOW="120s", BLOCK_SPAN="60s", CACHE_BYTES="1MiB")
     trial.feed.id_bytes = 400
     slow = Traffic(step_ms=2000, retries=0, late_ms=10 * MINUTE_MS)
     trial.feed.send(2 * PORTION, slow)
@@ -106,6 +132,7 @@ def redelivery_of_an_hour_ago(trial: Trial) -> None:
     trial.may_die(_moment(trial))
 
 
+@bounded()
 def redelivery_storm(trial: Trial) -> None:
     for _ in range(3):
         for _ in range(4):
