@@ -15,7 +15,7 @@ import orjson
 from confluent_kafka import Producer
 
 from benchmarks.measure import ROOT, Failed
-from cli.load import github
+from cli.github import github
 from tests.broker import Broker, missing
 
 SAMPLE = ROOT / "tests" / "data" / "github-events-2021-07-21.ndjson.gz"

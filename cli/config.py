@@ -10,8 +10,9 @@ from confluent_kafka import Consumer, KafkaException
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from flows.duration import duration_ms, duration_text
 from flows.realtime import kafka_config
-from flows.settings import Settings, config_file, declared, duration_ms, duration_text, load, shown
+from flows.settings import Settings, config_file, declared, load, shown
 from operators.files import FilesConfig, file_partitions
 from storage.errors import BadInput
 

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from cli.load import VALUES, Load, LoadSpec
-from flows.settings import duration_ms
+from flows.duration import duration_ms
 
 START = "2024-05-01T00:00:00Z"
 SPAN = "1h"

@@ -22,7 +22,6 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -36,6 +35,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from flows.duration import HOUR_MS, MINUTE_MS, Duration, duration_text
+from flows.fault import SECRET, fault
 from flows.schemas import PRESETS, Preset, parse_path
 from storage.errors import BadInput
 from storage.schema import RESERVED, UPLOAD_TIME, Column, ColumnType, Schema, path_faults
@@ -43,12 +44,6 @@ from storage.schema import RESERVED, UPLOAD_TIME, Column, ColumnType, Schema, pa
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"
 BROKER = "broker"
-MINUTE_MS, HOUR_MS = 60_000, 3_600_000
-UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": 86_400_000}
-SECRET = re.compile(
-    r"password|passphrase|secret|token|credential|access-key|\.key$|key\.pem|jaas|oauthbearer\.config",
-    re.IGNORECASE,
-)
 OWNED = (
     "bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store",
     "auto.offset.reset", "enable.partition.eof",
@@ -56,26 +51,11 @@ OWNED = (
 """What Forebay must decide itself for its promise to hold."""
 
 
-def duration_ms(value: object) -> int:
-    """Milliseconds of "500ms", "90s", "10m", "2h", "1d"; a bare number counts seconds."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", str(value))
-    if isinstance(value, bool) or found is None or len(found[1]) > 15:
-        raise ValueError("expected a time such as 500ms, 90s, 10m or 2h")
-    return round(float(found[1]) * UNITS_MS[found[2] or "s"])
-
-
-def duration_text(ms: int) -> str:
-    """The shortest text that `duration_ms` reads back."""
-    unit = max((u for u in UNITS_MS if ms % UNITS_MS[u] == 0), key=UNITS_MS.__getitem__)
-    return f"{ms // UNITS_MS[unit]}{unit}" if ms else "0s"
-
-
 _LEAST_MS = {
     "block_span": 1000, "dedup_window": 1000, "epoch_interval": 50, "publish_interval": 10,
     "grace": 1000, "tick_interval": 100,
 }  # fmt: skip
 
-Duration = Annotated[int, BeforeValidator(duration_ms), PlainSerializer(duration_text)]
 JsonPath = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda v: parse_path(v) if isinstance(v, str) else v),
@@ -426,7 +406,7 @@ def load(**overrides: Any) -> Settings:
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
-        faults += [_fault(cast(Mapping[str, Any], one)) for one in error.errors()]
+        faults += [fault(cast(Mapping[str, Any], one)) for one in error.errors()]
     except (ValueError, OSError) as error:  # no TOML, or a variable that is no JSON
         faults.append(f"{config_file()}: {error}")
     if faults:
@@ -470,25 +450,3 @@ def _unknown_environment(environment: Mapping[str, str]) -> list[str]:
         for name in sorted(environment)
         if name.startswith(ENV_PREFIX) and name[len(ENV_PREFIX) :].split("__")[0] not in known
     ]
-
-
-def _fault(error: Mapping[str, Any]) -> str:
-    """`name: what was expected, got what came`."""
-    name = ".".join(str(part) for part in error["loc"])
-    told = str(error["msg"]).removeprefix("Value error, ")
-    expected = told if told.startswith("expected") else f"expected {_lower(told)}"
-    if error["type"] == "extra_forbidden":
-        expected = "expected one of the settings, an unknown name"
-    came = "********" if _secret(error["loc"]) else repr(error["input"])
-    return f"{name}: {expected}" + ("" if " got " in expected else f", got {came}")
-
-
-def _secret(place: tuple[object, ...]) -> bool:
-    """Whether what came could hold a secret: the whole of [kafka] or of what is passed through."""
-    held = place in (("kafka",), ("batch",)) or "librdkafka" in place or "catalog" in place
-    return held or any(SECRET.search(str(part)) for part in place)
-
-
-def _lower(text: str) -> str:
-    text = text.removeprefix("Input should be ").removeprefix("Value should ")
-    return text[:1].lower() + text[1:]

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import example, given, note, settings
 from hypothesis import strategies as st
 
-from cli.load import BROKEN_KINDS, COUNTS, Load, LoadSpec, github
+from cli.github import github
+from cli.load import BROKEN_KINDS, COUNTS, Load, LoadSpec
 from flows.schemas import PRESETS
 from operators.decode import DecodeConfig, Decoder
 from operators.messages import Messages

@@ -33,6 +33,7 @@ from storage.keys import Hash
 from storage.layout import Layout
 from storage.log import LogKeys, LogWriter
 from storage.state import PartitionState
+from tests.lane import Lane, filled
 from tests.oracle import Place
 from tests.partition import (
     BIG_CACHE,
@@ -48,8 +49,8 @@ from tests.partition import (
     judge,
 )
 from tests.power import Mood, PowerFiles
-from tests.test_blocks import Life, counts, hashes
-from tests.test_query import Lane, filled
+from tests.test_blocks import counts
+from tests.test_blocks_life import Life, hashes
 
 ROOT = Path(__file__).parent.parent
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"

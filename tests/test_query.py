@@ -9,8 +9,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,179 +26,33 @@ from polars.testing import assert_frame_equal
 import query
 from query.view import View, take_view
 from storage import record
-from storage.batch import Batch, read_batch
-from storage.blocks import Blocks, BlocksConfig
-from storage.catalog import Catalog, read_catalog
-from storage.chunks import Chunks
+from storage.batch import read_batch
 from storage.errors import BadInput, Corruption, ForebayError, MissingFile
 from storage.files import Files
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.keys import KeyCache
-from storage.layout import Layout
-from storage.offer import Offer
-from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
-from storage.state import PartitionState
-from tests.oracle import Oracle
+from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column
+from tests.lane import (
+    COLUMNS,
+    EMPTY,
+    IN_ORDER,
+    NARROW,
+    SCHEMA,
+    Lane,
+    Lanes,
+    collected,
+    events,
+    filled,
+    hand_off,
+    in_memory,
+    lane_frame,
+    time,
+)
 from tests.partition import (
     GRACE_MS,
     SPAN_MS,
     START_MS,
-    WINDOW_MS,
-    Message,
-    OpenFiles,
     event,
     judge,
 )
-
-COLUMNS = (
-    Column("id", ("id",)),
-    Column("part", ("part",), "int"),
-    Column("text", ("text",)),
-    Column("number", ("number",), "float"),
-    Column("flag", ("flag",), "bool"),
-    Column("at", ("at",), "time"),
-    Column("at_s", ("at",), "time_s"),
-    Column("at_us", ("at",), "time_us"),
-)
-SCHEMA = Schema(COLUMNS, ("id", "part"), Column(UPLOAD_TIME, ("time",), "time"))
-NARROW = replace(SCHEMA, columns=COLUMNS[:3], raw=False)
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-IN_ORDER = (PARTITION, OFFSET)
-
-
-def time(ms: int) -> datetime:
-    return EPOCH + timedelta(milliseconds=ms)
-
-
-def row(message: Message, schema: Schema = SCHEMA) -> dict[str, Any]:
-    """An event's values, about a third of them null; null where `schema` has no such column."""
-    assert message.key is not None
-    n, seconds = message.offset, time(START_MS) + timedelta(seconds=message.offset)
-    values = {
-        PARTITION: message.source,
-        OFFSET: n,
-        UPLOAD_TIME: time(message.upload_ms),
-        "id": message.key[0],
-        "part": message.key[1],
-        "text": None if n % 3 == 0 else f"t{n % 5} é",
-        "number": None if n % 3 == 1 else n / 4 - 2,
-        "flag": None if n % 3 == 2 else n % 2 == 0,
-        "at": None if n % 3 == 0 else seconds + timedelta(milliseconds=n),
-        "at_s": None if n % 3 == 1 else seconds,
-        "at_us": None if n % 3 == 2 else seconds + timedelta(microseconds=n),
-        RAW: b"\xff{%d}" % n,
-    }
-    declared = schema.arrow.names
-    return {name: value if name in declared else None for name, value in values.items()}
-
-
-EMPTY = pl.DataFrame(SCHEMA.arrow.empty_table())
-
-
-def in_memory(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    return pl.DataFrame(rows, schema=EMPTY.schema).sort(IN_ORDER)
-
-
-@dataclass
-class Lane:
-    """One partition of one node, its messages, and the oracle's opinion of what was published."""
-
-    root: Path
-    name: str = "p00"
-    schema: Schema = SCHEMA
-    blocks_per_chunk: int = 2
-    now_ms: int = 0
-    files: OpenFiles = field(default_factory=OpenFiles)
-    offers: list[Offer] = field(default_factory=list)
-    oracle: Oracle = field(default_factory=lambda: Oracle(SPAN_MS, WINDOW_MS))
-    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
-    published: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def layout(self) -> Layout:
-        return Layout(self.root)
-
-    def start(self, snapshot: bytes | None = None) -> Lane:
-        committed = PartitionState.decode(snapshot, "snapshot") if snapshot else None
-        config = BlocksConfig(self.schema, SPAN_MS, WINDOW_MS, GRACE_MS)
-        cache = KeyCache(1 << 30)
-        self.blocks = Blocks(config, self.name, self.layout, self.files, cache, committed)
-        self.chunks = Chunks(self.name, self.layout, self.files, self.blocks_per_chunk, GRACE_MS)
-        self.offers = [self.blocks.start(self.now_ms)]
-        return self
-
-    def take(self, *messages: Message, end_offset: int | None = None) -> Lane:
-        for message in messages:
-            if message.key is not None:
-                self.rows[message.offset] = row(message, self.schema)
-        offer = self.blocks.append(_frame(self.name, messages, self.schema, end_offset))
-        self.offers += [offer] if offer else []
-        judge(messages, self.oracle)
-        return self
-
-    def publish(self) -> Lane:
-        self.blocks.publish()
-        self.published = [self.rows[offset] for _, offset in self.oracle.places()]
-        return self
-
-    def merge(self) -> Lane:
-        offers, self.offers = self.offers, []
-        for offer in offers:
-            self.chunks.take(offer, self.now_ms)
-        return self
-
-    def tidy(self, after_ms: int) -> Lane:
-        self.now_ms += after_ms
-        self.blocks.tidy(self.now_ms)
-        self.offers.append(Offer(self.manifest().incarnation, ()))
-        return self.merge()
-
-    def crash(self) -> Lane:
-        del self.blocks, self.chunks
-        self.files.close()
-        return self
-
-    def manifest(self) -> PartitionState:
-        path = self.layout.manifest(self.name)
-        return PartitionState.decode(path.read_bytes(), str(path))
-
-    def catalog(self) -> Catalog:
-        return read_catalog(self.files, self.layout.catalog(self.name), self.name)
-
-    def hot_log(self) -> Path:
-        """The log of the one live block."""
-        (block,) = self.manifest().hot
-        (extent,) = block.extents
-        return self.layout.hot(self.name) / extent.file
-
-
-def _frame(
-    name: str, messages: Sequence[Message], schema: Schema, end_offset: int | None = None
-) -> Frame:
-    """The messages, all of source `name`, as `decode` would give them."""
-    rows = [row(message) for message in messages if message.key is not None]
-    rejects = [
-        {PARTITION: name, OFFSET: message.offset, "reason": "bad json"}
-        for message in messages
-        if message.key is None
-    ]
-    return Frame(
-        partition=name,
-        source=name,
-        first_offset=messages[0].offset,
-        next_offset=messages[-1].offset + 1,
-        events=_batch(rows, schema.arrow),
-        rejects=_batch(rejects, REJECT_SCHEMA),
-        end_offset=end_offset,
-    )
-
-
-def _batch(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordBatch:
-    columns = [pa.array([one.get(f.name) for one in rows], f.type) for f in schema]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-Lanes = Callable[..., Lane]
 
 
 @pytest.fixture
@@ -213,33 +67,6 @@ def lane(tmp_path: Path) -> Iterator[Lanes]:
     yield make
     for one in made:
         one.files.close()
-
-
-def events(first: int, count: int, upload_ms: int, step_ms: int = 10) -> list[Message]:
-    """New keys, in offset order, `step_ms` apart."""
-    return [
-        event(n, n, upload_ms + step_ms * (n - first), "p00") for n in range(first, first + count)
-    ]
-
-
-def filled(lane: Lane, name: str = "p00") -> Lane:
-    """Five chunks' worth and more: hot, evicted, merged, late, duplicate and broken."""
-    for n in range(12):
-        batch = [event(20 * n + i, 12 * n + i % 14, 130 * n + 7 * i, name) for i in range(17)]
-        late = event(20 * n + 17, 1_000 + n, 20 * n, name)
-        lane.take(*batch, late, Message((name, 20 * n + 18), None))
-        if n == 6:
-            lane.publish().merge()
-    return lane.publish().merge()
-
-
-def hand_off(root: Path, number: int, covered_until_ms: int | None) -> None:
-    batch = Batch(number, covered_until_ms)
-    Files().replace(Layout(root).batch, batch.encode(), durable=False)
-
-
-def collected(store: query.Store) -> pl.DataFrame:
-    return store.scan().collect().sort(IN_ORDER)
 
 
 # -- what a store holds -------------------------------------------------------------------------
@@ -619,7 +446,7 @@ def test_several_sources_of_a_partition_have_no_one_next_offset_and_add_up_their
 ) -> None:
     one = lane()
     for source, end in (("s0", 5), ("s1", 7), ("read beyond its end as last known", 0)):
-        taken = _frame(source, [event(0, end, 0, source)], SCHEMA, end_offset=end)
+        taken = lane_frame(source, [event(0, end, 0, source)], SCHEMA, end_offset=end)
         one.blocks.append(replace(taken, partition="p00"))
     (partition,) = query.open(one.publish().root).partitions().to_dicts()
     assert (partition["next_offset"], partition["lag"]) == (None, 4 + 6)

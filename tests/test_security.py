@@ -31,7 +31,7 @@ from storage.files import Files
 from storage.layout import Layout
 from storage.state import PartitionState
 from tests.job import Job
-from tests.test_query import Lane, filled
+from tests.lane import Lane, filled
 
 ROOT = Path(__file__).parent.parent
 SECRET = "hunter2-very-secret"

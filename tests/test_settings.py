@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.settings import OWNED, Settings, duration_ms, duration_text, load, shown
+from flows.duration import duration_ms, duration_text
+from flows.settings import OWNED, Settings, load, shown
 from storage.errors import BadInput
 from storage.schema import UPLOAD_TIME, Column
 
