@@ -166,13 +166,14 @@ def _show_rows(bar: Progress, task: TaskID, done: int, total: int) -> None:
 
 
 def _progress(*, quiet: bool) -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
+        console=console,
+        disable=quiet or not console.is_terminal,
     )
 
 

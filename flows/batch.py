@@ -15,7 +15,9 @@ Memory holds one slice of SLICE_ROWS rows, or one interval if that has more.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -144,11 +146,10 @@ class _Run:
         counts = self._counts()
         total, late = int(counts["rows"].sum()), int(counts["late"].sum())
         progress(0, total)
-        with duckdb.connect(str(self._folder / "duplicates.duckdb.tmp")) as work:
+        with self._workplace() as work:
             self._find_duplicates(work, counts)
             duplicates = int(work.sql("select count(*) from duplicates").fetchall()[0][0])
             paths, rows = self._write_files(work, counts, lambda n: progress(n, total))
-        (self._folder / "duplicates.duckdb.tmp").unlink()
         self._require(total - duplicates, rows)
         self._commit(paths, {ROWS: rows, DUPLICATES: duplicates, LATE: late})
         return DayReport(day, self._number, rows, duplicates, late, False)
@@ -171,11 +172,21 @@ class _Run:
             .collect()
         )
 
+    @contextmanager
+    def _workplace(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A database of this run's own; what a run that was killed left of its own is deleted."""
+        folder = self._folder / "work"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        with duckdb.connect(str(folder / "work.duckdb")) as work:
+            work.execute(f"set memory_limit = '{self._config.memory_bytes}B'")
+            work.execute(f"set temp_directory = '{folder / 'spilled'}'")
+            work.execute("set preserve_insertion_order = false; set timezone = 'UTC'")
+            yield work
+        shutil.rmtree(folder)
+
     def _find_duplicates(self, work: duckdb.DuckDBPyConnection, counts: pl.DataFrame) -> None:
         """Fill `duplicates` with the place of each row that is not the first with its key."""
-        work.execute(f"set memory_limit = '{self._config.memory_bytes}B'")
-        work.execute(f"set temp_directory = '{self._folder / 'duplicates.tmp'}'")
-        work.execute("set preserve_insertion_order = false; set timezone = 'UTC'")
         columns = [*SORTED_BY, *self._key]
         sealed = stream(self._store().sealed().select(columns))
         known = stream(self._known(counts).select(columns))
@@ -183,7 +194,7 @@ class _Run:
         work.register("sealed", sealed)
         work.register("known", known)
         work.execute(
-            f"create or replace table duplicates as"
+            f"create table duplicates as"
             f" select {UPLOAD_TIME}, {PARTITION}, {OFFSET} from ("
             f"  select *, row_number() over (partition by {key}"
             f"   order by fresh, {UPLOAD_TIME}, {PARTITION}, {OFFSET}) as place"
