@@ -575,7 +575,8 @@ PEAK_BYTES = 700 << 20
 
 
 def test_memory_of_a_run_is_bounded_whatever_the_day(make_job: MakeJob) -> None:
-    job = a_job(make_job, RAW="true", BATCH__MEMORY="64MiB", BATCH_ROWS="5000", GRACE="10m")
+    own = {"BLOCK_SPAN": "5m", "DEDUP_WINDOW": "10m", "BLOCKS_PER_CHUNK": "6", "RAW": "true"}
+    job = a_job(make_job, **own, BATCH__MEMORY="64MiB", BATCH_ROWS="5000", GRACE="10m")
     pad = "x" * 380
     step_us = 86_000_000_000 // EVENTS
     lines = (
