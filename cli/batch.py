@@ -140,8 +140,12 @@ def run(day: datetime | None, catch_up: bool, as_json: bool, data_dirs: tuple[Pa
     """The batch layer that comes along: a day's events, once each, into an Iceberg table."""
     if (day is None) != catch_up:
         raise BadInput("batch run: expected either --day or --catch-up")
-    from flows.batch import BatchConfig, missing_days, run_day
-
+    try:
+        from flows.batch import BatchConfig, missing_days, run_day
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"batch run: expected the packages of forebay[batch], {error.name} is not installed"
+        ) from error
     settings = load()
     config = BatchConfig(
         settings.batch.table, dict(settings.batch.catalog), int(settings.batch.memory)
@@ -162,13 +166,14 @@ def _show_rows(bar: Progress, task: TaskID, done: int, total: int) -> None:
 
 
 def _progress(*, quiet: bool) -> Progress:
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
+        console=console,
+        disable=quiet or not console.is_terminal,
     )
 
 

@@ -15,8 +15,10 @@ Memory holds one slice of SLICE_ROWS rows, or one interval if that has more.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -88,16 +90,17 @@ def run_day(
         batches = handoff.seal(_day_ms(day) + DAY_MS)
         run = _Run([Path(root) for root in roots], config, batches)
         report = run.write(day, progress)
-        handoff.complete(_now_ms(), late=True, table=run.table.metadata_location)
-        return report
+        done = handoff.complete(_now_ms(), late=True, table=run.table.metadata_location)
+        return replace(report, number=max(batch.number for batch in done))
 
 
 def missing_days(roots: Sequence[Path]) -> list[date]:
     """The days that are over and not handed over, oldest first."""
     with Handoff(roots) as handoff:
         reach_ms, covered = handoff.reach_ms(), [b.covered_until_ms for b in handoff.batches]
+        begun = _begun(handoff.batches)
     known = [ms for ms in covered if ms is not None]
-    first_ms = max(known) if known else _first_ms(roots)
+    first_ms = min(begun) - DAY_MS if begun else max(known) if known else _first_ms(roots)
     if reach_ms is None or first_ms is None:
         return []
     first, end = first_ms // DAY_MS, reach_ms // DAY_MS
@@ -114,6 +117,7 @@ class _Run:
         self._folder.mkdir(exist_ok=True)
         self._seal = ".".join(batch.seal.id for batch in batches if batch.seal)
         self._number = max(batch.number for batch in batches) + 1
+        self._complete = all(b.seal and b.covered_until_ms == b.seal.until_ms for b in batches)
         self._covered = [b.covered_until_ms for b in batches if b.covered_until_ms is not None]
         view = self._store().view()
         self._key = list(view.key)
@@ -137,14 +141,15 @@ class _Run:
             )
             self._require(rows, int(_property(done, "added-records") or 0))
             return DayReport(day, self._number, rows, duplicates, late, True)
+        if self._complete:
+            return DayReport(day, self._number, 0, 0, 0, True)
         counts = self._counts()
         total, late = int(counts["rows"].sum()), int(counts["late"].sum())
         progress(0, total)
-        with duckdb.connect(str(self._folder / "duplicates.duckdb.tmp")) as work:
+        with self._workplace() as work:
             self._find_duplicates(work, counts)
             duplicates = int(work.sql("select count(*) from duplicates").fetchall()[0][0])
             paths, rows = self._write_files(work, counts, lambda n: progress(n, total))
-        (self._folder / "duplicates.duckdb.tmp").unlink()
         self._require(total - duplicates, rows)
         self._commit(paths, {ROWS: rows, DUPLICATES: duplicates, LATE: late})
         return DayReport(day, self._number, rows, duplicates, late, False)
@@ -167,19 +172,29 @@ class _Run:
             .collect()
         )
 
+    @contextmanager
+    def _workplace(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A database of this run's own; what a run that was killed left of its own is deleted."""
+        folder = self._folder / "work"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        with duckdb.connect(str(folder / "work.duckdb")) as work:
+            work.execute(f"set memory_limit = '{self._config.memory_bytes}B'")
+            work.execute(f"set temp_directory = '{folder / 'spilled'}'")
+            work.execute("set preserve_insertion_order = false; set timezone = 'UTC'")
+            yield work
+        shutil.rmtree(folder)
+
     def _find_duplicates(self, work: duckdb.DuckDBPyConnection, counts: pl.DataFrame) -> None:
         """Fill `duplicates` with the place of each row that is not the first with its key."""
-        work.execute(f"set memory_limit = '{self._config.memory_bytes}B'")
-        work.execute(f"set temp_directory = '{self._folder / 'duplicates.tmp'}'")
-        work.execute("set preserve_insertion_order = false; set timezone = 'UTC'")
         columns = [*SORTED_BY, *self._key]
         sealed = stream(self._store().sealed().select(columns))
-        known = self._known(counts).select(columns).collect().to_arrow()
+        known = stream(self._known(counts).select(columns))
         key = ", ".join(f'"{name}"' for name in self._key)
         work.register("sealed", sealed)
         work.register("known", known)
         work.execute(
-            f"create or replace table duplicates as"
+            f"create table duplicates as"
             f" select {UPLOAD_TIME}, {PARTITION}, {OFFSET} from ("
             f"  select *, row_number() over (partition by {key}"
             f"   order by fresh, {UPLOAD_TIME}, {PARTITION}, {OFFSET}) as place"
@@ -312,6 +327,22 @@ def _require_next(batches: list[Batch], day: date) -> None:
             f"batch: expected {_time(max(covered)):%Y-%m-%d}, the first day that is not handed"
             f" over, got {day}; --catch-up does all days in turn"
         )
+    if any(until_ms < _day_ms(day) + DAY_MS for until_ms in _begun(batches)):
+        raise BadInput(
+            f"batch: expected {_time(min(_begun(batches)) - DAY_MS):%Y-%m-%d}, a day that is sealed"
+            f" and not handed over, got {day}; --catch-up does all days in turn"
+        )
+
+
+def _begun(batches: list[Batch]) -> list[int]:
+    """Where the days end that a run has sealed, and perhaps written, but not completed."""
+    seals = [batch.seal for batch in batches]
+    covered = [batch.covered_until_ms for batch in batches]
+    return [
+        seal.until_ms
+        for seal, covered_ms in zip(seals, covered, strict=True)
+        if seal and seal.until_ms % DAY_MS == 0 and seal.until_ms != covered_ms
+    ]
 
 
 def _first_ms(roots: Sequence[Path]) -> int | None:

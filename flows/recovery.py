@@ -19,7 +19,8 @@ PARTITIONS = 4
 
 
 def take_data_directory(layout: Layout) -> BinaryIO:
-    """Keep other jobs off until the file returned is closed, or the process ends.
+    """Keep other jobs off until the file returned is closed, or the process ends. From then on the
+    last run has not ended well, until this one does.
 
     Raises BadInput if there is another job, MissingFile if the data has lost its store.
     """
@@ -31,6 +32,8 @@ def take_data_directory(layout: Layout) -> BinaryIO:
             f"{layout.recovery}: expected the recovery store of the data in {layout.root}, got"
             " none; restore it, or move the whole data directory away to start anew"
         )
+    files.remove(layout.ended)
+    files.sync_directory(layout.root)
     return lock
 
 

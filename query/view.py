@@ -277,10 +277,11 @@ def _read_node(files: Files, root: Path, sound: SoundChunks) -> tuple[NodeView, 
     for state in states:
         with _noted(faults, root, state.partition):
             partitions.append(_partition(files, layout, state, sound))
-    if read_batch(files, layout).number != batch.number:
-        raise _TooOld("a day was handed over meanwhile, and its chunks may have gone")
     silent = tuple(SilentPartition(str(root), name, str(e)) for name, e in faults.items())
-    return NodeView(root, batch, tuple(partitions), silent), list(faults.values())
+    found = list(faults.values())
+    if read_batch(files, layout).number != batch.number:
+        found.append(_TooOld("a day was handed over meanwhile, and its chunks may have gone"))
+    return NodeView(root, batch, tuple(partitions), silent), found
 
 
 @contextmanager

@@ -61,13 +61,18 @@ class Job:
         run = ("-m", "bytewax.run", "flows.realtime", "-r", str(recovery), "-s", "1", "-b", "0")
         return self.start(*run, *options)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every process on this data directory is to find."""
+        own = {f"FOREBAY_{name}": value for name, value in self.settings.items()}
+        return {**os.environ, "FOREBAY_DATA_DIR": str(self.data), **own}
+
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        own = {f"FOREBAY_{name}": value for name, value in self.settings.items()}
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, *arguments],
-                env={**os.environ, "FOREBAY_DATA_DIR": str(self.data), **own},
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

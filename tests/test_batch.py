@@ -1,0 +1,600 @@
+"""Handing days over with the batch layer that comes along: real jobs, real runs, real kills.
+
+The load is three days and the start of a fourth, in two files; `keys` says which a day has, shared
+ones in both files. Whatever happens, the table has each key of a day that was handed over once, and
+a query over all layers has each key ever sent once: shared ones once a file before the handoff.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+
+import duckdb
+import orjson
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from duckdb_extensions import import_extension
+from pyiceberg.table import StaticTable
+
+import query
+import query.view
+from cli.main import main
+from flows.batch import DAY_MS, BatchConfig, missing_days, run_day
+from storage.batch import Batch, read_batch
+from storage.errors import BadInput
+from storage.files import Files
+from storage.layout import Layout
+from tests.batch_run import STEPS, STOPPED
+from tests.job import LOOK_S, Job
+
+MakeJob = Callable[..., Job]
+FIRST = date(2024, 5, 1)
+START_MS = 1_714_521_600_000
+HOUR_MS = 3_600_000
+DAYS = range(3)
+CONFIG = BatchConfig("forebay.events", {}, 64 << 20)
+SETTINGS = {
+    "SCHEMA": "none",
+    "COLUMNS": '[{"name": "id", "path": "id"}]',
+    "DEDUP_KEY": '["id"]',
+    "UPLOAD_TIME": "at",
+    "RAW": "false",
+    "BLOCK_SPAN": "1h",
+    "DEDUP_WINDOW": "2h",
+    "BLOCKS_PER_CHUNK": "3",
+    "EPOCH_INTERVAL": "100ms",
+    "TICK_INTERVAL": "100ms",
+    "GRACE": "1s",
+}
+
+
+def event(key: str, at_ms: int, **more: object) -> bytes:
+    return orjson.dumps({"id": key, "at": at_ms, **more})
+
+
+def day(number: int) -> date:
+    return FIRST + timedelta(days=number)
+
+
+def starts_ms(number: int) -> int:
+    return START_MS + number * DAY_MS
+
+
+PER_DAY, SHARED = 240, 20
+
+
+def keys(number: int) -> set[str]:
+    """All keys of a day."""
+    own = {f"{part}-{number}-{n}" for part in "ab" for n in range(PER_DAY)}
+    return own | {f"s-{number}-{n}" for n in range(SHARED)}
+
+
+EVER = {key for number in DAYS for key in keys(number)} | {"a-3", "b-3"}
+
+
+def messages(part: str) -> Iterator[bytes]:
+    """What a file has: in order, some events twice, and some that the other file has too."""
+    for number in DAYS:
+        step_ms = DAY_MS // PER_DAY
+        for n in range(PER_DAY):
+            at_ms = starts_ms(number) + n * step_ms
+            yield from [event(f"{part}-{number}-{n}", at_ms)] * (2 if n % 10 == 0 else 1)
+            if n < SHARED:
+                yield event(f"s-{number}-{n}", at_ms)
+    yield event(f"{part}-3", starts_ms(3) + HOUR_MS)
+
+
+def feed(job: Job, part: str, lines: Iterable[bytes]) -> None:
+    """Append to a file that no job reads now."""
+    folder = job.folder / "events"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{part}.ndjson").open("ab") as file:
+        file.writelines(line + b"\n" for line in lines)
+
+
+def run_job(job: Job) -> None:
+    assert job.ends(job.run()) == 0, job.told()
+
+
+def a_job(make_job: MakeJob, **settings: str) -> Job:
+    job = make_job(**{**SETTINGS, **settings})
+    job.settings.setdefault("FILES__PATH", str(job.folder / "events"))
+    return job
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a job that has read the load to its end."""
+    job = Job(tmp_path_factory.mktemp("filled") / "job", dict(SETTINGS))
+    job.settings["FILES__PATH"] = str(job.folder / "events")
+    for part in "ab":
+        feed(job, part, messages(part))
+    run_job(job)
+    return job.folder
+
+
+@pytest.fixture
+def job(filled: Path, make_job: MakeJob) -> Job:
+    job = a_job(make_job)
+    shutil.copytree(filled, job.folder)
+    return job
+
+
+def forebay(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.batch_run", *arguments],
+        env=job.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@contextmanager
+def stopped(job: Job, step: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A batch run that has come to a step and waits there; it is killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.batch_run", "batch", "run", *arguments],
+        env={**job.environment, "BATCH_STOP": step, "BATCH_SLICE_ROWS": "100"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().strip() == STOPPED
+        yield process
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+def hand_over(job: Job, *days: int) -> None:
+    for number in days:
+        run_day([job.data], CONFIG, day(number))
+
+
+def batch(job: Job) -> Batch:
+    return read_batch(Files(), Layout(job.data))
+
+
+def in_table(job: Job) -> pl.DataFrame:
+    """The rows of the table that the boundary is at."""
+    found = batch(job).table
+    return pl.DataFrame() if found is None else pl.DataFrame(_static(found).scan().to_arrow())
+
+
+def _static(metadata: str) -> StaticTable:
+    return StaticTable.from_metadata(metadata)
+
+
+def ids(rows: pl.LazyFrame | pl.DataFrame) -> Counter[str]:
+    return Counter(rows.lazy().select("id").collect()["id"])
+
+
+def once(found: Iterable[str]) -> Counter[str]:
+    return Counter(dict.fromkeys(found, 1))
+
+
+def everything(through: int, *more: str) -> Counter[str]:
+    """What all layers have once the days up to this one are handed over."""
+    found = once({*EVER, *more})
+    found.update(k for n in DAYS if n > through for k in keys(n) if k.startswith("s"))
+    return found
+
+
+def assert_handed_over(job: Job, through: int) -> None:
+    """The table has all days up to this one and nothing else, and all layers have all, once."""
+    below = {key for number in range(through + 1) for key in keys(number)}
+    assert ids(in_table(job)) == once(below)
+    store = query.open(job.data)
+    assert ids(store.scan("all")) == everything(through)
+    assert batch(job).covered_until_ms == starts_ms(through + 1)
+    assert set(ids(store.scan())) == EVER - below
+
+
+# -- a run --------------------------------------------------------------------------------------
+
+
+def test_run_hands_over_each_key_of_a_day_once_sorted_in_one_file(job: Job) -> None:
+    report = run_day([job.data], CONFIG, day(0))
+    assert (report.number, report.rows, report.duplicates) == (1, len(keys(0)), SHARED)
+    assert_handed_over(job, 0)
+    rows = in_table(job).select("upload_time", "_partition", "_offset")
+    assert rows.equals(rows.sort(pl.all()))
+    metadata = batch(job).table
+    assert metadata is not None
+    snapshot = _static(metadata).current_snapshot()
+    assert snapshot is not None
+    assert snapshot.summary is not None
+    assert len(list(_static(metadata).scan().plan_files())) == 1
+    assert snapshot.summary["forebay.batch-number"] == "1"
+    assert snapshot.summary["forebay.rows"] == str(len(keys(0)))
+    lines = {part: sum(1 for _ in messages(part)) for part in "ab"}
+    offsets = orjson.loads(snapshot.summary["forebay.offsets"] or "")[str(job.data)]
+    assert offsets == {f"{p}.ndjson": {f"{p}.ndjson": lines[p]} for p in "ab"}
+
+
+def test_each_day_has_one_file_of_its_own(job: Job) -> None:
+    hand_over(job, 1)
+    assert_handed_over(job, 1)
+    found = sorted(path.parent.name for path in (job.data / "batch").rglob("*.parquet"))
+    assert found == [f"upload_time_day={day(n)}" for n in range(2)]
+
+
+def test_a_run_again_changes_nothing(job: Job) -> None:
+    hand_over(job, 0)
+    before = {path: path.read_bytes() for path in (job.data / "batch").rglob("*.json")}
+    record = Layout(job.data).batch.read_bytes()
+    report = run_day([job.data], CONFIG, day(0))
+    assert (report.number, report.rows, report.again) == (1, len(keys(0)), True)
+    assert Layout(job.data).batch.read_bytes() == record
+    after = {path: path.read_bytes() for path in (job.data / "batch").rglob("*.json")}
+    assert after == before
+
+
+def test_a_day_without_events_is_handed_over_and_what_comes_late_for_it_is_not_lost(
+    make_job: MakeJob,
+) -> None:
+    job = a_job(make_job)
+    feed(job, "a", [event("first", starts_ms(0)), event("last", starts_ms(2) + HOUR_MS)])
+    run_job(job)
+    hand_over(job, 0, 1)
+    feed(job, "a", [event("late", starts_ms(1))])
+    run_job(job)
+    assert run_day([job.data], CONFIG, day(1)).again
+    assert ids(query.open(job.data).late()) == once(["late"])
+    feed(job, "a", [event("end", starts_ms(3))])
+    run_job(job)
+    hand_over(job, 2)
+    assert ids(in_table(job)) == once(["first", "late", "last"])
+    assert ids(query.open(job.data).scan("all")) == once(["first", "late", "last", "end"])
+
+
+def test_catch_up_does_all_days_that_are_over(job: Job) -> None:
+    done = forebay(job, "batch", "run", "--catch-up", "--json")
+    assert done.returncode == 0, done.stderr
+    reports = [orjson.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(r["day"], r["number"], r["rows"]) for r in reports] == [
+        (str(day(n)), n + 1, len(keys(n))) for n in DAYS
+    ]
+    assert_handed_over(job, 2)
+    assert missing_days([job.data]) == []
+
+
+def test_of_two_runs_at_once_one_is_refused(job: Job) -> None:
+    with stopped(job, "writing", "--day", str(day(0))):
+        second = forebay(job, "batch", "run", "--day", str(day(0)))
+    assert second.returncode == 1
+    assert "expected no other batch run, got one" in second.stderr
+    assert len(second.stderr.strip().splitlines()) == 1
+    hand_over(job, 0)
+    assert_handed_over(job, 0)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_run_killed_at_any_step_is_done_by_the_next(job: Job, step: str) -> None:
+    before = ids(query.open(job.data).scan())
+    with stopped(job, step, "--day", str(day(0))):
+        assert ids(query.open(job.data).scan("all")) == before
+    assert ids(query.open(job.data).scan("all")) == before
+    assert batch(job).covered_until_ms is None
+    report = run_day([job.data], CONFIG, day(0))
+    assert (report.rows, report.again) == (len(keys(0)), step == "committed")
+    assert_handed_over(job, 0)
+    hand_over(job, 1)
+    assert_handed_over(job, 1)
+
+
+def test_the_next_day_waits_for_one_whose_run_was_killed(job: Job) -> None:
+    with stopped(job, "committed", "--day", str(day(0))):
+        pass
+    with pytest.raises(BadInput, match="expected 2024-05-01, a day that is sealed"):
+        hand_over(job, 1)
+    assert missing_days([job.data]) == [day(0), day(1), day(2)]
+    hand_over(job, 0, 1)
+    assert_handed_over(job, 1)
+
+
+def test_a_run_that_fails_changes_nothing_that_a_query_sees(job: Job) -> None:
+    before = ids(query.open(job.data).scan())
+    (job.data / "batch").mkdir()
+    (job.data / "batch" / "warehouse").write_text("in the way")
+    failed = forebay(job, "batch", "run", "--day", str(day(0)))
+    assert failed.returncode == 1
+    store = query.open(job.data)
+    assert ids(store.scan()) == ids(store.scan("all")) == before
+    assert (batch(job).number, batch(job).covered_until_ms) == (0, None)
+    (job.data / "batch" / "warehouse").unlink()
+    hand_over(job, 0)
+    assert_handed_over(job, 0)
+
+
+def test_what_a_killed_run_left_torn_is_written_again(job: Job) -> None:
+    with stopped(job, "writing", "--day", str(day(0))):
+        pass
+    left = [*(job.data / "batch").rglob("*.parquet"), *(job.data / "batch").rglob("*.duckdb")]
+    assert len(left) == 2
+    for path in left:
+        path.write_bytes(b"torn" * 1000)
+    hand_over(job, 0)
+    assert_handed_over(job, 0)
+    assert not list((job.data / "batch").rglob("*.duckdb*"))
+
+
+# -- what comes late ----------------------------------------------------------------------------
+
+
+def test_late_events_are_told_and_taken_by_the_next_run_without_doubling(job: Job) -> None:
+    hand_over(job, 0)
+    run_job(job)
+    again = [event("a-0-5", starts_ms(0) + 5 * DAY_MS // PER_DAY)]
+    feed(job, "a", [event("late-0", starts_ms(0) + HOUR_MS), *again])
+    run_job(job)
+    told = forebay(job, "batch", "late")
+    assert "2024-05-01  " in told.stdout
+    assert "late-0" in ids(query.open(job.data).late())
+    assert ids(query.open(job.data).scan("all")) == everything(0, "late-0")
+    hand_over(job, 1)
+    assert ids(in_table(job)) == once(keys(0) | keys(1) | {"late-0"})
+    assert not ids(query.open(job.data).late())
+    run_job(job)
+    feed(job, "a", [event("late-0", starts_ms(0) + HOUR_MS), *again, event("end", starts_ms(4))])
+    run_job(job)
+    assert ids(query.open(job.data).scan("all")) == everything(1, "late-0", "end")
+    hand_over(job, 2, 3)
+    assert ids(in_table(job)) == once(EVER | {"late-0"})
+    assert ids(query.open(job.data).scan("all")) == once(EVER | {"late-0", "end"})
+
+
+def test_exported_late_events_are_those_of_the_late_table(job: Job, tmp_path: Path) -> None:
+    hand_over(job, 0)
+    feed(job, "b", [event("late-0", starts_ms(0))])
+    run_job(job)
+    file = tmp_path / "late.parquet"
+    told = forebay(job, "batch", "late", "--export", str(file))
+    assert told.returncode == 0, told.stderr
+    assert ids(pl.read_parquet(file)) == once(["late-0"])
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("done", "asked", "told"),
+    [
+        ([0, 1], 0, "for all before is sealed already"),
+        ([0], 2, "expected 2024-05-02, the first day that is not handed over"),
+        ([], 3, "expected a time that committed events have reached"),
+    ],
+    ids=["going back", "an earlier day is missing", "not over"],
+)
+def test_a_day_out_of_turn_is_refused(job: Job, done: list[int], asked: int, told: str) -> None:
+    hand_over(job, *done)
+    record = batch(job)
+    with pytest.raises(BadInput, match=told):
+        hand_over(job, asked)
+    assert batch(job) == record
+
+
+@pytest.mark.parametrize("start", ["run", "bytewax"])
+def test_data_of_a_job_that_was_killed_is_not_sealed_until_it_has_run_again(
+    job: Job, start: str
+) -> None:
+    process = getattr(job, start)()
+    until_locked(job, process)
+    job.kill(process)
+    with pytest.raises(BadInput, match="the last one was killed: start it again"):
+        hand_over(job, 0)
+    run_job(job)
+    hand_over(job, 0)
+    assert_handed_over(job, 0)
+
+
+def until_locked(job: Job, process: subprocess.Popen[bytes]) -> None:
+    """Until the job has the data directory."""
+    while not Files().locked(Layout(job.data).lock):
+        try:
+            code = process.wait(LOOK_S)
+        except subprocess.TimeoutExpired:
+            continue
+        pytest.fail(f"the job ended with {code} before that:\n{job.told()}")
+
+
+def test_without_the_extra_it_is_said_what_is_missing(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "flows.batch")
+    monkeypatch.setitem(sys.modules, "pyiceberg.catalog", None)
+    monkeypatch.setenv("FOREBAY_DATA_DIR", str(job.data))
+    told = CliRunner().invoke(main, ["batch", "run", "--catch-up"])
+    assert told.exit_code == 1
+    assert "expected the packages of forebay[batch], pyiceberg" in told.output
+    assert len(told.output.strip().splitlines()) == 1
+
+
+def test_a_view_taken_over_a_handoff_is_taken_again(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand_over(job, 0)
+    old = Batch()
+    answers = iter([old])
+    monkeypatch.setattr(
+        query.view, "read_batch", lambda *where: next(answers, None) or read_batch(*where)
+    )
+    assert query.open(job.data).receipt().batch_number == 1
+
+
+# -- other readers ------------------------------------------------------------------------------
+
+
+def test_pyarrow_duckdb_and_polars_read_the_same_rows_from_the_table(job: Job) -> None:
+    hand_over(job, 1)
+    metadata = batch(job).table
+    expected = in_table(job).sort("_partition", "_offset")
+    assert len(expected) == len(keys(0) | keys(1))
+    import_extension("avro")
+    import_extension("iceberg")
+    with duckdb.connect() as work:
+        work.execute("load avro; load iceberg; set timezone = 'UTC'")
+        found = work.sql(f"from iceberg_scan('{metadata}')").to_arrow_table()
+    rows = pl.DataFrame(found).select(expected.columns).sort("_partition", "_offset")
+    assert rows.rows() == expected.rows()
+    below = pl.col("upload_time") < datetime.fromtimestamp(starts_ms(2) / 1000, timezone.utc)
+    all_layers = query.open(job.data).scan("all").filter(below).collect()
+    assert all_layers.select(expected.columns).sort("_partition", "_offset").rows() == (
+        expected.rows()
+    )
+
+
+def test_plain_duckdb_and_polars_read_the_chunks_in_their_hive_folders(job: Job) -> None:
+    pattern = f"{job.data}/chunks/*/date=*/hour=*/*.parquet"
+    view = query.open(job.data).view()
+    places = sorted(
+        pl.read_parquet([path for path, _ in view.chunks], hive_partitioning=False)
+        .select("_partition", "_offset")
+        .rows()
+    )
+    assert len(places) > 1000
+    wanted = (date(2024, 5, 2), len([p for p, _ in view.chunks if "date=2024-05-02" in str(p)]))
+    with duckdb.connect() as work:
+        rows = work.sql(f"select _partition, _offset from read_parquet('{pattern}')").fetchall()
+        dates = work.sql(
+            "select date, count(distinct filename)"
+            f" from read_parquet('{pattern}', hive_partitioning = true, filename = true)"
+            " where date = '2024-05-02' group by date"
+        ).fetchall()
+    assert sorted(rows) == places
+    assert dates == [wanted]
+    frame = pl.scan_parquet(pattern, hive_partitioning=True)
+    assert sorted(frame.select("_partition", "_offset").collect().rows()) == places
+    hours = frame.filter(pl.col("date") == date(2024, 5, 2)).select("hour").unique().collect()
+    assert 1 < len(hours) <= 24
+
+
+def test_a_column_added_within_a_day_is_null_before_in_hot_cold_and_batch(
+    make_job: MakeJob,
+) -> None:
+    job = a_job(make_job, BLOCKS_PER_CHUNK="1")
+    noon_ms = starts_ms(0) + 12 * HOUR_MS
+    before = [event(f"k{n}", starts_ms(0) + n * HOUR_MS, shop=f"s{n}") for n in range(12)]
+    after = [event(f"k{n + 12}", noon_ms + n * HOUR_MS, shop=f"s{n + 12}") for n in range(13)]
+    feed(job, "a", before)
+    run_job(job)
+    job.settings["COLUMNS"] = '[{"name": "id", "path": "id"}, {"name": "shop", "path": "shop"}]'
+    feed(job, "a", after)
+    run_job(job)
+    expected = {f"k{n}": None if n < 12 else f"s{n}" for n in range(25)}
+
+    def shops(rows: pl.LazyFrame) -> dict[str, str | None]:
+        return dict(rows.select("id", "shop").collect().rows())
+
+    store = query.open(job.data)
+    assert shops(store.scan()) == expected
+    row = store.partitions().row(0, named=True)
+    assert min(row["hot_events"], row["cold_events"]) > 0
+    hand_over(job, 0)
+    assert dict(in_table(job).select("id", "shop").rows()) == {
+        key: shop for key, shop in expected.items() if key != "k24"
+    }
+    assert shops(query.open(job.data).scan("all")) == expected
+
+
+# -- what is deleted ----------------------------------------------------------------------------
+
+
+def going(job: Job) -> list[dict[str, object]]:
+    told = forebay(job, "retention", "--dry-run", "--json")
+    assert told.returncode == 0, told.stderr
+    found: list[dict[str, object]] = orjson.loads(told.stdout[: told.stdout.rindex("]") + 1])
+    return found
+
+
+def chunk_names(job: Job) -> set[tuple[str, str]]:
+    """By partition."""
+    view = query.open(job.data).view()
+    return {(p.state.partition, str(chunk.id)) for p in view.partitions for chunk in p.chunks}
+
+
+def test_what_the_dry_run_says_goes_is_gone_after_the_next_tick(job: Job) -> None:
+    assert going(job) == []
+    hand_over(job, 0)
+    told = going(job)
+    names = {(str(i["partition"]), str(i["name"])) for i in told if i["what"] == "chunk"}
+    assert len(names) >= 10
+    assert {item["reason"] for item in told} == {"handed off"}
+    assert names <= chunk_names(job)
+    kept = chunk_names(job) - names
+    run_job(job)
+    assert chunk_names(job) == kept
+    assert query.open(job.data).partitions()["handed_off"].sum() == sum(
+        int(str(item["rows"])) for item in told
+    )
+    assert_handed_over(job, 0)
+
+
+def test_chunks_older_than_the_retention_go_whether_handed_over_or_not(job: Job) -> None:
+    job.settings["RETENTION"] = "1d"
+    told = going(job)
+    assert {item["reason"] for item in told} == {"expired"}
+    run_job(job)
+    assert query.open(job.data).partitions()["expired"].sum() == sum(
+        int(str(item["rows"])) for item in told
+    )
+    assert going(job) == []
+    left = query.open(job.data).scan().select("upload_time").min().collect().item()
+    oldest = datetime.fromtimestamp((starts_ms(2) - HOUR_MS) / 1000, timezone.utc)
+    assert oldest <= left <= oldest + timedelta(hours=4)
+
+
+@pytest.mark.parametrize(("after", "warned"), [("36h", True), ("4d", False)])
+def test_a_batch_layer_that_is_late_is_warned_of(
+    make_job: MakeJob, after: str, warned: bool
+) -> None:
+    job = a_job(make_job, BATCH_LATE=after)
+    feed(job, "a", messages("a"))
+    run_job(job)
+    assert ("the batch layer is late" in job.told()) == warned
+
+
+# -- bounds -------------------------------------------------------------------------------------
+
+EVENTS = int(os.environ.get("BATCH_EVENTS", "300000"))
+PEAK_BYTES = 700 << 20
+
+
+def test_memory_of_a_run_is_bounded_whatever_the_day(make_job: MakeJob) -> None:
+    own = {"BLOCK_SPAN": "5m", "DEDUP_WINDOW": "10m", "BLOCKS_PER_CHUNK": "6", "RAW": "true"}
+    job = a_job(make_job, **own, BATCH__MEMORY="64MiB", BATCH_ROWS="5000", GRACE="10m")
+    pad = "x" * 380
+    step_us = 86_000_000_000 // EVENTS
+    lines = (
+        event(f"{n:012d}", starts_ms(0) + n * step_us // 1000, pad=f"{n * 7919:x}{pad}")
+        for n in range(EVENTS)
+    )
+    feed(job, "a", lines)
+    feed(job, "a", [event("end", starts_ms(1))])
+    run_job(job)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.batch_run", "batch", "run", "--day", str(day(0)), "--json"],
+        env={**job.environment, "BATCH_SLICE_ROWS": "50000"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *_, report, peak = done.stdout.splitlines()
+    print(report, peak)
+    assert orjson.loads(report)["rows"] == EVENTS
+    assert int(peak.split()[1]) < PEAK_BYTES

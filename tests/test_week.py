@@ -1,0 +1,267 @@
+"""A week in a minute: a real job on a real Kafka, queries and batch runs all at once, and kills.
+
+Seven days of upload times go by, with copies of moments and of days ago, and a trickle of events
+for days that are over. Meanwhile `python -m tests.test_week DATA` asks for all layers again and
+again; batch runs follow one another and are killed at every step; the job is killed and restarted.
+
+What is checked: no answer of all layers has a key twice, nor lacks one that was surely committed
+when an earlier answer had it; no answer of the real-time layer has anything below the boundary; at
+the end every key ever sent is there once, and every day was handed over.
+
+WEEK_DAYS, WEEK_SECONDS, WEEK_KILLS and WEEK_SEED make it longer, or another.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import subprocess
+import sys
+import threading
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import polars as pl
+import pytest
+from confluent_kafka import Producer
+
+import query
+from flows.batch import DAY_MS
+from query.view import View
+from storage.batch import Batch, read_batch
+from storage.files import Files
+from storage.layout import Layout
+from tests.batch_run import STEPS, STOPPED
+from tests.broker import Broker
+from tests.job import Job
+from tests.test_batch import HOUR_MS, SETTINGS, START_MS, ids
+from verify.reader import PAUSE_S, Seen
+
+pytestmark = pytest.mark.kafka
+
+DAYS = int(os.environ.get("WEEK_DAYS", "7"))
+SECONDS = float(os.environ.get("WEEK_SECONDS", "40"))
+KILLS = int(os.environ.get("WEEK_KILLS", "5"))
+SEED = int(os.environ.get("WEEK_SEED", "1"))
+PARTITIONS, PER_HOUR, SLICES_PER_S = 3, 100, 20
+COPIES, OLD_COPIES, LATE = 0.05, 0.03, 0.02
+REACH, DISORDER_MS, LATE_MS = 300, HOUR_MS // 2, 3 * DAY_MS
+REFUSED = ("the last one was killed: start it again", "expected the job to commit the seal")
+"""What a batch run may say when the job is killed under it."""
+
+
+class Traffic:
+    """Sends the week, at its pace. `log` has the key, an ever new number, and the upload time of
+    each message; a key's partition is its number modulo the partitions."""
+
+    def __init__(self, job: Job, rng: random.Random) -> None:
+        self.log: list[tuple[int, int]] = []
+        self._rng = rng
+        self._keys = 0
+        self._topic = job.settings["KAFKA__TOPIC"]
+        self._moved = threading.Condition()
+        self._done = 0.0
+        bootstrap = job.settings["KAFKA__BOOTSTRAP"]
+        self._producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
+
+    @property
+    def keys(self) -> set[int]:
+        return {key for key, _ in self.log}
+
+    def send_week(self) -> None:
+        slices = round(SECONDS * SLICES_PER_S)
+        hours = DAYS * 24 + 6
+        pace = threading.Event()
+        for number in range(slices):
+            start_ms = START_MS + hours * HOUR_MS * number // slices
+            end_ms = START_MS + hours * HOUR_MS * (number + 1) // slices
+            self._send(start_ms, end_ms, hours * PER_HOUR // slices)
+            with self._moved:
+                self._done = (number + 1) / slices
+                self._moved.notify_all()
+            pace.wait(1 / SLICES_PER_S)
+        assert self._producer.flush(60) == 0
+
+    def until(self, share: float) -> None:
+        """Until so much of the week was sent."""
+        with self._moved:
+            assert self._moved.wait_for(lambda: self._done >= share, 10 * SECONDS)
+
+    def _send(self, start_ms: int, end_ms: int, count: int) -> None:
+        rng = self._rng
+        for n in range(count):
+            now_ms = start_ms + (end_ms - start_ms) * n // count
+            kind = rng.random()
+            if kind < COPIES and self.log:
+                self._produce(*rng.choice(self.log[-REACH:]))
+            elif kind < COPIES + OLD_COPIES and self.log:
+                self._produce(*rng.choice(self.log))
+            else:
+                back_ms = LATE_MS if kind > 1 - LATE else DISORDER_MS
+                self._keys += 1
+                self._produce(self._keys, max(START_MS, now_ms - rng.randrange(back_ms)))
+        self._producer.poll(0)
+
+    def _produce(self, key: int, at_ms: int) -> None:
+        self.log.append((key, at_ms))
+        message = orjson.dumps({"id": f"{key}", "at": at_ms})
+        self._producer.produce(self._topic, message, partition=key % PARTITIONS)
+
+
+class Batches(threading.Thread):
+    """Batch runs, one after another until told to stop; half of them are killed at some step."""
+
+    def __init__(self, job: Job, rng: random.Random) -> None:
+        super().__init__(daemon=True)
+        self.over = threading.Event()
+        self.runs = self.kills = 0
+        self.faults: list[str] = []
+        self._job = job
+        self._rng = rng
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            self.once(self._rng.choice(["", "", "", *STEPS[1:]]))
+
+    def once(self, step: str) -> None:
+        """A run that is killed when it comes to the step; to its end if there is none."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.batch_run", "batch", "run", "--catch-up", "--json"],
+            env={**self._job.environment, "BATCH_STOP": step, "BATCH_SLICE_ROWS": "500"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.runs += 1
+        assert process.stdout is not None
+        if step and process.stdout.readline().strip() == STOPPED:
+            process.kill()
+            self.kills += 1
+            process.communicate()
+            return
+        _, told = process.communicate()
+        if process.returncode and not any(reason in told for reason in REFUSED):
+            self.faults.append(told)
+
+
+def crash_and_restart(job: Job, traffic: Traffic, rng: random.Random) -> subprocess.Popen[bytes]:
+    """Kill the job so many times within the week; the last one runs."""
+    process = job.run()
+    for share in sorted(rng.uniform(0.05, 0.95) for _ in range(KILLS)):
+        traffic.until(share)
+        assert process.poll() is None, job.told()
+        job.kill(process)
+        process = job.run(rng.choice((1, 2)))
+    return process
+
+
+def record(job: Job) -> Batch:
+    return read_batch(Files(), Layout(job.data))
+
+
+@pytest.fixture
+def job(broker: Broker, make_job: Callable[..., Job]) -> Job:
+    topic = f"t{uuid.uuid4().hex[:8]}"
+    broker.create_topic(topic, PARTITIONS)
+    kafka = {"BOOTSTRAP": broker.address, "TOPIC": topic, "GROUP": topic}
+    own = {f"KAFKA__{name}": value for name, value in kafka.items()}
+    return make_job(
+        **{**SETTINGS, **own, "SOURCE": "kafka", "BATCH_ROWS": "200", "PUBLISH_INTERVAL": "50ms"}
+    )
+
+
+def test_a_week_of_handoffs_and_kills_loses_and_doubles_no_event(job: Job) -> None:
+    print("seed", SEED)
+    rng = random.Random(SEED)
+    traffic = Traffic(job, random.Random(rng.random()))
+    batches = Batches(job, random.Random(rng.random()))
+    job.data.mkdir(parents=True)
+    reader = subprocess.Popen(
+        [sys.executable, "-m", "tests.test_week", str(job.data)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    sender = threading.Thread(target=traffic.send_week, daemon=True)
+    sender.start()
+    batches.start()
+    process = crash_and_restart(job, traffic, rng)
+    sender.join()
+    job.until(process, lambda found: found["next_offset"].sum() == len(traffic.log))
+    batches.over.set()
+    batches.join()
+    batches.once("")
+    told, _ = reader.communicate()
+    report = Report(**orjson.loads(told))
+    days, boundary = len(record(job).history), record(job).covered_until_ms
+    print(
+        f"{len(traffic.log)} events of {len(traffic.keys)} keys, {report.answers} queries,"
+        f" {days} handoffs, {KILLS} kills of the job, {batches.kills} of {batches.runs} batch runs,"
+        f" {report.lost} missing, {report.doubled} doubled, {report.below} below the boundary"
+    )
+    assert batches.faults == []
+    assert (report.lost, report.doubled, report.below) == (0, 0, 0), report
+    assert report.answers > 20
+    assert (days, boundary) == (DAYS, START_MS + DAYS * DAY_MS)
+    assert_whole(job, traffic)
+    assert job.stop(process) == 0, job.told()
+    assert_whole(job, traffic)
+
+
+def assert_whole(job: Job, traffic: Traffic) -> None:
+    """Each key ever sent is there once, on its side of the boundary."""
+    store = query.open(job.data)
+    assert ids(store.scan("all")) == Counter({f"{key}": 1 for key in traffic.keys})
+    boundary_ms = START_MS + DAYS * DAY_MS
+    above = {f"{key}" for key, at_ms in traffic.log if at_ms >= boundary_ms}
+    assert set(ids(store.scan())) == above
+
+
+# -- the reader ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Report:
+    answers: int = 0
+    lost: int = 0
+    doubled: int = 0
+    below: int = 0
+
+
+def watch(data: Path, report: Report) -> None:
+    """Ask until standard input ends, each answer against what earlier ones had."""
+    store = query.open(data)
+    partitions: dict[int, Seen] = defaultdict(Seen)
+    while not select.select([sys.stdin], [], [], PAUSE_S)[0]:
+        before = progress(store.view())
+        keys = store.sql("select id from events_all")["id"].cast(pl.Int64).to_list()
+        after = progress(store.view())
+        report.answers += 1
+        report.doubled += sum(count - 1 for count in Counter(keys).values())
+        found: dict[int, set[int]] = defaultdict(set)
+        for key in keys:
+            found[key % PARTITIONS].add(key)
+        for number, now in before.items():
+            report.lost += partitions[number].missing(found[number], now, after[number])
+        oldest = store.sql("select min(upload_time) as at from events")["at"].item()
+        covered = store.receipt().covered_until
+        report.below += bool(covered and oldest and oldest < covered)
+
+
+def progress(view: View) -> dict[int, tuple[int, int]]:
+    """Incarnation and number of snapshots of each partition."""
+    states = [partition.state for partition in view.partitions]
+    return {
+        int(state.partition.rpartition("-")[2]): (state.incarnation, state.snapshots)
+        for state in states
+    }
+
+
+if __name__ == "__main__":
+    result = Report()
+    watch(Path(sys.argv[1]), result)
+    os.write(1, orjson.dumps(vars(result)) + b"\n")
