@@ -1,22 +1,36 @@
 """The benchmarks' command: `python -m benchmarks NAME`; `make bench BENCH=NAME EVENTS=N`.
 
-Every figure is of this machine, in this run; see `report` for what is written where.
+`all` runs each in a process of its own, at its default size. Every figure is of this machine, in
+this run; see `report` for what is written where.
 """
 
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
 
 import click
 
 from benchmarks import ingest as ingest_benchmark
-from benchmarks.measure import Failed
+from benchmarks.measure import ROOT, Failed
 from benchmarks.peer import PEERS
 from benchmarks.report import Report
 
-_events = click.option("--events", type=click.IntRange(1_000), default=1_000_000, show_default=True)
+PLAIN = ("scale", "checkpoint", "memory", "recovery", "freshness", "query", "chunks")
+"""Modules of this package with `EVENTS` and `run(events, runs, command)`."""
+
 _runs = click.option("--runs", type=click.IntRange(1), default=3, show_default=True)
+
+
+Command = Callable[..., None]
+
+
+def _events(default: int) -> Callable[[Command], Command]:
+    return click.option("--events", type=click.IntRange(1_000), default=default, show_default=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,7 +39,7 @@ def main() -> None:
 
 
 @main.command()
-@_events
+@_events(1_000_000)
 @_runs
 @click.option(
     "--variant", type=click.Choice(list(ingest_benchmark.VARIANTS)), default="plain",
@@ -40,6 +54,34 @@ def ingest(events: int, runs: int, variant: str, peers: str | None) -> None:
     if unknown := set(names) - set(PEERS):
         raise click.BadParameter(f"expected peers among {', '.join(PEERS)}, got {unknown}")
     _finish(ingest_benchmark.run(events, runs, variant, names, _command()))
+
+
+def _add(name: str) -> None:
+    module = import_module(f"benchmarks.{name}")
+
+    @main.command(name, help=module.run.__doc__)
+    @_events(module.EVENTS)
+    @_runs
+    def command(events: int, runs: int) -> None:
+        _finish(module.run(events, runs, _command()))
+
+
+for _name in PLAIN:
+    _add(_name)
+
+
+@main.command("all")
+def everything() -> None:
+    """Every benchmark, one after the other."""
+    failed = []
+    for name in ("ingest", *PLAIN):
+        started_s = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", "benchmarks", name], cwd=ROOT, check=False)
+        if done.returncode:
+            failed.append(name)
+        click.echo(f"{name} took {time.monotonic() - started_s:.0f} s\n")
+    if failed:
+        raise Failed(f"these could not be run: {', '.join(failed)}")
 
 
 def _command() -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import polars as pl
 
 import query
 from benchmarks.measure import Child, Usage
-from benchmarks.topic import Topic
 from storage.errors import ForebayError
 
 TIMEOUT_S = 1_800.0
@@ -21,30 +21,44 @@ TIMES = {
 STOP_S = 120.0
 
 
-class Job:
-    """`forebay run` over a topic, its data in `folder`. Settings are named as FOREBAY_* are."""
+class Source(Protocol):
+    """A topic, or files: how many messages it has, and the settings by which a job reads it."""
 
-    def __init__(self, topic: Topic, folder: Path, *, workers: int = 1, **settings: str) -> None:
+    @property
+    def messages(self) -> int: ...
+
+    @property
+    def settings(self) -> dict[str, str]: ...
+
+
+class Job:
+    """`forebay run` over a source, its data in `folder`. Settings are named as FOREBAY_* are."""
+
+    def __init__(self, source: Source, folder: Path, *, workers: int = 1, **settings: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._topic = topic
+        self._source = source
         self.data = folder / "data"
         config = folder / "forebay.toml"
         config.touch()
         environment = {
             "FOREBAY_CONFIG": str(config),
             "FOREBAY_DATA_DIR": str(self.data),
-            "FOREBAY_SOURCE": "kafka",
-            "FOREBAY_KAFKA__BOOTSTRAP": topic.bootstrap,
-            "FOREBAY_KAFKA__TOPIC": topic.name,
-            **{f"FOREBAY_{name.upper()}": value for name, value in (TIMES | settings).items()},
+            **{
+                f"FOREBAY_{name.upper()}": value
+                for name, value in (TIMES | source.settings | settings).items()
+            },
         }
         command = [sys.executable, "-m", "cli.main", "run", "--workers", str(workers)]
         self.child = Child(command, folder / "job.log", environment)
 
     def ingest(self) -> Usage:
         """Until every message is visible; then stop, which commits, and measure."""
-        self.child.wait_until(lambda: taken(self.data) >= self._topic.messages, TIMEOUT_S)
+        self.child.wait_until(lambda: taken(self.data) >= self._source.messages, TIMEOUT_S)
         return self.child.stop(STOP_S)
+
+    def finish(self) -> Usage:
+        """Until it ends by itself, at the end of its files."""
+        return self.child.wait(TIMEOUT_S)
 
     def unique(self) -> int:
         """How many events a query finds."""

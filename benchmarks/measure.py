@@ -3,7 +3,8 @@
 How: the child leads a process group of its own, and this process is the one that orphans fall to
 (PR_SET_CHILD_SUBREAPER), so whatever of that group the child did not wait for is reaped here. The
 CPU time is user + system of every process of the group; the kernel adds a reaped child's to its
-parent's, so each is counted once. Peak memory is that of the largest process, not a sum.
+parent's, so each is counted once. Peak memory is that of the largest process, not a sum. Bytes
+written are those of all write calls, told by the kernel in the same way.
 
 Linux only.
 """
@@ -11,12 +12,16 @@ Linux only.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+import re
+import shutil
 import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +43,7 @@ class Usage:
     cpu_s: float
     wall_s: float
     peak_bytes: int
+    written_bytes: int
 
 
 class Child:
@@ -106,6 +112,7 @@ class Child:
         """Wait for every process of the group; those that outlived the leader are ended."""
         cpu_s, peak_kib, code = 0.0, 0, 0
         leader = True
+        written_before = _written()
         while True:
             try:
                 pid, status, used = os.wait4(self.pid if leader else -self.pid, 0)
@@ -117,7 +124,16 @@ class Child:
                 leader = False
             cpu_s += used.ru_utime + used.ru_stime
             peak_kib = max(peak_kib, used.ru_maxrss)
-        return Usage(cpu_s, ended_s - self._started_s, peak_kib << 10), code
+        written = _written() - written_before
+        return Usage(cpu_s, ended_s - self._started_s, peak_kib << 10, written), code
+
+
+def _written() -> int:
+    """Bytes that this process and all that it has reaped gave to write calls."""
+    found = re.search(r"wchar: (\d+)", Path("/proc/self/io").read_text())
+    if found is None:
+        raise Failed("/proc/self/io: expected wchar, got none")
+    return int(found[1])
 
 
 def _kill_group(group: int) -> None:
@@ -139,3 +155,21 @@ class Figure:
         found = list(values)
         middle = statistics.median(found)
         return cls(middle, (max(found) - min(found)) / middle if middle else 0.0)
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The smallest value that so large a share of the values does not exceed."""
+    found = sorted(values)
+    return found[max(0, math.ceil(share * len(found)) - 1)]
+
+
+@contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """An empty folder in build/bench, which is gone afterwards."""
+    folder = BUILD / f"{name}-scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -41,7 +41,7 @@ class Peer:
             return
         shutil.rmtree(self._venv, ignore_errors=True)
         _run([sys.executable, "-m", "venv", str(self._venv)])
-        _run([self._python, "-m", "pip", "install", "-q", *self.requirements])
+        _run([self.python, "-m", "pip", "install", "-q", *self.requirements])
         if pom.is_file():
             jars = BUILD / f"jars-{self.name}"
             shutil.rmtree(jars, ignore_errors=True)
@@ -63,12 +63,12 @@ class Peer:
         return BUILD / f"venv-{self.name}"
 
     @property
-    def _python(self) -> str:
+    def python(self) -> str:
         return str(self._venv / "bin" / "python")
 
     @property
     def _command(self) -> list[str]:
-        return [self._python, "-m", "benchmarks.peers", self.name]
+        return [self.python, "-m", "benchmarks.peers", self.name]
 
 
 def _run(command: list[str]) -> str:

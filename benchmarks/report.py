@@ -2,7 +2,7 @@
 
     {"benchmark": "ingest", "command": "…", "events": 1000000, "runs": 3, "machine": {…},
      "forebay": {…}, "ceiling": {…}, "peers": {NAME: {…}}, "ratios": {NAME: 1.5},
-     "ratios_started": {NAME: 1.6}, "absent": {NAME: "why"}}
+     "ratios_started": {NAME: 1.6}, "bounds": {NAME: "<= 2"}, "absent": {NAME: "why"}}
 
 `ratios` has what the project has set itself bounds for; `ratios_started` the same where what a
 process takes to start at all is left out; the rest is what they come from.
@@ -16,13 +16,27 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import BUILD
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a ratio must be: at most, or at least, so much."""
+
+    relation: Literal["<=", ">="]
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.relation} {self.limit:g}"
+
+    def holds(self, ratio: float) -> bool:
+        return ratio <= self.limit if self.relation == "<=" else ratio >= self.limit
 
 
 @dataclass
@@ -38,6 +52,7 @@ class Report:
     peers: dict[str, dict[str, Any]] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
     ratios_started: dict[str, float] = field(default_factory=dict)
+    bounds: dict[str, Bound] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
 
     def write(self) -> Path:
@@ -53,6 +68,7 @@ class Report:
             "peers": self.peers,
             "ratios": self.ratios,
             "ratios_started": self.ratios_started,
+            "bounds": {name: str(bound) for name, bound in self.bounds.items()},
             "absent": self.absent,
         }
         BUILD.mkdir(parents=True, exist_ok=True)
@@ -62,18 +78,26 @@ class Report:
         )
         return path
 
-    def show(self, title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
-        """Print one table, then the ratios and who is absent."""
-        console = Console(width=120)
-        table = Table("", title=title, title_justify="left", box=None, pad_edge=False)
+    def table(self, title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+        """Print one table."""
+        table = Table("", box=None, pad_edge=False)
         for column in columns:
             table.add_column(column, justify="right")
         for name, cells in rows.items():
             table.add_row(name, *cells)
+        console = Console(width=120)
+        console.print(title, highlight=False)
         console.print(table)
+
+    def show(self, title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+        """Print one table, then the ratios and who is absent."""
+        self.table(title, columns, rows)
+        console = Console(width=120)
         for name, ratio in self.ratios.items():
             started = self.ratios_started.get(name)
             told = "" if started is None else f" ({started:.3g} without start-up)"
+            if bound := self.bounds.get(name):
+                told += f", must be {bound}: {'holds' if bound.holds(ratio) else 'FAILS'}"
             console.print(f"{name} = {ratio:.3g}{told}", highlight=False)
         for name, reason in self.absent.items():
             console.print(f"absent: {name}: {reason}", highlight=False, markup=False)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 from confluent_kafka import Producer
@@ -32,6 +33,12 @@ class Topic:
     unique: int
     bytes: int
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """How a job is told to read it."""
+        own = {"kafka__bootstrap": self.bootstrap, "kafka__topic": self.name}
+        return {"source": "kafka", **own}
+
 
 @contextmanager
 def broker(folder: Path) -> Iterator[Broker]:
@@ -48,17 +55,22 @@ def broker(folder: Path) -> Iterator[Broker]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def generate(events: int, *options: str) -> dict[str, Any]:
+    """`forebay generate`, and the totals that it prints."""
+    command = [sys.executable, "-m", "cli.main", "generate", "--events", str(events), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if done.returncode:
+        raise Failed(f"generate ended with {done.returncode}: {done.stderr.decode()}")
+    totals: dict[str, Any] = orjson.loads(done.stdout)
+    return totals
+
+
 def generated(
     running: Broker, name: str, events: int, *options: str, partitions: int = PARTITIONS
 ) -> Topic:
     """A topic with a load of `forebay generate`; `options` are of that command."""
     running.create_topic(name, partitions)
-    command = [sys.executable, "-m", "cli.main", "generate", "--events", str(events)]
-    command += ["--bootstrap", running.address, "--topic", name, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    if done.returncode:
-        raise Failed(f"generate ended with {done.returncode}: {done.stderr.decode()}")
-    totals = orjson.loads(done.stdout)
+    totals = generate(events, "--bootstrap", running.address, "--topic", name, *options)
     return Topic(running.address, name, totals["messages"], totals["accepted"], totals["bytes"])
 
 

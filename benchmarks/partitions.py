@@ -1,0 +1,50 @@
+"""The partitions of one worker, in this process: blocks on real files, without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.events import SCHEMA
+from flows.settings import Settings
+from operators.blocks import SYNC_THREADS
+from storage.blocks import Blocks, BlocksConfig, Offer
+from storage.files import Files
+from storage.frame import Frame
+from storage.keys import KeyCache
+from storage.layout import Layout
+
+SPAN_MS, WINDOW_MS, GRACE_MS = 300_000, 600_000, 600_000
+
+
+class Partitions:
+    """`forebay run` has one such set a worker. Settings are the defaults."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.layout, self.files = Layout(folder), Files()
+        config = BlocksConfig(SCHEMA, SPAN_MS, WINDOW_MS, GRACE_MS)
+        cache = KeyCache(int(Settings().cache_bytes))
+        self._blocks = {
+            name: Blocks(config, name, self.layout, self.files, cache, None) for name in names
+        }
+        self.offers: list[tuple[str, Offer]] = [
+            (name, blocks.start(0)) for name, blocks in self._blocks.items()
+        ]
+        self._pool = ThreadPoolExecutor(SYNC_THREADS)
+
+    def append(self, frame: Frame) -> None:
+        offer = self._blocks[frame.partition].append(frame)
+        if offer:
+            self.offers.append((frame.partition, offer))
+
+    def snapshot(self) -> int:
+        """Commit as the `blocks` step does: one sync of all logs on threads, then each partition's
+        record. How many bytes the records have."""
+        logs = [log for blocks in self._blocks.values() for log in blocks.flush()]
+        list(self._pool.map(lambda log: log.sync(), logs))
+        return sum(len(blocks.snapshot()) for blocks in self._blocks.values())
+
+    def publish(self) -> None:
+        for blocks in self._blocks.values():
+            blocks.publish()
