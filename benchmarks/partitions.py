@@ -9,11 +9,12 @@ from pathlib import Path
 from benchmarks.events import SCHEMA
 from flows.settings import Settings
 from operators.blocks import SYNC_THREADS
-from storage.blocks import Blocks, BlocksConfig, Offer
+from storage.blocks import Blocks, BlocksConfig
 from storage.files import Files
 from storage.frame import Frame
 from storage.keys import KeyCache
 from storage.layout import Layout
+from storage.offer import Offer
 
 SPAN_MS, WINDOW_MS, GRACE_MS = 300_000, 600_000, 600_000
 
