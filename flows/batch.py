@@ -204,15 +204,19 @@ class _Run:
         )
 
     def _known(self, counts: pl.DataFrame) -> pl.LazyFrame:
-        """What the table has for the times for which events came late."""
-        view = self._store().view()
-        schema = dict(pl.DataFrame(view.schema.empty_table()).schema)
-        times = counts.filter(pl.col("late") > 0)["start"]
-        if view.table is None or times.is_empty():
+        """What the table has for the times of late events, and beyond the boundary, where only a
+        run can have written that was not completed."""
+        schema = dict(pl.DataFrame(self._store().view().schema.empty_table()).schema)
+        if self.table.current_snapshot() is None:
             return pl.LazyFrame(schema=schema)
-        end = max(times) + timedelta(milliseconds=min(self._spans_ms))
-        rows = scan_table(view.table, schema, self._config.catalog, until=end)
-        return rows.filter(pl.col(UPLOAD_TIME) >= min(times))
+        metadata = self.table.metadata_location
+        rows = scan_table(metadata, schema, self._config.catalog)
+        known = pl.col(UPLOAD_TIME) >= _time(max(self._covered, default=0))
+        times = counts.filter(pl.col("late") > 0)["start"]
+        if not times.is_empty():
+            end = max(times) + timedelta(milliseconds=min(self._spans_ms))
+            known |= pl.col(UPLOAD_TIME).is_between(min(times), end)
+        return rows.filter(known)
 
     def _write_files(
         self, work: duckdb.DuckDBPyConnection, counts: pl.DataFrame, progress: Callable[[int], None]

@@ -24,9 +24,9 @@ def scan_table(
     metadata: str,
     schema: Mapping[str, pl.DataType],
     properties: Mapping[str, str],
-    until: datetime,
+    until: datetime | None = None,
 ) -> pl.LazyFrame:
-    """The events before `until` of the table that the metadata file describes; `properties` are
+    """The events (before `until`) of the table that the metadata file describes; `properties` are
     those of its file system.
 
     Its own columns come first, with the types of `schema` where that has them: Iceberg knows no
@@ -37,7 +37,9 @@ def scan_table(
     except ImportError as error:
         raise BadInput("layers: expected pyiceberg to be installed: forebay[batch]") from error
     table = StaticTable.from_metadata(metadata, dict(properties))
-    rows = pl.scan_iceberg(table).filter(pl.col(UPLOAD_TIME) < until)
+    rows = pl.scan_iceberg(table)
+    if until is not None:
+        rows = rows.filter(pl.col(UPLOAD_TIME) < until)
     own = rows.collect_schema()
     return rows.with_columns(
         pl.lit(None, dtype).alias(name) if name not in own else pl.col(name).cast(dtype)
