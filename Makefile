@@ -3,8 +3,7 @@
 
 BIN := .venv/bin
 READY := .venv/ready
-BENCH ?= ingest
-EVENTS ?= 1000000
+BENCH ?= all
 PORT ?= 9092
 KILLS ?= 500
 
@@ -30,8 +29,9 @@ torture: $(READY)
 kafka: $(READY)
 	$(BIN)/python -m tests.broker --port $(PORT)
 
+# BENCH=NAME EVENTS=N runs one of them, at that size.
 bench: $(READY)
-	$(BIN)/python -m benchmarks $(BENCH) --events $(EVENTS)
+	$(BIN)/python -m benchmarks $(BENCH) $(if $(EVENTS),--events $(EVENTS))
 
 setup: $(READY)
 

@@ -36,7 +36,7 @@ def run(events: int, runs: int, command: str) -> Report:
             job = Job(source, folder / f"job-{number}")
             written = job.finish().written_bytes
             jobs.append(_written(job.data, written) | {"unique": job.unique()})
-        hot = {round(share * events): [] for share in HOT}  # type: dict[int, list[float]]
+        hot: dict[int, list[float]] = {round(share * events): [] for share in HOT}
         records: dict[int, int] = {}
         for count, times_ms in hot.items():
             times, records[count] = _snapshots(folder / f"hot-{count}", count)
@@ -88,19 +88,19 @@ def _written(data: Path, written: int) -> dict[str, int]:
 
 def _snapshots(folder: Path, hot: int) -> tuple[list[float], int]:
     """Times of SNAPSHOTS commits in ms beside so many hot events; the bytes of the last record."""
-    partitions, events = Partitions(folder, NAMES), Events()
-    for frame in events.frames(NAMES, hot, START_MS, HOT_SPAN_MS):
-        partitions.append(frame)
-    partitions.snapshot()
-    gc.collect()
-    times_ms = []
-    for number in range(SNAPSHOTS):
-        at_ms = START_MS + HOT_SPAN_MS + number * STEP_MS
-        for frame in events.frames(NAMES, STEP_EVENTS, at_ms, STEP_MS, STEP_ROWS):
+    events, times_ms = Events(), []
+    with Partitions(folder, NAMES) as partitions:
+        for frame in events.frames(NAMES, hot, START_MS, HOT_SPAN_MS):
             partitions.append(frame)
-        started_s = time.perf_counter()
-        record_bytes = partitions.snapshot()
-        times_ms.append(1000 * (time.perf_counter() - started_s))
+        partitions.snapshot()
+        gc.collect()
+        for number in range(SNAPSHOTS):
+            at_ms = START_MS + HOT_SPAN_MS + number * STEP_MS
+            for frame in events.frames(NAMES, STEP_EVENTS, at_ms, STEP_MS, STEP_ROWS):
+                partitions.append(frame)
+            started_s = time.perf_counter()
+            record_bytes = partitions.snapshot()
+            times_ms.append(1000 * (time.perf_counter() - started_s))
     return times_ms, record_bytes
 
 

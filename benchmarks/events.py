@@ -93,11 +93,11 @@ class Events:
 
 def mixed(numbers: U64) -> U64:
     """Other numbers for these, one to one, that look random (splitmix64; Steele and others)."""
-    mix = numbers * np.uint64(0x9E3779B97F4A7C15)
+    mix: U64 = numbers * np.uint64(0x9E3779B97F4A7C15)
     mix = (mix ^ (mix >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mix = (mix ^ (mix >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mix ^= mix >> np.uint64(31)
-    return mix
+    mixed: U64 = mix ^ (mix >> np.uint64(31))
+    return mixed
 
 
 def _ids(numbers: U64) -> pa.StringArray:

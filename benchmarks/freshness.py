@@ -106,7 +106,7 @@ def _paced(
     took_s = time.monotonic() - started_s
     sender.wait(TIMEOUT_S)
     usage = job.child.stop(TIMEOUT_S)
-    ages_ms = np.concatenate(reader.ages)
+    ages_ms = np.concatenate(reader.ages).astype(np.float64)
     p50, p99, p999 = np.quantile(ages_ms, (0.5, 0.99, 0.999), method="higher").tolist()
     return {
         "events_per_s": rate,

@@ -10,20 +10,20 @@ from benchmarks.events import SCHEMA
 from flows.settings import Settings
 from operators.blocks import SYNC_THREADS
 from storage.blocks import Blocks, BlocksConfig
-from storage.files import Files
 from storage.frame import Frame
 from storage.keys import KeyCache
 from storage.layout import Layout
 from storage.offer import Offer
+from tests.partition import OpenFiles
 
 SPAN_MS, WINDOW_MS, GRACE_MS = 300_000, 600_000, 600_000
 
 
 class Partitions:
-    """`forebay run` has one such set a worker. Settings are the defaults."""
+    """`forebay run` has one such set a worker. Settings are the defaults. Used in a `with`."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.layout, self.files = Layout(folder), Files()
+        self.layout, self.files = Layout(folder), OpenFiles()
         config = BlocksConfig(SCHEMA, SPAN_MS, WINDOW_MS, GRACE_MS)
         cache = KeyCache(int(Settings().cache_bytes))
         self._blocks = {
@@ -33,6 +33,13 @@ class Partitions:
             (name, blocks.start(0)) for name, blocks in self._blocks.items()
         ]
         self._pool = ThreadPoolExecutor(SYNC_THREADS)
+
+    def __enter__(self) -> Partitions:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+        self.files.close()
 
     def append(self, frame: Frame) -> None:
         offer = self._blocks[frame.partition].append(frame)

@@ -34,6 +34,7 @@ HOURS = 3
 """36 blocks of which 30 are merged, six to a chunk, and 6 hot."""
 PART_MINUTES = 30
 ROW_GROUP_ROWS = 131_072
+ENGINES = ("polars", "duckdb", "chdb")
 SCANNED = QUESTIONS[:3]
 """The questions that read every event, by which hot and cold are compared."""
 
@@ -84,7 +85,7 @@ def run(events: int, runs: int, command: str) -> Report:
         receipt.scan()
         hot, cold = receipt.receipt().hot_rows, receipt.receipt().cold_rows
         names = {"forebay": job.data, "forebay all hot": folders["hot"]}
-        names |= dict.fromkeys(("polars", "duckdb", "chdb"), folders["sorted"])
+        names |= dict.fromkeys(ENGINES, folders["sorted"])
         names["polars on chunks"] = folders["cold"]
         times, first, answers = _asked(names, runs, report)
     report.forebay = {
@@ -94,9 +95,7 @@ def run(events: int, runs: int, command: str) -> Report:
         "exact": _same(answers) and answers["forebay"]["export"] == [[source.unique]],
         **_entry(times["forebay"]),
     }
-    report.peers = {
-        name: _entry(times[name]) for name in ("polars", "duckdb", "chdb") if name in times
-    }
+    report.peers = {name: _entry(times[name]) for name in ENGINES if name in times}
     _rate(report, times, events, cold)
     _show(report)
     return report
