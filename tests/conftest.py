@@ -65,18 +65,3 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         pytest.skip(lack)
     with Broker(tmp_path_factory.mktemp("broker")) as running:
         yield running
-
-
-KNOWN_GAPS: dict[str, str] = {}
-"""What does not hold yet, told in ARCHITECTURE.md too. A test that passes after all is an error, so
-that a gap that was closed is taken off the list."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        for name, reason in KNOWN_GAPS.items():
-            if item.name == name or item.name.startswith(f"{name}["):
-                gap = pytest.mark.xfail(
-                    strict=True, run="end the process" not in reason, reason=f"known gap: {reason}"
-                )
-                item.add_marker(gap)
