@@ -7,6 +7,7 @@ this run; see `report` for what is written where.
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -93,6 +94,7 @@ def _finish(report: Report) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main()
     except Failed as failure:

@@ -11,6 +11,7 @@ Linux only.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import math
 import os
@@ -47,7 +48,8 @@ class Usage:
 
 
 class Child:
-    """A running process. It is in a group of its own; its output goes to the file `log`."""
+    """A running process. It is in a group of its own; its output goes to the file `log`. It does not
+    outlive this one."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -64,7 +66,7 @@ class Child:
                 stderr=out,
                 start_new_session=True,
             )
-        self._ended: Usage | None = None
+        atexit.register(self._abandon)
 
     @property
     def pid(self) -> int:
@@ -105,6 +107,10 @@ class Child:
         """The end of its output."""
         return self._log.read_bytes()[-TAIL_BYTES:].decode(errors="replace").strip()
 
+    def _abandon(self) -> None:
+        if self._process.returncode is None:
+            _kill_group(self.pid)
+
     def _has_ended(self) -> bool:
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
@@ -124,6 +130,7 @@ class Child:
                 leader = False
             cpu_s += used.ru_utime + used.ru_stime
             peak_kib = max(peak_kib, used.ru_maxrss)
+        atexit.unregister(self._abandon)
         written = _written() - written_before
         return Usage(cpu_s, ended_s - self._started_s, peak_kib << 10, written), code
 

@@ -7,6 +7,7 @@ the job took at first, from its start to the same number of events.
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from benchmarks.report import Bound, Report
 EVENTS = 10_000_000
 HOT = (0.01, 0.1, 1.0)
 """How many events are hot, as shares of `events`."""
-MORE_EVENTS = 1_000_000
+MORE_EVENTS = 500_000
+"""What there is to go on with after a kill."""
 WINDOW = "2h"
 """The load's hour is hot as a whole."""
 
@@ -29,11 +31,11 @@ def run(events: int, runs: int, command: str) -> Report:
     report = Report("recovery", command, events, runs)
     more = min(MORE_EVENTS, events)
     with scratch("recovery") as folder:
-        source = lines(folder / "events", events + more)
-        entries = {
-            (hot := round(share * events)): _recover(source, folder / f"job-{hot}", hot, runs)
-            for share in HOT
-        }
+        entries = {}
+        for hot in (round(share * events) for share in HOT):
+            source = lines(folder / f"events-{hot}", hot + more)
+            entries[hot] = _recover(source, folder / f"job-{hot}", hot, runs)
+            shutil.rmtree(source.folder)
     report.forebay = {str(hot): entry for hot, entry in entries.items()}
     report.forebay["exact"] = all(entry["exact"] for entry in entries.values())
     report.ratios = {"vs_reingest": entries[max(entries)]["vs_reingest"]}
