@@ -230,7 +230,10 @@ class _Run:
         )
         try:
             for start, end, expected in _slices(counts, self._spans_ms):
-                frame = self._slice(work, start, end)
+                frame, done = self._slice(work, start, end), done + expected
+                progress(done)
+                if frame.is_empty():
+                    continue  # a row group without rows has no statistics to prune by
                 if writer is None or day != start.date() or in_file >= FILE_ROWS:
                     if writer is not None:
                         writer.close()
@@ -242,8 +245,7 @@ class _Run:
                     )
                 table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(self._schema)
                 writer.write_table(table, ROW_GROUP_ROWS)
-                in_file, rows, done = in_file + len(frame), rows + len(frame), done + expected
-                progress(done)
+                in_file, rows = in_file + len(frame), rows + len(frame)
         finally:
             if writer is not None:
                 writer.close()

@@ -107,9 +107,12 @@ class Job:
         return process.wait(2 * STALL_S)
 
     def until(
-        self, process: subprocess.Popen[bytes], reached: Callable[[pl.DataFrame], bool]
+        self,
+        process: subprocess.Popen[bytes],
+        reached: Callable[[pl.DataFrame], bool],
+        look_s: float = LOOK_S,
     ) -> pl.DataFrame:
-        """The published partitions, as soon as `reached` says so of them."""
+        """The published partitions, as soon as `reached` says so of them, looked at so often."""
         last, since = None, time.monotonic()
         while True:
             found = self.partitions()
@@ -119,7 +122,7 @@ class Job:
                 last, since = found, time.monotonic()
             assert time.monotonic() - since < STALL_S, f"nothing new: {found}\n{self.told()}"
             try:
-                code = process.wait(LOOK_S)
+                code = process.wait(look_s)
             except subprocess.TimeoutExpired:
                 continue
             assert reached(self.partitions()), ENDED_EARLY.format(code=code, log=self.told())

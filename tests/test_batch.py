@@ -358,6 +358,19 @@ def test_late_events_are_told_and_taken_by_the_next_run_without_doubling(job: Jo
     assert ids(query.open(job.data).scan("all")) == once(EVER | {"late-0", "end"})
 
 
+def test_late_copies_alone_make_no_file_for_their_day(job: Job) -> None:
+    hand_over(job, 0)
+    run_job(job)
+    feed(job, "a", [event("a-0-5", starts_ms(0) + 5 * DAY_MS // PER_DAY)])
+    run_job(job)
+    assert query.open(job.data).late().select("id").collect()["id"].to_list() == ["a-0-5"]
+    report = run_day([job.data], CONFIG, day(1))
+    assert report.late == 1
+    assert_handed_over(job, 1)
+    found = sorted(path.parent.name for path in (job.data / "batch").rglob("*.parquet"))
+    assert found == [f"upload_time_day={day(n)}" for n in range(2)]
+
+
 def test_exported_late_events_are_those_of_the_late_table(job: Job, tmp_path: Path) -> None:
     hand_over(job, 0)
     feed(job, "b", [event("late-0", starts_ms(0))])

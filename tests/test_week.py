@@ -33,14 +33,14 @@ from confluent_kafka import Producer
 import query
 from flows.batch import DAY_MS
 from query.view import View
-from storage.batch import Batch, read_batch
+from storage.batch import read_batch
 from storage.files import Files
 from storage.layout import Layout
 from tests.batch_run import STEPS, STOPPED
 from tests.broker import Broker
 from tests.job import Job
 from tests.test_batch import HOUR_MS, SETTINGS, START_MS, ids
-from verify.reader import PAUSE_S, Seen
+from verify.reader import Seen
 
 pytestmark = pytest.mark.kafka
 
@@ -48,24 +48,25 @@ DAYS = int(os.environ.get("WEEK_DAYS", "7"))
 SECONDS = float(os.environ.get("WEEK_SECONDS", "40"))
 KILLS = int(os.environ.get("WEEK_KILLS", "5"))
 SEED = int(os.environ.get("WEEK_SEED", "1"))
-PARTITIONS, PER_HOUR, SLICES_PER_S = 3, 100, 20
-COPIES, OLD_COPIES, LATE = 0.05, 0.03, 0.02
+PARTITIONS, PER_HOUR, HOURS, PACE_S = 3, 100, DAYS * 24 + 6, 0.1
+LOOK_S, ASK_S = 0.25, 0.1
+COPIES, LATE = 0.05, 0.05
 REACH, DISORDER_MS, LATE_MS = 300, HOUR_MS // 2, 3 * DAY_MS
 REFUSED = ("the last one was killed: start it again", "expected the job to commit the seal")
 """What a batch run may say when the job is killed under it."""
 
 
 class Traffic:
-    """Sends the week, at its pace. `log` has the key, an ever new number, and the upload time of
-    each message; a key's partition is its number modulo the partitions."""
+    """Sends the week, and late events ever after. `log` has the key, an ever new number, and the
+    upload time of each message; a key's partition is its number modulo the partitions."""
 
     def __init__(self, job: Job, rng: random.Random) -> None:
         self.log: list[tuple[int, int]] = []
+        self.over = threading.Event()
+        self._job = job
         self._rng = rng
         self._keys = 0
         self._topic = job.settings["KAFKA__TOPIC"]
-        self._moved = threading.Condition()
-        self._done = 0.0
         bootstrap = job.settings["KAFKA__BOOTSTRAP"]
         self._producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
 
@@ -73,39 +74,39 @@ class Traffic:
     def keys(self) -> set[int]:
         return {key for key, _ in self.log}
 
-    def send_week(self) -> None:
-        slices = round(SECONDS * SLICES_PER_S)
-        hours = DAYS * 24 + 6
-        pace = threading.Event()
-        for number in range(slices):
-            start_ms = START_MS + hours * HOUR_MS * number // slices
-            end_ms = START_MS + hours * HOUR_MS * (number + 1) // slices
-            self._send(start_ms, end_ms, hours * PER_HOUR // slices)
-            with self._moved:
-                self._done = (number + 1) / slices
-                self._moved.notify_all()
-            pace.wait(1 / SLICES_PER_S)
+    def send(self) -> None:
+        """Hour by hour, a day at most ahead of the batch runs."""
+        for hour in range(HOURS):
+            now_ms = START_MS + hour * HOUR_MS
+            while handed_over(self._job) < hour // 24 - 1 and not self.over.wait(PACE_S):
+                self._send_late(now_ms)
+            for n in range(PER_HOUR):
+                self._send(now_ms + n * HOUR_MS // PER_HOUR)
+            self._producer.poll(0)
+            self.over.wait(SECONDS / HOURS)
+        while not self.over.wait(PACE_S):
+            self._send_late(now_ms)
         assert self._producer.flush(60) == 0
 
-    def until(self, share: float) -> None:
-        """Until so much of the week was sent."""
-        with self._moved:
-            assert self._moved.wait_for(lambda: self._done >= share, 10 * SECONDS)
+    def _send(self, now_ms: int) -> None:
+        kind = self._rng.random()
+        if kind < COPIES and self.log:
+            self._produce(*self._rng.choice(self.log[-REACH:]))
+        elif kind < COPIES + LATE:
+            self._send_late(now_ms)
+        else:
+            self._send_new(now_ms, DISORDER_MS)
 
-    def _send(self, start_ms: int, end_ms: int, count: int) -> None:
-        rng = self._rng
-        for n in range(count):
-            now_ms = start_ms + (end_ms - start_ms) * n // count
-            kind = rng.random()
-            if kind < COPIES and self.log:
-                self._produce(*rng.choice(self.log[-REACH:]))
-            elif kind < COPIES + OLD_COPIES and self.log:
-                self._produce(*rng.choice(self.log))
-            else:
-                back_ms = LATE_MS if kind > 1 - LATE else DISORDER_MS
-                self._keys += 1
-                self._produce(self._keys, max(START_MS, now_ms - rng.randrange(back_ms)))
-        self._producer.poll(0)
+    def _send_late(self, now_ms: int) -> None:
+        """What comes for days ago: new, or a copy of anything."""
+        if self._rng.random() < 0.5 and self.log:
+            self._produce(*self._rng.choice(self.log))
+        else:
+            self._send_new(now_ms, LATE_MS)
+
+    def _send_new(self, now_ms: int, back_ms: int) -> None:
+        self._keys += 1
+        self._produce(self._keys, max(START_MS, now_ms - self._rng.randrange(back_ms)))
 
     def _produce(self, key: int, at_ms: int) -> None:
         self.log.append((key, at_ms))
@@ -114,7 +115,7 @@ class Traffic:
 
 
 class Batches(threading.Thread):
-    """Batch runs, one after another until told to stop; half of them are killed at some step."""
+    """Batch runs, one after another until told to stop; every other one is killed at some step."""
 
     def __init__(self, job: Job, rng: random.Random) -> None:
         super().__init__(daemon=True)
@@ -126,7 +127,8 @@ class Batches(threading.Thread):
 
     def run(self) -> None:
         while not self.over.is_set():
-            self.once(self._rng.choice(["", "", "", *STEPS[1:]]))
+            for step in (self._rng.choice(STEPS), ""):
+                self.once(step)
 
     def once(self, step: str) -> None:
         """A run that is killed when it comes to the step; to its end if there is none."""
@@ -149,19 +151,25 @@ class Batches(threading.Thread):
             self.faults.append(told)
 
 
-def crash_and_restart(job: Job, traffic: Traffic, rng: random.Random) -> subprocess.Popen[bytes]:
+def crash_and_restart(job: Job, rng: random.Random) -> subprocess.Popen[bytes]:
     """Kill the job so many times within the week; the last one runs."""
     process = job.run()
     for share in sorted(rng.uniform(0.05, 0.95) for _ in range(KILLS)):
-        traffic.until(share)
-        assert process.poll() is None, job.told()
+        goal = share * HOURS * PER_HOUR
+        job.until(process, lambda found, goal=goal: read(found) >= goal, LOOK_S)  # type: ignore[misc]
         job.kill(process)
         process = job.run(rng.choice((1, 2)))
     return process
 
 
-def record(job: Job) -> Batch:
-    return read_batch(Files(), Layout(job.data))
+def read(found: pl.DataFrame) -> int:
+    """Messages of all partitions."""
+    return int(found["next_offset"].sum())
+
+
+def handed_over(job: Job) -> int:
+    """Days that were."""
+    return len(read_batch(Files(), Layout(job.data)).history)
 
 
 @pytest.fixture
@@ -186,27 +194,28 @@ def test_a_week_of_handoffs_and_kills_loses_and_doubles_no_event(job: Job) -> No
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    sender = threading.Thread(target=traffic.send_week, daemon=True)
+    sender = threading.Thread(target=traffic.send, daemon=True)
     sender.start()
     batches.start()
-    process = crash_and_restart(job, traffic, rng)
-    sender.join()
-    job.until(process, lambda found: found["next_offset"].sum() == len(traffic.log))
+    process = crash_and_restart(job, rng)
+    job.until(process, lambda _: handed_over(job) == DAYS, LOOK_S)
     batches.over.set()
     batches.join()
-    batches.once("")
+    traffic.over.set()
+    sender.join()
+    job.until(process, lambda found: read(found) == len(traffic.log), LOOK_S)
     told, _ = reader.communicate()
     report = Report(**orjson.loads(told))
-    days, boundary = len(record(job).history), record(job).covered_until_ms
     print(
         f"{len(traffic.log)} events of {len(traffic.keys)} keys, {report.answers} queries,"
-        f" {days} handoffs, {KILLS} kills of the job, {batches.kills} of {batches.runs} batch runs,"
+        f" {handed_over(job)} handoffs, {KILLS} kills of the job,"
+        f" {batches.kills} of {batches.runs} batch runs,"
         f" {report.lost} missing, {report.doubled} doubled, {report.below} below the boundary"
     )
     assert batches.faults == []
     assert (report.lost, report.doubled, report.below) == (0, 0, 0), report
     assert report.answers > 20
-    assert (days, boundary) == (DAYS, START_MS + DAYS * DAY_MS)
+    assert handed_over(job) == DAYS
     assert_whole(job, traffic)
     assert job.stop(process) == 0, job.told()
     assert_whole(job, traffic)
@@ -236,7 +245,7 @@ def watch(data: Path, report: Report) -> None:
     """Ask until standard input ends, each answer against what earlier ones had."""
     store = query.open(data)
     partitions: dict[int, Seen] = defaultdict(Seen)
-    while not select.select([sys.stdin], [], [], PAUSE_S)[0]:
+    while not select.select([sys.stdin], [], [], ASK_S)[0]:
         before = progress(store.view())
         keys = store.sql("select id from events_all")["id"].cast(pl.Int64).to_list()
         after = progress(store.view())
