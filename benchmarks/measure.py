@@ -48,7 +48,7 @@ class Usage:
 
 
 class Child:
-    """A running process. It is in a group of its own; its output goes to the file `log`. It does not
+    """A running process, in a group of its own; its output goes to the file `log`. It does not
     outlive this one."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
