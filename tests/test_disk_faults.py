@@ -98,7 +98,7 @@ class FaultyFiles(OpenFiles):
         return super().read(path, start, end)
 
     def size(self, path: Path) -> int:
-        self._strike("size", after=False)
+        self._strike(after=False)
         return super().size(path)
 
     def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
@@ -135,7 +135,7 @@ class FaultyFiles(OpenFiles):
 
 
 METHODS = (
-    "create", "created", "append", "sync", "read", "size", "replace", "replaced", "publish",
+    "create", "created", "append", "sync", "read", "replace", "replaced", "publish",
     "published", "make_directory", "sync_directory", "lock", "remove",
 )  # fmt: skip
 
