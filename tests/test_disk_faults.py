@@ -98,7 +98,7 @@ class FaultyFiles(OpenFiles):
         return super().read(path, start, end)
 
     def size(self, path: Path) -> int:
-        self._strike(after=False)
+        self._strike("size", after=False)
         return super().size(path)
 
     def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
