@@ -76,7 +76,7 @@ class Child:
         """Return when `reached` says so. Raises Failed if the process ends first or is too slow."""
         deadline = time.monotonic() + timeout_s
         while not reached():
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if self._has_ended() and not reached():
                 self.kill()
                 raise Failed(f"ended early: {self.tail()}")
             if time.monotonic() > deadline:

@@ -59,7 +59,8 @@ def batch() -> None:
 def seal(until_ms: int, data_dirs: tuple[Path, ...]) -> None:
     """From now on, what comes for earlier upload times is late: what is there never changes.
 
-    Returns when no crash can undo that. Read the events then, and say `complete`.
+    Returns when no crash can undo that. Read the table `events_sealed` then, which has the late
+    table too, and say `complete --late`.
     """
     with Handoff(_roots(data_dirs)) as handoff:
         for found in handoff.seal(until_ms):
@@ -73,7 +74,7 @@ def seal(until_ms: int, data_dirs: tuple[Path, ...]) -> None:
 @data_dirs_option
 def complete(until_ms: int, late: bool, data_dirs: tuple[Path, ...]) -> None:
     """From now on the batch layer answers for earlier upload times. Seals them if that was not
-    done."""
+    done: what came since you read them is hidden then, so better `seal` before you read."""
     with Handoff(_roots(data_dirs)) as handoff:
         handoff.seal(until_ms)
         for found in handoff.complete(round(time.time() * 1000), late=late):
@@ -120,8 +121,8 @@ def show(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
 )  # fmt: skip
 @data_dirs_option
 def late(file: Path | None, data_dirs: tuple[Path, ...]) -> None:
-    """The late table: events that came for a time that was handed over. Taken by `batch run`, or
-    by a batch layer of your own that then says `complete --late`."""
+    """The late table: events that came for a time that was handed over. `batch run` takes it with
+    the next day; for a batch layer of your own it is in the table `events_sealed` after a seal."""
     store = query.open(*_roots(data_dirs))
     if file is not None:
         store.late().sink_parquet(file)

@@ -87,7 +87,9 @@ def run_day(
     """
     with Handoff(roots) as handoff:
         _require_next(handoff.batches, day)
-        batches = handoff.seal(_day_ms(day) + DAY_MS)
+        # A seal of someone else's, within the day after, is completed with it.
+        open_ms = [b.seal.until_ms for b in handoff.batches if b.seal]
+        batches = handoff.seal(max(_day_ms(day) + DAY_MS, *open_ms, 0))
         run = _Run([Path(root) for root in roots], config, batches)
         report = run.write(day, progress)
         done = handoff.complete(_now_ms(), late=True, table=run.table.metadata_location)
@@ -117,9 +119,12 @@ class _Run:
         self._folder.mkdir(exist_ok=True)
         self._seal = ".".join(batch.seal.id for batch in batches if batch.seal)
         self._number = max(batch.number for batch in batches) + 1
-        self._complete = all(b.seal and b.covered_until_ms == b.seal.until_ms for b in batches)
+        self._was_completed = all(b.seal and b.covered_until_ms == b.seal.until_ms for b in batches)
         self._covered = [b.covered_until_ms for b in batches if b.covered_until_ms is not None]
         view = self._store().view()
+        names = [partition.state.partition for partition in view.partitions]
+        if len(set(names)) < len(names):
+            raise BadInput("batch: expected no two nodes to have a partition of the same name")
         self._key = list(view.key)
         self._spans_ms = {p.state.block_span_ms for p in view.partitions}
         self._offsets = {
@@ -141,7 +146,7 @@ class _Run:
             )
             self._require(rows, int(_property(done, "added-records") or 0))
             return DayReport(day, self._number, rows, duplicates, late, True)
-        if self._complete:
+        if self._was_completed:
             return DayReport(day, self._number, 0, 0, 0, True)
         counts = self._counts()
         total, late = int(counts["rows"].sum()), int(counts["late"].sum())
@@ -152,6 +157,9 @@ class _Run:
             paths, rows = self._write_files(work, counts, lambda n: progress(n, total))
         self._require(total - duplicates, rows)
         self._commit(paths, {ROWS: rows, DUPLICATES: duplicates, LATE: late})
+        snapshot = self.table.current_snapshot()
+        if paths:
+            self._require(rows, int((snapshot and _property(snapshot, "added-records")) or 0))
         return DayReport(day, self._number, rows, duplicates, late, False)
 
     def _store(self) -> query.Store:
@@ -210,7 +218,7 @@ class _Run:
         if self.table.current_snapshot() is None:
             return pl.LazyFrame(schema=schema)
         metadata = self.table.metadata_location
-        rows = scan_table(metadata, schema, self._config.catalog)
+        rows = scan_table(metadata, schema, self._config.catalog, self._roots)
         known = pl.col(UPLOAD_TIME) >= _time(max(self._covered, default=0))
         times = counts.filter(pl.col("late") > 0)["start"]
         if not times.is_empty():
@@ -305,6 +313,7 @@ class _Run:
             namespace, _, _ = self._config.table.rpartition(".")
             catalog.create_namespace_if_not_exists(namespace)
             table = catalog.create_table(self._config.table, schema=self._schema)
+        if table.spec().is_unpartitioned():
             with table.update_spec() as spec:
                 spec.add_field(UPLOAD_TIME, DayTransform(), "upload_time_day")
         with table.update_schema() as change:

@@ -104,6 +104,7 @@ class Cluster:
         layout = Layout(self._data_dir)
         self._lock = self._lock or take_data_directory(layout)
         init_recovery(layout.recovery)
+        self._files.remove(layout.ended)
         self._start()
         left = self._workers
         deadline: float | None = None

@@ -39,6 +39,7 @@ class Handoff:
         self._layouts = [Layout(root) for root in roots]
         self._timeout_s = timeout_s
         self._writers: list[BatchWriter] = []
+        self._sealed: list[Batch] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Handoff:
@@ -67,7 +68,7 @@ class Handoff:
         """The newest upload time that was committed: a time can be sealed up to there."""
         reached = []
         for layout in self._layouts:
-            running = self._files.locked(layout.lock)
+            running = self._runs(layout)
             for state in self._states(layout):
                 reached.append(state.committed_ms if running else state.stream_time_ms)
         return max((ms for ms in reached if ms is not None), default=None)
@@ -79,6 +80,7 @@ class Handoff:
         past what has been committed, if the job was killed and does not run, or if it takes longer
         than the timeout; all of these change nothing that a query sees.
         """
+        self._require_one_boundary(until_ms)
         reach_ms = self.reach_ms()
         if reach_ms is None or until_ms > reach_ms:
             reached = "nothing yet" if reach_ms is None else f"at most {utc_text(reach_ms)}"
@@ -88,7 +90,7 @@ class Handoff:
             )
         for layout, writer in zip(self._layouts, self._writers, strict=True):
             spans_ms = {state.block_span_ms for state in self._states(layout)}
-            if self._files.locked(layout.lock):
+            if self._runs(layout):
                 writer.seal(until_ms, spans_ms)
             else:
                 with self._files.lock(layout.lock):
@@ -101,14 +103,38 @@ class Handoff:
         deadline = time.monotonic() + self._timeout_s
         for layout, batch in zip(self._layouts, self.batches, strict=True):
             self._wait(layout, batch, deadline)
-        return self.batches
+        self._sealed = self.batches
+        return self._sealed
 
     def complete(self, now_ms: int, *, late: bool, table: str | None = None) -> list[Batch]:
         """Move the boundary to the seal: from now on the batch layer answers below it.
 
         `late`: it has taken the late table too; `table`: the metadata file of its Iceberg table.
+        Raises BadInput unless `seal` has confirmed what is completed.
         """
+        if self._sealed != self.batches:
+            raise BadInput("complete: expected `seal` to have returned before, it has not")
         return [writer.complete(now_ms, late=late, table=table) for writer in self._writers]
+
+    def _require_one_boundary(self, until_ms: int) -> None:
+        """What a node has below the boundary of another is hidden from queries, so it must not be
+        handed over unseen. A handoff that was completed on some nodes only may go on."""
+        batches = self.batches
+        if len({batch.covered_until_ms for batch in batches}) > 1 and any(
+            batch.seal is None or batch.seal.until_ms != until_ms for batch in batches
+        ):
+            told = ", ".join(
+                f"{layout.root}: {'none' if ms is None else utc_text(ms)}"
+                for layout, ms in zip(
+                    self._layouts, (batch.covered_until_ms for batch in batches), strict=True
+                )
+            )
+            raise BadInput(f"seal: expected one boundary on all nodes, got {told}")
+
+    def _runs(self, layout: Layout) -> bool:
+        """Whether a job runs, however it was started."""
+        locks = [layout.lock, *(layout.hot(name) / "lock" for name in layout.partitions())]
+        return any(self._files.locked(path) for path in locks)
 
     def _states(self, layout: Layout) -> list[PartitionState]:
         found = (read_manifest(self._files, layout.manifest(name)) for name in layout.partitions())
@@ -118,7 +144,7 @@ class Handoff:
         number = batch.seal.number if batch.seal else 0
         while True:
             behind = [s.partition for s in self._states(layout) if s.committed_seal < number]
-            if not behind or (layout.ended.exists() and not self._files.locked(layout.lock)):
+            if not behind or (layout.ended.exists() and not self._runs(layout)):
                 return
             if time.monotonic() > deadline:
                 raise BadInput(

@@ -6,16 +6,18 @@ Opening it is enough to spoil it for a job that runs, so the data directory's lo
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import BinaryIO
 
 from bytewax.recovery import init_db_dir
 
-from storage.errors import MissingFile
+from storage.errors import BadInput, MissingFile
 from storage.files import Files
 from storage.layout import Layout
 
 PARTITIONS = 4
+LOCK_S = 1.0
 
 
 def take_data_directory(layout: Layout) -> BinaryIO:
@@ -26,7 +28,7 @@ def take_data_directory(layout: Layout) -> BinaryIO:
     """
     files = Files()
     files.make_directory(layout.root)
-    lock = files.lock(layout.lock)
+    lock = _locked(files, layout)
     if layout.partitions() and not any(layout.recovery.glob("part-*.sqlite3")):
         raise MissingFile(
             f"{layout.recovery}: expected the recovery store of the data in {layout.root}, got"
@@ -35,6 +37,18 @@ def take_data_directory(layout: Layout) -> BinaryIO:
     files.remove(layout.ended)
     files.sync_directory(layout.root)
     return lock
+
+
+def _locked(files: Files, layout: Layout) -> BinaryIO:
+    """A seal without a job holds the lock for a moment, so it is tried for a little while."""
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return files.lock(layout.lock)
+        except BadInput:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(LOCK_S / 20)
 
 
 def init_recovery(path: Path) -> None:

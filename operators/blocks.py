@@ -40,9 +40,9 @@ from storage.replay import read_request
 from storage.state import PartitionState
 
 SYNC_THREADS = 16
-IDLE_LOOK_S, SEALING_LOOK_S = 5.0, 0.25
+IDLE_LOOK_S, EPOCH_LOOK_S = 5.0, 0.02
 """How often a partition to which nothing comes looks for a replay request or a seal; and how often
-it awakes so that its state is committed again."""
+it awakes where each epoch must commit its state: less than any epoch."""
 
 log = logging.getLogger("forebay.blocks")
 
@@ -131,7 +131,14 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
     @override
     @noted
     def on_notify(self) -> tuple[list[Offer], bool]:
-        self._turn()
+        self._notify_at = None
+        wait_s = self._publish_due - time.monotonic()
+        if wait_s <= 0 or self._replay is not None:
+            self._turn()
+        else:
+            self._notify_in(wait_s)
+        if self._blocks is not None and not self._blocks.settled:
+            self._notify_in(EPOCH_LOOK_S)
         return self._emit()
 
     @override
@@ -162,7 +169,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         more = self._replay_some()
         sealing = self._hand_over()
         self._publish()
-        self._notify_in(0 if more else SEALING_LOOK_S if sealing else IDLE_LOOK_S)
+        self._notify_in(0 if more else EPOCH_LOOK_S if sealing else IDLE_LOOK_S)
 
     def _hand_over(self) -> bool:
         """Seal and tick if it is time to; whether a seal still needs commits."""

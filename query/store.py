@@ -35,7 +35,8 @@ from storage.files import Files
 from storage.rejects import ALL, RejectFilter
 from storage.schema import UPLOAD_TIME
 
-TABLE, ALL_EVENTS, LATE, REJECTS = "events", "events_all", "events_late", "rejects"
+TABLE, ALL_EVENTS, LATE = "events", "events_all", "events_late"
+SEALED, REJECTS = "events_sealed", "rejects"
 Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
@@ -99,7 +100,9 @@ class Store:
     def sealed(self) -> pl.LazyFrame:
         """What the newest seal is about to hand over: events below it that no batch layer has, and
         the late table up to it. The same rows in every view until the boundary moves."""
-        view = self.view()
+        return self._sealed(self.view())
+
+    def _sealed(self, view: View) -> pl.LazyFrame:
         until_ms, sealed = view.sealed_until_ms, view.sealed
         if until_ms is None:
             raise BadInput("sealed: expected a seal on every node, got none")
@@ -130,6 +133,7 @@ class Store:
             view.table,
             _polars_schema(view.schema),
             self._iceberg,
+            self._roots,
             until=time_of(view.covered_until_ms or 0),
         )
         parts: list[Placed] = []
@@ -171,7 +175,7 @@ class Store:
 
     def sql(self, text: str) -> pl.DataFrame:
         """The answer to a query over the tables `events`, `events_all` (with the batch layer's),
-        `events_late` (the late table) and `rejects`.
+        `events_late` (the late table), `events_sealed` (what is to be handed over) and `rejects`.
 
         Raises BadInput if it is not valid or the engine can't answer it, Corruption if that is for
         a damaged chunk.
@@ -183,6 +187,7 @@ class Store:
                 TABLE: lambda: self._events(view),
                 ALL_EVENTS: lambda: self._all(view),
                 LATE: lambda: self._late(view),
+                SEALED: lambda: self._sealed(view),
                 REJECTS: lambda: scan_rejects(self._files, view.partitions, ALL),
             }
             named = {name: table() for name, table in tables.items() if name in text.casefold()}

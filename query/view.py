@@ -175,7 +175,9 @@ class View:
     def table(self) -> str | None:
         """The metadata file of the batch layer's table, as of the boundary."""
         batches = [node.batch for node in self.nodes if node.batch is not None]
-        newest = max(batches, key=lambda batch: batch.number, default=Batch())
+        newest = max(
+            batches, key=lambda b: (b.covered_until_ms or 0, b.table is not None), default=Batch()
+        )
         return newest.table
 
     @property
@@ -330,6 +332,12 @@ def _partition(
         catalog.handed_off_rows,
         catalog.expired_rows,
     )
+    for folder, extents in (
+        (layout.rejects(name), state.rejects),
+        (layout.drops(name), state.drops),
+    ):
+        for extent in extents:
+            require_inside(layout.root, folder / extent.file)
     for path in [*(view.folder / extent.file for extent in view.extents), *view.chunk_paths]:
         require_inside(layout.root, path)
         if not path.is_file():

@@ -48,7 +48,7 @@ class Seal:
 
 
 @dataclass(frozen=True)
-class Handoff:
+class Completed:
     """One completed handoff: the batch number since then, and up to where the batch layer answers.
 
     `seal` is the number of the seal, `at_ms` the wall time. `late`: whether the batch layer took
@@ -85,7 +85,7 @@ class Batch:
     covered_until_ms: TimeMs | None = None
     late_from: Count = 0
     seal: Seal | None = None
-    history: tuple[Handoff, ...] = ()
+    history: tuple[Completed, ...] = ()
 
     @property
     def table(self) -> str | None:
@@ -120,14 +120,16 @@ class Batch:
         return replace(self, seal=Seal(number, until_ms, uuid.uuid4().hex))
 
     def completed(self, now_ms: int, *, late: bool, table: str | None) -> Batch:
-        """With the boundary at the seal; the same if it is there. Raises BadInput without a
-        seal."""
+        """With the boundary at the seal; if it is there, the same but for the table. Raises
+        BadInput without a seal."""
         seal = self.seal
         if seal is None:
             raise BadInput("batch: expected a seal to complete, got none")
         if seal.until_ms == self.covered_until_ms:
-            return self
-        done = Handoff(self.number + 1, seal.until_ms, seal.number, late, now_ms, table)
+            last = self.history[-1]
+            known = replace(last, table=table or last.table)
+            return replace(self, history=(*self.history[:-1], known))
+        done = Completed(self.number + 1, seal.until_ms, seal.number, late, now_ms, table)
         return Batch(
             done.number,
             done.covered_until_ms,

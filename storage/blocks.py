@@ -279,6 +279,11 @@ class Blocks:
         if block.flush() and block.log not in self._dirty:
             self._dirty.append(block.log)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the first snapshots of this run were taken (see `commits`)."""
+        return self._commits.settled
+
     # -- handoff -----------------------------------------------------------------------------
 
     def notice(self, batch: Batch) -> bool:

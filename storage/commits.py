@@ -2,7 +2,10 @@
 
 A snapshot is stored some time after it was taken, and the engine does not tell when. It opens an
 epoch only when the one before it is done, so of the snapshots taken, UNCOMMITTED_SNAPSHOTS_MAX at
-most can be lost; the one before those is *sure*.
+most can be lost; the one before those is *sure*. A run that is lost may leave those two in the
+store: of a partition that this run does not snapshot in the same epochs, a later resume would load
+what the lost run left, beside sources that are further. So a partition is snapshotted in each of
+its first epochs (`settled`), whether anything comes for it or not.
 """
 
 from __future__ import annotations
@@ -45,6 +48,11 @@ class Commits:
     def add(self, state: PartitionState) -> None:
         """A snapshot of `state` is being taken."""
         self._last = (*self._last, Commit.of(state))[-UNCOMMITTED_SNAPSHOTS_MAX - 1 :]
+
+    @property
+    def settled(self) -> bool:
+        """Whether this run has written over all that a lost one may have left in the store."""
+        return len(self._last) > UNCOMMITTED_SNAPSHOTS_MAX
 
     @property
     def sure(self) -> Commit:

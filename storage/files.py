@@ -21,6 +21,7 @@ from storage.errors import BadInput
 
 _FLOCK = "hhqqi4x"
 """struct flock of 64-bit Linux."""
+_WHOLE_FILE = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 @contextmanager
@@ -139,7 +140,7 @@ class Files:
         is closed. Raises BadInput if another process has it."""
         file = path.open("a+b")
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _WHOLE_FILE)
         except OSError as error:
             file.close()
             if error.errno not in (errno.EACCES, errno.EAGAIN):
@@ -151,11 +152,10 @@ class Files:
         return file
 
     def locked(self, path: Path) -> bool:
-        """Whether another process holds the lock."""
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        """Whether the lock is held, by whomever."""
         try:
             with path.open("rb+") as file:
-                found = fcntl.fcntl(file, fcntl.F_GETLK, asked)
+                found = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _WHOLE_FILE)
         except OSError:
             return False
         return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)

@@ -263,6 +263,7 @@ class Broker:
             "transaction.state.log.num.partitions": "1",
             "group.initial.rebalance.delay.ms": "0",
             "log.cleaner.dedupe.buffer.size": str(8 << 20),  # of a small heap
+            "log.cleaner.backoff.ms": "200",
         }
         return {**own, **self._settings}
 

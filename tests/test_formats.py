@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage import record
-from storage.batch import Batch, Handoff, Seal, read_batch
+from storage.batch import Batch, Completed, Seal, read_batch
 from storage.catalog import Catalog, Chunk
 from storage.checksum import Checksum
 from storage.chunk import write_chunk
@@ -147,8 +147,8 @@ BATCH = Batch(
     late_from=3,
     seal=Seal(3, NOON_MS, "5ea1"),
     history=(
-        Handoff(1, NOON_MS - 300_000, seal=1, late=False, at_ms=NOON_MS + 6),
-        Handoff(2, NOON_MS, seal=3, late=True, at_ms=NOON_MS + 7, table="2.metadata.json"),
+        Completed(1, NOON_MS - 300_000, seal=1, late=False, at_ms=NOON_MS + 6),
+        Completed(2, NOON_MS, seal=3, late=True, at_ms=NOON_MS + 7, table="2.metadata.json"),
     ),
 )
 

@@ -26,7 +26,7 @@ import query
 from storage import record
 from storage.batch import Batch
 from storage.catalog import Catalog, read_catalog
-from storage.errors import ForebayError
+from storage.errors import Corruption, ForebayError
 from storage.files import Files
 from storage.layout import Layout
 from storage.state import PartitionState
@@ -110,7 +110,10 @@ def live_log(data: Path) -> Path:
 # -- outside ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["log", "chunk", "hot folder", "chunks folder", "date folder"])
+@pytest.mark.parametrize(
+    "kind",
+    ["log", "chunk", "reject log", "drop log", "hot folder", "chunks folder", "date folder"],
+)
 def test_a_link_out_of_the_directory_shows_nothing_from_outside(
     kind: str, data: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +123,9 @@ def test_a_link_out_of_the_directory_shows_nothing_from_outside(
     if kind == "log":
         log = live_log(data)
         outside = theirs.hot("p00") / log.name
+    elif kind in ("reject log", "drop log"):
+        log = next((data / f"{kind.split()[0]}s" / "p00").glob("*.arrows"))
+        outside = theirs.root / log.relative_to(data)
     elif kind == "chunk":
         log = next(layout.chunks("p00").rglob("*.parquet"))
         outside = theirs.root / log.relative_to(data)
@@ -134,10 +140,7 @@ def test_a_link_out_of_the_directory_shows_nothing_from_outside(
     assert found.startswith("refused"), "followed the link"
 
 
-@pytest.mark.parametrize("name", ["hot", "chunks"])
-def test_a_partition_named_out_of_the_directory_is_refused(
-    name: str, data: Path, tmp_path: Path
-) -> None:
+def test_a_partition_named_out_of_the_directory_is_refused(data: Path, tmp_path: Path) -> None:
     for partition in ("../../secret", "/etc", "..", "a/b", ""):
         change(data, partition=partition)
         assert read_by_another(data, tmp_path).startswith("refused")
@@ -405,3 +408,59 @@ def test_a_reader_opens_nothing_for_writing(data: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
     query.open(data).scan().collect()
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
+
+
+# -- the batch layer's table --------------------------------------------------------------------
+
+
+def described(folder: Path, location: Path, properties: dict[str, str]) -> Path:
+    """The metadata of a table without rows, as anyone could write it."""
+    column = {"id": 1, "name": "upload_time", "required": False, "type": "timestamptz"}
+    schema = {"type": "struct", "schema-id": 0, "fields": [column]}
+    body = {
+        "format-version": 2,
+        "table-uuid": "9c12d441-03fe-4693-9a96-a0705ddf69c1",
+        "location": str(location),
+        "last-sequence-number": 0,
+        "last-updated-ms": 1,
+        "last-column-id": 1,
+        "schemas": [schema],
+        "current-schema-id": 0,
+        "partition-specs": [{"spec-id": 0, "fields": []}],
+        "default-spec-id": 0,
+        "last-partition-id": 999,
+        "sort-orders": [{"order-id": 0, "fields": []}],
+        "default-sort-order-id": 0,
+        "properties": properties,
+    }
+    path = folder / "1.metadata.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(orjson.dumps(body))
+    return path
+
+
+def hand_over(data: Path, table: Path) -> None:
+    done = Batch().sealed(0).completed(0, late=True, table=str(table))
+    Layout(data).batch.write_bytes(done.encode())
+
+
+@pytest.mark.parametrize("what", ["metadata", "location"])
+def test_a_table_out_of_the_directory_is_refused(what: str, data: Path, tmp_path: Path) -> None:
+    inside, outside = data / "batch", tmp_path / "elsewhere"
+    folders = (outside, inside) if what == "metadata" else (inside, outside)
+    hand_over(data, described(*folders, {}))
+    with pytest.raises(Corruption, match="expected a file below"):
+        query.open(data).scan(layers="all")
+
+
+def test_code_that_a_table_names_is_not_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hostile_io.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    named = {"py-io-impl": "hostile_io.Any"}
+    hand_over(data, described(data / "batch", data / "batch", named))
+    assert "ran" not in {path.name for path in tmp_path.iterdir()}
+    query.open(data).scan(layers="all")
+    assert "ran" not in {path.name for path in tmp_path.iterdir()}

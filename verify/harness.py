@@ -217,7 +217,7 @@ def play(
         try:
             story(trial)
             trial.ends()
-        except (Failure, ForebayError) as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, the table must tell it)
             fault = f"{type(error).__name__}: {error}"
         try:
             difference = trial.compare()
