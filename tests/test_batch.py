@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -30,6 +31,7 @@ import query
 import query.view
 from cli.main import main
 from flows.batch import DAY_MS, BatchConfig, missing_days, run_day
+from flows.handoff import Handoff
 from storage.batch import Batch, read_batch
 from storage.errors import BadInput
 from storage.files import Files
@@ -611,3 +613,96 @@ def test_memory_of_a_run_is_bounded_whatever_the_day(make_job: MakeJob) -> None:
     print(report, peak)
     assert orjson.loads(report)["rows"] == EVENTS
     assert int(peak.split()[1]) < PEAK_BYTES
+
+
+# -- several nodes, and one's own batch layer ---------------------------------------------------
+
+
+@pytest.fixture
+def other(make_job: MakeJob) -> Job:
+    """Another node, with a partition of its own."""
+    job = a_job(make_job)
+    feed(job, "c", (event(f"c-{n}", starts_ms(n) + HOUR_MS) for n in range(4)))
+    run_job(job)
+    return job
+
+
+def test_nodes_are_handed_over_as_one(job: Job, other: Job) -> None:
+    roots = [job.data, other.data]
+    for number in range(2):
+        run_day(roots, CONFIG, day(number))
+    below = {key for number in range(2) for key in keys(number)} | {"c-0", "c-1"}
+    assert ids(in_table(job)) == once(below)
+    assert in_table(other).height == len(below)
+    expected = everything(1)
+    expected.update(f"c-{n}" for n in range(4))
+    assert ids(query.open(*roots).scan("all")) == expected
+
+
+def test_a_handoff_that_was_completed_on_one_node_only_is_ended_by_the_next_run(
+    job: Job, other: Job
+) -> None:
+    roots = [job.data, other.data]
+    run_day(roots, CONFIG, day(0))
+    before = batch(other)
+    run_day(roots, CONFIG, day(1))
+    half = replace(before, seal=batch(other).seal)
+    Layout(other.data).batch.write_bytes(half.encode())
+    expected = everything(1)
+    expected.update(f"c-{n}" for n in range(4))
+    assert ids(query.open(*roots).scan("all")) == expected
+    assert missing_days(roots) == [day(1), day(2)]
+    run_day(roots, CONFIG, day(1))
+    run_day(roots, CONFIG, day(2))
+    assert {batch(one).covered_until_ms for one in (job, other)} == {starts_ms(3)}
+
+
+def test_a_node_with_a_boundary_of_its_own_is_refused_before_anything_is_sealed(
+    job: Job, other: Job
+) -> None:
+    hand_over(job, 0)
+    with pytest.raises(BadInput, match="one boundary on all nodes"):
+        run_day([job.data, other.data], CONFIG, day(1))
+    assert batch(other) == Batch()
+    run_day([other.data], CONFIG, day(0))
+    run_day([job.data, other.data], CONFIG, day(1))
+    assert ids(query.open(job.data, other.data).scan())["c-2"] == 1
+
+
+def test_what_was_not_sealed_is_not_completed(job: Job) -> None:
+    with Handoff([job.data]) as handoff:
+        with pytest.raises(BadInput, match="expected `seal` to have returned"):
+            handoff.complete(0, late=True)
+        handoff.seal(starts_ms(1))
+        handoff.complete(0, late=True)
+    assert batch(job).covered_until_ms == starts_ms(1)
+
+
+def test_a_seal_within_the_next_day_is_completed_with_the_day(job: Job) -> None:
+    hand_over(job, 0)
+    noon_ms = starts_ms(1) + DAY_MS // 2
+    with Handoff([job.data]) as handoff:
+        handoff.seal(noon_ms)
+    hand_over(job, 1)
+    assert_handed_over(job, 1)
+
+
+def test_an_own_batch_layer_reads_what_is_sealed_with_the_late_events(job: Job) -> None:
+    assert forebay(job, "batch", "complete", "--through", "2024-05-02").returncode == 0
+    feed(job, "a", [event("late", starts_ms(0) + HOUR_MS)])
+    run_job(job)
+    assert forebay(job, "batch", "seal", "--through", "2024-05-03").returncode == 0
+    feed(job, "a", [event("too late", starts_ms(1) + HOUR_MS)])
+    run_job(job)
+    found = query.open(job.data).sql("select id from events_sealed")
+    assert set(found["id"]) == keys(1) | {"late"}
+    done = forebay(job, "batch", "complete", "--through", "2024-05-03", "--late")
+    assert done.returncode == 0
+    assert ids(query.open(job.data).late()) == once(["too late"])
+
+
+def test_two_handoffs_in_one_process_are_refused_and_keep_their_locks(job: Job) -> None:
+    with Handoff([job.data]):
+        for _ in range(2):
+            with pytest.raises(BadInput, match="no other batch run"), Handoff([job.data]):
+                pass
