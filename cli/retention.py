@@ -11,7 +11,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from flows.settings import load
+from flows.settings import Settings, load
 from query.view import NodeView, PartitionView, take_view
 from storage.batch import Batch
 from storage.catalog import Chunk
@@ -20,7 +20,7 @@ from storage.layout import utc_text
 from storage.retention import HANDED_OFF, Retention
 from storage.state import BlockState
 
-STAYS = "stays"
+GOES, STAYS = "goes", "stays"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def retention(dry_run: bool, as_json: bool, data_dirs: tuple[Path, ...]) -> None
     as a day was handed over, and every tick interval; files follow after the grace period."""
     settings = load()
     view = take_view(Files(), list(data_dirs) or [settings.data_dir])
-    items = [item for node in view.nodes for item in _items(node, settings.retention)]
+    items = [item for node in view.nodes for item in _items(node, settings)]
     if dry_run:
         items = [item for item in items if item.fate != STAYS]
     if as_json:
@@ -72,22 +72,43 @@ def retention(dry_run: bool, as_json: bool, data_dirs: tuple[Path, ...]) -> None
         click.echo(f"{fate}: {len(mine)} of {rows:,} events and {size:,} bytes")
 
 
-def _items(node: NodeView, retention_ms: int) -> Iterator[_Item]:
+def _items(node: NodeView, settings: Settings) -> Iterator[_Item]:
     batch = node.batch or Batch()
     for partition in node.partitions:
-        rule = Retention(batch, partition.state.stream_time_ms, retention_ms)
+        rule = Retention(batch, partition.state.stream_time_ms, settings.retention)
         for chunk in partition.chunks:
-            yield _item(partition, chunk, rule)
+            reason = rule.reason(chunk)
+            if reason == HANDED_OFF and chunk.batch >= batch.number:
+                yield _item(
+                    partition, chunk, STAYS, "made since the last handoff, goes at the next"
+                )
+            else:
+                yield _item(partition, chunk, *_fate(chunk, reason, batch))
+        sure_ms = (batch.covered_until_ms or 0) - settings.dedup_window
         for block in partition.hot:
-            yield _item(partition, block, rule)
+            reason = rule.reason(block)
+            if block.number is None and (reason != HANDED_OFF or block.touched_ms > sure_ms):
+                yield _item(partition, block, STAYS, "in the cache")
+            else:
+                yield _item(partition, block, *_fate(block, reason, batch))
+        yield from _strays(partition)
 
 
-def _item(partition: PartitionView, part: Chunk | BlockState, rule: Retention) -> _Item:
-    reason = rule.reason(part)
+def _fate(part: Chunk | BlockState, reason: str | None, batch: Batch) -> tuple[str, str]:
+    return (GOES, reason) if reason else (STAYS, _kept(part, batch))
+
+
+def _strays(partition: PartitionView) -> Iterator[_Item]:
+    """Files that no catalog names: replaced, withdrawn, or left by a run that was killed."""
+    named = {*partition.chunk_paths}
+    for path in sorted({*partition.chunks_folder.rglob("*.parquet*")} - named):
+        name, size = path.name, path.stat().st_size
+        told = "no catalog names it"
+        yield _Item(partition.state.partition, "file", name, "", "", 0, size, GOES, told)
+
+
+def _item(partition: PartitionView, part: Chunk | BlockState, fate: str, reason: str) -> _Item:
     size = part.checksum.bytes if isinstance(part, Chunk) else sum(e.bytes for e in part.extents)
-    fate = "goes" if reason else STAYS
-    if isinstance(part, Chunk) and reason == HANDED_OFF and part.batch >= rule.batch.number:
-        fate, reason = STAYS, "made since the last handoff, goes at the next"
     return _Item(
         partition.state.partition,
         "chunk" if isinstance(part, Chunk) else "block",
@@ -97,7 +118,7 @@ def _item(partition: PartitionView, part: Chunk | BlockState, rule: Retention) -
         part.rows,
         size,
         fate,
-        reason or _kept(part, rule.batch),
+        reason,
     )
 
 
