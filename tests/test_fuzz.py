@@ -172,7 +172,7 @@ def decode_with_nul(batches: int) -> None:
 def test_arbitrary_bytes_with_nul_are_decoded_in_a_process_of_their_own() -> None:
     batches = 5_000 if LONG else 100
     code = f"from tests.test_fuzz import decode_with_nul\ndecode_with_nul({batches})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:].decode(errors="replace")
 
 

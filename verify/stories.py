@@ -144,12 +144,13 @@ def redelivery_storm(trial: Trial) -> None:
         trial.may_die(_moment(trial))
 
 
+@bounded(DEDUP_WINDOW="600s", BLOCK_SPAN="60s")
 def out_of_order_by_minutes(trial: Trial) -> None:
-    trial.settings.update(DEDUP_WINDOW="600s", BLOCK_SPAN="60s")
     for _ in range(3):
         _die(trial, _any(trial, "log-append", "snapshot-return"), Traffic(1000, 5 * MINUTE_MS))
 
 
+@bounded()
 def clocks_far_off(trial: Trial) -> None:
     """One producer in the year 2144 and one at epoch zero are rejects, and move nothing."""
     for _ in range(3):
