@@ -88,8 +88,8 @@ def run_day(
     with Handoff(roots) as handoff:
         _require_next(handoff.batches, day)
         # A seal of someone else's, within the day after, is completed with it.
-        open_ms = [b.seal.until_ms for b in handoff.batches if b.seal]
-        batches = handoff.seal(max(_day_ms(day) + DAY_MS, *open_ms, 0))
+        open_ms = [b.seal.until_ms for b in handoff.batches if b.seal and not b.complete]
+        batches = handoff.seal(max([_day_ms(day) + DAY_MS, *open_ms]))
         run = _Run([Path(root) for root in roots], config, batches)
         report = run.write(day, progress)
         done = handoff.complete(_now_ms(), late=True, table=run.table.metadata_location)
@@ -119,7 +119,7 @@ class _Run:
         self._folder.mkdir(exist_ok=True)
         self._seal = ".".join(batch.seal.id for batch in batches if batch.seal)
         self._number = max(batch.number for batch in batches) + 1
-        self._was_completed = all(b.seal and b.covered_until_ms == b.seal.until_ms for b in batches)
+        self._was_completed = all(batch.complete for batch in batches)
         self._covered = [b.covered_until_ms for b in batches if b.covered_until_ms is not None]
         view = self._store().view()
         names = [partition.state.partition for partition in view.partitions]
@@ -351,12 +351,10 @@ def _require_next(batches: list[Batch], day: date) -> None:
 
 def _begun(batches: list[Batch]) -> list[int]:
     """Where the days end that a run has sealed, and perhaps written, but not completed."""
-    seals = [batch.seal for batch in batches]
-    covered = [batch.covered_until_ms for batch in batches]
     return [
-        seal.until_ms
-        for seal, covered_ms in zip(seals, covered, strict=True)
-        if seal and seal.until_ms % DAY_MS == 0 and seal.until_ms != covered_ms
+        batch.seal.until_ms
+        for batch in batches
+        if batch.seal and batch.seal.until_ms % DAY_MS == 0 and not batch.complete
     ]
 
 

@@ -88,6 +88,11 @@ class Batch:
     history: tuple[Completed, ...] = ()
 
     @property
+    def complete(self) -> bool:
+        """Whether the boundary is at the newest seal."""
+        return self.seal is not None and self.seal.until_ms == self.covered_until_ms
+
+    @property
     def table(self) -> str | None:
         """The metadata file of the newest Iceberg table."""
         return next((one.table for one in reversed(self.history) if one.table), None)
@@ -125,7 +130,7 @@ class Batch:
         seal = self.seal
         if seal is None:
             raise BadInput("batch: expected a seal to complete, got none")
-        if seal.until_ms == self.covered_until_ms:
+        if self.complete:
             last = self.history[-1]
             known = replace(last, table=table or last.table)
             return replace(self, history=(*self.history[:-1], known))

@@ -28,8 +28,8 @@ class Retention:
         """Why a block or chunk may go, or None."""
         if self.batch.handed_off(part):
             return HANDED_OFF
-        seal, covered_ms = self.batch.seal, self.batch.covered_until_ms
-        if seal and seal.until_ms != covered_ms and part.first_ms < seal.until_ms:
+        seal = self.batch.seal
+        if seal and not self.batch.complete and part.first_ms < seal.until_ms:
             return None  # about to be handed off
         if self.retention_ms and self.stream_time_ms is not None:
             return EXPIRED if part.last_ms < self.stream_time_ms - self.retention_ms else None
