@@ -94,11 +94,7 @@ class Handoff:
                 writer.seal(until_ms, spans_ms)
             else:
                 with self._files.lock(layout.lock):
-                    if not layout.ended.exists():
-                        raise BadInput(
-                            f"{layout.root}: expected a job that runs, or one that ended well; the"
-                            " last one was killed: start it again"
-                        )
+                    self._require_ended(layout)
                     writer.seal(until_ms, spans_ms)
         deadline = time.monotonic() + self._timeout_s
         for layout, batch in zip(self._layouts, self.batches, strict=True):
@@ -131,6 +127,13 @@ class Handoff:
             )
             raise BadInput(f"seal: expected one boundary on all nodes, got {told}")
 
+    def _require_ended(self, layout: Layout) -> None:
+        if not layout.ended.exists():
+            raise BadInput(
+                f"{layout.root}: expected a job that runs, or one that ended well; the last one was"
+                " killed: start it again"
+            )
+
     def _runs(self, layout: Layout) -> bool:
         """Whether a job runs, however it was started."""
         locks = [layout.lock, *(layout.hot(name) / "lock" for name in layout.partitions())]
@@ -144,7 +147,10 @@ class Handoff:
         number = batch.seal.number if batch.seal else 0
         while True:
             behind = [s.partition for s in self._states(layout) if s.committed_seal < number]
-            if not behind or (layout.ended.exists() and not self._runs(layout)):
+            if not behind:
+                return
+            if not self._runs(layout):
+                self._require_ended(layout)
                 return
             if time.monotonic() > deadline:
                 raise BadInput(
