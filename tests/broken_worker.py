@@ -2,9 +2,11 @@
 
 BROKEN names the bug that it has:
 
-    keys      a restart forgets the dedup keys that only logs and chunks have
-    hollow    a snapshot commits offsets, but not the events that are still in memory
-    hasty     logs are deleted as soon as a chunk covers them, committed or not
+    keys       a restart forgets the dedup keys that only logs and chunks have
+    hollow     a snapshot commits offsets, but not the events that are still in memory
+    hasty      logs are deleted as soon as a chunk covers them, committed or not
+    short      what was evicted is a duplicate of nothing any more
+    credulous  an upload time of a far future is believed
 """
 
 from __future__ import annotations
@@ -13,12 +15,17 @@ import os
 import sys
 from collections.abc import Callable
 
-from flows import worker
+from flows import realtime, worker
 from operators import blocks as step
+from operators.decode import DecodeConfig
 from storage.blocks import Blocks
 from storage.chunk import ChunkKeys
 from storage.log import LogKeys
+from storage.retained import Retained
+from storage.schema import Schema
 from verify.worker import main
+
+FAR_MS = 10**13
 
 
 def keys() -> None:
@@ -54,10 +61,23 @@ def hasty() -> None:
     Blocks.tidy = hasty_tidy  # type: ignore[method-assign]
 
 
+def short() -> None:
+    Retained.of_interval = lambda self, interval, catalog: []  # type: ignore[method-assign]
+
+
+def credulous() -> None:
+    def believing(schema: Schema, skew_ms: int, bytes_max: int) -> DecodeConfig:
+        return DecodeConfig(schema, skew_ms + FAR_MS, bytes_max)
+
+    realtime.DecodeConfig = believing  # type: ignore[attr-defined,assignment]
+
+
 BUGS: dict[str, Callable[[], None]] = {
     "keys": keys,
     "hollow": hollow,
     "hasty": hasty,
+    "short": short,
+    "credulous": credulous,
 }
 
 if __name__ == "__main__":

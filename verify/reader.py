@@ -1,6 +1,7 @@
 """A reader during change: asks for all events again and again, and keeps count of what was wrong.
 
     python -m verify.reader DATA        ends when its standard input does; prints a line of JSON
+    python -m verify.reader DATA anew   the same with a new store each time, reading every column
 
 What is checked in each answer, partition by partition:
 
@@ -26,6 +27,7 @@ from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
 
 PAUSE_S = 0.005
 ALL = "select _partition, _offset from events"
+WHOLE = "select * from events"
 
 
 @dataclass
@@ -62,13 +64,14 @@ class Report:
     doubled: int = 0
 
 
-def watch(data: Path, report: Report) -> None:
+def watch(data: Path, report: Report, *, anew: bool = False) -> None:
     """Ask until standard input ends."""
     store = query.open(data)
     partitions: dict[str, Seen] = defaultdict(Seen)
     while not select.select([sys.stdin], [], [], PAUSE_S)[0]:
+        store = query.open(data) if anew else store
         before = _progress(store.view())
-        rows = store.sql(ALL).rows()
+        rows = store.sql(WHOLE if anew else ALL).select("_partition", "_offset").rows()
         after = _progress(store.view())
         report.answers += 1
         report.events = len(rows)
@@ -88,5 +91,5 @@ def _progress(view: View) -> dict[str, tuple[int, int]]:
 
 if __name__ == "__main__":
     result = Report()
-    watch(Path(sys.argv[1]), result)
+    watch(Path(sys.argv[1]), result, anew="anew" in sys.argv[2:])
     os.write(1, json.dumps(vars(result)).encode() + b"\n")

@@ -164,18 +164,20 @@ def clocks_far_off(trial: Trial) -> None:
 
 def readers_during_change(trial: Trial) -> None:
     trial.settings.update(GRACE="2s")
-    with _reader(trial) as reader:
+    trial.data.mkdir()
+    with _reader(trial) as one, _reader(trial, "anew") as other:
         for _ in range(6):
             _die(trial, _any(trial, *POINTS, MOMENT))
         trial.ends()
-        told, _ = reader.communicate(timeout=READ_S)
-        if reader.returncode:
-            raise Failure(f"a reader failed:\n{trial.told()}")
-    report = json.loads(told)
-    trial.lost += report["lost"]
-    trial.doubled += report["doubled"]
-    if not report["answers"]:
-        raise Failure("expected answers, the reader got none")
+        for reader in (one, other):
+            told, _ = reader.communicate(timeout=READ_S)
+            if reader.returncode:
+                raise Failure(f"a reader failed:\n{trial.told()}")
+            report = json.loads(told)
+            trial.lost += report["lost"]
+            trial.doubled += report["doubled"]
+            if not report["answers"]:
+                raise Failure("expected answers, a reader got none")
 
 
 def torn_log(trial: Trial) -> None:
@@ -286,11 +288,10 @@ def _at_ms(message: bytes) -> int:
 
 
 @contextmanager
-def _reader(trial: Trial) -> Iterator[subprocess.Popen[bytes]]:
-    trial.data.mkdir()
+def _reader(trial: Trial, *how: str) -> Iterator[subprocess.Popen[bytes]]:
     with trial.log.open("ab") as log:
         reader = subprocess.Popen(
-            [sys.executable, "-m", "verify.reader", str(trial.data)],
+            [sys.executable, "-m", "verify.reader", str(trial.data), *how],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
