@@ -226,7 +226,7 @@ def test_a_lock_that_cannot_be_had_for_another_reason_is_not_called_another_job(
     def full(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("fcntl.lockf", full)
+    monkeypatch.setattr("fcntl.fcntl", full)
     with pytest.raises((OSError, BadInput)) as caught:
         OpenFiles().lock(tmp_path / "lock")
     assert "another job" not in str(caught.value)
