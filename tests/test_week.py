@@ -246,6 +246,8 @@ def watch(data: Path, report: Report) -> None:
     store = query.open(data)
     partitions: dict[int, Seen] = defaultdict(Seen)
     while not select.select([sys.stdin], [], [], ASK_S)[0]:
+        if store.partitions().is_empty():
+            continue  # the job has not published anything yet
         before = progress(store.view())
         keys = store.sql("select id from events_all")["id"].cast(pl.Int64).to_list()
         after = progress(store.view())
