@@ -233,7 +233,8 @@ class _Content:
         if self._unpack is not None and not self._unpack.eof:
             raise Corruption(
                 f"file {self._path}: expected the end of a compressed frame, got the file's end at"
-                f" offset {self._file.tell()}"
+                f" offset {self._file.tell()}",
+                self._file.tell(),
             )
         return b""
 
@@ -249,7 +250,8 @@ class _Content:
         except (zlib.error, zstandard.ZstdError) as error:
             raise Corruption(
                 f"file {self._path}: can't be decompressed before offset {self._file.tell()}:"
-                f" {error}"
+                f" {error}",
+                self._file.tell(),
             ) from error
         return b"".join(parts)
 

@@ -171,11 +171,11 @@ def _of_log(files: Files, folder: Path, extent: Extent, torn_ok: bool) -> _Part:
         if torn_ok and not path.exists():
             return
         reader = LogReader(files, folder, extent.file)
-        messages = [message for _, message in reader.follow(extent, torn_ok=torn_ok)]
+        found = reader.follow(extent, torn_ok=torn_ok)
         names = reader.schema.names if reader.schema else []
-        rows = sum(reader.decode([message], names)[0].num_rows for message in messages)
+        rows = sum(reader.decode([one], names)[0].num_rows for one in found)
         if rows != extent.rows and not (torn_ok and files.size(path) < extent.bytes):
-            yield Corruption(f"log {path}: expected {extent.rows} rows, got {rows}")
+            yield Corruption(f"log {path}: expected {extent.rows} rows, got {rows}", 0)
 
     return _Part(path, extent.bytes, look)
 

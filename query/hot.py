@@ -17,7 +17,7 @@ import pyarrow as pa
 from query.view import PartitionView, View
 from storage.errors import Corruption
 from storage.files import Files
-from storage.log import Extent, LogReader
+from storage.log import Extent, LogReader, Span
 from storage.schema import OFFSET
 
 YIELD_ROWS = 131_072
@@ -27,13 +27,14 @@ class _HotLog:
     """One log file: its record batches so far, and those columns that were ever asked for."""
 
     def __init__(self, files: Files, folder: Path, name: str) -> None:
+        self._path = folder / name
         self._reader = LogReader(files, folder, name)
-        self._messages: list[bytes] = []
+        self._found: list[tuple[Span, bytes]] = []
         self._columns: dict[str, tuple[int, pl.Series]] = {}
 
     def follow(self, extent: Extent) -> None:
         """Read what is new in it. Raises MissingFile or Corruption."""
-        self._messages += [m for _, m in self._reader.follow(extent, torn_ok=True)]
+        self._found += self._reader.follow(extent, torn_ok=True)
 
     def frame(self, extent: Extent, schema: dict[str, pl.DataType]) -> pl.DataFrame:
         """The columns of `schema` of the rows in `extent`; null where the log has none."""
@@ -42,7 +43,9 @@ class _HotLog:
         self._decode([name for name in {*schema, OFFSET} if name in present])
         for name in schema.keys() & self._columns.keys():
             if (dtype := self._columns[name][1].dtype) != schema[name]:
-                raise Corruption(f"log {extent.file}: {name}: expected {schema[name]}, got {dtype}")
+                raise Corruption(
+                    f"log {self._path}: {name}: expected {schema[name]}, got {dtype}", 0
+                )
         known = self._columns.get(OFFSET)
         rows = 0 if known is None else min(extent.rows, len(known[1]))
         columns = [
@@ -59,14 +62,14 @@ class _HotLog:
         for name in names:
             behind.setdefault(self._columns.get(name, (0, None))[0], []).append(name)
         for done, group in behind.items():
-            if done == len(self._messages):
+            if done == len(self._found):
                 continue
-            batches = self._reader.decode(self._messages[done:], group)
+            batches = self._reader.decode(self._found[done:], group)
             frame = pl.DataFrame(pa.Table.from_batches(batches))
             for series in frame.get_columns():
                 known = self._columns.get(series.name)
                 whole = series if known is None else known[1].append(series).rechunk()
-                self._columns[series.name] = (len(self._messages), whole)
+                self._columns[series.name] = (len(self._found), whole)
 
 
 class HotCache:

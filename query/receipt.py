@@ -9,7 +9,6 @@ from typing import Any
 import polars as pl
 
 from query.view import PartitionView, SilentPartition, View
-from storage.errors import Corruption
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -66,11 +65,7 @@ def partitions_of(view: View) -> pl.DataFrame:
 
 
 def time_of(ms: int) -> datetime:
-    """Raises Corruption if it is beyond the calendar."""
-    try:
-        return _EPOCH + timedelta(milliseconds=ms)
-    except OverflowError as error:
-        raise Corruption(f"expected a time within the calendar, got {ms} ms") from error
+    return _EPOCH + timedelta(milliseconds=ms)
 
 
 def _stream_time(partition: PartitionView) -> datetime | None:

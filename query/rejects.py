@@ -7,15 +7,17 @@ and no longer here; one view has it in exactly one of the two.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from query.view import PartitionView
+from storage.errors import Corruption
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA
-from storage.rejects import RejectFilter, read_rejects
+from storage.rejects import ALL, RejectFilter, read_rejects
 
 
 def reject_batches(
@@ -28,6 +30,19 @@ def reject_batches(
     for partition in partitions:
         folder = partition.layout.rejects(partition.state.partition)
         yield from read_rejects(files, folder, partition.state.rejects, wanted)
+
+
+def reject_faults(files: Files, partitions: Sequence[PartitionView]) -> dict[Path, str]:
+    """What is wrong with the reject logs, by the folder of each partition that has a damaged
+    one."""
+    found = {}
+    for partition in partitions:
+        try:
+            for _ in reject_batches(files, [partition], ALL):
+                pass
+        except Corruption as error:
+            found[partition.folder] = str(error)
+    return found
 
 
 def scan_rejects(

@@ -14,6 +14,7 @@ catalog says, nor, with `verify`, before all of it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -25,7 +26,7 @@ from polars.io.plugins import register_io_source
 from query.hot import HotCache
 from query.iceberg import scan_table
 from query.receipt import Receipt, partitions_of, receipt_of, time_of
-from query.rejects import reject_batches, scan_rejects
+from query.rejects import reject_batches, reject_faults, scan_rejects
 from query.sound import SoundChunks
 from query.view import PartitionView, View, take_view
 from query.why import Answer, explain
@@ -78,12 +79,15 @@ class Store:
         self._sound.keep(path for path, _ in self._view.chunks)
         return self._view
 
-    def _readable(self) -> View:
-        """A new view. With `partial`, without the partitions of which a hot log is damaged: they
-        are read beforehand, for a query fails as a whole."""
+    def _readable(self, *, events: bool = True, rejects: bool = False) -> View:
+        """A new view. With `partial`, without the partitions of which a log that is asked for is
+        damaged: they are read beforehand, for a query fails as a whole."""
         view = self.view()
         if self._partial:
-            self._view = view.without(self._cache.faults(view.partitions))
+            faults = self._cache.faults(view.partitions) if events else {}
+            if rejects:
+                faults |= reject_faults(self._files, view.partitions)
+            self._view = view.without(faults)
         return self._view
 
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
@@ -157,14 +161,16 @@ class Store:
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
         """All rejects of a view taken now, or those meant. Collect it within the grace period."""
-        return scan_rejects(self._files, self.view().partitions, wanted)
+        view = self._readable(events=False, rejects=True)
+        return scan_rejects(self._files, view.partitions, wanted)
 
     def export_rejects(self, wanted: RejectFilter, write: Callable[[pa.RecordBatch], None]) -> None:
         """Give the rejects meant to `write`, batch by batch, so that memory holds one file's.
 
         Raises MissingFile if files went meanwhile, for the grace period is over.
         """
-        for batch in reject_batches(self._files, self.view().partitions, wanted):
+        view = self._readable(events=False, rejects=True)
+        for batch in reject_batches(self._files, view.partitions, wanted):
             write(batch)
 
     def why(
@@ -182,7 +188,7 @@ class Store:
         """
 
         def answer() -> pl.DataFrame:
-            view = self._readable()
+            view = self._readable(rejects=REJECTS in text.casefold())
             tables: dict[str, Callable[[], pl.LazyFrame]] = {
                 TABLE: lambda: self._events(view),
                 ALL_EVENTS: lambda: self._all(view),
@@ -209,25 +215,31 @@ class Store:
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """All events as a stream of batches, for DuckDB, pyarrow and others."""
-        found = self._retried(lambda: stream(self.scan()))
+        found = self._retried(lambda: stream(self.scan(), self._told_as_ours))
         return found.__arrow_c_stream__(requested_schema)
 
     def _retried(self, answer: Callable[[], T]) -> T:
-        """Ask again of a new view when a file of the old one has gone. The one place where errors
-        of the engine become ours."""
+        """Ask again of a new view when a file of the old one has gone."""
         for _ in range(RETRIES):
             try:
-                return answer()
+                with self._told_as_ours():
+                    return answer()
             except (MissingFile, FileNotFoundError) as error:
                 failure = error
-            except pl.exceptions.PanicException as error:
-                self._require_whole_chunks()
-                raise _not_answered(error) from error
-            except pl.exceptions.PolarsError as error:
-                if not isinstance(error, NOT_VALID):
-                    self._require_whole_chunks()
-                raise _not_answered(error) from error
         raise MissingFile(f"after {RETRIES} views: {failure}") from failure
+
+    @contextmanager
+    def _told_as_ours(self) -> Iterator[None]:
+        """The one place where errors of the engine become ours."""
+        try:
+            yield
+        except pl.exceptions.PanicException as error:
+            self._require_whole_chunks()
+            raise _not_answered(error) from error
+        except pl.exceptions.PolarsError as error:
+            if not isinstance(error, NOT_VALID):
+                self._require_whole_chunks()
+            raise _not_answered(error) from error
 
     def _require_whole_chunks(self) -> None:
         """Raise Corruption if a chunk of the view is what made a query fail: its pages are not
@@ -277,15 +289,21 @@ def open(
     return Store(roots, partial=partial, verify=verify, iceberg=iceberg)
 
 
-def stream(rows: pl.LazyFrame) -> pa.RecordBatchReader:
-    """The rows batch by batch, so that memory never holds all of them."""
+def stream(
+    rows: pl.LazyFrame, guard: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> pa.RecordBatchReader:
+    """The rows batch by batch, each made in a `guard`, so that memory never holds all of them."""
     frames = rows.collect_batches(chunk_size=STREAM_ROWS, lazy=True)
     first = next(frames, rows.head(0).collect())
     schema = _table(first).schema
 
     def batches() -> Iterator[pa.RecordBatch]:
         yield from _table(first).to_batches()
-        for frame in frames:
+        while True:
+            with guard():
+                frame = next(frames, None)
+            if frame is None:
+                return
             yield from _table(frame).to_batches()
 
     return pa.RecordBatchReader.from_batches(schema, batches())

@@ -310,7 +310,7 @@ def read_state(files: Files, layout: Layout, name: str) -> list[PartitionState]:
     require_inside(layout.root, layout.catalog(name))
     state = read_manifest(files, path)
     if state is not None and state.partition != name:
-        raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}")
+        raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}", 0)
     return [] if state is None else [state]
 
 

@@ -167,8 +167,8 @@ def _hot(files: Files, partition: PartitionView, key: _Key) -> Iterator[tuple[st
     for block in partition.hot:
         for extent in block.extents:
             reader = LogReader(files, partition.folder, extent.file)
-            messages = [message for _, message in reader.follow(extent, torn_ok=True)]
-            for batch in reader.decode(messages, names):
+            found = reader.follow(extent, torn_ok=True)
+            for batch in reader.decode(found, names):
                 for row in key.rows(batch).to_pylist():
                     yield f"hot block {block.id}", row
 
@@ -205,10 +205,10 @@ def _drops(files: Files, partition: PartitionView, key: _Key) -> Iterator[dict[s
 
 def _told(files: Files, extent: Extent, reader: LogReader) -> list[pa.RecordBatch]:
     try:
-        messages = [message for _, message in reader.follow(extent, torn_ok=True)]
+        found = reader.follow(extent, torn_ok=True)
     except MissingFile:
         return []
-    return reader.decode(messages, DROP_SCHEMA.names)
+    return reader.decode(found, DROP_SCHEMA.names)
 
 
 def _original(

@@ -40,10 +40,14 @@ class Checksum:
         if self.footer_bytes > self.bytes:
             raise ValueError(f"expected a footer of {self.bytes} bytes at most, got {self}")
 
+    @property
+    def footer_start(self) -> int:
+        return self.bytes - self.footer_bytes
+
     def metadata(self, files: Files, path: Path) -> pq.FileMetaData:
         """What the footer says. Raises MissingFile, or Corruption if the file's size or its footer
         is not as written."""
-        start = self.bytes - self.footer_bytes
+        start = self.footer_start
         self.require_size(files, path)
         footer = _read(files, path, start, self.bytes)
         if zlib.crc32(footer) != self.footer_crc:

@@ -113,16 +113,27 @@ def with_columns(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Tab
 def chunk_metadata(files: Files, path: Path, chunk: Chunk) -> pq.FileMetaData:
     """The footer of a chunk. Raises MissingFile, or Corruption if that is not as written or says
     other than the catalog does."""
-    metadata = chunk.checksum.metadata(files, path)
+    metadata, start = chunk.checksum.metadata(files, path), chunk.checksum.footer_start
     try:
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise Corruption(f"chunk {path}: its schema can't be read: {error}") from error
+        raise Corruption(
+            f"chunk {path}: the schema in its footer at offset {start} can't be read: {error}",
+            start,
+        ) from error
     expected = pa.schema([(f.name, _as_stored(f.type)) for f in parse_types(chunk.schema)])
     if not schema.equals(expected, check_metadata=True):
-        raise Corruption(f"chunk {path}: expected the columns {chunk.schema}, got {schema}")
+        raise Corruption(
+            f"chunk {path}: expected the columns {chunk.schema} in its footer at offset {start},"
+            f" got {schema}",
+            start,
+        )
     if metadata.num_rows != chunk.rows:
-        raise Corruption(f"chunk {path}: expected {chunk.rows} rows, got {metadata.num_rows}")
+        raise Corruption(
+            f"chunk {path}: expected {chunk.rows} rows in its footer at offset {start}, got"
+            f" {metadata.num_rows}",
+            start,
+        )
     return metadata
 
 
@@ -195,7 +206,11 @@ class ChunkKeys:
         try:
             table = file.read_row_group(group, columns=wanted, use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise Corruption(f"chunk {self._path}: row group {group}: {error}") from error
+            column = file.metadata.row_group(group).column(0)
+            at = column.dictionary_page_offset or column.data_page_offset
+            raise Corruption(
+                f"chunk {self._path}: row group {group} from offset {at}: {error}", at
+            ) from error
         times = table[UPLOAD_TIME].cast(pa.int64())
         inside = pc.and_(pc.greater_equal(times, self._first_ms), pc.less(times, self._end_ms))
         found = table.filter(inside).select(list(columns))

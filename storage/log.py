@@ -236,23 +236,36 @@ class LogReader:
                     base + source.tell(),
                 ) from error
 
-    def decode(self, messages: Sequence[bytes], columns: Sequence[str]) -> list[pa.RecordBatch]:
-        """Decompress only `columns` of messages that `follow` gave, in the order of `columns`."""
-        if not messages:
+    def decode(
+        self, found: Sequence[tuple[Span, bytes]], columns: Sequence[str]
+    ) -> list[pa.RecordBatch]:
+        """Decompress only `columns` of what `follow` found, in the order of `columns`."""
+        if not found:
             return []
-        try:
-            return _decode(self._prefix, self.schema, messages, columns)
-        except (pa.ArrowException, OSError, MemoryError) as error:
-            raise Corruption(f"log {self._path}: a record batch can't be read: {error}") from error
+        return _decode(self._path, self._prefix, self.schema, found, columns)
 
 
 def _decode(
-    prefix: bytes, schema: pa.Schema, messages: Sequence[bytes], columns: Sequence[str]
+    path: Path,
+    prefix: bytes,
+    schema: pa.Schema,
+    found: Sequence[tuple[Span, bytes]],
+    columns: Sequence[str],
 ) -> list[pa.RecordBatch]:
+    """Raises Corruption with the offset of the first message that can't be read."""
     wanted = sorted(schema.get_field_index(name) for name in columns)
     options = ipc.IpcReadOptions(included_fields=wanted, use_threads=False)
-    stream = ipc.open_stream(pa.py_buffer(b"".join((prefix, *messages))), options=options)
-    return [batch.select(list(columns)) for batch in stream]
+    data = pa.py_buffer(b"".join((prefix, *(message for _, message in found))))
+    batches: list[pa.RecordBatch] = []
+    try:
+        for batch in ipc.open_stream(data, options=options):
+            batches.append(batch.select(list(columns)))
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        at = found[len(batches)][0].start
+        raise Corruption(
+            f"log {path}: the record batch at offset {at} can't be read: {error}", at
+        ) from error
+    return batches
 
 
 def read_log(
@@ -260,10 +273,10 @@ def read_log(
 ) -> Iterator[pa.RecordBatch]:
     """All batches of one extent, verified, with `columns` only (those it has)."""
     reader = LogReader(files, folder, extent.file)
-    messages = [message for _, message in reader.follow(extent)]
+    found = reader.follow(extent)
     if reader.schema is not None:
         names = reader.schema.names if columns is None else columns
-        yield from reader.decode(messages, [n for n in names if n in reader.schema.names])
+        yield from reader.decode(found, [n for n in names if n in reader.schema.names])
 
 
 def log_schema(files: Files, folder: Path, name: str) -> pa.Schema:
@@ -276,7 +289,7 @@ def log_schema(files: Files, folder: Path, name: str) -> pa.Schema:
             raise MissingFile(f"log {path}: expected a file, none is there") from error
         except (pa.ArrowException, ValueError, OSError) as error:
             failure = error
-    raise Corruption(f"log {path}: no schema at offset 0: {failure}") from failure
+    raise Corruption(f"log {path}: no schema at offset 0: {failure}", 0) from failure
 
 
 def _read_schema(source: pa.BufferReader) -> pa.Schema:
@@ -293,13 +306,16 @@ def read_span(
     data = files.read(folder / span.file, span.start, span.end)
     if len(data) != span.end - span.start:
         raise Corruption(
-            f"log {folder / span.file}: expected bytes up to {span.end}, file is short"
+            f"log {folder / span.file}: expected bytes up to {span.end}, file is short",
+            span.start + len(data),
         )
     if zlib.crc32(data) != span.crc:
         raise Corruption(
-            f"log {folder / span.file}: checksum of bytes {span.start}..{span.end} does not match"
+            f"log {folder / span.file}: checksum of bytes {span.start}..{span.end} does not match",
+            span.start,
         )
-    return _decode(schema.serialize().to_pybytes(), schema, [data], columns)[0]
+    prefix = schema.serialize().to_pybytes()
+    return _decode(folder / span.file, prefix, schema, [(span, data)], columns)[0]
 
 
 class LogKeys:
@@ -327,7 +343,7 @@ class LogKeys:
             found = reader.follow(extent)
             if reader.schema is not None:
                 self._schemas[extent.file] = reader.schema
-            batches = reader.decode([message for _, message in found], self._columns)
+            batches = reader.decode(found, self._columns)
             yield from zip((span for span, _ in found), batches, strict=True)
 
     def read(self, place: Span) -> pa.RecordBatch:

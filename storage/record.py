@@ -67,7 +67,7 @@ def decode(kind: str, version: int, data: bytes, name: str) -> dict[str, Any]:
         at = start + error.pos
         raise Corruption(f"{name}: {error} at byte {at}", at) from error
     if not isinstance(parsed, dict):
-        raise Corruption(f"{name}: expected an object, got {type(parsed).__name__}")
+        raise Corruption(f"{name}: expected an object, got {type(parsed).__name__}", start)
     return parsed
 
 
@@ -85,7 +85,7 @@ def read(shape: type[T], kind: str, version: int, data: bytes, name: str) -> T:
     except ValueError as error:
         told = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         what = f"{'.'.join(map(str, told['loc']))}: {told['msg']}" if told else str(error)
-        raise Corruption(f"{name}: a field is missing or of the wrong kind: {what}") from error
+        raise Corruption(f"{name}: a field is missing or of the wrong kind: {what}", 0) from error
     return value
 
 
@@ -100,7 +100,7 @@ def _body(kind: str, version: int, data: bytes, name: str) -> tuple[int, bytes]:
     if not match or not data.endswith(b"}"):
         raise Corruption(f"{name}: expected a forebay {kind} of JSON, got something else", 0)
     if match[1] != kind.encode():
-        raise Corruption(f"{name}: expected a {kind}, got a {match[1].decode()}")
+        raise Corruption(f"{name}: expected a {kind}, got a {match[1].decode()}", match.start(1))
     if int(match[2]) != version:
         raise FormatVersion(
             f"{name}: this build reads {kind} version {version}, the file has version"

@@ -89,7 +89,7 @@ def require_logs(files: Files, folder: Path, state: PartitionState, catalog: Cat
                     " on this host; partitions can move between hosts on shared storage only"
                 ) from error
             if size < extent.bytes:
-                raise Corruption(f"log {path}: expected {extent.bytes} bytes, got {size}")
+                raise Corruption(f"log {path}: expected {extent.bytes} bytes, got {size}", size)
 
 
 def united_schema(state: PartitionState, schema: pa.Schema) -> pa.Schema:

@@ -112,7 +112,7 @@ class PartitionState:
         """Raises Corruption or FormatVersion; `name` describes the data in errors."""
         state = record.read(cls, KIND, VERSION, data, name)
         if not set(state.key) <= set(state.schema):
-            raise Corruption(f"{name}: expected a key of columns of the schema, got {state.key}")
+            raise Corruption(f"{name}: expected a key of columns of the schema, got {state.key}", 0)
         return state
 
 

@@ -6,6 +6,7 @@ query over these rows in memory. Every row's values follow from its offset.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -375,6 +376,21 @@ def test_with_partial_a_node_may_go_and_come_back(lane: Lanes) -> None:
     rows = [one for each in lanes for one in each.published]
     assert_frame_equal(collected(store), in_memory(rows))
     assert store.receipt().silent_nodes == ()
+
+
+def test_with_partial_damaged_rejects_of_one_partition_hide_no_others(lane: Lanes) -> None:
+    lanes = [filled(lane(node, name), name) for node, name in (("a", "p00"), ("b", "p01"))]
+    log = next((lanes[0].root / "rejects" / "p00").glob("*.arrows"))
+    log.write_bytes(bytes(byte ^ 0x55 for byte in log.read_bytes()))
+    store = query.open(*(one.root for one in lanes), partial=True)
+    assert set(store.rejects().collect()[PARTITION]) == {"p01"}
+    assert store.sql("select distinct _partition from rejects").rows() == [("p01",)]
+    (silent,) = store.receipt().silent_partitions
+    assert silent.partition == "p00"
+    assert str(log) in silent.reason
+    assert len(collected(store)) == sum(len(one.published) for one in lanes)  # events are whole
+    with pytest.raises(Corruption, match=re.escape(str(log))):
+        query.open(*(one.root for one in lanes)).sql("select * from rejects")
 
 
 @pytest.mark.parametrize("again", ["data", "data/../data"])

@@ -10,11 +10,14 @@ from __future__ import annotations
 import ast
 import os
 import pickle
+import select
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -26,6 +29,7 @@ import query
 from storage import record
 from storage.batch import Batch
 from storage.catalog import Catalog, read_catalog
+from storage.checksum import Checksum
 from storage.errors import Corruption, ForebayError
 from storage.files import Files
 from storage.layout import Layout
@@ -34,6 +38,8 @@ from tests.job import Job
 from tests.lane import Lane, filled
 
 ROOT = Path(__file__).parent.parent
+READ_S = 20.0
+MEMORY = 1 << 30
 SECRET = "hunter2-very-secret"
 MakeJob = Callable[..., Job]
 
@@ -45,56 +51,93 @@ def data(tmp_path: Path) -> Iterator[Path]:
     lane.files.close()
 
 
-READ = """
-import resource, sys
-import query
-from storage.errors import ForebayError
+class Reader:
+    """A process that reads whatever it is given; a new one if it died."""
 
-store_memory = int(sys.argv[2])
-try:
-    warm = query.open(sys.argv[3]).scan().collect()
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + store_memory,) * 2)
-    store = query.open(sys.argv[1])
-    found = store.scan().collect()
-    store.partitions()
-    store.receipt()
-    print(found.height)
-except ForebayError as error:
-    print("refused", type(error).__name__, error)
-"""
+    def __init__(self, harmless: Path) -> None:
+        self._harmless = harmless
+        self._process: subprocess.Popen[str] | None = None
+
+    def __call__(self, data: Path) -> str:
+        """What it makes of the directory: rows, or a refusal."""
+        process = self._process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{data}\n")
+        process.stdin.flush()
+        ready, _, _ = select.select([process.stdout], [], [], READ_S)
+        line = process.stdout.readline() if ready else ""
+        if not line:
+            self.close()
+        assert line, f"no answer in {READ_S} s" if not ready else f"died: {process.returncode}"
+        return line
+
+    def _start(self) -> subprocess.Popen[str]:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.hostile_reader", str(self._harmless), str(MEMORY)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self._process
+
+    def close(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
 
-def read_by_another(data: Path, tmp_path: Path, memory: int = 1 << 30) -> str:
-    """What a reader in a process of its own makes of it: rows, or a refusal."""
-    harmless = tmp_path / "harmless"
-    harmless.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", READ, str(data), str(memory), str(harmless)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=10,
-    )
-    assert done.returncode == 0, f"{done.returncode}: {done.stderr[-1500:]}"
-    return done.stdout
+@pytest.fixture(scope="module")
+def read_by_another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    lane = filled(Lane(tmp_path_factory.mktemp("harmless") / "data").start())
+    lane.files.close()
+    reader = Reader(lane.root)
+    yield reader
+    reader.close()
 
 
 def change(data: Path, **fields: object) -> None:
     """Other values in the manifest, and the checksum that fits them."""
-    file = Layout(data).manifest("p00")
-    body = record.decode("manifest", 1, file.read_bytes(), "x")
-    file.write_bytes(record.encode("manifest", 1, {**body, **fields}))
+    body = {**manifest_of(data), **fields}
+    Layout(data).manifest("p00").write_bytes(record.encode("manifest", 1, body))
 
 
-def one_block(data: Path, **extent: object) -> None:
+def manifest_of(data: Path) -> dict[str, Any]:
+    return record.decode("manifest", 1, Layout(data).manifest("p00").read_bytes(), "x")
+
+
+def one_block(data: Path, kind: str = "hot", **extent: object) -> None:
     """A manifest with one block, that of the live log, and other values in its extent."""
     name = live_log(data).name
-    body = record.decode("manifest", 1, Layout(data).manifest("p00").read_bytes(), "x")
+    body = manifest_of(data)
     blocks = [*body["hot"], *body["evicted"]]
     (block,) = (b for b in blocks if name in [e["file"] for e in b["extents"]])
     (mine,) = (e for e in block["extents"] if e["file"] == name)
-    change(data, hot=[{**block, "number": None, "extents": [{**mine, **extent}]}], evicted=[])
+    number = None if kind == "hot" else 10**6
+    one = {**block, "number": number, "extents": [{**mine, **extent}]}
+    change(data, **{"hot": [], "evicted": [], kind: [one]})
+
+
+def change_chunk(data: Path, **fields: object) -> None:
+    """Other values for the first chunk in the catalog, and the checksum that fits them."""
+    file = Layout(data).catalog("p00")
+    body = record.decode("catalog", 1, file.read_bytes(), "x")
+    first, *others = body["chunks"]
+    file.write_bytes(
+        record.encode("catalog", 1, {**body, "chunks": [{**first, **fields}, *others]})
+    )
+
+
+def replace_chunk(data: Path, table: pa.Table) -> None:
+    """Another file for the first chunk, with the checksum in the catalog that fits it."""
+    chunk = Layout(data).chunks("p00") / catalog_of(data).chunks[0].file
+    pq.write_table(table, chunk, compression="zstd")
+    content = chunk.read_bytes()
+    footer = 8 + int.from_bytes(content[-8:-4], "little")
+    sums = zlib.crc32(content), footer, zlib.crc32(content[-footer:])
+    change_chunk(data, checksum=asdict(Checksum(len(content), *sums)))
 
 
 def catalog_of(data: Path) -> Catalog:
@@ -115,7 +158,7 @@ def live_log(data: Path) -> Path:
     ["log", "chunk", "reject log", "drop log", "hot folder", "chunks folder", "date folder"],
 )
 def test_a_link_out_of_the_directory_shows_nothing_from_outside(
-    kind: str, data: Path, tmp_path: Path
+    kind: str, data: Path, read_by_another: Reader, tmp_path: Path
 ) -> None:
     """The other directory is one that only the reader may read, with events of its own."""
     other = filled(Lane(tmp_path / "secret" / "data").start())
@@ -135,29 +178,40 @@ def test_a_link_out_of_the_directory_shows_nothing_from_outside(
         outside = theirs.root / log.relative_to(data)
     log.rename(tmp_path / "moved")
     log.symlink_to(outside)
-    found = read_by_another(data, tmp_path)
+    found = read_by_another(data)
     other.files.close()
     assert found.startswith("refused"), "followed the link"
 
 
-def test_a_partition_named_out_of_the_directory_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_partition_named_out_of_the_directory_is_refused(
+    data: Path, read_by_another: Reader
+) -> None:
     for partition in ("../../secret", "/etc", "..", "a/b", ""):
         change(data, partition=partition)
-        assert read_by_another(data, tmp_path).startswith("refused")
+        assert read_by_another(data).startswith("refused")
 
 
+@pytest.mark.parametrize("kind", ["hot", "evicted", "rejects", "drops", "chunk"])
 @pytest.mark.parametrize(
     "file", ["../p00/x.1.arrows", "/etc/passwd", "..", "a\0b", "x/../../y.arrows", "", "."]
 )
-def test_a_file_named_out_of_its_folder_is_refused(file: str, data: Path, tmp_path: Path) -> None:
-    one_block(data, file=file)
-    assert read_by_another(data, tmp_path).startswith("refused")
+def test_a_file_named_out_of_its_folder_is_refused(
+    file: str, kind: str, data: Path, read_by_another: Reader
+) -> None:
+    if kind == "chunk":
+        change_chunk(data, file=file)
+    elif kind in ("rejects", "drops"):
+        (extent, *_) = manifest_of(data)[kind]
+        change(data, **{kind: [{**extent, "file": file}]})
+    else:
+        one_block(data, kind, file=file)
+    assert read_by_another(data).startswith("refused")
 
 
 @pytest.mark.parametrize("kind", ["log", "manifest", "batch"])
 @pytest.mark.parametrize("made", ["pipe", "device", "folder"])
 def test_what_is_no_file_is_refused_and_not_waited_for(
-    kind: str, made: str, data: Path, tmp_path: Path
+    kind: str, made: str, data: Path, read_by_another: Reader
 ) -> None:
     """A pipe would hold a reader for ever, a device fill its memory."""
     layout, log = Layout(data), live_log(data)
@@ -169,7 +223,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(
     file = {"log": log, "manifest": layout.manifest("p00"), "batch": layout.batch}[kind]
     file.unlink(missing_ok=True)
     makers[made](file)
-    assert read_by_another(data, tmp_path).startswith("refused")
+    assert read_by_another(data).startswith("refused")
 
 
 # -- code ---------------------------------------------------------------------------------------
@@ -185,7 +239,9 @@ class Bomb:
         return os.system, (f"touch {self.at}",)
 
 
-def test_pickles_in_any_place_are_refused_and_not_run(data: Path, tmp_path: Path) -> None:
+def test_pickles_in_any_place_are_refused_and_not_run(
+    data: Path, read_by_another: Reader, tmp_path: Path
+) -> None:
     mark = tmp_path / "it ran"
     bomb = pickle.dumps(Bomb(mark))
     layout = Layout(data)
@@ -195,7 +251,7 @@ def test_pickles_in_any_place_are_refused_and_not_run(data: Path, tmp_path: Path
         kept = file.read_bytes() if file.exists() else None
         file.write_bytes(bomb.ljust(len(kept or b""), b"\0"))  # a shorter log is a torn one
         try:
-            assert read_by_another(data, tmp_path).startswith("refused"), file
+            assert read_by_another(data).startswith("refused"), file
         finally:
             if kept is None:
                 file.unlink()
@@ -207,7 +263,9 @@ def test_pickles_in_any_place_are_refused_and_not_run(data: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["log", "chunk"])
-def test_an_arrow_extension_type_is_not_made(kind: str, data: Path, tmp_path: Path) -> None:
+def test_an_arrow_extension_type_is_not_made(
+    kind: str, data: Path, read_by_another: Reader, tmp_path: Path
+) -> None:
     """Arrow can carry a pickled Python type in a schema; the type here would leave a file."""
     mark = tmp_path / "it ran"
     meta = {
@@ -228,12 +286,13 @@ def test_an_arrow_extension_type_is_not_made(kind: str, data: Path, tmp_path: Pa
     content = sink.getvalue().to_pybytes()[:-8]
     if kind == "log":
         (Layout(data).hot("p00") / "x.1.arrows").write_bytes(content)
-        whole = {"bytes": len(content), "rows": 1, "crc": zlib.crc32(content)}
+        whole: dict[str, Any] = {"bytes": len(content), "rows": 1, "crc": zlib.crc32(content)}
         one_block(data, file="x.1.arrows", **whole)
     else:
-        chunk = Layout(data).chunks("p00") / catalog_of(data).chunks[0].file
-        pq.write_table(pa.Table.from_batches([batch]), chunk)
-    read_by_another(data, tmp_path)
+        types = {"_partition": "string", "_offset": "int64", "upload_time": "timestamp[ms, UTC]"}
+        replace_chunk(data, pa.Table.from_batches([batch]))
+        change_chunk(data, rows=1, schema=types)
+    read_by_another(data)
     assert not mark.exists()
 
 
@@ -241,7 +300,7 @@ def test_nothing_of_ours_unpickles_or_evaluates() -> None:
     """Imports and calls by name, in every module that reads data."""
     forbidden = {"pickle", "marshal", "shelve", "dill", "joblib", "eval", "exec", "compile"}
     found = []
-    for folder in ("storage", "query", "operators", "flows", "cli"):
+    for folder in ("storage", "query", "operators", "flows", "cli", "verify"):
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 names = []
@@ -261,13 +320,16 @@ def test_nothing_of_ours_unpickles_or_evaluates() -> None:
 @pytest.mark.parametrize("size", [2**31, 2**40, 2**60, 2**63 - 1, -1, -(2**60)])
 @pytest.mark.parametrize("field", ["bytes", "rows"])
 def test_a_huge_declared_size_is_refused_or_read_as_what_is_there(
-    field: str, size: int, data: Path, tmp_path: Path
+    field: str, size: int, data: Path, read_by_another: Reader
 ) -> None:
-    one_block(data, **{field: size})
-    assert read_by_another(data, tmp_path)
+    declared: dict[str, Any] = {field: size}
+    one_block(data, **declared)
+    assert read_by_another(data)
 
 
-def test_a_record_batch_that_declares_a_huge_buffer_is_refused(data: Path, tmp_path: Path) -> None:
+def test_a_record_batch_that_declares_a_huge_buffer_is_refused(
+    data: Path, read_by_another: Reader
+) -> None:
     """The uncompressed length stands before each lz4 buffer, as a number that anyone can write."""
     log = live_log(data)
     good = log.read_bytes()
@@ -276,11 +338,11 @@ def test_a_record_batch_that_declares_a_huge_buffer_is_refused(data: Path, tmp_p
     content = good[:at] + (2**40).to_bytes(8, "little") + good[at + 8 :]
     log.write_bytes(content)
     one_block(data, bytes=len(content), crc=zlib.crc32(content))
-    assert read_by_another(data, tmp_path).startswith("refused")
+    assert read_by_another(data).startswith("refused")
 
 
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
-def test_deeply_nested_json_is_refused(opening: bytes, data: Path, tmp_path: Path) -> None:
+def test_deeply_nested_json_is_refused(opening: bytes, data: Path, read_by_another: Reader) -> None:
     body = opening * 1_000_000
     for kind, file in (
         ("manifest", Layout(data).manifest("p00")),
@@ -293,7 +355,7 @@ def test_deeply_nested_json_is_refused(opening: bytes, data: Path, tmp_path: Pat
             zlib.crc32(body),
         )
         file.write_bytes(head + body + b"}")
-        assert read_by_another(data, tmp_path).startswith("refused")
+        assert read_by_another(data).startswith("refused")
         if kept is not None:
             file.write_bytes(kept)
         else:
@@ -302,23 +364,22 @@ def test_deeply_nested_json_is_refused(opening: bytes, data: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("number", [2**62, -(2**62), 253402300800000])
 def test_times_beyond_the_calendar_are_refused_or_answered(
-    number: int, data: Path, tmp_path: Path
+    number: int, data: Path, read_by_another: Reader
 ) -> None:
     change(data, stream_time_ms=number)
-    assert read_by_another(data, tmp_path)
+    assert read_by_another(data)
     change(data, stream_time_ms=None)
     Layout(data).batch.write_bytes(Batch(2**63 - 1, number).encode())
-    assert read_by_another(data, tmp_path)
+    assert read_by_another(data)
 
 
 def test_a_chunk_with_other_rows_than_its_catalog_says_is_refused(
-    data: Path, tmp_path: Path
+    data: Path, read_by_another: Reader
 ) -> None:
     """A few kB of Parquet can say the same a million times."""
     chunk = Layout(data).chunks("p00") / catalog_of(data).chunks[0].file
-    table = pq.ParquetFile(chunk).read().slice(0, 1)
-    pq.write_table(table.take([0] * 1_000_000), chunk, compression="zstd")
-    assert read_by_another(data, tmp_path).startswith("refused")
+    replace_chunk(data, pq.ParquetFile(chunk).read().slice(0, 1).take([0] * 1_000_000))
+    assert read_by_another(data).startswith("refused")
 
 
 # -- secrets ------------------------------------------------------------------------------------
@@ -394,13 +455,15 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
     return process.poll() is not None
 
 
-def test_an_error_shows_nothing_of_what_a_link_leads_to(data: Path, tmp_path: Path) -> None:
+def test_an_error_shows_nothing_of_what_a_link_leads_to(
+    data: Path, read_by_another: Reader, tmp_path: Path
+) -> None:
     secret = tmp_path / "shadow"
     secret.write_text(f"root:{SECRET}:19000:0:99999:7:::")
     for file in (Layout(data).batch, Layout(data).manifest("p00")):
         file.unlink(missing_ok=True)
         file.symlink_to(secret)
-        assert SECRET not in read_by_another(data, tmp_path)
+        assert SECRET not in read_by_another(data)
         file.unlink()
 
 

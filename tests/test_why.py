@@ -126,8 +126,7 @@ def told(partition: Partition) -> list[tuple[int, str]]:
     found = []
     for extent in partition.manifest().drops:
         reader = LogReader(partition.files, partition.layout.drops(NAME), extent.file)
-        messages = [message for _, message in reader.follow(extent)]
-        for batch in reader.decode(messages, [OFFSET, "what"]):
+        for batch in reader.decode(reader.follow(extent), [OFFSET, "what"]):
             found += list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
     return sorted(found)
 
