@@ -7,7 +7,7 @@ BENCH ?= all
 PORT ?= 9092
 KILLS ?= 500
 
-.PHONY: demo test check torture kafka bench audit constraints clean setup
+.PHONY: demo test check torture fuzz kafka bench audit constraints clean setup
 
 demo: $(READY)
 	$(BIN)/forebay demo
@@ -24,6 +24,11 @@ check: $(READY)
 # Crash stories with ever new seeds, until so many kills (about half an hour on two cores).
 torture: $(READY)
 	$(BIN)/forebay verify --long --kills $(KILLS)
+
+# Fuzz, power losses and disk faults with new seeds and a hundred times the cases.
+fuzz: $(READY)
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_power_loss.py \
+	  tests/test_disk_faults.py tests/test_blocks.py tests/test_replay.py tests/test_handoff.py
 
 # Runs until Ctrl-C; the one line it prints is the address.
 kafka: $(READY)

@@ -4,7 +4,6 @@ are made anew, grow or are compacted, and messages as large as the broker takes.
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,12 +20,12 @@ from storage.files import Files
 from storage.layout import Layout
 from storage.log import read_log
 from storage.state import read_manifest
+from tests import LONG
 from tests.broker import Broker
 from tests.job import Job, taken
 
 pytestmark = pytest.mark.kafka
 
-LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 MakeJob = Callable[..., Job]
 NOW_MS = time.time_ns() // 1_000_000
 MESSAGE_BYTES_MAX = 1_048_588

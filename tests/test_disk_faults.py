@@ -28,12 +28,12 @@ from cli.load import LoadSpec
 from storage.errors import BadInput
 from storage.files import Appender
 from storage.layout import Layout
+from tests import LONG
 from tests.job import Generated, Job, assert_exact, generated, taken
 from tests.oracle import Place
 from tests.partition import GRACE_MS, OpenFiles, Partition, assert_agrees, event, judge
 from tests.test_job import NOW_MS
 
-LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 MakeJob = Callable[..., Job]
 ERRORS = (errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS, errno.EIO)
 MESSAGES = [event(n, n % 50, 23 * n) for n in range(60)]

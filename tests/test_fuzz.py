@@ -34,12 +34,12 @@ from storage.files import Files
 from storage.layout import Layout
 from storage.log import Extent, LogReader, log_schema, read_log
 from storage.state import PartitionState
+from tests import LONG
 from tests.lane import Lane, filled
 from tests.test_decode import DECODER, GOOD, NOW_MS, item, nonsense, reads, well_formed
 from tests.test_formats import RECORDS, Record
 
 ROOT = Path(__file__).parent.parent
-LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 
 # -- decode -------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ event that was never accepted, and none twice. Then single stories, and flipped 
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import subprocess
@@ -34,6 +33,7 @@ from storage.keys import Hash
 from storage.layout import Layout
 from storage.log import LogKeys, LogWriter
 from storage.state import PartitionState
+from tests import LONG
 from tests.lane import Lane, filled
 from tests.oracle import Place
 from tests.partition import (
@@ -54,7 +54,6 @@ from tests.test_blocks import counts
 from tests.test_blocks_life import Life, hashes
 
 ROOT = Path(__file__).parent.parent
-LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 HOUR_MS = 3_600_000
 
 
