@@ -94,10 +94,13 @@ class Schema:
 
 
 def path_faults(columns: Iterable[Column]) -> list[str]:
-    """What keeps these columns from being read together: a message has one value at a path."""
+    """What keeps these columns from being read together: a message has one value at a path, and
+    Arrow knows no name with a NUL."""
     faults = []
     types: dict[tuple[str, ...], Column] = {}
     for column in columns:
+        if any("\0" in key for key in column.path):
+            faults.append(f"expected no NUL in the path of column {column.name}")
         known = types.setdefault(column.path, column)
         if known.arrow_type != column.arrow_type:
             faults.append(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import query
@@ -417,6 +417,7 @@ def DecoderOf(found: Settings) -> object:
 
 
 @settings(max_examples=10_000 if LONG else 250)
+@example(text='upload_time = "\\u0000"')
 @given(text=toml | st.text(max_size=60))
 def test_any_toml_is_valid_settings_or_a_list_of_faults(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
