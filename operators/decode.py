@@ -273,8 +273,12 @@ def _dig(document: dict[str, Any], path: tuple[str, ...]) -> object:
 
 
 def _read_values(reader: Reader, values: list[object]) -> tuple[pa.Array, list[bool]]:
-    """One column of `values`, null where one has another type, and which ones are right."""
-    right = [value is not _WRONG for value in values]
+    """One column of `values`, null where one has another type, and which ones are right.
+
+    SUBTLE: no list or object is ever right, and none may come to orjson again: it reads deeper
+    nesting than it writes.
+    """
+    right = [value is not _WRONG and not isinstance(value, dict | list) for value in values]
     texts = [orjson.dumps({"v": v if ok else None}) for v, ok in zip(values, right, strict=True)]
     parts = [pa.nulls(0, reader.columns[0].arrow_type)]
     for low, high, part in reader.read_each(texts):

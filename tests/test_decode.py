@@ -383,13 +383,15 @@ def assert_one_of_each(messages: Sequence[bytes]) -> None:
 @pytest.mark.parametrize("depth", [100, 1_000, 1_100, 100_000])
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+@pytest.mark.parametrize("field", ["x", "b", "t"])
 def test_deep_nesting_becomes_one_event_or_one_reject(
-    depth: int, closed: bool, opening: bytes
+    depth: int, closed: bool, opening: bytes, field: str
 ) -> None:
+    """In a field of no column, or in place of a column's value."""
     decoder = Decoder(DecodeConfig(SCHEMA, SKEW_MS, 10_000_000))
     closing = (b"]" if opening == b"[" else b"}") * depth if closed else b""
     inner = b"" if opening == b"[" else b"1"
-    message = GOOD[:-1] + b',"x":' + opening * depth + inner + closing + b"}"
+    message = GOOD[:-1] + b',"%b":' % field.encode() + opening * depth + inner + closing + b"}"
     (frame,) = decoder.decode([item([GOOD, message, GOOD])])
     found = [read.reason for read in reads(frame)]
     assert found[0] is None
@@ -397,6 +399,7 @@ def test_deep_nesting_becomes_one_event_or_one_reject(
     assert found[1] in (None, "bad json")
     if depth <= 1_000:
         assert (found[1] is None) == closed
+        assert frame.nulled == (closed and field in ("b", "t"))
 
 
 @pytest.mark.parametrize(
