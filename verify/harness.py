@@ -27,7 +27,7 @@ from query import Store
 from storage.errors import ForebayError
 from verify.dying import Death
 from verify.feed import Feed
-from verify.oracle import Expected, judge
+from verify.oracle import BYTES_MAX, Expected, judge
 from verify.worker import DEATH, LIMIT, PEAKS
 
 PARTITIONS = 3
@@ -57,8 +57,8 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Difference:
-    """`lost`: events that no answer has, and counts that are too low. `doubled`: events that an
-    answer has more often than once, or that nobody sent, and counts that are too high."""
+    """`lost`: events and rejects that no answer has, and counts that are too low. `doubled`: those
+    that an answer has more often than once, or that nobody sent, and counts that are too high."""
 
     lost: int
     doubled: int
@@ -66,12 +66,14 @@ class Difference:
 
 @dataclass
 class Trial:
-    """`settings` replace those above; `module` is what the worker processes run."""
+    """`settings` replace those above; `module` is what the worker processes run. The last of
+    `limits`, as in `judge`, is the one that the job runs with."""
 
     folder: Path
     seed: str
     module: str = "verify.worker"
     settings: dict[str, str] = field(default_factory=dict)
+    limits: list[int] = field(default_factory=lambda: [BYTES_MAX])
     data: Path = field(init=False)
     kills: int = 0
     lost: int = 0
@@ -97,7 +99,8 @@ class Trial:
         died, else the exit code of the first that failed."""
         count = workers or self.rng.choice(WORKERS)
         own = {"DATA_DIR": str(self.data), "CONFIG": str(self._config), **SETTINGS}
-        own |= {"FILES__PATH": str(self.feed.folder), **self.settings}
+        own |= {"FILES__PATH": str(self.feed.folder), "MESSAGE_BYTES_MAX": str(self.limits[-1])}
+        own |= self.settings
         environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
         environment |= {f"{ENV_PREFIX}{name}": value for name, value in own.items()}
         environment |= {DEATH: str(death or ""), LIMIT: limit or "", PEAKS: str(self._peaks)}
@@ -146,7 +149,7 @@ class Trial:
         )
         now_ms = time.time_ns() // 1_000_000
         return {
-            name: judge(messages, span_ms, window_ms, now_ms)
+            name: judge(messages, span_ms, window_ms, now_ms, self.limits)
             for name, messages in self.feed.messages.items()
         }
 
@@ -154,8 +157,12 @@ class Trial:
         """What a query finds now, against the rules; and whatever a reader missed before."""
         expected = self.expected()
         store = query.open(self.data)
-        wanted = Counter((n, o, id) for n, one in expected.items() for o, id in one.events.items())
+        wanted: Counter[tuple[str, int, str | bytes]] = Counter()
+        for name, one in expected.items():
+            wanted.update((name, offset, id) for offset, id in one.events.items())
+            wanted.update((name, offset, message) for offset, message in one.rejects.items())
         found = Counter(store.scan().select("_partition", "_offset", "id").collect().rows())
+        found.update(store.rejects().select("_partition", "_offset", "message").collect().rows())
         lost, doubled = (wanted - found).total(), (found - wanted).total()
         wanted_counts, found_counts = _wanted_counts(expected), _found_counts(store)
         lost = max(lost, (wanted_counts - found_counts).total())
