@@ -7,6 +7,8 @@ BROKEN names the bug that it has:
     hasty      logs are deleted as soon as a chunk covers them, committed or not
     short      what was evicted is a duplicate of nothing any more
     credulous  an upload time of a far future is believed
+    touchy     a message that is no event takes the region around it along
+    forgetful  a replay lists the file of rejects still
 """
 
 from __future__ import annotations
@@ -14,15 +16,22 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
 
 from flows import realtime, worker
 from operators import blocks as step
-from operators.decode import DecodeConfig
+from operators.decode import DecodeConfig, Decoder, _Reasons
+from operators.messages import I64
+from operators.reader import REGION_ROWS
 from storage.blocks import Blocks
 from storage.chunk import ChunkKeys
-from storage.log import LogKeys
+from storage.log import Extent, LogKeys
 from storage.retained import Retained
 from storage.schema import Schema
+from storage.series import LogSeries
 from verify.worker import main
 
 FAR_MS = 10**13
@@ -72,12 +81,36 @@ def credulous() -> None:
     realtime.DecodeConfig = believing  # type: ignore[attr-defined,assignment]
 
 
+def touchy() -> None:
+    read = Decoder._read
+
+    def touchy_read(
+        self: Decoder, values: list[bytes], reasons: _Reasons
+    ) -> tuple[list[pa.Array], I64]:
+        columns = read(self, values, reasons)
+        for row in np.flatnonzero(reasons.mask).tolist():
+            for near in range(row - row % REGION_ROWS, row):
+                reasons.flag_row("bad json", near, "near a bad one")
+        return columns
+
+    Decoder._read = touchy_read  # type: ignore[method-assign]
+
+
+def forgetful() -> None:
+    def unlisted(self: LogSeries, extent: Extent) -> Path:
+        return self._folder / "none"
+
+    LogSeries.discard = unlisted  # type: ignore[method-assign]
+
+
 BUGS: dict[str, Callable[[], None]] = {
     "keys": keys,
     "hollow": hollow,
     "hasty": hasty,
     "short": short,
     "credulous": credulous,
+    "touchy": touchy,
+    "forgetful": forgetful,
 }
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import pytest
 
 from tests.broken_worker import BUGS
 from verify.dying import Death
-from verify.feed import Traffic
+from verify.feed import START_MS, Traffic
 from verify.harness import Story, Trial, play
+from verify.hostile import replay
 from verify.stories import clocks_far_off, named_points, redelivery_of_an_hour_ago
 
 SEED = 1
@@ -44,6 +45,22 @@ def crash_before_evictions_are_committed(trial: Trial) -> None:
     del trial.settings["EPOCH_INTERVAL"]
 
 
+def broken_between_others(trial: Trial) -> None:
+    trial.feed.send(500, Traffic(broken=0.1))
+    trial.dies(Death("log-append", "after", 5), 1)
+
+
+def replay_after_a_crash(trial: Trial) -> None:
+    trial.limits = [100]
+    for name in trial.feed.names:
+        trial.feed.append(name, [trial.feed.event(START_MS, "x" * 100)])
+    trial.feed.send(500, Traffic())
+    trial.dies(Death("log-append", "after", 5), 1)
+    trial.ends(1)
+    trial.limits.append(1000)
+    replay(trial)
+
+
 @pytest.mark.parametrize(
     ("bug", "story"),
     [
@@ -52,6 +69,8 @@ def crash_before_evictions_are_committed(trial: Trial) -> None:
         ("hasty", crash_before_evictions_are_committed),
         ("short", redelivery_of_an_hour_ago),
         ("credulous", clocks_far_off),
+        ("touchy", broken_between_others),
+        ("forgetful", replay_after_a_crash),
     ],
     ids=list(BUGS),
 )

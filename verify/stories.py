@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -22,6 +22,7 @@ from storage.files import Files
 from verify.dying import MOMENT, POINTS, Death, every_death
 from verify.feed import START_MS, Traffic
 from verify.harness import Failure, Story, Trial
+from verify.hostile import hostile_input, rejects_replayed
 from verify.room import small_disk
 
 Place = tuple[str, int]
@@ -47,6 +48,8 @@ NTH_MAX = {
 }
 """How often a portion surely comes to each step, whatever the number of workers."""
 MOMENT_MS_MAX = 400
+FILES_MOST = (36, 28, 20)
+"""Descriptors: with the first a run may have enough, with the last none has."""
 READ_S = 60.0
 EVENTS = "select _partition, _offset from events"
 
@@ -202,23 +205,18 @@ def flipped_byte(trial: Trial) -> None:
 
 
 def full_disk(trial: Trial) -> None:
-    """The job ends and says why, readers go on; with room again, so does the job. (One worker: of
-    several, the engine may tell nothing of its own store.)"""
+    """The job ends and says why, readers go on; with room again, so does the job."""
     disk = trial.cleanup.enter_context(small_disk(trial.folder / "disk"))
     trial.data = disk.folder / "data"
-    for _ in range(TRIES):
-        trial.feed.send(2 * PORTION, ORDINARY)
-        if trial.run(None, 1, disk.limit):
-            break
-    else:
-        raise Failure("the disk was never full")
-    if not any(reason in trial.told() for reason in disk.reasons):
-        raise Failure(f"expected one of {disk.reasons}, the job told:\n{trial.told()}")
-    wanted, answer = _places(trial), query.open(trial.data).sql(EVENTS).rows()
-    trial.doubled += len(answer) - len(wanted.intersection(answer))
-    trial.feed.send(2 * PORTION, ORDINARY)
-    trial.run(None, 1, disk.limit)
+    _runs_out(trial, [disk.limit] * TRIES, disk.reasons)
     disk.grow()
+
+
+def few_open_files(trial: Trial) -> None:
+    """So few descriptors that there are none left in the middle of the work: the job ends and says
+    why, readers go on; with more, so does the job."""
+    limits = [f"NOFILE={most}" for most in FILES_MOST]
+    _runs_out(trial, limits, ("Too many open files",))
 
 
 STORIES: dict[str, Story] = {
@@ -235,6 +233,9 @@ STORIES: dict[str, Story] = {
     "torn log": torn_log,
     "flipped byte": flipped_byte,
     "full disk": full_disk,
+    "few open files": few_open_files,
+    "hostile input": hostile_input,
+    "rejects replayed": rejects_replayed,
 }
 
 
@@ -259,6 +260,37 @@ def _any(trial: Trial, *points: str) -> Death:
 
 def _moment(trial: Trial) -> Death:
     return Death(MOMENT, "after", trial.rng.randint(1, MOMENT_MS_MAX))
+
+
+def _runs_out(trial: Trial, limits: Sequence[str | None], reasons: tuple[str, ...]) -> None:
+    """Send more under each limit in turn until one ends the job, and start it once more under that;
+    see that it says why, and that readers keep what they had. (One worker: of several, the engine
+    may tell nothing of its own store.)"""
+    trial.feed.send(PORTION, ORDINARY)
+    trial.ends(1)
+    firm = read(trial, set())
+    for limit in limits:
+        trial.feed.send(2 * PORTION, ORDINARY)
+        if trial.run(None, 1, limit):
+            break
+        firm = read(trial, firm)
+    else:
+        raise Failure(f"expected one of {reasons} under one of {limits}, the job went on")
+    if not any(reason in trial.told() for reason in reasons):
+        raise Failure(f"expected one of {reasons}, the job told:\n{trial.told()}")
+    read(trial, firm)
+    trial.feed.send(2 * PORTION, ORDINARY)
+    trial.run(None, 1, limit)
+    read(trial, firm)
+
+
+def read(trial: Trial, firm: set[Place]) -> set[Place]:
+    """What a query finds now; counted are events that it has twice, that nobody sent, and those of
+    `firm` that it lacks."""
+    wanted, answer = _places(trial), query.open(trial.data).sql(EVENTS).rows()
+    trial.doubled += len(answer) - len(wanted.intersection(answer))
+    trial.lost += len(firm.difference(answer))
+    return set(answer)
 
 
 def _send_again(trial: Trial, messages: dict[str, list[bytes]]) -> None:

@@ -1,0 +1,202 @@
+"""Hostile input: what broken or malicious producers send between the messages of the others.
+
+Each piece of it is made from an ordinary event: with a field that changes nothing, a field or a
+byte that makes it no event, a copy in another spelling, or cut in two. A message is a line, so none
+has a newline in it. `verify.oracle` judges them as it does all others.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+
+from query.view import take_view
+from storage.files import Files
+from storage.layout import Layout
+from storage.rejects import ALL
+from storage.replay import ask
+from verify.dying import MOMENT, POINTS, Death
+from verify.feed import Traffic
+from verify.harness import Failure, Trial
+
+BYTES_MAX = 16 << 10
+DEEP, DEEPEST = 300, 5_000
+"""What every reader of JSON follows, and what some do not."""
+COLUMNS = (
+    '[{"name": "device", "path": "device"}, {"name": "id", "path": "id"},'
+    ' {"name": "n", "path": "n", "type": "int"}]'
+)
+HARMLESS = [
+    b'"x":' + b"[" * DEEP + b"]" * DEEP,
+    b'"x":' + b'{"x":' * DEEP + b"1" + b"}" * DEEP,
+    b'"x":1e999',
+    b'"x":-' + b"9" * 300,
+    b'"x":0.' + b"9" * 5_000,
+    b'"x":"\\u0000"',
+    b'"x":"}\\n{"',
+    b'"x":"}},{\\""',
+    '"x":"\u2028\x85\U0001f600"'.encode(),
+    b'"":null',
+    b'"n":1,"n":"one"',
+    b'"n":"\\u0000"',
+    b'"n":{"device":"d"}',
+    b'"n":' + b"[" * DEEP + b"]" * DEEP,
+    b'"n":[[]]',
+    b'"n":true',
+    b'"n":%d' % 2**63,
+    b'"n":-' + b"9" * 300,
+]
+"""An event with one of these is an event; what is no number in `n` is null."""
+HARMFUL = [
+    b'"x":' + b"[" * DEEPEST,
+    b'"x":' + b'{"x":' * DEEP,
+    b'"device":' + b"[" * DEEPEST + b"]" * DEEPEST,
+    b'"at":' + b"[" * DEEP + b"]" * DEEP,
+    b'"x":NaN',
+    b'"x":-Infinity',
+    b'"at":NaN',
+    b'"at":1' + b"0" * 300,
+    b'"at":-1',
+    b'"at":true',
+    b'"at":"noon"',
+    b'"at":null',
+    b'"id":""',
+    b'"id":null',
+    b'"id":5',
+    b'"device":{"device":"d"}',
+    b'"x":"\\ud800"',
+    b'"\\udc00\\ud800":1',
+    b'"x":"\0"',
+    b'"x":"\xff"',
+    b'"\xc0\xaf":1',
+    b'"x":"\xed\xa0\x80"',
+    b'"x":"\xc3","y":"\xa9"',
+    b'"x":"\\q"',
+    b'"x":nul',
+    b'"x":0x1',
+    b'"x":1}',
+    b'"x":[1}',
+    b'"x":"',
+]
+"""An event with one of these is none: of two equal names the last counts."""
+BEHIND = [b"}", b"{}", b',"x":2', b',"x":{"y":2}', b'},{"x":1', b'\r{"x":1}', b"\0", b"]", b'"']
+"""What may not stand behind an event: it ends the envelope in which a reader puts it."""
+NO_OBJECTS = [
+    b" ", b"}", b"{", b"null", b"5", b'"{}"', b"[{}]", b"}\r{", b'1}\t{"x":1', b"\x1f\x8b\x08\x00",
+    b"[" * DEEPEST + b"]" * DEEPEST, b"\xff\xfe{\0}\0", b'\xef\xbb\xbf{"x":1}', b"'", b"\\u0000",
+]  # fmt: skip
+PIECES = [
+    *([b"%(open)b," + field + b"}"] for field in HARMLESS + HARMFUL),
+    *([b"%(event)b" + tail] for tail in BEHIND),
+    *([line] for line in NO_OBJECTS),
+    [b""],
+    [b"\r"],
+    [b" %(event)b\t\r"],
+    [b"%(event)b%(event)b"],
+    [b"%(event)b", b"%(otherwise)b"],
+    [b"%(longest)b"],
+    [b"%(too_long)b"],
+    [b"%(head)b"],
+    [b"%(head)b", b"%(rest)b"],
+]
+"""Lines that come one behind the other, with the names of what `hostile` makes of an event."""
+
+
+def hostile(rng: random.Random, piece: list[bytes], event: bytes) -> list[bytes]:
+    """The lines of a piece, made from this event."""
+    cut = rng.randrange(1, len(event))
+    parts = {
+        b"event": event,
+        b"open": event[:-1],
+        b"otherwise": _spelt_otherwise(event),
+        b"longest": _padded(event, BYTES_MAX),
+        b"too_long": _padded(event, BYTES_MAX + 1),
+        b"head": event[:cut],
+        b"rest": event[cut:],
+    }
+    return [line % parts for line in piece]
+
+
+def _padded(event: bytes, size: int) -> bytes:
+    """The event in so many bytes."""
+    return event[:-1] + b',"x":"' + b"." * (size - len(event) - 7) + b'"}'
+
+
+def _spelt_otherwise(event: bytes) -> bytes:
+    """The same event, as another producer may write it."""
+    event_at = json.loads(event)
+    device, id = (
+        "".join(f"\\u{ord(letter):04x}" for letter in event_at[name]) for name in ("device", "id")
+    )
+    return f'{{"at": {event_at["at"]},\t"id": "{id}", "device": "{device}"}}'.encode()
+
+
+def hostile_input(trial: Trial) -> None:
+    """Hostile lines at random among ordinary ones, with kills in between: whatever comes, what
+    stands beside it is what it would be alone."""
+    trial.settings["COLUMNS"] = COLUMNS
+    trial.limits = [BYTES_MAX]
+    for death in (_moment(trial), _any(trial), _any(trial)):
+        for name in trial.feed.names:
+            for piece in trial.rng.sample(PIECES, len(PIECES)):
+                trial.feed.send(trial.rng.randrange(12), Traffic(broken=0), [name])
+                event = trial.feed.event(trial.feed.now_ms)
+                trial.feed.append(name, hostile(trial.rng, piece, event))
+        trial.may_die(death, 1)
+
+
+SMALL, LARGE = 200, 600
+
+
+def rejects_replayed(trial: Trial) -> None:
+    """Messages above the limit of bytes are replayed under a larger one, over kills: each is then
+    one event, one duplicate or still one reject, and another replay changes nothing."""
+    trial.limits = [SMALL]
+    _send_bulky(trial)
+    trial.may_die(_moment(trial), 1)
+    trial.ends(1)
+    before = _rejects(trial)
+    trial.limits.append(LARGE)
+    if not 0 < _rejects(trial) < before:
+        raise AssertionError("bug: expected some rejects to pass under the larger limit")
+    replay(trial)
+    when = trial.rng.choice(POINTS["log-append"])
+    trial.dies(Death("log-append", when, trial.rng.randint(1, 4)), 1)
+    trial.may_die(_any(trial), 1)
+    trial.ends(1)
+    once = trial.compare()
+    if once.lost or once.doubled:
+        raise Failure(f"expected each reject once, as one thing: got {once}")
+    replay(trial)
+
+
+def _send_bulky(trial: Trial) -> None:
+    """Ordinary messages, and events of up to twice LARGE: new ones, and known ones made longer."""
+    for name in trial.feed.names:
+        for _ in range(40):
+            trial.feed.send(15, Traffic(), [name])
+            size = trial.rng.randrange(SMALL, 2 * LARGE)
+            event = trial.feed.event(trial.feed.now_ms)
+            again = [event, _padded(event, size)] if trial.rng.random() < 0.3 else [event]
+            trial.feed.append(name, [_padded(event, size), *again][: trial.rng.randint(1, 3)])
+
+
+def replay(trial: Trial) -> None:
+    """Ask for a replay of all rejects, as `forebay rejects replay` does."""
+    files = Files()
+    states = [partition.state for partition in take_view(files, [trial.data]).partitions]
+    ask(files, Layout(trial.data), ALL, {state.partition: state.incarnation for state in states})
+
+
+def _rejects(trial: Trial) -> int:
+    return sum(len(one.rejects) for one in trial.expected().values())
+
+
+def _any(trial: Trial) -> Death:
+    """A death at a step that comes in every run."""
+    point = trial.rng.choice(("log-append", "log-fsync", "manifest-publish", "snapshot-return"))
+    return Death(point, trial.rng.choice(POINTS[point]), trial.rng.randint(1, 5))
+
+
+def _moment(trial: Trial) -> Death:
+    return Death(MOMENT, "after", trial.rng.randint(1, 200))
