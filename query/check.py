@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from query.view import PAUSE_S, TRIES, read_state, require_inside
+from query.view import PAUSE_S, TRIES, Inside, read_state
 from storage.batch import read_batch
 from storage.catalog import Chunk, read_catalog
 from storage.checksum import damaged_columns
@@ -109,11 +109,12 @@ def _partition(files: Files, layout: Layout, name: str, report: Report) -> None:
     for _ in range(TRIES):
         small = Report()
         gone: dict[Path, Exception] = {}
-        for part in _parts(files, layout, name, small):
+        inside = Inside(layout.root)
+        for part in _parts(files, layout, name, small, inside):
             if part.path in looked:
                 continue
             try:
-                _look(layout.root, part, report)
+                _look(inside, part, report)
                 looked.add(part.path)
             except (MissingFile, FileNotFoundError) as error:
                 gone[part.path] = error
@@ -125,11 +126,11 @@ def _partition(files: Files, layout: Layout, name: str, report: Report) -> None:
         report.note(path, missing)
 
 
-def _look(root: Path, part: _Part, report: Report) -> None:
+def _look(inside: Inside, part: _Part, report: Report) -> None:
     """Raises MissingFile or FileNotFoundError, and nothing else that is wrong with a file."""
     found: list[Exception] = []
     try:
-        require_inside(root, part.path)
+        inside.require(part.path)
         found += part.look()
     except (MissingFile, FileNotFoundError):
         raise
@@ -140,9 +141,11 @@ def _look(root: Path, part: _Part, report: Report) -> None:
         report.note(part.path, fault)
 
 
-def _parts(files: Files, layout: Layout, name: str, small: Report) -> Iterator[_Part]:
+def _parts(
+    files: Files, layout: Layout, name: str, small: Report, inside: Inside
+) -> Iterator[_Part]:
     """What the partition names now. The manifest comes first, as in a view."""
-    states = _small(small, layout.manifest(name), lambda: read_state(files, layout, name))
+    states = _small(small, layout.manifest(name), lambda: read_state(files, layout, name, inside))
     path = layout.catalog(name)
     catalog = _small(small, path, lambda: read_catalog(files, path, name))
     for state in states or ():

@@ -268,17 +268,18 @@ def _read_node(files: Files, root: Path, sound: SoundChunks) -> tuple[NodeView, 
     if not root.is_dir():
         raise NotADirectoryError(f"no directory at {root}")
     layout = Layout(root)
-    require_inside(root, layout.batch)
+    inside = Inside(root)
+    inside.require(layout.batch)
     batch = read_batch(files, layout)
     states: list[PartitionState] = []
     partitions: list[PartitionView] = []
     faults: dict[str, ForebayError] = {}
     for name in layout.partitions():
         with _noted(faults, root, name):
-            states += read_state(files, layout, name)
+            states += read_state(files, layout, name, inside)
     for state in states:
         with _noted(faults, root, state.partition):
-            partitions.append(_partition(files, layout, state, sound))
+            partitions.append(_partition(files, layout, state, sound, inside))
     silent = tuple(SilentPartition(str(root), name, str(e)) for name, e in faults.items())
     found = list(faults.values())
     if read_batch(files, layout).number != batch.number:
@@ -297,17 +298,33 @@ def _noted(faults: dict[str, ForebayError], root: Path, partition: str) -> Itera
         faults[partition] = _unreadable(root, error)
 
 
-def require_inside(root: Path, path: Path) -> None:
-    """Raise Corruption if links lead out of the data directory."""
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise Corruption(f"{path}: expected a file below {root}, got a link out of it")
+class Inside:
+    """What is below a data directory, links followed. Folders are looked at once, so one of these
+    serves one view."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = root.resolve()
+        self._folders: set[Path] = set()
+
+    def require(self, path: Path) -> None:
+        """Raise Corruption if links lead out of the data directory."""
+        if path.parent not in self._folders:
+            self._look(path.parent)
+            self._folders.add(path.parent)
+        if path.is_symlink():
+            self._look(path)
+
+    def _look(self, path: Path) -> None:
+        if not path.resolve().is_relative_to(self._real):
+            raise Corruption(f"{path}: expected a file below {self._root}, got a link out of it")
 
 
-def read_state(files: Files, layout: Layout, name: str) -> list[PartitionState]:
+def read_state(files: Files, layout: Layout, name: str, inside: Inside) -> list[PartitionState]:
     """What the partition has published, if anything."""
     path = layout.manifest(name)
-    require_inside(layout.root, path)
-    require_inside(layout.root, layout.catalog(name))
+    inside.require(path)
+    inside.require(layout.catalog(name))
     state = read_manifest(files, path)
     if state is not None and state.partition != name:
         raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}", 0)
@@ -315,7 +332,7 @@ def read_state(files: Files, layout: Layout, name: str) -> list[PartitionState]:
 
 
 def _partition(
-    files: Files, layout: Layout, state: PartitionState, sound: SoundChunks
+    files: Files, layout: Layout, state: PartitionState, sound: SoundChunks, inside: Inside
 ) -> PartitionView:
     name = state.partition
     catalog: Catalog = read_catalog(files, layout.catalog(name), name)
@@ -337,9 +354,9 @@ def _partition(
         (layout.drops(name), state.drops),
     ):
         for extent in extents:
-            require_inside(layout.root, folder / extent.file)
+            inside.require(folder / extent.file)
     for path in [*(view.folder / extent.file for extent in view.extents), *view.chunk_paths]:
-        require_inside(layout.root, path)
+        inside.require(path)
         if not path.is_file():
             raise _TooOld(f"partition {name}: {path} is missing")
     for path, chunk in zip(view.chunk_paths, view.chunks, strict=True):

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from cli.main import main
 from query import check as checking
 from query.check import Fault, Report, check
+from query.view import Inside
 from storage import record
 from storage.batch import Batch
 from storage.errors import BadInput
@@ -185,10 +186,12 @@ def test_what_the_job_does_meanwhile_is_no_fault(
     parts = checking._parts
     views = 0
 
-    def overtaken(files: Files, layout: Layout, name: str, small: Report) -> Iterator[object]:
+    def overtaken(
+        files: Files, layout: Layout, name: str, small: Report, inside: Inside
+    ) -> Iterator[object]:
         nonlocal views
         views += 1
-        found = list(parts(files, layout, name, small))
+        found = list(parts(files, layout, name, small, inside))
         if views == 1:
             partition.append(event(100, 100, 60_000), event(101, 101, 61_000))
             partition.merge()
