@@ -86,8 +86,8 @@ class SummedFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._bytes = self._crc = 0
-        self._footer_start = self._footer_crc = 0
+        self._bytes = self._crc = self._footer_crc = 0
+        self._footer_start: int | None = None
 
     @property
     def closed(self) -> bool:
@@ -95,7 +95,8 @@ class SummedFile:
 
     def write(self, data: bytes) -> int:
         self._crc = zlib.crc32(data, self._crc)
-        self._footer_crc = zlib.crc32(data, self._footer_crc)
+        if self._footer_start is not None:
+            self._footer_crc = zlib.crc32(data, self._footer_crc)
         self._bytes += len(data)
         return self._file.write(data)
 
@@ -104,11 +105,12 @@ class SummedFile:
 
     def begin_footer(self) -> None:
         """What is written from now on is the footer."""
-        self._footer_start, self._footer_crc = self._bytes, 0
+        self._footer_start = self._bytes
 
     def checksum(self) -> Checksum:
         """Of all that was written."""
-        return Checksum(self._bytes, self._crc, self._bytes - self._footer_start, self._footer_crc)
+        footer_bytes = self._bytes - (self._footer_start or 0)
+        return Checksum(self._bytes, self._crc, footer_bytes, self._footer_crc)
 
 
 def damaged_columns(path: Path, metadata: pq.FileMetaData) -> Iterator[Corruption]:

@@ -46,12 +46,14 @@ class Extent:
 
 @dataclass(frozen=True)
 class Span:
-    """Where one record batch stands in a log file: bytes [start, end), and their CRC-32."""
+    """Where one record batch stands in a log file: bytes [start, end). `start_crc` and `end_crc`
+    are the CRC-32 of the file up to there."""
 
     file: str
     start: int
     end: int
-    crc: int
+    start_crc: int
+    end_crc: int
 
 
 class LogWriter:
@@ -80,15 +82,13 @@ class LogWriter:
         self._file.append(data)
         self.dirty = True
         last = self.extent
-        self.extent = Extent(
-            last.file,
-            last.bytes + len(data),
-            last.rows + batch.num_rows,
-            zlib.crc32(data, last.crc),
-        )
-        start = last.bytes or len(self._prefix)
-        message = data if last.bytes else data[len(self._prefix) :]
-        return Span(last.file, start, self.extent.bytes, zlib.crc32(message))
+        start, start_crc, message = last.bytes, last.crc, data
+        if not start:
+            start, start_crc = len(self._prefix), zlib.crc32(self._prefix)
+            message = data[start:]
+        end, end_crc = last.bytes + len(data), zlib.crc32(message, start_crc)
+        self.extent = Extent(last.file, end, last.rows + batch.num_rows, end_crc)
+        return Span(last.file, start, end, start_crc, end_crc)
 
     def sync(self) -> None:
         """Return once all appended batches would survive a power loss."""
@@ -198,36 +198,44 @@ class LogReader:
                 f" got {self._bytes + len(data)} at offset {self._bytes + len(data)}",
                 self._bytes + len(data),
             )
+        try:
+            found = list(self._split(data, torn))
+        except Corruption:
+            self._require(data, extent)
+            raise
+        if not torn and (not found or found[-1][0].end_crc != extent.crc):
+            self._require(data, extent)
+        if found:
+            self._crc, self._bytes = found[-1][0].end_crc, found[-1][0].end
+        return found
+
+    def _require(self, data: bytes, extent: Extent) -> None:
+        """Raise Corruption unless `data` is what the extent says: where it begins to differ, no
+        one can tell."""
         crc = zlib.crc32(data, self._crc)
-        if not torn and crc != extent.crc:
+        if crc != extent.crc:
             raise Corruption(
                 f"log {self._path}: expected checksum {extent.crc:#010x} for bytes"
                 f" {self._bytes}..{extent.bytes}, got {crc:#010x}",
                 self._bytes,
             )
-        found = list(self._split(data, torn))
-        if torn:
-            whole = found[-1][0].end - self._bytes if found else 0
-            crc = zlib.crc32(data[:whole], self._crc)
-        else:
-            whole = len(data)
-        self._crc, self._bytes = crc, self._bytes + whole
-        return found
 
     def _split(self, data: bytes, torn: bool) -> Iterator[tuple[Span, bytes]]:
         buffer = pa.py_buffer(data)
         source = pa.BufferReader(buffer)
-        base = self._bytes
+        base, crc = self._bytes, self._crc
         try:
-            if self._bytes == 0:
+            if base == 0:
                 self.schema = _read_schema(source)
                 self._prefix = data[: source.tell()]
+                crc = zlib.crc32(self._prefix)
             while source.tell() < len(data):
                 start = source.tell()
                 ipc.read_message(source)
                 end = source.tell()
                 message = data[start:end]
-                yield Span(self._name, base + start, base + end, zlib.crc32(message)), message
+                before, crc = crc, zlib.crc32(message, crc)
+                yield Span(self._name, base + start, base + end, before, crc), message
         except (pa.ArrowException, ValueError, EOFError, OSError) as error:
             if not torn:
                 raise Corruption(
@@ -309,7 +317,7 @@ def read_span(
             f"log {folder / span.file}: expected bytes up to {span.end}, file is short",
             span.start + len(data),
         )
-    if zlib.crc32(data) != span.crc:
+    if zlib.crc32(data, span.start_crc) != span.end_crc:
         raise Corruption(
             f"log {folder / span.file}: checksum of bytes {span.start}..{span.end} does not match",
             span.start,
