@@ -37,10 +37,11 @@ BACKOFF_S, BACKOFF_S_MAX, HEALTHY_S = 1.0, 30.0, 60.0
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+    "MALLOC_ARENA_MAX": "1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
 }
 """Keep the buffers of a batch instead of asking the kernel for fresh pages each time: glibc does as
-told, Arrow's own allocator does not."""
+told, Arrow's own allocator does not. What one thread gave back, another takes."""
 
 log = logging.getLogger("forebay.cluster")
 

@@ -1,7 +1,7 @@
 """The block log: an append-only Arrow IPC stream file, committed by length.
 
     file    := schema message, record batch message*          (Arrow IPC streaming format, no EOS)
-    buffers are lz4-framed; one record batch per flush; reject logs have the same format
+    buffers are zstd-compressed; one record batch per flush; reject logs have the same format
 
 A file says nothing of how much of it counts. An `Extent` does: the first `bytes` bytes of `file`
 hold `rows` rows, and `crc` is the CRC-32 (zlib) of exactly these bytes, so a reader that follows a
@@ -26,7 +26,7 @@ from storage.payload import Payload, hash_payload
 from storage.record import Count, Crc
 from storage.schema import require_plain
 
-_WRITE = ipc.IpcWriteOptions(compression=pa.Codec("lz4"), use_threads=False)
+_WRITE = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=-5), use_threads=False)
 _EOS_BYTES = 8
 PENDING_ROWS_MAX, PENDING_BYTES_MAX = 65_536, 64 << 20
 
