@@ -171,7 +171,7 @@ def parted() -> None:
             )
             if holder.stdout is None or not holder.stdout.readline():
                 raise AssertionError("expected a part with epochs, found none")
-            threading.Timer(STORED_S, self.end).start()
+            threading.Timer(STORED_S, self._die).start()
 
     DyingFiles.step = parting_step  # type: ignore[method-assign]
 

@@ -102,7 +102,7 @@ def evictions_under_a_reader(trial: Trial) -> None:
     trial.settings["GRACE"] = "60s"
     trial.data.mkdir()
     with reading(trial, "60") as reader:
-        trial.feed.send(4000, Traffic(step_ms=100))
+        trial.feed.send(1500, Traffic(step_ms=200))
         trial.ends(1)
         report_of(trial, reader)
 
@@ -162,7 +162,7 @@ def test_readers_that_are_broken_are_noticed_and_a_sound_one_beside_them_is_not(
 ) -> None:
     trial = Trial(tmp_path / "trial", str(SEED))
     trial.data.mkdir()
-    trial.feed.send(2000, Traffic(step_ms=100))
+    trial.feed.send(1000, Traffic(step_ms=200))
     with ExitStack() as stack:
         broken = [
             stack.enter_context(reading(trial, bug, module="tests.broken_reader"))
@@ -170,7 +170,7 @@ def test_readers_that_are_broken_are_noticed_and_a_sound_one_beside_them_is_not(
         ]
         sound = stack.enter_context(reading(trial))
         trial.dies(Death("catalog-publish", "after", 4), 1)
-        trial.feed.send(2000, Traffic(step_ms=100))
+        trial.feed.send(1000, Traffic(step_ms=200))
         trial.ends(1)
         reports = [report_of(trial, reader) for reader in (sound, *broken)]
     wrong = [bool(report.lost or report.doubled) for report in reports]
@@ -186,7 +186,7 @@ def test_a_snapshot_of_a_lost_run_is_written_over_and_would_do_no_harm_else(
     wakes the third up with what the first left."""
 
     def story(trial: Trial) -> None:
-        trial.settings["GRACE"] = "1h"
+        trial.settings.update(EPOCH_INTERVAL="50ms", GRACE="1h")
         silent = trial.feed.names[-1]
         path = trial.feed.folder / silent
         trial.feed.send(300, Traffic())
