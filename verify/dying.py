@@ -6,8 +6,8 @@ milliseconds after the first append. A SIGKILL loses what the process had in mem
 that it had handed to the operating system.
 
 `snapshot-return after` is a moment too: the engine has the snapshot and is storing it, on threads
-that nothing here sees. About two of three such deaths leave a snapshot in the store without its
-epoch, an orphan; `orphans` counts what a state that woke up from one has dropped.
+that nothing here sees. Such a death often leaves a snapshot in the store without its epoch, an
+orphan; `orphans` counts what a state that woke up from one has dropped.
 """
 
 from __future__ import annotations
