@@ -174,6 +174,8 @@ class Blocks:
         following = state.next_offsets.get(frame.source, frame.first_offset)
         if frame.end_offset is not None:
             state.end_offsets[frame.source] = frame.end_offset
+        if frame.first_offset < following:
+            self._files.step("orphan-snapshot")
         if frame.next_offset <= following:
             return None
         events, rejects = frame.events, frame.rejects

@@ -9,32 +9,64 @@ BROKEN names the bug that it has:
     credulous  an upload time of a far future is believed
     touchy     a message that is no event takes the region around it along
     forgetful  a replay lists the file of rejects still
+    strict     an upload time that is ahead of the clock at all is not
+    graceless  logs go as soon as a chunk has covered them for good, whoever reads them
+    leaky      the cache of keys never lets go of any
+    deaf       an append that fails is taken for one that succeeded
+    unsettled  a partition of which nothing is heard is not committed in the first epochs
+    parted     none, but its first epoch's snapshots are stored without the epoch, and it dies
+    trusting   Kafka is read from where the consumer group says, as the consumer itself told it
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from flows import realtime, worker
+from flows import realtime, settings, worker
 from operators import blocks as step
+from operators import kafka
 from operators.decode import DecodeConfig, Decoder, _Reasons
 from operators.messages import I64
 from operators.reader import REGION_ROWS
-from storage.blocks import Blocks
+from storage.blocks import Blocks, BlocksConfig
 from storage.chunk import ChunkKeys
+from storage.files import Appender
+from storage.frame import Frame
+from storage.keys import KeyCache
+from storage.layout import Layout
 from storage.log import Extent, LogKeys
+from storage.offer import Offer
 from storage.retained import Retained
 from storage.schema import Schema
 from storage.series import LogSeries
+from verify.dying import DyingFiles
 from verify.worker import main
 
 FAR_MS = 10**13
+STORED_S = 1.0
+"""In which the engine stores a snapshot, and less than it waits for a lock."""
+HOLD = """
+import sqlite3, sys
+from pathlib import Path
+for part in Path(sys.argv[1]).glob("part-*.sqlite3"):
+    store = sqlite3.connect(part)
+    if store.execute("select count(*) from fronts").fetchone()[0]:
+        store.execute("begin immediate")
+        print("held", flush=True)
+        sys.stdin.read()
+"""
 
 
 def keys() -> None:
@@ -74,11 +106,92 @@ def short() -> None:
     Retained.of_interval = lambda self, interval, catalog: []  # type: ignore[method-assign]
 
 
-def credulous() -> None:
-    def believing(schema: Schema, skew_ms: int, bytes_max: int) -> DecodeConfig:
-        return DecodeConfig(schema, skew_ms + FAR_MS, bytes_max)
+def _accept_ahead(skew_ms: int) -> None:
+    def other(schema: Schema, _: int, bytes_max: int) -> DecodeConfig:
+        return DecodeConfig(schema, skew_ms, bytes_max)
 
-    realtime.DecodeConfig = believing  # type: ignore[attr-defined,assignment]
+    realtime.DecodeConfig = other  # type: ignore[attr-defined,assignment]
+
+
+def credulous() -> None:
+    _accept_ahead(FAR_MS)
+
+
+def strict() -> None:
+    _accept_ahead(0)
+
+
+def graceless() -> None:
+    def config(*args: Any) -> BlocksConfig:
+        return replace(BlocksConfig(*args), grace_ms=0)
+
+    realtime.BlocksConfig = config  # type: ignore[attr-defined,assignment]
+
+
+def leaky() -> None:
+    KeyCache.trim = lambda self: None  # type: ignore[method-assign]
+
+
+def deaf() -> None:
+    append = Appender.append
+
+    def deaf_append(self: Appender, data: bytes | memoryview) -> None:
+        with suppress(OSError):
+            append(self, data)
+
+    Appender.append = deaf_append  # type: ignore[method-assign]
+
+
+def unsettled() -> None:
+    take, notify_at = step._BlocksLogic.on_batch, step._BlocksLogic.notify_at
+    heard_of: set[int] = set()
+
+    def taking(self: step._BlocksLogic, values: list[Frame]) -> tuple[list[Offer], bool]:
+        heard_of.add(id(self))
+        return take(self, values)
+
+    def at(self: step._BlocksLogic) -> datetime | None:
+        return notify_at(self) if id(self) in heard_of else None
+
+    step._BlocksLogic.on_batch = taking  # type: ignore[method-assign]
+    step._BlocksLogic.notify_at = at  # type: ignore[method-assign]
+
+
+def parted() -> None:
+    """Another process holds the lock of that part of the engine's store which has the epochs."""
+    files_step, left = DyingFiles.step, iter(range(2, -1, -1))
+
+    def parting_step(self: DyingFiles, name: str) -> None:
+        files_step(self, name)
+        if name == "snapshot-return" and next(left) == 0:
+            holder = subprocess.Popen(
+                [sys.executable, "-c", HOLD, str(Layout(settings.load().data_dir).recovery)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            if holder.stdout is None or not holder.stdout.readline():
+                raise AssertionError("expected a part with epochs, found none")
+            threading.Timer(STORED_S, self._die).start()
+
+    DyingFiles.step = parting_step  # type: ignore[method-assign]
+
+
+def trusting() -> None:
+    add, poll = kafka._Reader.add, kafka._Reader.poll
+
+    def trusting_add(self: kafka._Reader, number: int, next_offset: int | None) -> kafka._Queue:
+        (place,) = self._consumer.committed([self._place(number)])
+        return add(self, number, place.offset if place.offset >= 0 else next_offset)
+
+    def telling_poll(self: kafka._Reader) -> None:
+        poll(self)
+        for queue in self._queues.values():
+            if queue.next_offset is not None:
+                at = self._place(queue.number, queue.next_offset)
+                self._consumer.commit(offsets=[at], asynchronous=False)
+
+    kafka._Reader.add = trusting_add  # type: ignore[method-assign]
+    kafka._Reader.poll = telling_poll  # type: ignore[method-assign]
 
 
 def touchy() -> None:
@@ -104,14 +217,12 @@ def forgetful() -> None:
 
 
 BUGS: dict[str, Callable[[], None]] = {
-    "keys": keys,
-    "hollow": hollow,
-    "hasty": hasty,
-    "short": short,
-    "credulous": credulous,
-    "touchy": touchy,
-    "forgetful": forgetful,
-}
+    bug.__name__: bug
+    for bug in (
+        keys, hollow, hasty, short, credulous, strict, graceless, leaky, deaf, touchy,
+        forgetful, unsettled, parted, trusting,
+    )
+}  # fmt: skip
 
 if __name__ == "__main__":
     BUGS[os.environ["BROKEN"]]()

@@ -148,6 +148,40 @@ def test_a_broker_killed_twice_during_ingest_loses_and_doubles_nothing(
     assert insert_ids(job) == ids({"i": range(20_000)})
 
 
+TRUSTING = """
+import os
+from pathlib import Path
+from flows.cluster import Cluster
+os.environ["BROKEN"] = "trusting"
+data = Path(os.environ["FOREBAY_DATA_DIR"])
+raise SystemExit(Cluster(data, 1, module="tests.broken_worker").run())
+"""
+
+
+def test_offsets_that_a_consumer_group_has_are_not_believed(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    """All was read and published, and nothing committed, when the job is killed: a build that lets
+    the consumer keep the place in the topic loses it, else this would prove nothing. That build has
+    moved the group to the end of the topic, which is nothing to a sound one."""
+    job = kafka_job(make_job, broker, 1)
+    job.settings["EPOCH_INTERVAL"] = "1h"
+    process = job.start("-c", TRUSTING)
+    send(job, [event(n) for n in range(100)])
+    job.until(process, lambda found: taken(found) == 100)
+    job.kill(process)
+    process = job.start("-c", TRUSTING)
+    send(job, [event(100)])
+    job.until(process, lambda _: "i100" in insert_ids(job))
+    job.kill(process)
+    assert insert_ids(job) == ["i100"]
+    sound = make_job(**job.settings)
+    process = sound.run()
+    sound.until(process, lambda found: taken(found) == 101)
+    sound.kill(process)
+    assert insert_ids(sound) == ids({"i": range(101)})
+
+
 # -- producers ----------------------------------------------------------------------------------
 
 

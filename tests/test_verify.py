@@ -283,6 +283,13 @@ def test_a_reader_forgives_a_crash_what_was_not_committed() -> None:
     assert seen.missing({1, 2}, (2, 3), (2, 3)) == 0
 
 
+def test_a_state_that_drops_what_it_has_already_is_counted() -> None:
+    files = DyingFiles(None, _die)
+    files.step("snapshot-return")
+    files.step("orphan-snapshot")
+    assert files.orphans == 1
+
+
 def test_a_reader_forgives_nothing_without_a_crash() -> None:
     seen = Seen()
     assert seen.missing({1, 2}, (1, 0), (1, 0)) == 0

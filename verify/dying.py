@@ -6,7 +6,8 @@ milliseconds after the first append. A SIGKILL loses what the process had in mem
 that it had handed to the operating system.
 
 `snapshot-return after` is a moment too: the engine has the snapshot and is storing it, on threads
-that nothing here sees.
+that nothing here sees. Such a death often leaves a snapshot in the store without its epoch, an
+orphan; `orphans` counts what a state that woke up from one has dropped.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class DyingFiles(Files):
         self._death = death
         self._die = die
         self._left = death.nth if death else 0
+        self.orphans = 0
         self._lock = threading.Lock()
 
     def due(self, point: str) -> str | None:
@@ -150,6 +152,7 @@ class DyingFiles(Files):
 
     @override
     def step(self, name: str) -> None:
+        self.orphans += name == "orphan-snapshot"
         when = self.due(name)
         if when == "before":
             self.end()

@@ -28,7 +28,7 @@ from storage.errors import ForebayError
 from verify.dying import Death
 from verify.feed import Feed
 from verify.oracle import BYTES_MAX, Expected, judge
-from verify.worker import DEATH, LIMIT, PEAKS
+from verify.worker import DEATH, LIMIT, NOTES
 
 PARTITIONS = 3
 WORKERS = (1, 1, 1, 2, 2, 3)
@@ -86,7 +86,7 @@ class Trial:
         self.feed = Feed(self.folder / "events", self.rng, PARTITIONS)
         self.data = self.folder / "data"
         self.log = self.folder / "job.log"
-        self._peaks = self.folder / "peaks"
+        self._notes = self.folder / "notes"
         # Whatever forebay.toml and variables there are here, they are not the job's.
         self._config = self.folder / "forebay.toml"
         self._config.touch()
@@ -103,7 +103,7 @@ class Trial:
         own |= self.settings
         environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
         environment |= {f"{ENV_PREFIX}{name}": value for name, value in own.items()}
-        environment |= {DEATH: str(death or ""), LIMIT: limit or "", PEAKS: str(self._peaks)}
+        environment |= {DEATH: str(death or ""), LIMIT: limit or "", NOTES: str(self._notes)}
         with self.log.open("ab") as log:
             cluster = Cluster(
                 self.data, count, module=self.module, environment=environment, output=log
@@ -135,7 +135,20 @@ class Trial:
 
     def peak_bytes(self) -> int:
         """The most memory that any worker had so far."""
-        return max(map(int, self._peaks.read_text().split()))
+        return max(peak for peak, _ in self._noted())
+
+    def last_peak_bytes(self) -> int:
+        """The most memory that the last worker had that ended."""
+        return self._noted()[-1][0]
+
+    def orphans(self) -> int:
+        """How many workers so far woke up from a snapshot that a lost run had left behind."""
+        return sum(dropped > 0 for _, dropped in self._noted())
+
+    def _noted(self) -> list[tuple[int, int]]:
+        """Peak and dropped batches of each worker so far."""
+        lines = self._notes.read_text().splitlines() if self._notes.exists() else []
+        return [(int(peak), int(dropped)) for peak, dropped in map(str.split, lines)]
 
     def told(self) -> str:
         """The end of what the job printed."""

@@ -1,10 +1,12 @@
 """A reader during change: asks for all events again and again, and keeps count of what was wrong.
 
-    python -m verify.reader DATA        ends when its standard input does; prints a line of JSON
-    python -m verify.reader DATA anew   the same with a new store each time, reading every column
+    python -m verify.reader DATA            ends when its standard input does; prints a line of JSON
+    python -m verify.reader DATA GRACE_S    the same with a new store each time, reading every
+                                            column, of a view that it has had for a while
 
 What is checked in each answer, partition by partition:
 
+- The files of its view are there, for the grace period at least.
 - No event is in it twice.
 - Whatever an earlier answer had is in it, as long as the job has not started again since.
 - Whatever was surely committed when an earlier answer had it is in it for ever. That is so once
@@ -17,17 +19,22 @@ import json
 import os
 import select
 import sys
+import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import polars as pl
+
 import query
 from query.view import View
 from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
+from storage.errors import MissingFile
 
-PAUSE_S = 0.005
+PAUSE_S, HOLD_S = 0.005, 0.2
+CLOCKS_S = 0.05
+"""By how much the wall clock, which grace periods go by, may differ from a steady one."""
 ALL = "select _partition, _offset from events"
-WHOLE = "select * from events"
 
 
 @dataclass
@@ -58,29 +65,57 @@ class Seen:
 
 @dataclass
 class Report:
+    """`gone` counts the views whose files went before the grace period was over."""
+
     answers: int = 0
     events: int = 0
     lost: int = 0
     doubled: int = 0
+    gone: int = 0
 
 
-def watch(data: Path, report: Report, *, anew: bool = False) -> None:
+def watch(data: Path, report: Report, grace_s: float | None = None) -> None:
     """Ask until standard input ends."""
     store = query.open(data)
     partitions: dict[str, Seen] = defaultdict(Seen)
-    while not select.select([sys.stdin], [], [], PAUSE_S)[0]:
-        store = query.open(data) if anew else store
-        before = _progress(store.view())
-        rows = store.sql(WHOLE if anew else ALL).select("_partition", "_offset").rows()
-        after = _progress(store.view())
-        report.answers += 1
-        report.events = len(rows)
-        report.doubled += sum(count - 1 for count in Counter(rows).values())
-        found: dict[str, set[int]] = defaultdict(set)
-        for name, offset in rows:
-            found[name].add(offset)
-        for name, now in before.items():
-            report.lost += partitions[name].missing(found[name], now, after[name])
+    while not _stopped(PAUSE_S):
+        before, taken_s = _progress(store.view()), time.monotonic()
+        if grace_s is None:
+            answer = store.sql(ALL)
+            after = _progress(store.view())
+        else:
+            events = query.open(data).scan()
+            after = _progress(store.view())
+            _stopped(HOLD_S)
+            try:
+                answer = events.collect()
+            except (MissingFile, FileNotFoundError):
+                report.gone += time.monotonic() - taken_s < grace_s - CLOCKS_S
+                continue
+        _check(answer, before, after, partitions, report)
+
+
+def _check(
+    answer: pl.DataFrame,
+    before: dict[str, tuple[int, int]],
+    after: dict[str, tuple[int, int]],
+    partitions: dict[str, Seen],
+    report: Report,
+) -> None:
+    rows = answer.select("_partition", "_offset").rows()
+    report.answers += 1
+    report.events = len(rows)
+    report.doubled += sum(count - 1 for count in Counter(rows).values())
+    found: dict[str, set[int]] = defaultdict(set)
+    for name, offset in rows:
+        found[name].add(offset)
+    for name, now in before.items():
+        report.lost += partitions[name].missing(found[name], now, after[name])
+
+
+def _stopped(wait_s: float) -> bool:
+    """Whether standard input ends within so long."""
+    return bool(select.select([sys.stdin], [], [], wait_s)[0])
 
 
 def _progress(view: View) -> dict[str, tuple[int, int]]:
@@ -89,7 +124,11 @@ def _progress(view: View) -> dict[str, tuple[int, int]]:
     return {state.partition: (state.incarnation, state.snapshots) for state in states}
 
 
+def main(arguments: list[str]) -> None:
+    report = Report()
+    watch(Path(arguments[0]), report, *map(float, arguments[1:]))
+    os.write(1, json.dumps(vars(report)).encode() + b"\n")
+
+
 if __name__ == "__main__":
-    result = Report()
-    watch(Path(sys.argv[1]), result, anew="anew" in sys.argv[2:])
-    os.write(1, json.dumps(vars(result)).encode() + b"\n")
+    main(sys.argv[1:])

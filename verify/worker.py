@@ -3,8 +3,9 @@
     python -m verify.worker PROCESS ADDRESS...
 
 VERIFY_DEATH is a `Death` as text; VERIFY_LIMIT is a resource and its most, as in `FSIZE=100000` or
-`NOFILE=64`. Without either it is `flows.worker`, but for two things: however it ends, the most
-memory that it had is a line of VERIFY_PEAKS, in bytes; and one that hangs is ended by SIGALRM.
+`NOFILE=64`. Without either it is `flows.worker`, but for two things: however it ends, VERIFY_NOTES
+gets a line with the most memory that it had, in bytes, and how many batches it dropped because the
+state that it woke up with was newer than the source; and one that hangs is ended by SIGALRM.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
 from flows import worker
 from verify.dying import Death, DyingFiles, kill_self
 
-DEATH, LIMIT, PEAKS = "VERIFY_DEATH", "VERIFY_LIMIT", "VERIFY_PEAKS"
+DEATH, LIMIT, NOTES = "VERIFY_DEATH", "VERIFY_LIMIT", "VERIFY_NOTES"
 HANG_S = 300
 """Far more than any run takes."""
 
@@ -30,23 +32,28 @@ def main(arguments: list[str]) -> int:
         resource.setrlimit(number, (int(most), resource.getrlimit(number)[1]))
     signal.alarm(HANG_S)
     death = os.environ.get(DEATH)
-    files = DyingFiles(Death.parse(death) if death else None, _die)
+    files = DyingFiles(Death.parse(death) if death else None, lambda: _die(files))
     try:
         return worker.main(int(arguments[0]), arguments[1:], files)
     finally:
-        _note_peak()
+        _note(files)
 
 
-def _die() -> None:
-    _note_peak()
+def _die(files: DyingFiles) -> None:
+    _note(files)
     kill_self()
 
 
-def _note_peak() -> None:
-    if path := os.environ.get(PEAKS):
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with open(path, "a") as peaks:
-            peaks.write(f"{kib * 1024}\n")
+def _note(files: DyingFiles) -> None:
+    if path := os.environ.get(NOTES):
+        with open(path, "a") as notes:
+            notes.write(f"{_peak_bytes()} {files.orphans}\n")
+
+
+def _peak_bytes() -> int:
+    """Of this program alone: `ru_maxrss` has the supervisor's memory of before the exec as well."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
 if __name__ == "__main__":
