@@ -330,7 +330,7 @@ def test_a_huge_declared_size_is_refused_or_read_as_what_is_there(
 def test_a_record_batch_that_declares_a_huge_buffer_is_refused(
     data: Path, read_by_another: Reader
 ) -> None:
-    """The uncompressed length stands before each compressed buffer, as a number that anyone can write."""
+    """The uncompressed length stands before each buffer, as a number that anyone can write."""
     log = live_log(data)
     good = log.read_bytes()
     magic = b"\x28\xb5\x2f\xfd"  # of a zstd frame; the length is the 8 bytes before it
