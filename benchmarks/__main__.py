@@ -6,6 +6,7 @@ this run; see `report` for what is written where.
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -20,9 +21,12 @@ from benchmarks import ingest as ingest_benchmark
 from benchmarks.measure import ROOT, Failed
 from benchmarks.peer import PEERS
 from benchmarks.report import Report
+from flows.cluster import ALLOCATOR
 
 PLAIN = ("scale", "checkpoint", "memory", "recovery", "freshness", "query", "chunks")
 """Modules of this package with `EVENTS` and `run(events, runs, command)`."""
+AS_A_WORKER = ("checkpoint", "memory", "recovery", "chunks")
+"""Those that do a worker's work in their own process, which needs a worker's environment."""
 
 _runs = click.option("--runs", type=click.IntRange(1), default=3, show_default=True)
 
@@ -64,6 +68,9 @@ def _add(name: str) -> None:
     @_events(module.EVENTS)
     @_runs
     def command(events: int, runs: int) -> None:
+        if name in AS_A_WORKER and not os.environ.keys() >= ALLOCATOR.keys():
+            again = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
+            os.execve(sys.executable, again, {**os.environ, **ALLOCATOR})
         _finish(module.run(events, runs, _command()))
 
 

@@ -28,7 +28,7 @@ from storage.state import BlockState
 
 EVENTS = 1_000_000
 BLOCKS = 6
-PUBLISH_S, COMMIT_S = 0.25, 1.0
+PUBLISH_S, COMMIT_S = 0.15, 1.0
 
 
 def run(events: int, runs: int, command: str) -> Report:

@@ -137,7 +137,8 @@ def chdb(folder: str) -> Ask:
 
     def ask(question: str) -> Rows:
         if question == "export":
-            return [[session.query("select * from events", "ArrowStream").rows_read()]]
+            with session.send_query("select * from events", "ArrowStream") as parts:
+                return [[sum(part.rows_read() for part in parts)]]
         text = _SQL[question].format(**words) + settings
         lines = str(session.query(text, "JSONCompactEachRow")).splitlines()
         return [json.loads(line) for line in lines]

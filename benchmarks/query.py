@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from os import link
 from pathlib import Path
@@ -35,6 +36,8 @@ HOURS = 3
 PART_MINUTES = 30
 ROW_GROUP_ROWS = 131_072
 ENGINES = ("polars", "duckdb", "chdb")
+HOT, COLD = "forebay hot", "polars cold"
+"""The hot blocks alone, and the chunks alone."""
 SCANNED = QUESTIONS[:3]
 """The questions that read every event, by which hot and cold are compared."""
 
@@ -84,9 +87,8 @@ def run(events: int, runs: int, command: str) -> Report:
         receipt = query.open(job.data)
         receipt.scan()
         hot, cold = receipt.receipt().hot_rows, receipt.receipt().cold_rows
-        names = {"forebay": job.data, "forebay all hot": folders["hot"]}
-        names |= dict.fromkeys(ENGINES, folders["sorted"])
-        names["polars on chunks"] = folders["cold"]
+        names = {"forebay": job.data, **dict.fromkeys(ENGINES, folders["sorted"])}
+        names |= {HOT: folders["hot"], COLD: folders["cold"]}
         times, first, answers = _asked(names, runs, report)
     report.forebay = {
         "hot_events": hot,
@@ -96,15 +98,19 @@ def run(events: int, runs: int, command: str) -> Report:
         **_entry(times["forebay"]),
     }
     report.peers = {name: _entry(times[name]) for name in ENGINES if name in times}
-    _rate(report, times, events, cold)
+    _rate(report, times, hot, cold)
     _show(report)
     return report
 
 
 def _folders(data: Path, folder: Path) -> dict[str, Path]:
-    """The same events otherwise: all hot, for every log is still there; the chunks alone; sorted
-    files."""
+    """The hot blocks alone, the chunks alone, and all events in sorted files."""
     shutil.copytree(data / "hot", folder / "hot" / "hot", copy_function=link)
+    for partition in query.open(data).view().partitions:
+        manifest = folder / "hot" / "hot" / partition.state.partition / "manifest.json"
+        manifest.unlink()
+        alone = replace(partition.state, hot=list(partition.hot), evicted=[])
+        manifest.write_bytes(alone.encode())
     cold, sorted_files = folder / "cold", folder / "sorted"
     cold.mkdir()
     sorted_files.mkdir()
@@ -157,7 +163,7 @@ def _asked(
 
 def _same(answers: dict[str, dict[str, Rows]]) -> bool:
     """Whether every engine with all the events says the same."""
-    whole = [answer for name, answer in answers.items() if name != "polars on chunks"]
+    whole = [answer for name, answer in answers.items() if name not in (HOT, COLD)]
     return all(answer == whole[0] for answer in whole)
 
 
@@ -169,15 +175,15 @@ def _entry(times: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def _rate(report: Report, times: Times, events: int, cold: int) -> None:
+def _rate(report: Report, times: Times, hot_events: int, cold_events: int) -> None:
     """The ratios."""
     mine = report.forebay["ms"]
     best = {q: min(peer["ms"][q] for peer in report.peers.values()) for q in QUESTIONS}
-    hot_ms, cold_ms = (
-        _entry(times[name])["ms"] for name in ("forebay all hot", "polars on chunks")
-    )
-    report.forebay["hot_ns_per_event"] = {q: 1e6 * hot_ms[q] / events for q in SCANNED}
-    report.forebay["cold_ns_per_event"] = {q: 1e6 * cold_ms[q] / max(1, cold) for q in SCANNED}
+    hot_ms, cold_ms = (_entry(times[name])["ms"] for name in (HOT, COLD))
+    report.forebay["hot_ns_per_event"] = {q: 1e6 * hot_ms[q] / hot_events for q in SCANNED}
+    report.forebay["cold_ns_per_event"] = {
+        q: 1e6 * cold_ms[q] / max(1, cold_events) for q in SCANNED
+    }
     hot, cold_ns = report.forebay["hot_ns_per_event"], report.forebay["cold_ns_per_event"]
     report.ratios = {
         "vs_best": geometric_mean(mine[q] / best[q] for q in QUESTIONS),

@@ -237,7 +237,7 @@ class Settings(BaseSettings):
         1000, description="Time between commits. Longer: fewer fsyncs, more to replay."
     )
     publish_interval: Duration = Field(
-        250, description="Time until readers see new events. Shorter: fresher, smaller writes."
+        150, description="Time until readers see new events. Shorter: fresher, smaller writes."
     )
     future_skew: Duration = Field(
         MINUTE_MS,

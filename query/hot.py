@@ -29,7 +29,7 @@ class _HotLog:
     def __init__(self, files: Files, folder: Path, name: str) -> None:
         self._path = folder / name
         self._reader = LogReader(files, folder, name)
-        self._found: list[tuple[Span, bytes]] = []
+        self._found: list[tuple[Span, memoryview]] = []
         self._columns: dict[str, tuple[int, pl.Series]] = {}
 
     def follow(self, extent: Extent) -> None:

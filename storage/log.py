@@ -28,7 +28,10 @@ from storage.schema import require_plain
 
 _WRITE = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=-5), use_threads=False)
 _EOS_BYTES = 8
-PENDING_ROWS_MAX, PENDING_BYTES_MAX = 65_536, 64 << 20
+PENDING_ROWS_MAX, PENDING_BYTES_MAX = 8_192, 64 << 20
+"""What a record batch may have: so much is written at once, while the worker waits."""
+STRETCH_BYTES = 1 << 20
+"""Messages that are read back at once: to copy them holds Python's lock."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ class LogReader:
         self._prefix = b""
         self.schema: pa.Schema | None = None
 
-    def follow(self, extent: Extent, *, torn_ok: bool = False) -> list[tuple[Span, bytes]]:
+    def follow(self, extent: Extent, *, torn_ok: bool = False) -> list[tuple[Span, memoryview]]:
         """The batches in `extent` not returned before, each with its message's bytes."""
         if extent.bytes <= self._bytes:
             return []
@@ -220,9 +223,8 @@ class LogReader:
                 self._bytes,
             )
 
-    def _split(self, data: bytes, torn: bool) -> Iterator[tuple[Span, bytes]]:
-        buffer = pa.py_buffer(data)
-        source = pa.BufferReader(buffer)
+    def _split(self, data: bytes, torn: bool) -> Iterator[tuple[Span, memoryview]]:
+        source, view = pa.BufferReader(pa.py_buffer(data)), memoryview(data)
         base, crc = self._bytes, self._crc
         try:
             if base == 0:
@@ -233,7 +235,7 @@ class LogReader:
                 start = source.tell()
                 ipc.read_message(source)
                 end = source.tell()
-                message = data[start:end]
+                message = view[start:end]
                 before, crc = crc, zlib.crc32(message, crc)
                 yield Span(self._name, base + start, base + end, before, crc), message
         except (pa.ArrowException, ValueError, EOFError, OSError) as error:
@@ -245,7 +247,7 @@ class LogReader:
                 ) from error
 
     def decode(
-        self, found: Sequence[tuple[Span, bytes]], columns: Sequence[str]
+        self, found: Sequence[tuple[Span, memoryview]], columns: Sequence[str]
     ) -> list[pa.RecordBatch]:
         """Decompress only `columns` of what `follow` found, in the order of `columns`."""
         if not found:
@@ -257,23 +259,38 @@ def _decode(
     path: Path,
     prefix: bytes,
     schema: pa.Schema,
-    found: Sequence[tuple[Span, bytes]],
+    found: Sequence[tuple[Span, memoryview]],
     columns: Sequence[str],
 ) -> list[pa.RecordBatch]:
     """Raises Corruption with the offset of the first message that can't be read."""
     wanted = sorted(schema.get_field_index(name) for name in columns)
     options = ipc.IpcReadOptions(included_fields=wanted, use_threads=False)
-    data = pa.py_buffer(b"".join((prefix, *(message for _, message in found))))
     batches: list[pa.RecordBatch] = []
     try:
-        for batch in ipc.open_stream(data, options=options):
-            batches.append(batch.select(list(columns)))
+        for messages in _stretches(message for _, message in found):
+            stream = ipc.open_stream(pa.py_buffer(b"".join((prefix, *messages))), options=options)
+            for batch in stream:
+                batches.append(batch.select(list(columns)))
     except (pa.ArrowException, OSError, MemoryError) as error:
         at = found[len(batches)][0].start
         raise Corruption(
             f"log {path}: the record batch at offset {at} can't be read: {error}", at
         ) from error
     return batches
+
+
+def _stretches(messages: Iterable[memoryview]) -> Iterator[list[memoryview]]:
+    """Messages one after the other, STRETCH_BYTES or little more at a time."""
+    held: list[memoryview] = []
+    size = 0
+    for message in messages:
+        held.append(message)
+        size += len(message)
+        if size >= STRETCH_BYTES:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 def read_log(
@@ -323,7 +340,7 @@ def read_span(
             span.start,
         )
     prefix = schema.serialize().to_pybytes()
-    return _decode(folder / span.file, prefix, schema, [(span, data)], columns)[0]
+    return _decode(folder / span.file, prefix, schema, [(span, memoryview(data))], columns)[0]
 
 
 class LogKeys:
