@@ -174,7 +174,7 @@ class Cluster:
                 stdin=subprocess.PIPE,
                 stdout=self._output,
                 stderr=self._output,
-                env=self._environment,
+                env={"PYTHONSAFEPATH": "1", **self._environment},  # no modules of this folder
             )
             self._processes.append(process)
             threading.Thread(target=self._watch, args=(self._run, process), daemon=True).start()

@@ -10,12 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
 
 import polars as pl
 
-from storage.errors import BadInput, Corruption
+from storage.errors import BadInput, Corruption, ForebayError, MissingFile
 from storage.schema import UPLOAD_TIME
+
+if TYPE_CHECKING:
+    from pyiceberg.table import StaticTable
 
 # Else Polars warns, at each collect, of a faster planner that is not installed.
 os.environ.setdefault("POLARS_ICEBERG_PLANNER", "pyiceberg")
@@ -33,26 +39,23 @@ def scan_table(
     those of its file system.
 
     Its own columns come first, with the types of `schema` where that has them: Iceberg knows no
-    times in ms or s. Columns that only `schema` has are null. The files on this host that the table
-    names must be below one of the `roots`, or below `warehouse` in the properties: Corruption if
-    not. What properties the table itself has is not asked: they could name code to run.
+    times in ms or s. Columns that only `schema` has are null. Nothing is opened but what is below
+    one of the `roots`, or below `warehouse` in the properties: Corruption for all else, and for
+    what can't be read. What properties the table itself has is not asked: they could name code to
+    run. Raises MissingFile if the metadata file is not there.
     """
+    if find_spec("pyiceberg") is None:
+        raise BadInput("layers: expected pyiceberg to be installed: forebay[batch]")
+    within = [str(root) for root in roots]
+    within += [properties["warehouse"]] if properties.get("warehouse") else []
     try:
-        from pyiceberg.catalog.noop import NoopCatalog
-        from pyiceberg.io import load_file_io
-        from pyiceberg.serializers import FromInputFile
-        from pyiceberg.table import StaticTable
-    except ImportError as error:
-        raise BadInput("layers: expected pyiceberg to be installed: forebay[batch]") from error
-    within = [root.resolve() for root in roots]
-    within += [_local(place).resolve() for place in (properties.get("warehouse"),) if place]
-    _require_within(metadata, within)
-    io = load_file_io({**properties, "py-io-impl": FILE_IO}, metadata)
-    described = FromInputFile.table_metadata(io.new_input(metadata))
-    _require_within(described.location, within)
-    table = StaticTable(("events", metadata), described, metadata, io, NoopCatalog("events"))
-    for task in table.scan().plan_files():
-        _require_within(task.file.file_path, within)
+        table = _table(metadata, properties, within)
+    except ForebayError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingFile(f"table {metadata}: {error}") from error
+    except Exception as error:  # whatever readers of Avro and JSON make of bytes they don't know
+        raise Corruption(f"table {metadata}: can't be read: {error!r}", 0) from error
     rows = pl.scan_iceberg(table)
     if until is not None:
         rows = rows.filter(pl.col(UPLOAD_TIME) < until)
@@ -64,17 +67,52 @@ def scan_table(
     )
 
 
-def _require_within(location: str, within: Sequence[Path]) -> None:
-    """Raise Corruption if it is a file of this host that is elsewhere."""
-    if "://" in location and not location.startswith("file://"):
-        return
-    path = _local(location).resolve()
-    if not any(path.is_relative_to(root) for root in within):
+def _table(metadata: str, properties: Mapping[str, str], within: Sequence[str]) -> StaticTable:
+    """The table, after all places that it names were looked at; each before it is opened."""
+    from pyiceberg.catalog.noop import NoopCatalog
+    from pyiceberg.io import load_file_io
+    from pyiceberg.serializers import FromInputFile
+    from pyiceberg.table import StaticTable
+
+    _require_within(metadata, within)
+    io = load_file_io({**properties, "py-io-impl": FILE_IO}, metadata)
+    described = FromInputFile.table_metadata(io.new_input(metadata))
+    _require_within(described.location, within)
+    table = StaticTable(("events", metadata), described, metadata, io, NoopCatalog("events"))
+    snapshot = table.current_snapshot()
+    if snapshot is not None:
+        _require_within(snapshot.manifest_list, within)
+        for manifest in snapshot.manifests(io):
+            _require_within(manifest.manifest_path, within)
+    for task in table.scan().plan_files():
+        for file in (task.file, *task.delete_files):
+            _require_within(file.file_path, within)
+    return table
+
+
+def _require_within(location: str, within: Sequence[str]) -> None:
+    """Raise Corruption if it is neither below a folder of this host nor below a place elsewhere
+    that are among `within`."""
+    if not any(_is_below(location, place) for place in within):
         raise Corruption(
-            f"table {location}: expected a file below {', '.join(map(str, within))}, or below"
-            " batch.catalog.warehouse"
+            f"table {location}: expected a file below {', '.join(within)}, or below"
+            " batch.catalog.warehouse",
+            0,
         )
 
 
-def _local(location: str) -> Path:
-    return Path(location.removeprefix("file://"))
+def _is_below(location: str, place: str) -> bool:
+    path, folder = _local(location), _local(place)
+    if path is None or folder is None:
+        return path is folder and f"{location}/".startswith(f"{place.rstrip('/')}/")
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _local(location: str) -> Path | None:
+    """The path on this host, None if it is elsewhere. URIs are taken apart as pyiceberg does; one
+    that readers might take apart in different ways is nowhere on this host."""
+    uri = urlparse(location)
+    if not uri.scheme:
+        return Path(location)
+    clear = uri.scheme == "file" and not set("%?#") & set(location)
+    return Path(f"{uri.netloc}{uri.path}") if clear else None

@@ -2,10 +2,13 @@
 
     file    := schema message, record batch message*          (Arrow IPC streaming format, no EOS)
     buffers are zstd-compressed; one record batch per flush; reject logs have the same format
+    each batch's metadata has the CRC-32 of schema and batch, its own eight digits taken as zeros
 
 A file says nothing of how much of it counts. An `Extent` does: the first `bytes` bytes of `file`
 hold `rows` rows, and `crc` is the CRC-32 (zlib) of exactly these bytes, so a reader that follows a
-growing log carries the checksum on instead of reading again. Bytes past an extent belong to no one.
+growing log carries the checksum on instead of reading again. The batches' own checksums are for a
+log that is shorter than its extent: all that comes before what is not whole is still read. Bytes
+past an extent belong to no one.
 An incarnation's log is one file; a block that lived through restarts has several extents.
 """
 
@@ -28,6 +31,7 @@ from storage.schema import require_plain
 
 _WRITE = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=-5), use_threads=False)
 _EOS_BYTES = 8
+_CHECKSUM, _ZEROS = b"crc32:", b"00000000"
 PENDING_ROWS_MAX, PENDING_BYTES_MAX = 8_192, 64 << 20
 """What a record batch may have: so much is written at once, while the worker waits."""
 STRETCH_BYTES = 1 << 20
@@ -70,6 +74,7 @@ class LogWriter:
         self._file: Appender = files.create(folder / name)
         self._schema = schema
         self._prefix = schema.serialize().to_pybytes()
+        self._prefix_crc = zlib.crc32(self._prefix)
         self.extent = Extent(name, 0, 0, 0)
         self.dirty = True
 
@@ -77,19 +82,21 @@ class LogWriter:
         """Write one batch; it is in the operating system's hands, not yet durable."""
         out = pa.BufferOutputStream()
         with ipc.new_stream(out, self._schema, options=_WRITE) as stream:
-            stream.write_batch(batch)
-        whole = memoryview(out.getvalue())
+            stream.write_batch(batch, custom_metadata={"checksum": _CHECKSUM + _ZEROS})
+        whole = memoryview(out.getvalue()).cast("B")
         data = whole[: len(whole) - _EOS_BYTES]
         if self.extent.bytes:
             data = data[len(self._prefix) :]
-        self._file.append(data)
-        self.dirty = True
         last = self.extent
         start, start_crc, message = last.bytes, last.crc, data
         if not start:
-            start, start_crc = len(self._prefix), zlib.crc32(self._prefix)
+            start, start_crc = len(self._prefix), self._prefix_crc
             message = data[start:]
+        digits = _digits(message)
+        message[digits] = b"%08x" % zlib.crc32(message, self._prefix_crc)
         end, end_crc = last.bytes + len(data), zlib.crc32(message, start_crc)
+        self._file.append(data)
+        self.dirty = True
         self.extent = Extent(last.file, end, last.rows + batch.num_rows, end_crc)
         return Span(last.file, start, end, start_crc, end_crc)
 
@@ -236,6 +243,8 @@ class LogReader:
                 ipc.read_message(source)
                 end = source.tell()
                 message = view[start:end]
+                if torn and not _is_whole(message, zlib.crc32(self._prefix)):
+                    return
                 before, crc = crc, zlib.crc32(message, crc)
                 yield Span(self._name, base + start, base + end, before, crc), message
         except (pa.ArrowException, ValueError, EOFError, OSError) as error:
@@ -277,6 +286,20 @@ def _decode(
             f"log {path}: the record batch at offset {at} can't be read: {error}", at
         ) from error
     return batches
+
+
+def _digits(message: memoryview) -> slice:
+    """Where in a message the digits of its checksum are. Raises ValueError if it has none."""
+    header = 8 + int.from_bytes(message[4:8], "little")
+    start = bytes(message[:header]).rindex(_CHECKSUM) + len(_CHECKSUM)
+    return slice(start, start + len(_ZEROS))
+
+
+def _is_whole(message: memoryview, prefix_crc: int) -> bool:
+    """Whether a message, and what stands before all, is as it was written."""
+    digits, zeroed = _digits(message), bytearray(message)
+    zeroed[digits] = _ZEROS
+    return b"%08x" % zlib.crc32(zeroed, prefix_crc) == message[digits]
 
 
 def _stretches(messages: Iterable[memoryview]) -> Iterator[list[memoryview]]:

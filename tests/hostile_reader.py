@@ -3,34 +3,35 @@
     python -m tests.hostile_reader HARMLESS MEMORY
 
 HARMLESS is read first, so that the limit, MEMORY bytes, is beyond what the libraries take. For each
-path on a line of standard input it prints one line: the rows of a scan, or `refused` and the error.
-Every other way to read is tried too, and may give an answer or an error of ours. Any other end of
-this process is a fault.
+path on a line of standard input it prints one line of JSON: for each way to read, the answer as
+text, or `refused` and the error. The first of them is a scan. Any other end of this process is a
+fault.
 """
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import polars as pl
 
 import query
 from query.check import check
 from storage.errors import ForebayError
 from storage.files import Files
 
-
-def rows(data: Path) -> str:
-    return str(query.open(data).scan().collect().height)
-
-
-OTHERS: tuple[Callable[[Path], object], ...] = (
+WAYS: tuple[Callable[[Path], object], ...] = (
+    lambda data: query.open(data).scan().collect(),
     lambda data: query.open(data).partitions(),
     lambda data: query.open(data).receipt(),
     lambda data: query.open(data).rejects().collect(),
     lambda data: query.open(data).sql("select count(*) from events"),
     lambda data: query.open(data).late().collect(),
+    lambda data: query.open(data).scan(layers="all").collect(),
+    lambda data: query.open(data).sql("select * from events_all"),
     lambda data: query.open(data).why({"id": "x", "part": 1}),
     lambda data: query.open(data, verify=True, partial=True).scan().collect(),
     lambda data: check(Files(), data),
@@ -39,7 +40,8 @@ OTHERS: tuple[Callable[[Path], object], ...] = (
 
 def told(read: Callable[[Path], object], data: Path) -> str:
     try:
-        return f"{read(data)}"
+        answer = read(data)
+        return f"{answer.rows()}" if isinstance(answer, pl.DataFrame) else f"{answer}"
     except ForebayError as error:
         return f"refused {type(error).__name__} {error}"
 
@@ -49,16 +51,13 @@ def used_bytes() -> int:
 
 
 def main(harmless: str, memory: str) -> None:
-    for read in (rows, *OTHERS):
+    for read in WAYS:
         told(read, Path(harmless))
     for line in sys.stdin:
         data = Path(line.rstrip("\n"))
         limit = used_bytes() + int(memory)
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
-        answer = told(rows, data)
-        for read in OTHERS:
-            told(read, data)
-        print(" ".join(answer.split()), flush=True)
+        print(json.dumps([told(read, data) for read in WAYS]), flush=True)
 
 
 if __name__ == "__main__":

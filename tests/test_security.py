@@ -59,7 +59,11 @@ class Reader:
         self._process: subprocess.Popen[str] | None = None
 
     def __call__(self, data: Path) -> str:
-        """What it makes of the directory: rows, or a refusal."""
+        """What a scan makes of the directory: rows, or a refusal."""
+        return self.tell(data)[0]
+
+    def tell(self, data: Path) -> list[str]:
+        """What each way to read makes of it; none may show anything from outside."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -70,7 +74,9 @@ class Reader:
         if not line:
             self.close()
         assert line, f"no answer in {READ_S} s" if not ready else f"died: {process.returncode}"
-        return line
+        told: list[str] = orjson.loads(line)
+        assert not [one for one in told if SECRET in one]
+        return told
 
     def _start(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(
@@ -476,8 +482,11 @@ def test_a_reader_opens_nothing_for_writing(data: Path, tmp_path: Path) -> None:
 # -- the batch layer's table --------------------------------------------------------------------
 
 
-def described(folder: Path, location: Path, properties: dict[str, str]) -> Path:
-    """The metadata of a table without rows, as anyone could write it."""
+def described(
+    folder: Path, location: Path, properties: dict[str, str], manifests: Path | None = None
+) -> Path:
+    """The metadata of a table without rows, as anyone could write it; `manifests` is the list that
+    its one snapshot names."""
     column = {"id": 1, "name": "upload_time", "required": False, "type": "timestamptz"}
     schema = {"type": "struct", "schema-id": 0, "fields": [column]}
     body = {
@@ -496,13 +505,22 @@ def described(folder: Path, location: Path, properties: dict[str, str]) -> Path:
         "default-sort-order-id": 0,
         "properties": properties,
     }
+    if manifests:
+        snapshot: dict[str, Any] = {
+            "snapshot-id": 1,
+            "sequence-number": 1,
+            "timestamp-ms": 1,
+            "schema-id": 0,
+        }
+        snapshot |= {"manifest-list": str(manifests), "summary": {"operation": "append"}}
+        body |= {"snapshots": [snapshot], "current-snapshot-id": 1}
     path = folder / "1.metadata.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(orjson.dumps(body))
     return path
 
 
-def hand_over(data: Path, table: Path) -> None:
+def hand_over(data: Path, table: Path | str) -> None:
     done = Batch().sealed(0).completed(0, late=True, table=str(table))
     Layout(data).batch.write_bytes(done.encode())
 
@@ -514,6 +532,58 @@ def test_a_table_out_of_the_directory_is_refused(what: str, data: Path, tmp_path
     hand_over(data, described(*folders, {}))
     with pytest.raises(Corruption, match="expected a file below"):
         query.open(data).scan(layers="all")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "FILE://{outside}/1.metadata.json",
+        "file:{outside}/1.metadata.json",
+        "file://{inside}/%2e%2e/%2e%2e/elsewhere/1.metadata.json",
+        "s3://somewhere/1.metadata.json",
+        "http://127.0.0.1:1/1.metadata.json",
+    ],
+)
+def test_a_table_elsewhere_is_not_opened_however_it_is_named(
+    place: str, data: Path, tmp_path: Path, read_by_another: Reader
+) -> None:
+    inside, outside = data / "batch", tmp_path / "elsewhere"
+    described(outside, inside, {})
+    hand_over(data, place.format(inside=inside, outside=outside))
+    with pytest.raises(Corruption, match="expected a file below"):
+        query.open(data).scan(layers="all")
+    assert read_by_another.tell(data)
+
+
+def test_a_list_of_manifests_out_of_the_directory_is_not_opened(data: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "shadow"
+    secret.write_text(f"root:{SECRET}:19000:0:99999:7:::")
+    hand_over(data, described(data / "batch", data / "batch", {}, secret))
+    with pytest.raises(Corruption, match=rf"table {secret}: expected a file below"):
+        query.open(data).sql("select * from events_all")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b'{"format-version":2}', b"{" * 100_000])
+def test_a_damaged_table_is_told_by_its_name(
+    content: bytes, data: Path, read_by_another: Reader
+) -> None:
+    table = described(data / "batch", data / "batch", {})
+    hand_over(data, table)
+    table.write_bytes(content)
+    with pytest.raises(Corruption, match=str(table)):
+        query.open(data).scan(layers="all")
+    with pytest.raises(Corruption, match=str(table)):
+        query.open(data).sql("select * from events_all")
+    assert read_by_another.tell(data)
+
+
+def test_a_damaged_list_of_manifests_is_told(data: Path, read_by_another: Reader) -> None:
+    manifests = data / "batch" / "manifests.avro"
+    hand_over(data, described(data / "batch", data / "batch", {}, manifests))
+    manifests.write_bytes(b"Obj\x01" + bytes(range(256)))
+    with pytest.raises(Corruption, match="can't be read"):
+        query.open(data).scan(layers="all")
+    assert read_by_another.tell(data)
 
 
 def test_code_that_a_table_names_is_not_run(
