@@ -22,7 +22,7 @@ def ingest(source: Source, folder: Path) -> None:
     os.chdir(folder)  # the sink takes no path with a hyphen
     app = Application(
         broker_address=source.bootstrap,
-        consumer_group=folder.name,
+        consumer_group=f"{folder.name}-{os.getpid()}",  # of an earlier run has read all
         auto_offset_reset="earliest",
         state_dir="state",
         commit_interval=EPOCH_S,
