@@ -36,6 +36,8 @@ kafka: $(READY)
 
 # BENCH=NAME EVENTS=N runs one of them, at that size.
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+	  -e '.[bench]'
 	$(BIN)/python -m benchmarks $(BENCH) $(if $(EVENTS),--events $(EVENTS))
 
 setup: $(READY)

@@ -55,6 +55,8 @@ def run(events: int, runs: int, command: str) -> Report:
             for hot, entry in entries.items()
         },
     )
+    points = {f"{hot:,}": entry["recovery_s"] for hot, entry in entries.items()}
+    report.plot("seconds", {"hot events": points})
     return report
 
 

@@ -15,6 +15,7 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +102,22 @@ class Report:
             console.print(f"{name} = {ratio:.3g}{told}", highlight=False)
         for name, reason in self.absent.items():
             console.print(f"absent: {name}: {reason}", highlight=False, markup=False)
+
+    def plot(self, label: str, panels: Mapping[str, Mapping[str, float]]) -> None:
+        """build/bench/NAME.svg, a line a panel, if matplotlib is here (the extra `bench`)."""
+        if find_spec("matplotlib") is None:
+            return
+        from matplotlib.figure import Figure as Picture
+
+        picture = Picture(figsize=(3 * len(panels), 3), layout="constrained")
+        every = picture.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (name, points) in zip(every, panels.items(), strict=True):
+            axes.plot(list(points), list(points.values()), marker="o")
+            axes.set_xlabel(name)
+            axes.set_ylim(bottom=0)
+        picture.axes[0].set_ylabel(label)
+        BUILD.mkdir(parents=True, exist_ok=True)
+        picture.savefig(BUILD / f"{self.name}.svg")
 
 
 def machine() -> dict[str, Any]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.job import TIMEOUT_S, Job, taken
 from benchmarks.lines import PLAIN, lines
-from benchmarks.measure import BUILD, Child, Figure, Usage, scratch
+from benchmarks.measure import Child, Figure, Usage, scratch
 from benchmarks.report import Bound, Report
 from benchmarks.topic import Topic, broker, generated
 from tests.broker import Broker
@@ -92,7 +91,10 @@ def run(events: int, runs: int, command: str) -> Report:
     }
     report.bounds = {"window_6h_vs_15m": Bound("<=", 1.1)}
     _show(report, entries)
-    _plot(entries)
+    panels: dict[str, dict[str, float]] = {}
+    for case, entry in entries.items():
+        panels.setdefault(case.group, {})[case.value] = entry["us_per_event"]
+    report.plot("CPU µs per event", panels)
     return report
 
 
@@ -168,21 +170,3 @@ def _show(report: Report, entries: dict[Case, dict[str, Any]]) -> None:
             for case, entry in entries.items()
         },
     )
-
-
-def _plot(entries: dict[Case, dict[str, Any]]) -> None:
-    """build/bench/scale.svg, if matplotlib is here (the extra `bench`)."""
-    if find_spec("matplotlib") is None:
-        return
-    from matplotlib.figure import Figure as Picture
-
-    groups = list(dict.fromkeys(case.group for case in entries))
-    picture = Picture(figsize=(3 * len(groups), 3), layout="constrained")
-    for axes, group in zip(picture.subplots(1, len(groups), sharey=True), groups, strict=True):
-        mine = {case.value: e["us_per_event"] for case, e in entries.items() if case.group == group}
-        axes.plot(list(mine), list(mine.values()), marker="o")
-        axes.set_xlabel(group)
-        axes.set_ylim(bottom=0)
-    picture.axes[0].set_ylabel("CPU µs per event")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    picture.savefig(BUILD / "scale.svg")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -72,7 +73,9 @@ class Decoder:
 
     def _decode(self, items: Sequence[tuple[Messages, pa.Array]]) -> list[Frame]:
         """`items` with their values as a column."""
-        values = [value for item, _ in items for value in item.values]
+        values = items[0][0].values
+        if len(items) > 1:
+            values = list(chain.from_iterable(item.values for item, _ in items))
         if not values:
             return [self._frame(item, [], _Reasons(0), messages) for item, messages in items]
         reasons = _Reasons(len(values))

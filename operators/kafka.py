@@ -313,7 +313,7 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         return [
             Messages(
                 source=self._name,
-                values=[value for piece in pieces for value in piece.values],
+                values=list(chain.from_iterable(piece.values for piece in pieces)),
                 offsets=offsets,
                 times_ms=np.concatenate([piece.times_ms for piece in pieces]),
                 next_offset=self._next_offset,
