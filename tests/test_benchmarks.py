@@ -40,7 +40,7 @@ KEYS = {
 @pytest.fixture(autouse=True)
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the benchmarks write."""
-    for module in (measure, report, scale):
+    for module in (measure, report):
         monkeypatch.setattr(module, "BUILD", tmp_path)
     return tmp_path
 
