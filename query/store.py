@@ -294,7 +294,9 @@ def stream(
 ) -> pa.RecordBatchReader:
     """The rows batch by batch, each made in a `guard`, so that memory never holds all of them."""
     frames = rows.collect_batches(chunk_size=STREAM_ROWS, lazy=True)
-    first = next(frames, rows.head(0).collect())
+    first = next(frames, None)
+    if first is None:
+        first = rows.head(0).collect()
     schema = _table(first).schema
 
     def batches() -> Iterator[pa.RecordBatch]:

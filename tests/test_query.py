@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 import query
+from query.store import stream
 from query.view import View, take_view
 from storage import record
 from storage.batch import read_batch
@@ -316,6 +317,14 @@ def test_pyarrow_reads_the_same_rows_in_several_batches(pair: Filled) -> None:
     assert len(batches) > 2
     found = pl.DataFrame(pa.Table.from_batches(batches, reader.schema))
     assert_frame_equal(found.sort(IN_ORDER), pair.rows)
+
+
+def test_a_stream_asks_for_its_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[pl.LazyFrame] = []
+    monkeypatch.setattr(pl.LazyFrame, "collect", asked.append)
+    found = stream(pl.LazyFrame({"n": [1, 2]}))
+    assert pa.Table.from_batches(found)["n"].to_pylist() == [1, 2]
+    assert asked == []
 
 
 def test_duckdb_reads_the_same_rows(pair: Filled) -> None:
