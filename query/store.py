@@ -38,6 +38,7 @@ from storage.schema import UPLOAD_TIME
 
 TABLE, ALL_EVENTS, LATE = "events", "events_all", "events_late"
 SEALED, REJECTS = "events_sealed", "rejects"
+TABLES = (TABLE, ALL_EVENTS, LATE, SEALED, REJECTS)
 Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
@@ -188,7 +189,8 @@ class Store:
         """
 
         def answer() -> pl.DataFrame:
-            view = self._readable(rejects=REJECTS in text.casefold())
+            names = {name for name in TABLES if name in text.casefold()}
+            view = self._readable(events=names != {REJECTS}, rejects=REJECTS in names)
             tables: dict[str, Callable[[], pl.LazyFrame]] = {
                 TABLE: lambda: self._events(view),
                 ALL_EVENTS: lambda: self._all(view),
@@ -196,7 +198,7 @@ class Store:
                 SEALED: lambda: self._sealed(view),
                 REJECTS: lambda: scan_rejects(self._files, view.partitions, ALL),
             }
-            named = {name: table() for name, table in tables.items() if name in text.casefold()}
+            named = {name: tables[name]() for name in names}
             return pl.SQLContext(named).execute(text, eager=True)
 
         return self._retried(answer)

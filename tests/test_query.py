@@ -402,6 +402,19 @@ def test_with_partial_damaged_rejects_of_one_partition_hide_no_others(lane: Lane
         query.open(*(one.root for one in lanes)).sql("select * from rejects")
 
 
+def test_with_partial_a_damaged_hot_log_hides_no_rejects(lane: Lanes) -> None:
+    one = filled(lane())
+    log = one.layout.hot(one.name) / one.manifest().hot[0].extents[0].file
+    log.write_bytes(bytes(byte ^ 0x55 for byte in log.read_bytes()))
+    store = query.open(one.root, partial=True)
+    rejects = store.rejects().select(pl.len()).collect().item()
+    assert rejects > 0
+    assert store.sql("select count(*) from rejects").item() == rejects
+    assert store.receipt().silent_partitions == ()
+    assert store.sql("select count(*) from rejects, events").item() == 0
+    assert [silent.partition for silent in store.receipt().silent_partitions] == [one.name]
+
+
 @pytest.mark.parametrize("again", ["data", "data/../data"])
 def test_a_node_is_read_once(again: str, lane: Lanes, tmp_path: Path) -> None:
     lane()
