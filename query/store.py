@@ -131,16 +131,10 @@ class Store:
         )
 
     def _all(self, view: View) -> pl.LazyFrame:
-        if view.table is None:
+        batch = self._batch(view)
+        if batch is None:
             return self._events(view)
         events, late = self._events(view), self._late(view)
-        batch = scan_table(
-            view.table,
-            _polars_schema(view.schema),
-            self._iceberg,
-            self._roots,
-            until=time_of(view.covered_until_ms or 0),
-        )
         parts: list[Placed] = []
         for partition in view.late:
             parts += [*partition.hot, *partition.chunks]
@@ -150,6 +144,14 @@ class Store:
             key = list(view.key)
             late = late.join(near.select(key), on=key, how="anti")
         return pl.concat([batch, late, events], how="diagonal")
+
+    def _batch(self, view: View) -> pl.LazyFrame | None:
+        """The batch layer's table up to the boundary, if `batch.json` names one."""
+        if view.table is None:
+            return None
+        until = time_of(view.covered_until_ms or 0)
+        schema = _polars_schema(view.schema)
+        return scan_table(view.table, schema, self._iceberg, self._roots, until=until)
 
     def _rows(self, view: View, partitions: list[PartitionView]) -> pl.LazyFrame:
         """Whole blocks and chunks."""
@@ -178,7 +180,12 @@ class Store:
         self, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]] | None = None
     ) -> Answer:
         """Where the event of this dedup key is, or why it is not there (see `query.why`)."""
-        return self._retried(lambda: explain(self._files, self.view(), key, paths or {}))
+
+        def answer() -> Answer:
+            view = self.view()
+            return explain(self._files, view, key, paths or {}, self._batch(view))
+
+        return self._retried(answer)
 
     def sql(self, text: str) -> pl.DataFrame:
         """The answer to a query over the tables `events`, `events_all` (with the batch layer's),
