@@ -21,7 +21,10 @@ import zstandard
 
 import query
 from cli.load import LoadSpec
-from storage.errors import PERMANENT
+from flows.realtime import _keep_topic
+from flows.recovery import take_data_directory
+from storage.errors import PERMANENT, BadInput, MissingFile
+from storage.layout import Layout
 from tests.job import Generated, Job, assert_exact, generated, taken
 
 MakeJob = Callable[..., Job]
@@ -137,6 +140,33 @@ def test_a_second_job_on_the_same_data_is_refused(job: Job, load: Generated) -> 
     job.kill(first)
     assert job.ends(job.run()) == 0, job.told()
     assert_exact(job, load)
+
+
+def test_data_without_its_recovery_store_is_refused(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.manifest("p00").parent.mkdir(parents=True)
+    layout.manifest("p00").touch()
+    layout.ended.touch()
+    with pytest.raises(MissingFile, match="expected the recovery store of the data"):
+        take_data_directory(layout)
+    assert layout.ended.exists()
+    layout.recovery.mkdir()
+    (layout.recovery / "part-0.sqlite3").touch()
+    take_data_directory(layout).close()
+    assert not layout.ended.exists()
+
+
+def test_what_is_kept_of_a_topic_is_its_first_id_whatever_a_killed_start_left(
+    tmp_path: Path,
+) -> None:
+    path = Layout(tmp_path).topic("events")
+    path.parent.mkdir()
+    path.with_name(".events.tmp").write_bytes(b"half an i")
+    for _ in range(2):
+        _keep_topic(path, "first")
+    assert path.read_bytes() == b"first"
+    with pytest.raises(BadInput, match="id first, got one created anew, id second"):
+        _keep_topic(path, "second")
 
 
 def test_another_dedup_key_is_a_clear_error_and_changes_nothing(job: Job, load: Generated) -> None:

@@ -441,6 +441,7 @@ def test_a_request_that_cannot_be_read_keeps_its_number_and_others_can_be_asked(
     ask(files, layout, ALL, {"p": 1})
     damaged = b"torn" if version == 1 else record.encode("replay", version, {})
     layout.replay_request(1).write_bytes(damaged)
+    (layout.replay / ".000002.json.tmp").write_bytes(b"of one who was killed")
     second = ask(files, layout, ALL, {"p": 1})
     assert second.number == 2
     assert ask(files, layout, ALL, {"p": 1}) == second
