@@ -193,6 +193,25 @@ def test_a_column_added_later_is_null_for_old_events(make_job: MakeJob, tmp_path
     assert found["colour"].to_list() == [None] * 100 + ["red"] * 100
 
 
+def test_a_file_that_is_gone_and_a_trace_that_a_killed_start_did_not_leave_stop_no_job(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    events = tmp_path / "events"
+    events.mkdir()
+    lines = [_event(number, number) for number in range(30)]
+    (events / "a.ndjson").write_bytes(b"".join(lines[:10]))
+    (events / "b.ndjson").write_bytes(b"".join(lines[20:]))
+    job = make_job(FILES__PATH=str(events))
+    assert job.ends(job.run()) == 0, job.told()
+    traces = Layout(job.data).sources
+    (traces / "a.ndjson").unlink()
+    (events / "a.ndjson").write_bytes(b"".join(lines[:20]))
+    (events / "b.ndjson").unlink()
+    assert job.ends(job.run()) == 0, job.told()
+    assert sorted(path.name for path in traces.iterdir()) == ["a.ndjson", "b.ndjson"]
+    assert job.partitions()["accepted"].to_list() == [20, 10]
+
+
 def test_copies_in_different_files_meet_when_divided_by_hash(
     make_job: MakeJob, tmp_path: Path
 ) -> None:
