@@ -123,26 +123,29 @@ def explain(
     wanted = _typed(view, key)
     until_ms = view.covered_until_ms
     covered_until = None if until_ms is None else _EPOCH + timedelta(milliseconds=until_ms)
-    handed_off = {} if table is None else {_place(row): row for row in _in_table(table, wanted)}
-    late_table = {partition.folder: set(_wheres(partition)) for partition in view.late}
-    copies: list[Copy] = []
+    told = {p.folder: list(_drops(files, p, wanted)) for p in view.partitions}
+    late = {_place(row) for rows in told.values() for row in rows if row["what"] == "late"}
+    late_table = {p.folder: set(_wheres(p)) for p in view.late}
+    kept: dict[Path, list[Copy]] = {}
     for partition in view.partitions:
-        told = list(_drops(files, partition, wanted))
-        late = {_place(row) for row in told if row["what"] == "late"}
-        events = []
+        kept[partition.folder] = []
         for where, row in (*_hot(files, partition, wanted), *_cold(partition, wanted)):
             below = covered_until is not None and row[UPLOAD_TIME] < covered_until
             taken = below and where not in late_table.get(partition.folder, ())
-            events.append(_event(where, row, late=_place(row) in late, handed_off=taken))
-            handed_off.pop(_place(row), None)
-        for place in [p for p in handed_off if p[0] in partition.state.next_offsets]:
-            row = handed_off.pop(place)
-            events.append(_event(TABLE, row, late=place in late, handed_off=True))
-        copies += events
+            kept[partition.folder].append(_event(where, row, late, handed_off=taken))
+    copies = [event for events in kept.values() for event in events]
+    here = {(event.partition, event.offset) for event in copies}
+    rows = [] if table is None else _in_table(table, wanted)
+    gone = [_event(TABLE, row, late, handed_off=True) for row in rows if _place(row) not in here]
+    copies += gone
+    for partition in view.partitions:
+        sources = partition.state.next_offsets
+        events = [*kept[partition.folder], *(e for e in gone if e.partition in sources)]
         copies += [
-            _dropped(row, events, partition, covered_until) for row in told if row["what"] != "late"
+            _dropped(row, events, partition, covered_until)
+            for row in told[partition.folder]
+            if row["what"] != "late"
         ]
-    copies += [_event(TABLE, row, handed_off=True) for row in handed_off.values()]
     copies += _rejects(files, view.partitions, wanted, paths)
     copies.sort(key=lambda copy: (copy.partition, copy.offset))
     return Answer(wanted.values, tuple(copies), covered_until, table is not None)
@@ -237,9 +240,10 @@ def _place(row: Mapping[str, Any]) -> tuple[str, int]:
 
 
 def _event(
-    where: str, row: Mapping[str, Any], *, late: bool = False, handed_off: bool = False
+    where: str, row: Mapping[str, Any], late: set[tuple[str, int]], *, handed_off: bool
 ) -> Copy:
-    return Copy("event", *_place(row), row[UPLOAD_TIME], where, late, handed_off)
+    was_late = _place(row) in late
+    return Copy("event", *_place(row), row[UPLOAD_TIME], where, was_late, handed_off)
 
 
 def _dropped(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import polars as pl
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
@@ -20,7 +21,8 @@ from hypothesis import strategies as st
 import query
 from cli.main import main
 from cli.why import _told as line_of
-from query.why import Copy
+from query.view import NodeView, View, take_view
+from query.why import TABLE, Copy, explain
 from storage.batch import Batch
 from storage.blocks import BlocksConfig
 from storage.errors import BadInput
@@ -493,6 +495,26 @@ def test_event_that_was_handed_off_is_told_as_such(partition: Partition) -> None
     Files().replace(Layout(partition.root).batch, batch.encode(), durable=False)
     assert [copy.handed_off for n in (1, 2) for copy in why(partition, n)] == [True, False]
     assert query.open(partition.root).scan().collect().height == 1
+
+
+def test_a_copy_in_any_partition_of_its_source_is_of_the_batch_layers_event(tmp_path: Path) -> None:
+    """With `hash_partitions`, several have messages of a source."""
+    roots = [tmp_path / name for name in "ab"]
+    for root, key in zip(roots, (2, 1), strict=True):
+        one = Partition(root, CONFIG).start()
+        one.take(frame([Event(0, key, 0), Event(1, key, 5)]))
+        one.blocks.publish()
+        one.files.close()
+    partitions = take_view(Files(), roots).partitions
+    emptied = [partition.only(lambda _: False) for partition in partitions]
+    view = View((NodeView(roots[0], Batch(), tuple(emptied)),))
+    table = pl.LazyFrame(
+        {PARTITION: ["s0"], OFFSET: [0], UPLOAD_TIME: [time(0)], "id": ["k0"], "part": [1]}
+    )
+    found = explain(Files(), view, {"id": "k0", "part": 1}, {}, table)
+    kept, copy = found.copies
+    assert (kept.where, kept.handed_off) == (TABLE, True)
+    assert (copy.what, copy.of, copy.certain) == ("duplicate", ("s0", 0), True)
 
 
 @pytest.mark.parametrize(
