@@ -28,7 +28,7 @@ def why(key: tuple[str, ...], text: str | None, kind: str, data_dirs: tuple[Path
     Each is kept (where), was dropped as a duplicate (of which event), or is a reject (why).
     """
     settings = load()
-    store = query.open(*(data_dirs or [settings.data_dir]))
+    store = query.open(*(data_dirs or [settings.data_dir]), iceberg=settings.batch.catalog)
     names = key_names(store.view())
     paths = {column.name: column.path for column in settings.schema_of_events.columns}
     answer = store.why(_key(key, text, names), paths)
@@ -69,7 +69,7 @@ def _told(copy: Copy) -> str:
         "an event no longer here"
         if copy.of is None
         else f"partition {copy.of[0]}, offset {copy.of[1]}"
-    )
+    ) + ("" if copy.certain else " (most likely)")
     if copy.what == "duplicate":
         return f"dropped: {place}: duplicate of {of}"
     payload = "" if copy.detail is None else f"; its payload: {copy.detail}"
@@ -83,6 +83,7 @@ def _missing(answer: Answer) -> str:
             f"; events uploaded before {answer.covered_until:%Y-%m-%d %H:%M:%S} are handed off"
             " to the batch layer"
         )
+        handed_off += ", whose table does not have this key" if answer.table else ""
     if answer.copies:
         return f"no event with this key is kept here{handed_off}"
     return f"never seen, as far as is known here{handed_off}"

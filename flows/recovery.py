@@ -30,6 +30,7 @@ def take_data_directory(layout: Layout) -> BinaryIO:
     files.make_directory(layout.root)
     lock = _locked(files, layout)
     if layout.partitions() and not any(layout.recovery.glob("part-*.sqlite3")):
+        lock.close()
         raise MissingFile(
             f"{layout.recovery}: expected the recovery store of the data in {layout.root}, got"
             " none; restore it, or move the whole data directory away to start anew"

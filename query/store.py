@@ -38,6 +38,7 @@ from storage.schema import UPLOAD_TIME
 
 TABLE, ALL_EVENTS, LATE = "events", "events_all", "events_late"
 SEALED, REJECTS = "events_sealed", "rejects"
+TABLES = (TABLE, ALL_EVENTS, LATE, SEALED, REJECTS)
 Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
@@ -130,16 +131,10 @@ class Store:
         )
 
     def _all(self, view: View) -> pl.LazyFrame:
-        if view.table is None:
+        batch = self._batch(view)
+        if batch is None:
             return self._events(view)
         events, late = self._events(view), self._late(view)
-        batch = scan_table(
-            view.table,
-            _polars_schema(view.schema),
-            self._iceberg,
-            self._roots,
-            until=time_of(view.covered_until_ms or 0),
-        )
         parts: list[Placed] = []
         for partition in view.late:
             parts += [*partition.hot, *partition.chunks]
@@ -149,6 +144,14 @@ class Store:
             key = list(view.key)
             late = late.join(near.select(key), on=key, how="anti")
         return pl.concat([batch, late, events], how="diagonal")
+
+    def _batch(self, view: View) -> pl.LazyFrame | None:
+        """The batch layer's table up to the boundary, if `batch.json` names one."""
+        if view.table is None:
+            return None
+        until = time_of(view.covered_until_ms or 0)
+        schema = _polars_schema(view.schema)
+        return scan_table(view.table, schema, self._iceberg, self._roots, until=until)
 
     def _rows(self, view: View, partitions: list[PartitionView]) -> pl.LazyFrame:
         """Whole blocks and chunks."""
@@ -177,7 +180,12 @@ class Store:
         self, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]] | None = None
     ) -> Answer:
         """Where the event of this dedup key is, or why it is not there (see `query.why`)."""
-        return self._retried(lambda: explain(self._files, self.view(), key, paths or {}))
+
+        def answer() -> Answer:
+            view = self.view()
+            return explain(self._files, view, key, paths or {}, self._batch(view))
+
+        return self._retried(answer)
 
     def sql(self, text: str) -> pl.DataFrame:
         """The answer to a query over the tables `events`, `events_all` (with the batch layer's),
@@ -188,7 +196,8 @@ class Store:
         """
 
         def answer() -> pl.DataFrame:
-            view = self._readable(rejects=REJECTS in text.casefold())
+            names = {name for name in TABLES if name in text.casefold()}
+            view = self._readable(events=names != {REJECTS}, rejects=REJECTS in names)
             tables: dict[str, Callable[[], pl.LazyFrame]] = {
                 TABLE: lambda: self._events(view),
                 ALL_EVENTS: lambda: self._all(view),
@@ -196,7 +205,7 @@ class Store:
                 SEALED: lambda: self._sealed(view),
                 REJECTS: lambda: scan_rejects(self._files, view.partitions, ALL),
             }
-            named = {name: table() for name, table in tables.items() if name in text.casefold()}
+            named = {name: tables[name]() for name in names}
             return pl.SQLContext(named).execute(text, eager=True)
 
         return self._retried(answer)
@@ -294,7 +303,9 @@ def stream(
 ) -> pa.RecordBatchReader:
     """The rows batch by batch, each made in a `guard`, so that memory never holds all of them."""
     frames = rows.collect_batches(chunk_size=STREAM_ROWS, lazy=True)
-    first = next(frames, rows.head(0).collect())
+    first = next(frames, None)
+    if first is None:
+        first = rows.head(0).collect()
     schema = _table(first).schema
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -1,9 +1,9 @@
 """Why: where the event of a dedup key is, or what became of its copies.
 
 Steps, over one view: the hot blocks and the chunks, also those handed off but not deleted yet; the
-drop logs, by the hash of the key; the rejects, whose messages are searched for the key. A copy that
-neither place knows was never seen, or is older than what is kept: drop logs are bounded, and events
-that were handed off are deleted.
+batch layer's table, if there is one; the drop logs, by the hash of the key; the rejects, whose
+messages are searched for the key. A copy that no place knows was never seen, or is older than what
+is kept: drop logs are bounded, and a batch layer without a table is not asked.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ from storage.index import hash_keys
 from storage.log import Extent, LogReader
 from storage.rejects import ALL
 from storage.schema import OFFSET, PARTITION, UPLOAD_TIME, parse_types
+from storage.state import BlockState, PartitionState
 
+TABLE = "the batch layer's table"
 _PLACE = [PARTITION, OFFSET, UPLOAD_TIME]
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -39,8 +42,8 @@ class Copy:
     """One message that had the key, and what became of it.
 
     `what`: "event" (kept), "duplicate", "conflict" (a duplicate with another payload) or "reject".
-    `where` an event is: "hot block ID" or "chunk FILE". `of` is the event that a duplicate was one
-    of, if that is still here. `detail`: a reject's reason, a sampled conflict's payload.
+    `where` an event is: "hot block ID", "chunk FILE" or TABLE. `of` is the event that a duplicate
+    was one of, if that can be found yet. `detail`: a reject's reason, a sampled conflict's payload.
     """
 
     what: str
@@ -53,16 +56,19 @@ class Copy:
     of: tuple[str, int] | None = None
     detail: str | None = None
     certain: bool = True
-    """False for a reject that can't be read but has the key as text in it."""
+    """False for a reject that can't be read but has the key as text in it, and for a duplicate
+    that may be one of another event than `of`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """All that is known of a key. `covered_until`: earlier events are with the batch layer."""
+    """All that is known of a key. `covered_until`: earlier events are with the batch layer;
+    `table`: whether its table was asked."""
 
     key: dict[str, Any]
     copies: tuple[Copy, ...]
     covered_until: datetime | None
+    table: bool = False
 
 
 @dataclass
@@ -78,6 +84,12 @@ class _Key:
     @property
     def values(self) -> dict[str, Any]:
         return dict(self.row.to_pylist()[0])
+
+    @property
+    def same(self) -> list[pl.Expr]:
+        """What holds of a row with this key."""
+        wanted = pl.DataFrame(self.row)
+        return [pl.col(name) == wanted[name][0] for name in wanted.columns]
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows of `batch` that have this key."""
@@ -95,51 +107,48 @@ def key_names(view: View) -> tuple[str, ...]:
 
 
 def explain(
-    files: Files, view: View, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]]
+    files: Files,
+    view: View,
+    key: Mapping[str, object],
+    paths: Mapping[str, tuple[str, ...]],
+    table: pl.LazyFrame | None = None,
 ) -> Answer:
     """What became of the messages with this key.
 
     `paths` says where a message has the key's columns; without, rejects are searched for the values
-    as text.
+    as text. `table` is the batch layer's, up to the boundary.
 
     Raises BadInput if `key` does not give the key's columns, MissingFile if the view is too old.
     """
     wanted = _typed(view, key)
     until_ms = view.covered_until_ms
     covered_until = None if until_ms is None else _EPOCH + timedelta(milliseconds=until_ms)
-    copies: list[Copy] = []
+    told = {p.folder: list(_drops(files, p, wanted)) for p in view.partitions}
+    late = {_place(row) for rows in told.values() for row in rows if row["what"] == "late"}
+    late_table = {p.folder: set(_wheres(p)) for p in view.late}
+    kept: dict[Path, list[Copy]] = {}
     for partition in view.partitions:
-        kept = [*_hot(files, partition, wanted), *_cold(partition, wanted)]
-        told = list(_drops(files, partition, wanted))
-        late = {(row[PARTITION], row[OFFSET]) for row in told if row["what"] == "late"}
-        events = [
-            Copy(
-                "event",
-                row[PARTITION],
-                row[OFFSET],
-                row[UPLOAD_TIME],
-                where=where,
-                late=(row[PARTITION], row[OFFSET]) in late,
-                handed_off=covered_until is not None and row[UPLOAD_TIME] < covered_until,
-            )
-            for where, row in kept
-        ]
-        copies += events
+        kept[partition.folder] = []
+        for where, row in (*_hot(files, partition, wanted), *_cold(partition, wanted)):
+            below = covered_until is not None and row[UPLOAD_TIME] < covered_until
+            taken = below and where not in late_table.get(partition.folder, ())
+            kept[partition.folder].append(_event(where, row, late, handed_off=taken))
+    copies = [event for events in kept.values() for event in events]
+    here = {(event.partition, event.offset) for event in copies}
+    rows = [] if table is None else _in_table(table, wanted)
+    gone = [_event(TABLE, row, late, handed_off=True) for row in rows if _place(row) not in here]
+    copies += gone
+    for partition in view.partitions:
+        sources = partition.state.next_offsets
+        events = [*kept[partition.folder], *(e for e in gone if e.partition in sources)]
         copies += [
-            Copy(
-                row["what"],
-                row[PARTITION],
-                row[OFFSET],
-                row[UPLOAD_TIME],
-                of=_original(events, row[UPLOAD_TIME], partition.state.block_span_ms),
-                detail=row["payload"],
-            )
-            for row in told
+            _dropped(row, events, partition, covered_until)
+            for row in told[partition.folder]
             if row["what"] != "late"
         ]
     copies += _rejects(files, view.partitions, wanted, paths)
     copies.sort(key=lambda copy: (copy.partition, copy.offset))
-    return Answer(wanted.values, tuple(copies), covered_until)
+    return Answer(wanted.values, tuple(copies), covered_until, table is not None)
 
 
 def _typed(view: View, key: Mapping[str, object]) -> _Key:
@@ -155,7 +164,7 @@ def _typed(view: View, key: Mapping[str, object]) -> _Key:
                 columns.append(pa.array([value]).cast(type))
             else:
                 columns.append(pa.array([value], type))
-        except (pa.ArrowException, TypeError) as error:
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise BadInput(f"why: {name}: expected a {type}, got {value!r}") from error
         if columns[-1].null_count:
             raise BadInput(f"why: {name}: expected a value, got null")
@@ -170,7 +179,7 @@ def _hot(files: Files, partition: PartitionView, key: _Key) -> Iterator[tuple[st
             found = reader.follow(extent, torn_ok=True)
             for batch in reader.decode(found, names):
                 for row in key.rows(batch).to_pylist():
-                    yield f"hot block {block.id}", row
+                    yield _in_block(block), row
 
 
 def _cold(partition: PartitionView, key: _Key) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -182,10 +191,25 @@ def _cold(partition: PartitionView, key: _Key) -> Iterator[tuple[str, dict[str, 
         paths, include_file_paths="_file", extra_columns="ignore", hive_partitioning=False,
         schema=dict(pl.DataFrame(_key_and_place(key).empty_table()).schema), glob=False,
     )  # fmt: skip
-    wanted = pl.DataFrame(key.row)
-    same = [pl.col(name) == wanted[name][0] for name in key.row.schema.names]
-    for row in chunks.filter(same).collect().to_dicts():
-        yield f"chunk {row['_file']}", row
+    for row in chunks.filter(key.same).collect().to_dicts():
+        yield _in_chunk(row["_file"]), row
+
+
+def _in_table(table: pl.LazyFrame, key: _Key) -> list[dict[str, Any]]:
+    return table.filter(key.same).select(_PLACE).collect().to_dicts()
+
+
+def _in_block(block: BlockState) -> str:
+    return f"hot block {block.id}"
+
+
+def _in_chunk(path: str | Path) -> str:
+    return f"chunk {path}"
+
+
+def _wheres(partition: PartitionView) -> Iterator[str]:
+    yield from map(_in_block, partition.hot)
+    yield from map(_in_chunk, partition.chunk_paths)
 
 
 def _key_and_place(key: _Key) -> pa.Schema:
@@ -211,25 +235,61 @@ def _told(files: Files, extent: Extent, reader: LogReader) -> list[pa.RecordBatc
     return reader.decode(found, DROP_SCHEMA.names)
 
 
+def _place(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row[PARTITION], row[OFFSET]
+
+
+def _event(
+    where: str, row: Mapping[str, Any], late: set[tuple[str, int]], *, handed_off: bool
+) -> Copy:
+    was_late = _place(row) in late
+    return Copy("event", *_place(row), row[UPLOAD_TIME], where, was_late, handed_off)
+
+
+def _dropped(
+    row: Mapping[str, Any],
+    events: Sequence[Copy],
+    partition: PartitionView,
+    covered_until: datetime | None,
+) -> Copy:
+    """What the drop log tells of a copy, and which of the `events` it was a copy of."""
+    source, offset = _place(row)
+    replays, time = partition.state.replays > 0, row[UPLOAD_TIME]
+    earlier = [e for e in events if e.partition != source or e.offset < offset or replays]
+    in_order = not replays and all(event.partition == source for event in earlier)
+    all_here = not partition.expired_rows and (covered_until is None or time >= covered_until)
+    of, certain = _original(earlier, time, partition.state, in_order=in_order, all_here=all_here)
+    return Copy(row["what"], source, offset, time, of=of, detail=row["payload"], certain=certain)
+
+
 def _original(
-    events: Sequence[Copy], upload_time: datetime, block_span_ms: int
-) -> tuple[str, int] | None:
-    """The kept event that a copy was a duplicate of: of its interval, else the nearest in time."""
-    if not events:
-        return None
+    events: Sequence[Copy], time: datetime, state: PartitionState, *, in_order: bool, all_here: bool
+) -> tuple[tuple[str, int] | None, bool]:
+    """Which of the `events` that may have come before it a copy was dropped for, and whether that
+    is certain (see `storage.duplicates`). `in_order`: they did come before it, in order of offset.
+    `all_here`: none that it could be has been deleted.
+
+    SUBTLE: an event is kept only if no live block has its key. So only the newest may have been
+    live when the copy came; if it was not, the copy was dropped for that of its own interval.
+    """
 
     def distance(event: Copy) -> tuple[bool, timedelta]:
-        kept = event.upload_time or upload_time
-        return _interval(kept, block_span_ms) != _interval(upload_time, block_span_ms), abs(
-            kept - upload_time
-        )
+        kept, span = event.upload_time or time, timedelta(milliseconds=state.block_span_ms)
+        return (kept - _EPOCH) // span != (time - _EPOCH) // span, abs(kept - time)
 
-    nearest = min(events, key=distance)
-    return nearest.partition, nearest.offset
-
-
-def _interval(time: datetime, block_span_ms: int) -> int:
-    return (time - _EPOCH) // timedelta(milliseconds=block_span_ms)
+    if not events:
+        return None, True
+    nearest, newest = min(events, key=distance), max(events, key=lambda event: event.offset)
+    elsewhere, _ = distance(nearest)
+    if not in_order:
+        of, certain = nearest, all_here and len(events) == 1
+    elif elsewhere:
+        of, certain = newest, all_here
+    elif newest.where in [_in_block(block) for block in state.hot]:
+        of, certain = newest, True
+    else:
+        of, certain = nearest, nearest is newest
+    return (of.partition, of.offset), certain
 
 
 def _rejects(
@@ -274,7 +334,7 @@ class _Search:
         for name, value in self._values.items():
             if name not in self._paths or isinstance(value, datetime):
                 certain = False
-            elif _at(document, self._paths[name]) != value:
+            elif not _same(_at(document, self._paths[name]), value):
                 return None
         return certain if certain or as_text else None
 
@@ -283,3 +343,8 @@ def _at(document: object, path: tuple[str, ...]) -> object:
     for step in path:
         document = document.get(step) if isinstance(document, dict) else None
     return document
+
+
+def _same(found: object, value: object) -> bool:
+    """As `decode` reads a value: 1.0 is 1, true is not."""
+    return found == value and isinstance(found, bool) == isinstance(value, bool)

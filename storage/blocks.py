@@ -114,7 +114,7 @@ class Blocks:
                 committed, read_catalog(files, layout.catalog(partition), partition)
             )
         state.incarnation = incarnation
-        require_logs(files, self._folder, state, self._catalog())
+        require_logs(files, layout, state, self._catalog())
         self._retained = Retained(
             files, layout, partition, config.schema, config.block_span_ms, cache, hash_keys
         )

@@ -7,6 +7,10 @@ them out in that order and remembers the last number in its state, so one look f
 file tells whether there is anything to do. To carry one out twice changes nothing: what passed is
 no reject any more, and the rest fails again.
 
+A request that can't be read is left out by each partition, and its number stays taken. None is ever
+deleted: a manifest does not tell what a crash could undo, so a restart may look for a number that
+it had passed, and a new partition begins with the first. Each is some hundred bytes, asked by hand.
+
 Asking twice is one request as long as no partition has begun another run: within a run the same
 message is always decoded alike. `runs` (each partition's incarnation when it was asked) tells.
 """
@@ -14,9 +18,10 @@ message is always decoded alike. `runs` (each partition's incarnation when it wa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 
 from storage import record
-from storage.errors import BadInput
+from storage.errors import BadInput, Corruption, FormatVersion
 from storage.files import Files
 from storage.layout import Layout
 from storage.record import Count
@@ -61,11 +66,15 @@ def ask(files: Files, layout: Layout, wanted: RejectFilter, runs: dict[str, int]
     except BadInput as error:
         raise BadInput(f"{layout.replay}: another request is being written; try again") from error
     with lock:
-        number = 1
-        while (found := read_request(files, layout, number)) is not None:
+        for number in count(1):
+            try:
+                found = read_request(files, layout, number)
+            except (Corruption, FormatVersion):
+                continue
+            if found is None:
+                break
             if (found.wanted, found.runs) == (wanted, runs):
                 return found
-            number += 1
         request = ReplayRequest(number, wanted, runs)
         files.replace(layout.replay_request(number), request.encode(), durable=True)
     return request

@@ -74,22 +74,23 @@ def next_incarnation(
     return max(traces) + 1
 
 
-def require_logs(files: Files, folder: Path, state: PartitionState, catalog: Catalog) -> None:
-    """Raise unless every log that still counts is here at its full committed length."""
-    for block in state.blocks:
-        if block.id in catalog.covered:
-            continue
-        for extent in block.extents:
-            path = folder / extent.file
-            try:
-                size = files.size(path)
-            except FileNotFoundError as error:
-                raise MissingFile(
-                    f"partition {state.partition}: the committed state names {path}, which is not"
-                    " on this host; partitions can move between hosts on shared storage only"
-                ) from error
-            if size < extent.bytes:
-                raise Corruption(f"log {path}: expected {extent.bytes} bytes, got {size}", size)
+def require_logs(files: Files, layout: Layout, state: PartitionState, catalog: Catalog) -> None:
+    """Raise unless every block and reject log that still counts is here at its full committed
+    length. Drop logs may have lost some."""
+    hot, rejects = layout.hot(state.partition), layout.rejects(state.partition)
+    counts = [block for block in state.blocks if block.id not in catalog.covered]
+    extents = [(hot / extent.file, extent) for block in counts for extent in block.extents]
+    extents += [(rejects / extent.file, extent) for extent in state.rejects]
+    for path, extent in extents:
+        try:
+            size = files.size(path)
+        except FileNotFoundError as error:
+            raise MissingFile(
+                f"partition {state.partition}: the committed state names {path}, which is not"
+                " on this host; partitions can move between hosts on shared storage only"
+            ) from error
+        if size < extent.bytes:
+            raise Corruption(f"log {path}: expected {extent.bytes} bytes, got {size}", size)
 
 
 def united_schema(state: PartitionState, schema: pa.Schema) -> pa.Schema:

@@ -29,6 +29,7 @@ from pyiceberg.table import StaticTable
 
 import query
 import query.view
+import query.why
 from cli.main import main
 from flows.batch import DAY_MS, BatchConfig, missing_days, run_day
 from flows.handoff import Handoff
@@ -557,6 +558,27 @@ def test_what_the_dry_run_says_goes_is_gone_after_the_next_tick(job: Job) -> Non
         int(str(item["rows"])) for item in told
     )
     assert_handed_over(job, 0)
+    assert_why_looks_in_the_table(job)
+
+
+def assert_why_looks_in_the_table(job: Job) -> None:
+    """For what is deleted: `a-0-10` was sent twice, `a-9` never."""
+    store = query.open(job.data)
+    kept, copy = store.why({"id": "a-0-10"}).copies
+    assert (kept.what, kept.where, kept.handed_off) == ("event", query.why.TABLE, True)
+    assert kept.upload_time == datetime(2024, 5, 1, 1, tzinfo=timezone.utc)
+    assert (copy.what, copy.of, copy.certain) == ("duplicate", ("a.ndjson", kept.offset), True)
+    (here,) = store.why({"id": "a-1-10"}).copies[:1]
+    assert (here.handed_off, (here.where or "").split(" ")[0]) == (False, "chunk")
+    told = [
+        CliRunner().invoke(main, ["why", key], env=job.environment).output
+        for key in ("a-0-10", "a-9")
+    ]
+    assert "in the batch layer's table; handed off" in told[0].splitlines()[0]
+    assert told[1] == (
+        "never seen, as far as is known here; events uploaded before 2024-05-02 00:00:00 are"
+        " handed off to the batch layer, whose table does not have this key\n"
+    )
 
 
 def test_chunks_older_than_the_retention_go_whether_handed_over_or_not(job: Job) -> None:

@@ -6,6 +6,7 @@ events, several sources, crashes, stale snapshots, merges and readers that read 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +224,27 @@ def test_shortened_log_is_corruption(partition: Partition) -> None:
     (log,) = partition.layout.hot(NAME).glob("*.arrows")
     log.write_bytes(log.read_bytes()[:-1])
     with pytest.raises(Corruption, match=rf"log .*{log.name}: expected \d+ bytes, got \d+"):
+        partition.start(snapshot)
+
+
+@pytest.mark.parametrize(
+    ("kept", "error"),
+    [(None, MissingFile), (-1, Corruption)],
+    ids=["missing", "shortened"],
+)
+def test_reject_log_that_is_not_whole_is_told(
+    partition: Partition, kept: int | None, error: type[Exception]
+) -> None:
+    partition.start()
+    partition.append(Message(("s0", 0), None))
+    snapshot = partition.blocks.snapshot()
+    partition.crash()
+    (log,) = partition.layout.rejects(NAME).glob("*.arrows")
+    if kept is None:
+        log.unlink()
+    else:
+        log.write_bytes(log.read_bytes()[:kept])
+    with pytest.raises(error, match=re.escape(str(log))):
         partition.start(snapshot)
 
 

@@ -405,10 +405,10 @@ def assert_valid_or_listed() -> None:
     schema = found.schema_of_events
     assert set(schema.key) <= set(schema.arrow.names)
     assert len(set(schema.arrow.names)) == len(schema.arrow.names)
-    DecoderOf(found)
+    decoder_of(found)
 
 
-def DecoderOf(found: Settings) -> object:
+def decoder_of(found: Settings) -> object:
     """Every valid schema can be decoded."""
     from operators.decode import DecodeConfig, Decoder
 

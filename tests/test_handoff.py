@@ -130,6 +130,8 @@ def test_event_for_a_sealed_time_is_seen_until_the_boundary_and_in_the_late_tabl
     assert offsets(found.scan()) == list(range(5, 12))
     assert offsets(found.late()) == [12]
     assert partition.manifest().counters.after_seal == 1
+    waits, taken = (found.why({"id": f"k{n // 2}", "part": n % 2}).copies for n in (100, 3))
+    assert [copy.handed_off for copy in (*waits, *taken)] == [False, True]
 
 
 def test_event_for_a_sealed_time_whose_block_is_in_the_cache_goes_to_another_block(

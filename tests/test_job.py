@@ -21,7 +21,10 @@ import zstandard
 
 import query
 from cli.load import LoadSpec
-from storage.errors import PERMANENT
+from flows.realtime import _keep_topic
+from flows.recovery import take_data_directory
+from storage.errors import PERMANENT, BadInput, MissingFile
+from storage.layout import Layout
 from tests.job import Generated, Job, assert_exact, generated, taken
 
 MakeJob = Callable[..., Job]
@@ -139,6 +142,33 @@ def test_a_second_job_on_the_same_data_is_refused(job: Job, load: Generated) -> 
     assert_exact(job, load)
 
 
+def test_data_without_its_recovery_store_is_refused(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.manifest("p00").parent.mkdir(parents=True)
+    layout.manifest("p00").touch()
+    layout.ended.touch()
+    with pytest.raises(MissingFile, match="expected the recovery store of the data"):
+        take_data_directory(layout)
+    assert layout.ended.exists()
+    layout.recovery.mkdir()
+    (layout.recovery / "part-0.sqlite3").touch()
+    take_data_directory(layout).close()
+    assert not layout.ended.exists()
+
+
+def test_what_is_kept_of_a_topic_is_its_first_id_whatever_a_killed_start_left(
+    tmp_path: Path,
+) -> None:
+    path = Layout(tmp_path).topic("events")
+    path.parent.mkdir()
+    path.with_name(".events.tmp").write_bytes(b"half an i")
+    for _ in range(2):
+        _keep_topic(path, "first")
+    assert path.read_bytes() == b"first"
+    with pytest.raises(BadInput, match="id first, got one created anew, id second"):
+        _keep_topic(path, "second")
+
+
 def test_another_dedup_key_is_a_clear_error_and_changes_nothing(job: Job, load: Generated) -> None:
     assert job.ends(job.run()) == 0, job.told()
     changed = Job(job.folder / "changed", {**job.settings, "DATA_DIR": str(job.data)})
@@ -161,6 +191,25 @@ def test_a_column_added_later_is_null_for_old_events(make_job: MakeJob, tmp_path
     found = query.open(job.data).scan().sort("_offset").select("_offset", "colour").collect()
     assert found["_offset"].to_list() == list(range(200))
     assert found["colour"].to_list() == [None] * 100 + ["red"] * 100
+
+
+def test_a_file_that_is_gone_and_a_trace_that_a_killed_start_did_not_leave_stop_no_job(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    events = tmp_path / "events"
+    events.mkdir()
+    lines = [_event(number, number) for number in range(30)]
+    (events / "a.ndjson").write_bytes(b"".join(lines[:10]))
+    (events / "b.ndjson").write_bytes(b"".join(lines[20:]))
+    job = make_job(FILES__PATH=str(events))
+    assert job.ends(job.run()) == 0, job.told()
+    traces = Layout(job.data).sources
+    (traces / "a.ndjson").unlink()
+    (events / "a.ndjson").write_bytes(b"".join(lines[:20]))
+    (events / "b.ndjson").unlink()
+    assert job.ends(job.run()) == 0, job.told()
+    assert sorted(path.name for path in traces.iterdir()) == ["a.ndjson", "b.ndjson"]
+    assert job.partitions()["accepted"].to_list() == [20, 10]
 
 
 def test_copies_in_different_files_meet_when_divided_by_hash(

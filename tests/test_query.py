@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 import query
+from query.store import stream
 from query.view import View, take_view
 from storage import record
 from storage.batch import read_batch
@@ -318,6 +319,14 @@ def test_pyarrow_reads_the_same_rows_in_several_batches(pair: Filled) -> None:
     assert_frame_equal(found.sort(IN_ORDER), pair.rows)
 
 
+def test_a_stream_asks_for_its_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[pl.LazyFrame] = []
+    monkeypatch.setattr(pl.LazyFrame, "collect", asked.append)
+    found = stream(pl.LazyFrame({"n": [1, 2]}))
+    assert pa.Table.from_batches(found)["n"].to_pylist() == [1, 2]
+    assert asked == []
+
+
 def test_duckdb_reads_the_same_rows(pair: Filled) -> None:
     store = pair.store
     assert store is not None
@@ -391,6 +400,19 @@ def test_with_partial_damaged_rejects_of_one_partition_hide_no_others(lane: Lane
     assert len(collected(store)) == sum(len(one.published) for one in lanes)  # events are whole
     with pytest.raises(Corruption, match=re.escape(str(log))):
         query.open(*(one.root for one in lanes)).sql("select * from rejects")
+
+
+def test_with_partial_a_damaged_hot_log_hides_no_rejects(lane: Lanes) -> None:
+    one = filled(lane())
+    log = one.layout.hot(one.name) / one.manifest().hot[0].extents[0].file
+    log.write_bytes(bytes(byte ^ 0x55 for byte in log.read_bytes()))
+    store = query.open(one.root, partial=True)
+    rejects = store.rejects().select(pl.len()).collect().item()
+    assert rejects > 0
+    assert store.sql("select count(*) from rejects").item() == rejects
+    assert store.receipt().silent_partitions == ()
+    assert store.sql("select count(*) from rejects, events").item() == 0
+    assert [silent.partition for silent in store.receipt().silent_partitions] == [one.name]
 
 
 @pytest.mark.parametrize("again", ["data", "data/../data"])

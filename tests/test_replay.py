@@ -433,6 +433,21 @@ def test_asking_twice_is_one_request_until_a_partition_begins_another_run(tmp_pa
     assert [read_request(files, layout, number) for number in (1, 2, 4)] == [first, other, None]
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_request_that_cannot_be_read_keeps_its_number_and_others_can_be_asked(
+    tmp_path: Path, version: int
+) -> None:
+    files, layout = Files(), Layout(tmp_path)
+    ask(files, layout, ALL, {"p": 1})
+    damaged = b"torn" if version == 1 else record.encode("replay", version, {})
+    layout.replay_request(1).write_bytes(damaged)
+    (layout.replay / ".000002.json.tmp").write_bytes(b"of one who was killed")
+    second = ask(files, layout, ALL, {"p": 1})
+    assert second.number == 2
+    assert ask(files, layout, ALL, {"p": 1}) == second
+    assert layout.replay_request(1).read_bytes() == damaged
+
+
 def test_request_is_refused_while_another_is_written(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.replay.mkdir()

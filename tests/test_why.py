@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
+import polars as pl
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
@@ -19,12 +20,14 @@ from hypothesis import strategies as st
 
 import query
 from cli.main import main
-from query.why import Copy
+from cli.why import _told as line_of
+from query.view import NodeView, View, take_view
+from query.why import TABLE, Copy, explain
 from storage.batch import Batch
 from storage.blocks import BlocksConfig
 from storage.errors import BadInput
 from storage.files import Files
-from storage.frame import Frame
+from storage.frame import REJECT_SCHEMA, Frame
 from storage.index import hash_keys
 from storage.keys import Hash
 from storage.layout import Layout
@@ -173,8 +176,9 @@ class PayloadOracle(Oracle):
     """The rules, and: a duplicate conflicts if its payload is not that of the event kept, which is
     the one in a live block if there is one, else the one retained in its interval."""
 
-    kept: list[tuple[OracleBlock, Key, Values]] = field(default_factory=list)
+    kept: list[tuple[OracleBlock, Event]] = field(default_factory=list)
     conflicts: int = 0
+    originals: dict[int, int] = field(default_factory=dict)
     dropped: list[tuple[int, str]] = field(default_factory=list)
 
     def take(self, event: Event) -> None:
@@ -183,20 +187,21 @@ class PayloadOracle(Oracle):
         self.event(event.place, event.keys, upload_ms)
         interval_ms = upload_ms // SPAN_MS * SPAN_MS
         if self.accepted > accepted:
-            self.kept.append((self.live[interval_ms], event.keys, event.values))
+            self.kept.append((self.live[interval_ms], event))
             if self.late > late:
                 self.dropped.append((event.offset, "late"))
         elif self.duplicates > duplicates:
             live = list(self.live.values())
             retained = [block for block in self.closed if block.interval_ms == interval_ms]
-            (values, *_) = [
-                values
+            (original, *_) = [
+                kept
                 for among in (live, retained)
-                for block, key, values in self.kept
-                if key == event.keys and any(block is one for one in among)
+                for block, kept in self.kept
+                if kept.keys == event.keys and any(block is one for one in among)
             ]
-            self.conflicts += values != event.values
-            what = "conflict" if values != event.values else "duplicate"
+            self.originals[event.offset] = original.offset
+            self.conflicts += original.values != event.values
+            what = "conflict" if original.values != event.values else "duplicate"
             self.dropped.append((event.offset, what))
 
 
@@ -339,8 +344,21 @@ def test_conflicts_and_drops_are_the_oracles_however_input_is_cut_and_whatever_c
             assert conflicts(partition) == oracle.conflicts
             assert partition.manifest().counters.duplicates == oracle.duplicates
             assert told(partition) == sorted(oracle.dropped)
+            if hash is hash_keys:
+                assert_originals(why(partition, events[-1].key), oracle)
         finally:
             partition.files.close()
+
+
+def assert_originals(copies: Sequence[Copy], oracle: PayloadOracle) -> None:
+    """What is said of a copy for certain is so; if not for certain, it could be."""
+    kept = [copy.offset for copy in copies if copy.what == "event"]
+    for copy in copies:
+        if copy.what != "event":
+            assert copy.of is not None
+            assert copy.of[1] in kept
+            assert copy.of[1] < copy.offset
+            assert copy.of[1] == oracle.originals[copy.offset] or not copy.certain
 
 
 # -- the drop log -------------------------------------------------------------------------------
@@ -428,6 +446,48 @@ def test_why_tells_where_each_event_is_and_of_what_each_copy_was_a_duplicate(
     assert [copy.what for copy in why(partition, 2)] == ["event", "duplicate"]
 
 
+def originals(partition: Partition, key: int) -> list[tuple[int, tuple[str, int] | None, bool]]:
+    """Of each copy: its offset, of what it was one, and whether that is certain."""
+    copies = why(partition, key)
+    return [(c.offset, c.of, c.certain) for c in copies if c.what not in ("event", "reject")]
+
+
+def test_a_copy_is_of_an_event_that_came_before_it(partition: Partition) -> None:
+    partition.start()
+    partition.take(frame([Event(0, 1, 0), Event(1, 1, 200), Event(2, 1, 300)]))
+    assert originals(partition, 1) == [(1, ("s0", 0), True)]
+
+
+def test_a_copy_that_may_be_of_either_of_two_events_is_told_as_most_likely_of_one(
+    partition: Partition,
+) -> None:
+    """The event at 300 was live when the copy came, as long as that can be seen."""
+    partition.start()
+    partition.take(frame([Event(0, 1, 0), Event(1, 1, 300), Event(2, 1, 50)]))
+    assert originals(partition, 1) == [(2, ("s0", 1), True)]
+    partition.take(frame([Event(3, 9, HOUR_MS)]))
+    assert originals(partition, 1) == [(2, ("s0", 0), False)]
+    (copy,) = (copy for copy in why(partition, 1) if copy.what == "duplicate")
+    assert line_of(copy).endswith("duplicate of partition s0, offset 0 (most likely)")
+
+
+def test_offsets_of_two_sources_do_not_tell_which_event_came_before(partition: Partition) -> None:
+    partition.start()
+    partition.take(frame([Event(7, 1, 0, source="s1")]))
+    partition.take(frame([Event(0, 1, 200)]))
+    assert originals(partition, 1) == [(0, ("s1", 7), True)]  # it can be of no other
+    partition.take(frame([Event(8, 1, 300, source="s1")]))
+    assert originals(partition, 1) == [(0, ("s1", 8), False)]
+
+
+def test_a_replayed_reject_may_be_of_an_event_of_a_later_offset(partition: Partition) -> None:
+    partition.start()
+    partition.take(frame([Event(5, 1, 0)]))
+    partition.blocks.replayed(1)
+    partition.blocks._admit(frame([Event(3, 1, 10)]).events)
+    assert originals(partition, 1) == [(3, ("s0", 5), True)]
+
+
 def test_event_that_was_handed_off_is_told_as_such(partition: Partition) -> None:
     partition.start()
     partition.take(frame([Event(0, 1, 0), Event(1, 2, HOUR_MS)]))
@@ -435,6 +495,26 @@ def test_event_that_was_handed_off_is_told_as_such(partition: Partition) -> None
     Files().replace(Layout(partition.root).batch, batch.encode(), durable=False)
     assert [copy.handed_off for n in (1, 2) for copy in why(partition, n)] == [True, False]
     assert query.open(partition.root).scan().collect().height == 1
+
+
+def test_a_copy_in_any_partition_of_its_source_is_of_the_batch_layers_event(tmp_path: Path) -> None:
+    """With `hash_partitions`, several have messages of a source."""
+    roots = [tmp_path / name for name in "ab"]
+    for root, key in zip(roots, (2, 1), strict=True):
+        one = Partition(root, CONFIG).start()
+        one.take(frame([Event(0, key, 0), Event(1, key, 5)]))
+        one.blocks.publish()
+        one.files.close()
+    partitions = take_view(Files(), roots).partitions
+    emptied = [partition.only(lambda _: False) for partition in partitions]
+    view = View((NodeView(roots[0], Batch(), tuple(emptied)),))
+    table = pl.LazyFrame(
+        {PARTITION: ["s0"], OFFSET: [0], UPLOAD_TIME: [time(0)], "id": ["k0"], "part": [1]}
+    )
+    found = explain(Files(), view, {"id": "k0", "part": 1}, {}, table)
+    kept, copy = found.copies
+    assert (kept.where, kept.handed_off) == (TABLE, True)
+    assert (copy.what, copy.of, copy.certain) == ("duplicate", ("s0", 0), True)
 
 
 @pytest.mark.parametrize(
@@ -445,6 +525,8 @@ def test_event_that_was_handed_off_is_told_as_such(partition: Partition) -> None
         {"id": "k0", "part": "no"},
         {"id": 1, "part": 0},
         {"id": "k0", "part": None},
+        {"id": "k0", "part": 2**70},
+        {"id": "\ud800", "part": 0},
     ],
 )
 def test_key_of_another_shape_is_bad_input(partition: Partition, key: dict[str, object]) -> None:
@@ -453,6 +535,27 @@ def test_key_of_another_shape_is_bad_input(partition: Partition, key: dict[str, 
     partition.blocks.publish()
     with pytest.raises(BadInput, match="why: "):
         query.open(partition.root).why(key)
+
+
+def test_a_reject_with_true_where_the_key_has_one_does_not_have_the_key(
+    partition: Partition,
+) -> None:
+    partition.start()
+    documents = [b'{"id":"k0","part":true,"n":1}', b'{"id":"k0","part":1}']
+    rejects = [
+        {PARTITION: "s0", OFFSET: n, "reason": "too large", "message": document}
+        for n, document in enumerate(documents)
+    ]
+    taken = frame([Event(2, 0, 0)])
+    partition.take(
+        replace(taken, first_offset=0, rejects=pa.RecordBatch.from_pylist(rejects, REJECT_SCHEMA))
+    )
+    partition.blocks.publish()
+    paths = {"id": ("id",), "part": ("part",)}
+    answer = query.open(partition.root).why({"id": "k0", "part": 1}, paths)
+    assert [(copy.what, copy.offset, copy.certain) for copy in answer.copies] == [
+        ("reject", 1, True)
+    ]
 
 
 def test_job_explains_every_message_of_a_key(
