@@ -28,6 +28,11 @@ os.environ.setdefault("POLARS_ICEBERG_PLANNER", "pyiceberg")
 FILE_IO = "pyiceberg.io.pyarrow.PyArrowFileIO"
 
 
+def can_read_tables() -> bool:
+    """Whether the extra `batch` is installed."""
+    return find_spec("pyiceberg") is not None
+
+
 def scan_table(
     metadata: str,
     schema: Mapping[str, pl.DataType],
@@ -44,7 +49,7 @@ def scan_table(
     what can't be read. What properties the table itself has is not asked: they could name code to
     run. Raises MissingFile if the metadata file is not there.
     """
-    if find_spec("pyiceberg") is None:
+    if not can_read_tables():
         raise BadInput("layers: expected pyiceberg to be installed: forebay[batch]")
     within = [str(root) for root in roots]
     within += [properties["warehouse"]] if properties.get("warehouse") else []

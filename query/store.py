@@ -24,7 +24,7 @@ import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from query.hot import HotCache
-from query.iceberg import scan_table
+from query.iceberg import can_read_tables, scan_table
 from query.receipt import Receipt, partitions_of, receipt_of, time_of
 from query.rejects import reject_batches, reject_faults, scan_rejects
 from query.sound import SoundChunks
@@ -179,11 +179,13 @@ class Store:
     def why(
         self, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]] | None = None
     ) -> Answer:
-        """Where the event of this dedup key is, or why it is not there (see `query.why`)."""
+        """Where the event of this dedup key is, or why it is not there (see `query.why`). The batch
+        layer's table is asked if it can be read here."""
 
         def answer() -> Answer:
             view = self.view()
-            return explain(self._files, view, key, paths or {}, self._batch(view))
+            table = self._batch(view) if can_read_tables() else None
+            return explain(self._files, view, key, paths or {}, table)
 
         return self._retried(answer)
 

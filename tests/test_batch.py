@@ -579,6 +579,10 @@ def assert_why_looks_in_the_table(job: Job) -> None:
         "never seen, as far as is known here; events uploaded before 2024-05-02 00:00:00 are"
         " handed off to the batch layer, whose table does not have this key\n"
     )
+    with pytest.MonkeyPatch.context() as patch:  # a host without the extra
+        patch.setattr("query.iceberg.find_spec", lambda name: None)
+        answer = store.why({"id": "a-1-10"})
+        assert (answer.table, answer.copies[:1]) == (False, (here,))
 
 
 def test_chunks_older_than_the_retention_go_whether_handed_over_or_not(job: Job) -> None:
