@@ -228,7 +228,7 @@ class Settings(BaseSettings):
         description="Evicted blocks merged into one file. More: fewer, larger files.",
     )
     cache_bytes: ByteSize = Field(
-        ByteSize(512 << 20),
+        ByteSize(384 << 20),
         ge=1 << 20,
         description="Dedup indexes and keys kept in memory by a worker. Less costs reads from disk,"
         " never exactness.",

@@ -59,7 +59,7 @@ def test_without_a_file_or_environment_everything_has_its_default() -> None:
         600_000,
     )
     assert settings.schema_of_events.key == ("device_id", "insert_id")
-    assert settings.cache_bytes == 512 * 1024**2
+    assert settings.cache_bytes == 384 * 1024**2
 
 
 def test_the_environment_wins_over_the_file_and_arguments_over_both(
