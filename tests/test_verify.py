@@ -23,27 +23,18 @@ from cli.main import main
 from storage.files import Files
 from tests.oracle import Oracle
 from tests.partition import Partition, event
-from verify import stories
 from verify.dying import POINTS, STORING_MS, Death, DyingFiles, every_death
 from verify.feed import START_MS, Feed, Traffic
 from verify.harness import Failure, Row, Trial, play
 from verify.hostile import BYTES_MAX, HARMLESS, PIECES, hostile
 from verify.oracle import Expected, judge
-from verify.reader import Report, Seen
-from verify.stories import MEMORY_SLACK, NTH_MAX, STORIES, bounded, read
+from verify.reader import Seen
+from verify.stories import MEMORY_SLACK, NTH_MAX, READ_BACK_MAX, STORIES, bounded, read
 from verify.worker import Note
 
 NOW_MS = START_MS + 10**9
 DATA = bytes(range(100))
 SEED = 7
-CRASHES = (
-    "each named point",
-    "random moments",
-    "two crashes in a row",
-    "another worker count",
-    "out of order by minutes",
-    "readers during change",
-)
 VERDICTS = {
     b"": (0, 0, 0),
     b"\r": (0, 0, 0),
@@ -209,7 +200,8 @@ def test_logs_and_chunks_that_are_read_back_are_counted(tmp_path: Path) -> None:
 def test_a_worker_that_takes_more_memory_than_its_bound_fails_a_bounded_story(
     more: int, fits: bool
 ) -> None:
-    trial = Mock(settings={}, afterwards=[])
+    trial = Mock(settings={}, afterwards=[], feed=Mock(count=100))
+    trial.read_back.return_value = 1
     trial.peak_bytes.side_effect = [1 << 28, (1 << 28) + more]
     bounded()(lambda _: None)(trial)
     with nullcontext() if fits else pytest.raises(Failure, match="bytes of memory"):
@@ -217,24 +209,21 @@ def test_a_worker_that_takes_more_memory_than_its_bound_fails_a_bounded_story(
             look()
 
 
+@pytest.mark.parametrize(("more", "fits"), [(0, True), (1, False)])
+def test_a_worker_that_reads_back_more_than_its_bound_fails_a_bounded_story(
+    more: int, fits: bool
+) -> None:
+    trial = Mock(settings={}, afterwards=[], feed=Mock(count=1000))
+    trial.peak_bytes.return_value = 1 << 28
+    trial.read_back.return_value = int(1000 * READ_BACK_MAX) + more
+    bounded()(lambda _: None)(trial)
+    with nullcontext() if fits else pytest.raises(Failure, match="to be read"):
+        for look in trial.afterwards:
+            look()
+
+
 def test_every_point_can_be_reached() -> None:
     assert set(NTH_MAX) == set(POINTS)
-
-
-def test_the_stories_have_at_least_fifty_kills_for_certain(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Those without which a story fails, of the stories that are about kills."""
-    kill = Mock()
-    monkeypatch.setattr(stories, "_die", kill)
-    monkeypatch.setattr(stories, "reading", lambda *_: nullcontext())
-    monkeypatch.setattr(stories, "report_of", lambda *_: Report())
-    for name in CRASHES:
-        trial = Mock(rng=random.Random(SEED), rounds=range, settings={}, afterwards=[])
-        trial.configure_mock(lost=0, doubled=0, **{"orphans.return_value": 0})
-        trial.feed.names, trial.peak_bytes.return_value = ["p"], 0
-        STORIES[name](trial)
-    assert kill.call_count >= 50
 
 
 def _deaths() -> list[Death]:

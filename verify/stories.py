@@ -40,6 +40,9 @@ CACHE_MIB = 1
 MEMORY_SLACK = 24 << 20
 """What the allocator and the readers of more and larger files may add to a worker: 14 MiB were
 measured, of 230."""
+READ_BACK_MAX = 0.7
+"""How often a message may make a worker read a log or chunk: 0.32 were measured at most, and 1.5 at
+least where a log is read for each key."""
 LONG_ID_BYTES = 16_000
 KEYS_SLACK = 8 << 20
 """Between two runs over as many bytes: 4 MiB were measured, and 25 where no key is let go."""
@@ -95,7 +98,8 @@ def another_worker_count(trial: Trial) -> None:
 
 def bounded(**settings: str) -> Callable[[Story], Story]:
     """The story under these settings, in which no worker may have more memory than an ordinary
-    portion took, the cache as configured, and some slack; however much comes again."""
+    portion took, the cache as configured, and some slack, nor read its logs and chunks more often
+    than so many times a message; however much comes again."""
 
     def bound(story: Story) -> Story:
         @wraps(story)
@@ -105,7 +109,8 @@ def bounded(**settings: str) -> Callable[[Story], Story]:
             trial.ends(1)
             most = trial.peak_bytes() + (CACHE_MIB << 20) + MEMORY_SLACK
             story(trial)
-            trial.afterwards.append(lambda: _require_at_most(most, trial.peak_bytes()))
+            trial.afterwards.append(lambda: _require_little_memory(most, trial.peak_bytes()))
+            trial.afterwards.append(lambda: _require_little_reading(trial))
 
         return told
 
@@ -149,7 +154,8 @@ def more_keys_than_memory_holds(trial: Trial) -> None:
     every = {name: list(messages) for name, messages in trial.feed.messages.items()}
     few = {name: 10 * messages[: len(messages) // 10] for name, messages in every.items()}
     most = _peak_of(trial, few) + (CACHE_MIB << 20) + KEYS_SLACK
-    _require_at_most(most, _peak_of(trial, every))
+    _require_little_memory(most, _peak_of(trial, every))
+    _require_little_reading(trial)
 
 
 def _peak_of(trial: Trial, again: dict[str, list[bytes]]) -> int:
@@ -159,15 +165,21 @@ def _peak_of(trial: Trial, again: dict[str, list[bytes]]) -> int:
     return trial.notes()[-1].peak_bytes
 
 
-def _require_at_most(most: int, peak: int) -> None:
+def _require_little_memory(most: int, peak: int) -> None:
     if peak > most:
         raise Failure(f"expected at most {most:,} bytes of memory, a worker had {peak:,}")
+
+
+def _require_little_reading(trial: Trial) -> None:
+    read, most = trial.read_back(), int(READ_BACK_MAX * trial.feed.count)
+    if read > most:
+        raise Failure(f"expected logs and chunks to be read {most:,} times at most, not {read:,}")
 
 
 @bounded()
 def redelivery_storm(trial: Trial) -> None:
     for _ in trial.rounds(3):
-        for _ in range(4):
+        for _ in trial.rounds(4):
             trial.feed.send(120, ORDINARY)
             for name in trial.feed.names:
                 again = 10 * trial.feed.messages[name][-40:]
