@@ -25,10 +25,11 @@ check: $(READY)
 torture: $(READY)
 	$(BIN)/forebay verify --long --kills $(KILLS)
 
-# Fuzz, power losses and disk faults with new seeds and a hundred times the cases.
+# Fuzz, crashes, power losses, disk and broker faults with new seeds and a hundred times the cases.
 fuzz: $(READY)
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_power_loss.py \
-	  tests/test_disk_faults.py tests/test_blocks.py tests/test_replay.py tests/test_handoff.py
+	  tests/test_disk_faults.py tests/test_blocks.py tests/test_replay.py tests/test_handoff.py \
+	  tests/test_crash_sweep.py tests/test_broker_trouble.py
 
 # Runs until Ctrl-C; the one line it prints is the address.
 kafka: $(READY)

@@ -48,14 +48,15 @@ def verify(
     if not long and (minutes is not None or kills is not None):
         raise click.UsageError("--minutes, --kills: expected --long with them")
     until_s = time.monotonic() + 60 * (math.inf if minutes is None else minutes)
+    names = names or tuple(STORIES)
+    if folder:
+        _require_room(folder, names, seed, long)
     work = folder or Path(tempfile.mkdtemp(prefix="forebay-verify-"))
     console = Console(stderr=True, highlight=False)
     rows: list[Row] = []
     wrong = 0
     try:
-        for row, fault in _played(
-            names or tuple(STORIES), seed, work, folder is not None, long, console
-        ):
+        for row, fault in _played(names, seed, work, folder is not None, long, console):
             rows.append(row)
             if fault or row.lost or row.doubled:
                 wrong += 1
@@ -74,6 +75,20 @@ def verify(
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _require_room(folder: Path, names: tuple[str, ...], seed: int, long: bool) -> None:
+    """Raise UsageError if a place that a story will have is taken."""
+    for name in names:
+        for place in sorted(folder.glob(f"*/{_folder_of(name)}")):
+            now = place.parent.name
+            later = long and re.fullmatch(r"-?\d+", now) and int(now) > seed
+            if now == str(seed) or later:
+                raise click.UsageError(f"--dir: expected a folder without {place}")
+
+
+def _folder_of(name: str) -> str:
+    return re.sub(r"\W+", "-", name)
+
+
 def _played(
     names: tuple[str, ...], seed: int, work: Path, keep: bool, long: bool, console: Console
 ) -> Iterator[tuple[Row, str]]:
@@ -81,9 +96,7 @@ def _played(
     for now in itertools.count(seed) if long else (seed,):
         for name in names:
             console.print(f"seed {now}: {name} ... ", end="")
-            place = work / str(now) / re.sub(r"\W+", "-", name)
-            if place.exists():
-                raise click.UsageError(f"--dir: expected a folder without {place}")
+            place = work / str(now) / _folder_of(name)
             row, fault = play(name, STORIES[name], place, now)
             console.print(f"{row.events} events, {row.kills} kills, {row.seconds} s")
             if not (keep or fault or row.lost or row.doubled):

@@ -15,6 +15,13 @@ BROKEN names the bug that it has:
     deaf       an append that fails is taken for one that succeeded
     unsettled  a partition of which nothing is heard is not committed in the first epochs
     parted     none, but its first epoch's snapshots are stored without the epoch, and it dies
+    lasting    a chunk of evictions that were never committed stays
+    wavering   stream time goes back to the upload time of the last event
+    salted     the key of a partition's state is right for one number of workers only
+    lenient    a log that is shorter than it was is read as far as it goes
+    blind      a log whose checksum is another holds nothing
+    mute       an error that ends a worker is told to no one
+    plodding   keys are looked up one by one, each in what is read back for it
     trusting   Kafka is read from where the consumer group says, as the consumer itself told it
 """
 
@@ -28,6 +35,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +48,21 @@ from operators import kafka
 from operators.decode import DecodeConfig, Decoder, _Reasons
 from operators.messages import I64
 from operators.reader import REGION_ROWS
+from operators.routing import route
+from storage import blocks
 from storage.blocks import Blocks, BlocksConfig
+from storage.catalog import Catalog
 from storage.chunk import ChunkKeys
+from storage.errors import Corruption
 from storage.files import Appender
 from storage.frame import Frame
-from storage.keys import KeyCache
-from storage.layout import Layout
-from storage.log import Extent, LogKeys
+from storage.index import U64
+from storage.keys import KeyCache, KeySet
+from storage.layout import Layout, PartitionKey
+from storage.log import Extent, LogKeys, LogReader, Span
 from storage.offer import Offer
 from storage.retained import Retained
-from storage.schema import Schema
+from storage.schema import UPLOAD_TIME, Schema
 from storage.series import LogSeries
 from verify.dying import DyingFiles
 from verify.worker import main
@@ -209,6 +222,75 @@ def touchy() -> None:
     Decoder._read = touchy_read  # type: ignore[method-assign]
 
 
+def lasting() -> None:
+    Catalog.committed = lambda self, *_: self  # type: ignore[method-assign]
+
+
+def wavering() -> None:
+    admit = Blocks._admit
+
+    def wavering_admit(self: Blocks, events: pa.RecordBatch) -> Offer | None:
+        offer = admit(self, events)
+        if events.num_rows:
+            self._state.stream_time_ms = events.column(UPLOAD_TIME).cast(pa.int64())[-1].as_py()
+        return offer
+
+    Blocks._admit = wavering_admit  # type: ignore[method-assign]
+
+
+def salted() -> None:
+    workers = len(sys.argv) - 2
+
+    def key_for(partition: PartitionKey) -> str:
+        keys = (f"{partition.name}~{salt}" for salt in count())
+        return next(key for key in keys if (route(key) - partition.number) % workers == 0)
+
+    realtime.state_key = key_for  # type: ignore[attr-defined,assignment]
+
+
+def lenient() -> None:
+    follow = LogReader.follow
+
+    def as_far_as_it_goes(
+        self: LogReader, extent: Extent, *, torn_ok: bool = False
+    ) -> list[tuple[Span, memoryview]]:
+        return follow(self, extent, torn_ok=True)
+
+    LogReader.follow = as_far_as_it_goes  # type: ignore[method-assign]
+    blocks.require_logs = lambda *_: None  # type: ignore[attr-defined]
+
+
+def blind() -> None:
+    follow = LogReader.follow
+
+    def blind_follow(
+        self: LogReader, extent: Extent, *, torn_ok: bool = False
+    ) -> list[tuple[Span, memoryview]]:
+        try:
+            return follow(self, extent, torn_ok=torn_ok)
+        except Corruption:
+            return []
+
+    LogReader.follow = blind_follow  # type: ignore[method-assign]
+
+
+def mute() -> None:
+    worker._told = lambda error: int(error is not None)
+
+
+def plodding() -> None:
+    find = KeySet.find
+
+    def one_by_one(self: KeySet, hashes: U64, keys: pa.RecordBatch, asked: I64) -> I64:
+        found = []
+        for row in range(len(hashes)):
+            self.close()
+            found.append(find(self, hashes[row : row + 1], keys, asked[row : row + 1]))
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    KeySet.find = one_by_one  # type: ignore[method-assign]
+
+
 def forgetful() -> None:
     def unlisted(self: LogSeries, extent: Extent) -> Path:
         return self._folder / "none"
@@ -220,7 +302,8 @@ BUGS: dict[str, Callable[[], None]] = {
     bug.__name__: bug
     for bug in (
         keys, hollow, hasty, short, credulous, strict, graceless, leaky, deaf, touchy,
-        forgetful, unsettled, parted, trusting,
+        forgetful, unsettled, parted, trusting, lasting, wavering, salted, lenient, blind, mute,
+        plodding,
     )
 }  # fmt: skip
 

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL
+from unittest.mock import Mock
 
 import pytest
 
+from tests import LONG
 from tests.broken_reader import BUGS as READER_BUGS
 from tests.broken_worker import BUGS
+from verify import stories
 from verify.dying import Death
-from verify.feed import START_MS, Traffic
+from verify.feed import Traffic
 from verify.harness import Row, Story, Trial, play
-from verify.hostile import replay
-from verify.oracle import FUTURE_SKEW_MS
+from verify.reader import Report
 from verify.room import FILE_BYTES_MAX
 from verify.stories import (
-    more_keys_than_memory_holds,
+    STORIES,
     named_points,
     reading,
     report_of,
 )
 
-SEED = 1
-CENTURY_MS = 100 * 365 * 24 * 3_600_000
+SEED = time.time_ns() % 1_000_000 if LONG else 1
+CRASHES = (
+    "each named point",
+    "random moments",
+    "two crashes in a row",
+    "another worker count",
+    "out of order by minutes",
+    "readers during change",
+)
+"""The stories that are about kills."""
 
 
 def test_a_crash_at_every_named_point_loses_and_doubles_nothing(tmp_path: Path) -> None:
@@ -35,12 +48,20 @@ def test_a_crash_at_every_named_point_loses_and_doubles_nothing(tmp_path: Path) 
     assert row.kills == 20
 
 
-def redelivery_after_a_crash(trial: Trial) -> None:
-    trial.feed.send(1000, Traffic(retries=0))
-    trial.dies(Death("log-append", "before", 25), 1)
-    trial.ends(1)
-    for name, messages in trial.feed.messages.items():
-        trial.feed.append(name, messages[-200:])
+def test_the_stories_have_at_least_fifty_kills_for_certain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those without which a story fails."""
+    kill = Mock()
+    monkeypatch.setattr(stories, "_die", kill)
+    monkeypatch.setattr(stories, "reading", lambda *_: nullcontext())
+    monkeypatch.setattr(stories, "report_of", lambda *_: Report())
+    for name in CRASHES:
+        trial = Mock(rng=random.Random(SEED), rounds=range, settings={}, afterwards=[])
+        trial.configure_mock(lost=0, doubled=0, **{"orphans.return_value": 0})
+        trial.feed.names, trial.peak_bytes.return_value = ["p"], 0
+        STORIES[name](trial)
+    assert kill.call_count >= 50
 
 
 def crash_after_a_commit(trial: Trial) -> None:
@@ -58,44 +79,12 @@ def crash_before_evictions_are_committed(trial: Trial) -> None:
     del trial.settings["EPOCH_INTERVAL"]
 
 
-def broken_between_others(trial: Trial) -> None:
-    trial.feed.send(500, Traffic(broken=0.1))
-    trial.dies(Death("log-append", "after", 5), 1)
-
-
-def replay_after_a_crash(trial: Trial) -> None:
-    trial.limits = [100]
-    for name in trial.feed.names:
-        trial.feed.append(name, [trial.feed.event(START_MS, "x" * 100)])
-    trial.feed.send(500, Traffic())
-    trial.dies(Death("log-append", "after", 5), 1)
-    trial.ends(1)
-    trial.limits.append(1000)
-    replay(trial)
-
-
 def evicted_events_come_again(trial: Trial) -> None:
     trial.feed.send(600, Traffic(step_ms=200))
     trial.dies(Death("manifest-publish", "after", 6), 1)
     trial.ends(1)
     for name, messages in trial.feed.messages.items():
         trial.feed.append(name, messages[:50])
-
-
-def clocks(trial: Trial, *off_ms: int) -> None:
-    """Of each partition's messages, a few are of a clock that is this far off."""
-    trial.feed.now_ms = time.time_ns() // 1_000_000
-    trial.feed.send(300, Traffic())
-    for name in trial.feed.names:
-        trial.feed.append(name, map(trial.feed.event, (trial.feed.now_ms + ms for ms in off_ms)))
-
-
-def a_clock_far_ahead(trial: Trial) -> None:
-    clocks(trial, CENTURY_MS)
-
-
-def a_clock_a_little_ahead(trial: Trial) -> None:
-    clocks(trial, FUTURE_SKEW_MS // 2)
 
 
 def evictions_under_a_reader(trial: Trial) -> None:
@@ -131,18 +120,95 @@ def tells(text: str) -> Noticed:
 
 
 STORIES_OF: dict[str, tuple[Story, Noticed]] = {
-    "keys": (redelivery_after_a_crash, differs),
     "hollow": (crash_after_a_commit, differs),
     "hasty": (crash_before_evictions_are_committed, tells("MissingFile")),
     "short": (evicted_events_come_again, differs),
-    "credulous": (a_clock_far_ahead, differs),
-    "strict": (a_clock_a_little_ahead, differs),
     "graceless": (evictions_under_a_reader, tells("views lost some")),
-    "leaky": (more_keys_than_memory_holds, tells("bytes of memory")),
-    "touchy": (broken_between_others, differs),
-    "forgetful": (replay_after_a_crash, differs),
     "deaf": (a_log_that_takes_no_more, tells("Corruption")),
 }
+
+
+BUG_OF: dict[str, tuple[str, Noticed]] = {
+    "each named point": ("hasty", tells("MissingFile")),
+    "random moments": ("keys", differs),
+    "two crashes in a row": ("lasting", differs),
+    "another worker count": ("salted", tells("another job runs")),
+    "stall, then redelivery": ("keys", differs),
+    "redelivery of an hour ago": ("short", differs),
+    "more keys than memory holds": ("leaky", tells("bytes of memory")),
+    "redelivery storm": ("plodding", tells("to be read")),
+    "out of order by minutes": ("wavering", differs),
+    "clocks far off": ("credulous", differs),
+    "clocks a little off": ("strict", differs),
+    "readers during change": ("both", differs),
+    "torn log": ("lenient", tells("expected Corruption")),
+    "flipped byte": ("blind", tells("expected Corruption")),
+    "full disk": ("mute", tells("expected one of")),
+    "few open files": ("mute", tells("expected one of")),
+    "hostile input": ("touchy", differs),
+    "rejects replayed": ("forgetful", tells("expected each reject once")),
+}
+"""What each story of `forebay verify` is there to find."""
+QUICK = (
+    "another worker count",
+    "stall, then redelivery",
+    "more keys than memory holds",
+    "redelivery storm",
+    "out of order by minutes",
+    "clocks far off",
+    "clocks a little off",
+    "torn log",
+    "flipped byte",
+    "full disk",
+    "few open files",
+    "hostile input",
+    "rejects replayed",
+)
+"""Those that take a few seconds on a broken build."""
+CHEAP = (
+    "stall, then redelivery",
+    "redelivery of an hour ago",
+    "redelivery storm",
+    "out of order by minutes",
+    "clocks far off",
+    "clocks a little off",
+    "torn log",
+    "flipped byte",
+    "full disk",
+    "few open files",
+    "hostile input",
+    "rejects replayed",
+)
+
+
+def test_each_story_has_a_bug_that_it_must_notice() -> None:
+    assert set(BUG_OF) == set(STORIES)
+
+
+@pytest.mark.parametrize("name", STORIES if LONG else QUICK)
+def test_a_story_of_verify_notices_its_bug(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bug, noticed = BUG_OF[name]
+    module = "tests.broken_worker" if bug in BUGS else "verify.worker"
+    monkeypatch.setenv("BROKEN", bug)
+    if bug in READER_BUGS:
+        broken = partial(reading, module="tests.broken_reader")
+        monkeypatch.setattr(stories, "reading", lambda trial, *how: broken(trial, bug, *how))
+    row, fault = play(name, STORIES[name], tmp_path / "trial", SEED, module, brief=not LONG)
+    assert noticed(row, fault), f"seed {SEED}: {row}\n{fault}"
+
+
+def test_a_sound_build_goes_through_the_cheap_stories(tmp_path: Path) -> None:
+    """Two at a time, for each has one worker at a time."""
+
+    def told(name: str) -> tuple[Row, str]:
+        return play(name, STORIES[name], tmp_path / name, SEED, brief=not LONG)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(told, CHEAP))
+    wrong = [(row, fault) for row, fault in found if fault or row.lost or row.doubled]
+    assert not wrong, f"seed {SEED}"
 
 
 @pytest.mark.parametrize("bug", STORIES_OF)
@@ -154,7 +220,8 @@ def test_a_story_shows_a_bug(bug: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_each_broken_worker_is_noticed_here_or_beside_the_broker() -> None:
-    assert {*STORIES_OF, "parted", "trusting", "unsettled"} == set(BUGS)
+    noticed = {*STORIES_OF, *(bug for bug, _ in BUG_OF.values())}
+    assert {*noticed, "parted", "trusting", "unsettled"} == {*BUGS, "both"}
 
 
 def test_readers_that_are_broken_are_noticed_and_a_sound_one_beside_them_is_not(

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
 
+import polars as pl
 import pytest
 from click.testing import CliRunner, Result
 
@@ -21,13 +22,15 @@ import query
 from cli.main import main
 from storage.files import Files
 from tests.oracle import Oracle
-from verify.dying import POINTS, Death, DyingFiles, every_death
+from tests.partition import Partition, event
+from verify.dying import POINTS, STORING_MS, Death, DyingFiles, every_death
 from verify.feed import START_MS, Feed, Traffic
-from verify.harness import Failure, Row
+from verify.harness import Failure, Row, Trial, play
 from verify.hostile import BYTES_MAX, HARMLESS, PIECES, hostile
 from verify.oracle import Expected, judge
 from verify.reader import Seen
-from verify.stories import MEMORY_SLACK, NTH_MAX, STORIES, bounded, read
+from verify.stories import MEMORY_SLACK, NTH_MAX, READ_BACK_MAX, STORIES, bounded, read
+from verify.worker import Note
 
 NOW_MS = START_MS + 10**9
 DATA = bytes(range(100))
@@ -165,14 +168,58 @@ def test_a_death_is_read_back_from_its_text() -> None:
     assert [Death.parse(str(death)) for death in _deaths()] == _deaths()
 
 
+def test_a_seed_tells_how_long_after_a_snapshot_a_process_dies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = [
+        [Death.drawn(random.Random(seed), "snapshot-return", 9, "after") for seed in range(20)]
+        for _ in range(2)
+    ]
+    assert drawn[0] == drawn[1]
+    assert 5 < len({death.later_ms for death in drawn[0]}) <= STORING_MS + 1
+    timer = Mock()
+    monkeypatch.setattr("verify.dying.threading.Timer", timer)
+    files = DyingFiles(Death("snapshot-return", "after", 1, 12), _die)
+    files.step("snapshot-return")
+    timer.assert_called_once_with(0.012, files.end)
+
+
+def test_a_note_is_read_back_from_its_text() -> None:
+    assert Note.parse(str(Note(1 << 30, 2, 3))) == Note(1 << 30, 2, 3)
+
+
+def test_logs_and_chunks_that_are_read_back_are_counted(tmp_path: Path) -> None:
+    files = DyingFiles(None, _die)
+    for name in ("block.1.arrows", "c.parquet", "manifest.json"):
+        (tmp_path / name).write_bytes(DATA)
+        assert files.read(tmp_path / name, 5, 10) == DATA[5:10]
+    assert files.read_back == 2
+
+
 @pytest.mark.parametrize(("more", "fits"), [(MEMORY_SLACK, True), (2 * MEMORY_SLACK, False)])
 def test_a_worker_that_takes_more_memory_than_its_bound_fails_a_bounded_story(
     more: int, fits: bool
 ) -> None:
-    trial = Mock(settings={})
+    trial = Mock(settings={}, afterwards=[], feed=Mock(count=100))
+    trial.read_back.return_value = 1
     trial.peak_bytes.side_effect = [1 << 28, (1 << 28) + more]
+    bounded()(lambda _: None)(trial)
     with nullcontext() if fits else pytest.raises(Failure, match="bytes of memory"):
-        bounded()(lambda _: None)(trial)
+        for look in trial.afterwards:
+            look()
+
+
+@pytest.mark.parametrize(("more", "fits"), [(0, True), (1, False)])
+def test_a_worker_that_reads_back_more_than_its_bound_fails_a_bounded_story(
+    more: int, fits: bool
+) -> None:
+    trial = Mock(settings={}, afterwards=[], feed=Mock(count=1000))
+    trial.peak_bytes.return_value = 1 << 28
+    trial.read_back.return_value = int(1000 * READ_BACK_MAX) + more
+    bounded()(lambda _: None)(trial)
+    with nullcontext() if fits else pytest.raises(Failure, match="to be read"):
+        for look in trial.afterwards:
+            look()
 
 
 def test_every_point_can_be_reached() -> None:
@@ -180,7 +227,7 @@ def test_every_point_can_be_reached() -> None:
 
 
 def _deaths() -> list[Death]:
-    return every_death(lambda _: 1)
+    return every_death(random.Random(SEED), dict.fromkeys(POINTS, 1))
 
 
 # -- the rules ----------------------------------------------------------------------------------
@@ -266,6 +313,65 @@ def test_what_was_readable_and_vanished_is_lost(monkeypatch: pytest.MonkeyPatch)
     assert (trial.lost, trial.doubled) == (1, 2)
 
 
+# -- what a story ends with ---------------------------------------------------------------------
+
+
+def _gone(chunk: Path) -> None:
+    chunk.unlink()
+
+
+def _damaged(chunk: Path) -> None:
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:4] + bytes(200) + whole[204:])
+
+
+def _panics(chunk: Path) -> None:
+    raise pl.exceptions.PanicException("out of range")
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [(_gone, "FileNotFoundError: "), (_damaged, "ComputeError: "), (_panics, "PanicException: ")],
+)
+def test_whatever_a_comparison_ends_with_is_told_and_all_is_lost(
+    act: Callable[[Path], None], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chunk was there when the view was taken."""
+    partition = Partition(tmp_path / "data").start()
+    partition.append(*(event(number, number, 700 * number) for number in range(20)))
+    partition.blocks.publish()
+    partition.merge()
+    partition.crash()
+    (chunk, *_) = (tmp_path / "data").rglob("*.parquet")
+
+    def story(trial: Trial) -> None:
+        trial.data = tmp_path / "data"
+        trial.feed.send(50, Traffic(broken=0))
+        monkeypatch.setattr(trial, "ends", lambda: None)
+
+    sound = query.Store.scan
+
+    def scan(self: query.Store) -> pl.LazyFrame:
+        frame = sound(self)
+        act(chunk)
+        return frame
+
+    monkeypatch.setattr(query.Store, "scan", scan)
+    row, fault = play("story", story, tmp_path / "trial", SEED)
+    assert told in fault
+    assert (row.events, row.doubled) == (50, 0)
+    assert row.lost > 40
+
+
+def test_a_story_that_panics_is_told_with_what_was_found(tmp_path: Path) -> None:
+    def story(trial: Trial) -> None:
+        raise pl.exceptions.PanicException("out of range")
+
+    row, fault = play("story", story, tmp_path / "trial", SEED)
+    assert fault == "PanicException: out of range"
+    assert (row.lost, row.doubled) == (0, 0)
+
+
 # -- the reader ---------------------------------------------------------------------------------
 
 
@@ -344,6 +450,22 @@ def test_any_difference_is_an_exit_code_and_is_kept(
     assert "torn log went wrong" in found.stderr
     assert answer[1] in found.stderr
     assert (tmp_path / "0" / "torn-log").is_dir()
+
+
+@pytest.mark.parametrize(("long", "taken"), [(False, 0), (True, 3)])
+def test_a_place_that_is_taken_is_told_before_any_story(
+    long: bool, taken: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = tmp_path / str(taken) / "rejects-replayed"
+    place.mkdir(parents=True)
+    (tmp_path / "1" / "torn-log").mkdir(parents=True)
+    options = ["--long"] if long else []
+    found = _verify(
+        monkeypatch, (GOOD, ""), "--dir", str(tmp_path), "--seed", str(2 * long), *options
+    )
+    assert found.exit_code == 2
+    assert f"expected a folder without {place}" in " ".join(found.stderr.split())
+    assert "..." not in found.stderr
 
 
 def test_long_goes_on_until_so_many_kills(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

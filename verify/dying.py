@@ -6,8 +6,9 @@ milliseconds after the first append. A SIGKILL loses what the process had in mem
 that it had handed to the operating system.
 
 `snapshot-return after` is a moment too: the engine has the snapshot and is storing it, on threads
-that nothing here sees. Such a death often leaves a snapshot in the store without its epoch, an
-orphan; `orphans` counts what a state that woke up from one has dropped.
+that nothing here sees, so it comes a little later. Such a death often leaves a snapshot in the
+store without its epoch, an orphan; `orphans` counts what a state that woke up from one has dropped.
+`read_back` counts how often a log or chunk was read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -39,30 +40,44 @@ POINTS = {
     "log-delete": WHOLE,
 }
 MOMENT = "moment"
-STORING_S = 0.02
+STORING_MS = 20
 """The engine stores a snapshot within about this time."""
 
 
 @dataclass(frozen=True)
 class Death:
-    """Where to die; `nth` counts occurrences from 1, or milliseconds for a `moment`."""
+    """Where to die; `nth` counts occurrences from 1, or milliseconds for a `moment`. `later_ms`:
+    how long after a snapshot has returned."""
 
     point: str
     when: str
     nth: int
+    later_ms: int = 0
 
     def __str__(self) -> str:
-        return f"{self.point}:{self.when}:{self.nth}"
+        later = f":{self.later_ms}" if self.later_ms else ""
+        return f"{self.point}:{self.when}:{self.nth}{later}"
 
     @classmethod
     def parse(cls, text: str) -> Death:
-        point, when, nth = text.split(":")
-        return cls(point, when, int(nth))
+        point, when, *numbers = text.split(":")
+        return cls(point, when, *map(int, numbers))
+
+    @classmethod
+    def drawn(cls, rng: random.Random, point: str, nth_max: int, when: str = "") -> Death:
+        """A death at this step, at a time of it that is drawn as well unless it is given."""
+        when = when or rng.choice(POINTS[point])
+        storing = (point, when) == ("snapshot-return", "after")
+        return cls(point, when, rng.randint(1, nth_max), rng.randint(0, STORING_MS * storing))
 
 
-def every_death(nth: Callable[[str], int]) -> list[Death]:
+def every_death(rng: random.Random, nth_max: Mapping[str, int]) -> list[Death]:
     """One death at each step and each time of it."""
-    return [Death(point, when, nth(point)) for point, times in POINTS.items() for when in times]
+    return [
+        Death.drawn(rng, point, nth_max[point], when)
+        for point, times in POINTS.items()
+        for when in times
+    ]
 
 
 def kill_self() -> None:
@@ -78,7 +93,9 @@ class DyingFiles(Files):
         self._death = death
         self._die = die
         self._left = death.nth if death else 0
+        self._later_s = death.later_ms / 1000 if death else 0.0
         self.orphans = 0
+        self.read_back = 0
         self._lock = threading.Lock()
 
     def due(self, point: str) -> str | None:
@@ -115,6 +132,12 @@ class DyingFiles(Files):
         timer = threading.Timer(seconds, self.end)
         timer.daemon = True
         timer.start()
+
+    @override
+    def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
+        with self._lock:
+            self.read_back += path.suffix in (".arrows", ".parquet")
+        return super().read(path, start, end)
 
     @override
     def create(self, path: Path) -> Appender:
@@ -157,7 +180,7 @@ class DyingFiles(Files):
         if when == "before":
             self.end()
         elif when == "after":
-            self._die_in(random.uniform(0, STORING_S))
+            self._die_in(self._later_s)
 
 
 class _DyingAppender(Appender):

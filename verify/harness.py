@@ -12,8 +12,8 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import SIGKILL
@@ -24,11 +24,10 @@ import query
 from flows.cluster import Cluster
 from flows.settings import ENV_PREFIX
 from query import Store
-from storage.errors import ForebayError
 from verify.dying import Death
 from verify.feed import Feed
 from verify.oracle import BYTES_MAX, Expected, judge
-from verify.worker import DEATH, LIMIT, NOTES
+from verify.worker import DEATH, LIMIT, NOTES, Note
 
 PARTITIONS = 3
 WORKERS = (1, 1, 1, 2, 2, 3)
@@ -67,11 +66,13 @@ class Difference:
 @dataclass
 class Trial:
     """`settings` replace those above; `module` is what the worker processes run. The last of
-    `limits`, as in `judge`, is the one that the job runs with."""
+    `limits`, as in `judge`, is the one that the job runs with. A `brief` trial has one round of
+    what a story has more of, and one worker unless told."""
 
     folder: Path
     seed: str
     module: str = "verify.worker"
+    brief: bool = False
     settings: dict[str, str] = field(default_factory=dict)
     limits: list[int] = field(default_factory=lambda: [BYTES_MAX])
     data: Path = field(init=False)
@@ -79,6 +80,8 @@ class Trial:
     lost: int = 0
     """What a reader missed while the job went on; `doubled` likewise."""
     doubled: int = 0
+    afterwards: list[Callable[[], None]] = field(default_factory=list)
+    """What looks, once the input has ended, whether all went as it must."""
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
@@ -92,12 +95,15 @@ class Trial:
         self._config.touch()
         self.cleanup = ExitStack()
 
+    def rounds(self, count: int) -> range:
+        return range(1 if self.brief else count)
+
     def run(
         self, death: Death | None = None, workers: int | None = None, limit: str | None = None
     ) -> int:
         """One run of the job, by 1 to 3 workers: 0 when its input has ended, -SIGKILL when a worker
         died, else the exit code of the first that failed."""
-        count = workers or self.rng.choice(WORKERS)
+        count = workers or (1 if self.brief else self.rng.choice(WORKERS))
         own = {"DATA_DIR": str(self.data), "CONFIG": str(self._config), **SETTINGS}
         own |= {"FILES__PATH": str(self.feed.folder), "MESSAGE_BYTES_MAX": str(self.limits[-1])}
         own |= self.settings
@@ -135,20 +141,20 @@ class Trial:
 
     def peak_bytes(self) -> int:
         """The most memory that any worker had so far."""
-        return max(peak for peak, _ in self._noted())
-
-    def last_peak_bytes(self) -> int:
-        """The most memory that the last worker had that ended."""
-        return self._noted()[-1][0]
+        return max(note.peak_bytes for note in self.notes())
 
     def orphans(self) -> int:
         """How many workers so far woke up from a snapshot that a lost run had left behind."""
-        return sum(dropped > 0 for _, dropped in self._noted())
+        return sum(note.orphans > 0 for note in self.notes())
 
-    def _noted(self) -> list[tuple[int, int]]:
-        """Peak and dropped batches of each worker so far."""
+    def read_back(self) -> int:
+        """How often workers have read a log or chunk so far."""
+        return sum(note.read_back for note in self.notes())
+
+    def notes(self) -> list[Note]:
+        """What is noted of each worker that has ended."""
         lines = self._notes.read_text().splitlines() if self._notes.exists() else []
-        return [(int(peak), int(dropped)) for peak, dropped in map(str.split, lines)]
+        return [Note.parse(line) for line in lines]
 
     def told(self) -> str:
         """The end of what the job printed."""
@@ -223,27 +229,43 @@ class Row:
 
 
 def play(
-    name: str, story: Story, folder: Path, seed: int, module: str = "verify.worker"
+    name: str,
+    story: Story,
+    folder: Path,
+    seed: int,
+    module: str = "verify.worker",
+    *,
+    brief: bool = False,
 ) -> tuple[Row, str]:
     """Tell the story in the new folder `folder`, then let the job run to the end and compare.
 
     The second of what is returned says what went wrong, other than lost and doubled events; it is
-    empty if nothing did. `module` as in `Trial`.
+    empty if nothing did. `module` and `brief` as in `Trial`.
     """
     started_s = time.monotonic()
-    trial = Trial(folder, f"{seed} {name}", module)
-    fault = ""
-    with trial.cleanup:
-        try:
+    trial = Trial(folder, f"{seed} {name}", module, brief)
+    faults: list[str] = []
+    found: list[Difference] = []
+    with _told(faults), trial.cleanup:
+        with _told(faults):
             story(trial)
             trial.ends()
-        except Exception as error:  # noqa: BLE001 (whatever it is, the table must tell it)
-            fault = f"{type(error).__name__}: {error}"
-        try:
-            difference = trial.compare()
-        except ForebayError as error:
-            fault = fault or f"{type(error).__name__}: {error}"
-            difference = Difference(sum(len(one.events) for one in trial.expected().values()), 0)
+            for look in trial.afterwards:
+                look()
+        with _told(faults):
+            found.append(trial.compare())
+    every = sum(len(one.events) for one in trial.expected().values())
+    difference = found[0] if found else Difference(lost=every, doubled=0)
     seconds = round(time.monotonic() - started_s, 1)
     row = Row(name, trial.feed.count, trial.kills, difference.lost, difference.doubled, seconds)
-    return row, fault
+    return row, faults[0] if faults else ""
+
+
+@contextmanager
+def _told(faults: list[str]) -> Iterator[None]:
+    """Add what is raised to the faults, whatever it is, for the table must tell it. (A panic of
+    Polars is no Exception.)"""
+    try:
+        yield
+    except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001
+        faults.append(f"{type(error).__name__}: {error}")

@@ -15,7 +15,7 @@ from storage.files import Files
 from storage.layout import Layout
 from storage.rejects import ALL
 from storage.replay import ask
-from verify.dying import MOMENT, POINTS, Death
+from verify.dying import MOMENT, Death
 from verify.feed import Traffic
 from verify.harness import Failure, Trial
 
@@ -136,7 +136,7 @@ def hostile_input(trial: Trial) -> None:
     stands beside it is what it would be alone."""
     trial.settings["COLUMNS"] = COLUMNS
     trial.limits = [BYTES_MAX]
-    for death in (_moment(trial), _any(trial), _any(trial)):
+    for death in (_moment(trial), _any(trial), _any(trial))[: len(trial.rounds(3))]:
         for name in trial.feed.names:
             for piece in trial.rng.sample(PIECES, len(PIECES)):
                 trial.feed.send(trial.rng.randrange(12), Traffic(broken=0), [name])
@@ -160,8 +160,7 @@ def rejects_replayed(trial: Trial) -> None:
     if not 0 < _rejects(trial) < before:
         raise AssertionError("bug: expected some rejects to pass under the larger limit")
     replay(trial)
-    when = trial.rng.choice(POINTS["log-append"])
-    trial.dies(Death("log-append", when, trial.rng.randint(1, 4)), 1)
+    trial.dies(Death.drawn(trial.rng, "log-append", 4), 1)
     trial.may_die(_any(trial), 1)
     trial.ends(1)
     once = trial.compare()
@@ -195,7 +194,7 @@ def _rejects(trial: Trial) -> int:
 def _any(trial: Trial) -> Death:
     """A death at a step that comes in every run."""
     point = trial.rng.choice(("log-append", "log-fsync", "manifest-publish", "snapshot-return"))
-    return Death(point, trial.rng.choice(POINTS[point]), trial.rng.randint(1, 5))
+    return Death.drawn(trial.rng, point, 5)
 
 
 def _moment(trial: Trial) -> Death:

@@ -40,6 +40,9 @@ CACHE_MIB = 1
 MEMORY_SLACK = 24 << 20
 """What the allocator and the readers of more and larger files may add to a worker: 14 MiB were
 measured, of 230."""
+READ_BACK_MAX = 0.7
+"""How often a message may make a worker read a log or chunk: 0.32 were measured at most, and 1.5 at
+least where a log is read for each key."""
 LONG_ID_BYTES = 16_000
 KEYS_SLACK = 8 << 20
 """Between two runs over as many bytes: 4 MiB were measured, and 25 where no key is let go."""
@@ -62,14 +65,14 @@ EVENTS = "select _partition, _offset from events"
 
 
 def named_points(trial: Trial) -> None:
-    deaths = every_death(lambda point: trial.rng.randint(1, NTH_MAX[point]))
+    deaths = every_death(trial.rng, NTH_MAX)
     trial.rng.shuffle(deaths)
     for death in deaths:
         _die(trial, death)
 
 
 def random_moments(trial: Trial) -> None:
-    for _ in range(10):
+    for _ in trial.rounds(10):
         _die(trial, _moment(trial))
 
 
@@ -77,12 +80,10 @@ def two_crashes_in_a_row(trial: Trial) -> None:
     """The second comes before the first run's last snapshot has been replaced, and with new events
     for one partition only: the engine may have stored the others' without their epoch."""
     early = [("manifest-publish", 3), ("log-append", 3), ("snapshot-return", 2)]
-    for _ in range(5):
-        _die(trial, Death("snapshot-return", "after", trial.rng.randint(1, 6)))
+    for _ in trial.rounds(5):
+        _die(trial, Death.drawn(trial.rng, "snapshot-return", 6, "after"))
         trial.feed.send(200, ORDINARY, [trial.rng.choice(trial.feed.names)])
-        point, most = trial.rng.choice(early)
-        when = trial.rng.choice(POINTS[point])
-        trial.may_die(Death(point, when, trial.rng.randint(1, most)))
+        trial.may_die(Death.drawn(trial.rng, *trial.rng.choice(early)))
     trial.ends()
     if woken := trial.orphans():
         raise Failure(f"expected orphan snapshots to be written over, {woken} workers had one")
@@ -90,14 +91,15 @@ def two_crashes_in_a_row(trial: Trial) -> None:
 
 def another_worker_count(trial: Trial) -> None:
     workers = 1
-    for _ in range(6):
+    for _ in trial.rounds(6):
         workers = trial.rng.choice([count for count in (1, 2, 3) if count != workers])
         _die(trial, _any(trial), workers=workers)
 
 
 def bounded(**settings: str) -> Callable[[Story], Story]:
     """The story under these settings, in which no worker may have more memory than an ordinary
-    portion took, the cache as configured, and some slack; however much comes again."""
+    portion took, the cache as configured, and some slack, nor read its logs and chunks more often
+    than so many times a message; however much comes again."""
 
     def bound(story: Story) -> Story:
         @wraps(story)
@@ -107,10 +109,8 @@ def bounded(**settings: str) -> Callable[[Story], Story]:
             trial.ends(1)
             most = trial.peak_bytes() + (CACHE_MIB << 20) + MEMORY_SLACK
             story(trial)
-            trial.ends()
-            peak = trial.peak_bytes()
-            if peak > most:
-                raise Failure(f"expected at most {most:,} bytes of memory, a worker had {peak:,}")
+            trial.afterwards.append(lambda: _require_little_memory(most, trial.peak_bytes()))
+            trial.afterwards.append(lambda: _require_little_reading(trial))
 
         return told
 
@@ -154,22 +154,32 @@ def more_keys_than_memory_holds(trial: Trial) -> None:
     every = {name: list(messages) for name, messages in trial.feed.messages.items()}
     few = {name: 10 * messages[: len(messages) // 10] for name, messages in every.items()}
     most = _peak_of(trial, few) + (CACHE_MIB << 20) + KEYS_SLACK
-    peak = _peak_of(trial, every)
-    if peak > most:
-        raise Failure(f"expected at most {most:,} bytes of memory, a worker had {peak:,}")
+    _require_little_memory(most, _peak_of(trial, every))
+    _require_little_reading(trial)
 
 
 def _peak_of(trial: Trial, again: dict[str, list[bytes]]) -> int:
     """The memory of one worker to which all this comes again."""
     _send_again(trial, again)
     trial.ends(1)
-    return trial.last_peak_bytes()
+    return trial.notes()[-1].peak_bytes
+
+
+def _require_little_memory(most: int, peak: int) -> None:
+    if peak > most:
+        raise Failure(f"expected at most {most:,} bytes of memory, a worker had {peak:,}")
+
+
+def _require_little_reading(trial: Trial) -> None:
+    read, most = trial.read_back(), int(READ_BACK_MAX * trial.feed.count)
+    if read > most:
+        raise Failure(f"expected logs and chunks to be read {most:,} times at most, not {read:,}")
 
 
 @bounded()
 def redelivery_storm(trial: Trial) -> None:
-    for _ in range(3):
-        for _ in range(4):
+    for _ in trial.rounds(3):
+        for _ in trial.rounds(4):
             trial.feed.send(120, ORDINARY)
             for name in trial.feed.names:
                 again = 10 * trial.feed.messages[name][-40:]
@@ -180,14 +190,14 @@ def redelivery_storm(trial: Trial) -> None:
 
 @bounded(DEDUP_WINDOW="600s", BLOCK_SPAN="60s")
 def out_of_order_by_minutes(trial: Trial) -> None:
-    for _ in range(3):
+    for _ in trial.rounds(3):
         _die(trial, _any(trial, "log-append", "snapshot-return"), Traffic(1000, 5 * MINUTE_MS))
 
 
 @bounded()
 def clocks_far_off(trial: Trial) -> None:
     """One producer in the year 2144 and one at epoch zero are rejects, and move nothing."""
-    for _ in range(3):
+    for _ in trial.rounds(3):
         for name in trial.feed.names:
             for _ in range(20):
                 trial.feed.send(20, ORDINARY, [name])
@@ -200,7 +210,7 @@ def clocks_far_off(trial: Trial) -> None:
 def clocks_a_little_off(trial: Trial) -> None:
     """One producer is ahead of the clock, by half of what is accepted, and one is minutes behind:
     all that they send is accepted, and late where it lies behind the others."""
-    for _ in range(3):
+    for _ in trial.rounds(3):
         for name in trial.feed.names:
             for _ in range(20):
                 off_ms = trial.rng.choice([FUTURE_SKEW_MS // 2, 0, -3 * MINUTE_MS])
@@ -213,7 +223,7 @@ def readers_during_change(trial: Trial) -> None:
     trial.settings.update(GRACE="2s")
     trial.data.mkdir()
     with reading(trial) as one, reading(trial, "2") as other:
-        for _ in range(6):
+        for _ in trial.rounds(6):
             _die(trial, _any(trial, *POINTS, MOMENT))
         trial.ends()
         for reader in (one, other):
@@ -296,7 +306,7 @@ def _any(trial: Trial, *points: str) -> Death:
     point = trial.rng.choice(points or [point for point in POINTS if point != "log-delete"])
     if point == MOMENT:
         return _moment(trial)
-    return Death(point, trial.rng.choice(POINTS[point]), trial.rng.randint(1, NTH_MAX[point]))
+    return Death.drawn(trial.rng, point, NTH_MAX[point])
 
 
 def _moment(trial: Trial) -> Death:

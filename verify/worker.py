@@ -4,8 +4,7 @@
 
 VERIFY_DEATH is a `Death` as text; VERIFY_LIMIT is a resource and its most, as in `FSIZE=100000` or
 `NOFILE=64`. Without either it is `flows.worker`, but for two things: however it ends, VERIFY_NOTES
-gets a line with the most memory that it had, in bytes, and how many batches it dropped because the
-state that it woke up with was newer than the source; and one that hangs is ended by SIGALRM.
+gets a `Note` of it; and one that hangs is ended by SIGALRM.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import os
 import resource
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from flows import worker
@@ -22,6 +22,24 @@ from verify.dying import Death, DyingFiles, kill_self
 DEATH, LIMIT, NOTES = "VERIFY_DEATH", "VERIFY_LIMIT", "VERIFY_NOTES"
 HANG_S = 300
 """Far more than any run takes."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a worker had in the end: the most memory in bytes, how many batches it dropped because
+    the state that it woke up with was newer than the source, and how often it read a log or chunk.
+    """
+
+    peak_bytes: int
+    orphans: int
+    read_back: int
+
+    def __str__(self) -> str:
+        return f"{self.peak_bytes} {self.orphans} {self.read_back}"
+
+    @classmethod
+    def parse(cls, line: str) -> Note:
+        return cls(*map(int, line.split()))
 
 
 def main(arguments: list[str]) -> int:
@@ -47,7 +65,7 @@ def _die(files: DyingFiles) -> None:
 def _note(files: DyingFiles) -> None:
     if path := os.environ.get(NOTES):
         with open(path, "a") as notes:
-            notes.write(f"{_peak_bytes()} {files.orphans}\n")
+            notes.write(f"{Note(_peak_bytes(), files.orphans, files.read_back)}\n")
 
 
 def _peak_bytes() -> int:
