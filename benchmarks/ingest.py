@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.job import Job
 from benchmarks.measure import BUILD, Child, Failed, Figure, Usage
 from benchmarks.peer import PEERS, Peer
-from benchmarks.report import Report
+from benchmarks.report import Bound, Report
 from benchmarks.topic import Topic, broker, generated, github_events
 from flows.cluster import ALLOCATOR
 from tests.broker import Broker
@@ -32,6 +32,10 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "github": (),
 }
 """Options of `forebay generate`; `github` has the sample's nested events of 3 kB instead."""
+
+BOUNDS = {"of_ceiling": 0.8, "vs_duckdb": 1.2, "vs_chdb": 1.2}
+STREAMING = 4.0
+"""What a ratio must be at least; of streaming peers in Python, so many times theirs."""
 
 Ingest = Callable[[Topic, Path], tuple[Usage, int | None]]
 """Takes a topic in, in a folder that is empty: what it took, and how many events it kept."""
@@ -169,6 +173,10 @@ def _peer(peer: Peer) -> Ingest:
 def _fill(report: Report, entries: dict[str, dict[str, Any]]) -> None:
     report.forebay, report.ceiling = entries.pop("forebay"), entries.pop("ceiling")
     report.peers = entries
+    report.bounds = {
+        name: Bound(">=", BOUNDS.get(name, STREAMING))
+        for name in ("of_ceiling", *(f"vs_{peer}" for peer in entries))
+    }
     others = {"of_ceiling": report.ceiling, **{f"vs_{name}": e for name, e in entries.items()}}
     for ratios, cost in (
         (report.ratios, "us_per_event"),
