@@ -120,7 +120,7 @@ class Blocks:
         )
         for block in self._uncovered():
             self._retained.add(block)
-        self._live = LiveBlocks()
+        self._live = LiveBlocks(config.dedup_window_ms)
         for block in sorted(state.hot, key=lambda block: block.id):
             self._live.add(self._reopen(block))
         if state.seal:
@@ -220,7 +220,7 @@ class Blocks:
         """Steps 3 and 4 for events that no eviction divides."""
         dropped, differs = duplicates(
             segment,
-            [block.keys for block in self._live],
+            self._live.holding(segment.hashes),
             lambda interval: self._retained.of_interval(interval, self._catalog()),
             self._config.block_span_ms,
         )
@@ -239,7 +239,7 @@ class Blocks:
         _, firsts = np.unique(intervals, return_index=True)
         for interval in intervals[np.sort(firsts)]:  # blocks are numbered in order of events
             block = self._live.open_of(int(interval)) or self._open(int(interval))
-            block.take(segment, kept[intervals == interval])
+            self._live.take(block, segment, kept[intervals == interval])
             if block.full:
                 self._flush(block)
 
@@ -255,7 +255,7 @@ class Blocks:
         far = np.iinfo(np.int64)
         id = BlockId(interval, self._state.sequence)
         block = self._reopen(BlockState(id, 0, int(far.max), int(far.min), (), late))
-        self._live.add(block)
+        self._live.begin(block, self._state.stream_time_ms or 0)
         return block
 
     def _reopen(self, state: BlockState) -> LiveBlock:

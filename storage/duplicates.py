@@ -20,12 +20,13 @@ from storage.segment import Segment
 
 def duplicates(
     segment: Segment,
-    live: Iterable[KeySet],
+    live: Iterable[tuple[KeySet, Mask]],
     retained: Callable[[int], list[KeySet]],
     block_span_ms: int,
 ) -> tuple[Mask, Mask]:
     """For each event, whether it is a duplicate, and whether it is one with another payload (never,
-    if payloads are not compared). `retained` gives the key sets of an interval."""
+    if payloads are not compared). `live` has each key set with the rows that may be in it;
+    `retained` gives the key sets of an interval."""
     dropped: Mask = np.zeros(len(segment), dtype=bool)
     differs: Mask = np.zeros(len(segment), dtype=bool)
 
@@ -37,8 +38,10 @@ def duplicates(
             if segment.probe:
                 differs[rows[hit]] = keys.differs(found[hit], segment.probe, rows[hit])
 
-    for keys in live:
-        look(keys, np.flatnonzero(~dropped))
+    for keys, may in live:
+        rows = np.flatnonzero(may & ~dropped)
+        if len(rows):
+            look(keys, rows)
     in_live = dropped.copy()
     intervals = segment.times - segment.times % block_span_ms
     for interval in np.unique(intervals):

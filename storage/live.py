@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from storage.batch import Seal
-from storage.index import I64
-from storage.keys import KeySet
+from storage.index import I64, U64
+from storage.keys import KeySet, Mask
 from storage.layout import BlockId
 from storage.log import GrowingLog
 from storage.segment import Segment
+from storage.sieve import Sieve
 from storage.state import BlockState
 
 
@@ -62,9 +65,10 @@ class LiveBlock:
 class LiveBlocks:
     """Iterates in order of id."""
 
-    def __init__(self) -> None:
+    def __init__(self, window_ms: int) -> None:
         self._blocks: dict[BlockId, LiveBlock] = {}
         self._open: dict[int, LiveBlock] = {}
+        self._sieve = Sieve(window_ms)
 
     def __iter__(self) -> Iterator[LiveBlock]:
         return iter(sorted(self._blocks.values(), key=lambda block: block.id))
@@ -74,8 +78,24 @@ class LiveBlocks:
         return self._open.get(interval_ms)
 
     def add(self, block: LiveBlock) -> None:
-        """An open block."""
+        """An open block, of which some keys may be in its log alone."""
         self._blocks[block.id] = self._open[block.id.interval_ms] = block
+
+    def begin(self, block: LiveBlock, stream_ms: int) -> None:
+        """An open block that is empty."""
+        self.add(block)
+        self._sieve.begin(block.id, stream_ms)
+
+    def take(self, block: LiveBlock, segment: Segment, rows: I64) -> None:
+        """These rows, which rise and are new, are the block's."""
+        block.take(segment, rows)
+        self._sieve.add(block.id, segment.hashes[rows])
+
+    def holding(self, hashes: U64) -> Iterator[tuple[KeySet, Mask]]:
+        """The keys of each block, newest first, and which of the hashes may be among them."""
+        masks, every = self._sieve.find(hashes), np.ones(len(hashes), dtype=bool)
+        for block in reversed(list(self)):
+            yield block.keys, masks.get(block.id, every)
 
     def seal(self, seal: Seal) -> None:
         """Close the blocks below the seal, but for those of events that came too late for it."""
@@ -87,6 +107,7 @@ class LiveBlocks:
 
     def remove(self, block: LiveBlock) -> None:
         del self._blocks[block.id]
+        self._sieve.remove(block.id)
         if self._open.get(block.id.interval_ms) is block:
             del self._open[block.id.interval_ms]
 
