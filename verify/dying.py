@@ -93,7 +93,9 @@ class DyingFiles(Files):
         self._death = death
         self._die = die
         self._left = death.nth if death else 0
-        self._later_s = death.later_ms / 1000 if death else 0.0
+        self._later_s = 0.0
+        if death:
+            self._later_s = (death.nth if death.point == MOMENT else death.later_ms) / 1000
         self.orphans = 0
         self.read_back = 0
         self._lock = threading.Lock()
@@ -105,10 +107,10 @@ class DyingFiles(Files):
             return None
         with self._lock:
             if death.point == MOMENT:
-                if point == "log-append" and self._left:
-                    self._die_in(self._left / 1000)
-                    self._left = 0
-                return None
+                if point != "log-append" or not self._left:
+                    return None
+                self._left = 0
+                return MOMENT
             self._left -= 1
             return death.when if self._left == 0 else None
 
@@ -123,6 +125,8 @@ class DyingFiles(Files):
         act()
         if when == "after":
             self.end()
+        elif when == MOMENT:
+            self._die_in(self._later_s)
 
     def end(self) -> None:
         os.write(2, f"dies at {self._death}\n".encode())
