@@ -95,6 +95,7 @@ class Blocks:
         self._layout = layout
         self._files = files
         self._hash = hash_keys
+        self._cache = cache
         self._folder = layout.hot(partition)
         self._folders = (self._folder, layout.rejects(partition), layout.drops(partition))
         self._schema = config.schema.arrow
@@ -242,6 +243,7 @@ class Blocks:
             self._live.take(block, segment, kept[intervals == interval])
             if block.full:
                 self._flush(block)
+        self._cache.trim()
 
     def _catalog(self) -> Catalog:
         return self._catalog_file.read(self._state.runs, self._state.incarnation)

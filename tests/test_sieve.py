@@ -91,3 +91,16 @@ def test_new_keys_are_looked_for_in_few_of_many_live_blocks(
     partition.files.close()
     assert (len(manifest.hot), manifest.counters.accepted) == (90, count)
     assert 100 <= asked < 3 * count
+
+
+def test_new_keys_alone_keep_the_cache_within_its_bound(tmp_path: Path) -> None:
+    """Though no block is looked into, which is when the least recently used went before."""
+    config, cache_bytes = replace(CONFIG, dedup_window_ms=100_000), 400_000
+    partition = Partition(tmp_path, config, cache_bytes=cache_bytes).start()
+    for low in range(0, 20_000, 500):
+        partition.append(*(event(n, n, n // 10) for n in range(low, low + 500)))
+        partition.blocks.publish()
+    partition.append(event(20_000, 20_000, 2_000))
+    found = partition.blocks._cache.bytes
+    partition.files.close()
+    assert 0 < found <= cache_bytes
