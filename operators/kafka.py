@@ -2,7 +2,8 @@
 
 `Consumer.consume(n)` takes whatever has arrived for any partition; what belongs to another than the
 one that asked waits in that one's queue. A partition emits when it has a full batch, or when its
-oldest message has lingered, so an idle partition costs one look at an empty queue.
+oldest message has lingered, so an idle partition costs one look at an empty queue. A batch costs a
+few ms whatever is in it, so messages linger longer where many partitions share a worker.
 
 Offsets live in the snapshot. They are also committed to the consumer group, for lag tools only:
 nothing is ever read back from there. A broker that is away is waited for, with librdkafka's own
@@ -45,9 +46,12 @@ log = logging.getLogger("forebay.kafka")
 
 POLL_MESSAGES = 5_000
 QUEUED_MESSAGES_MAX, QUEUED_BYTES_MAX = 100_000, 128 << 20
+BATCHES_PER_S = 100
+"""Of all partitions of a worker, unless they are full: more of them linger longer."""
 BATCH_BYTES_MAX = 16 << 20
 IDLE_POLL_S, IDLE_POLL_S_MAX, IDLE_SHARE = 0.005, 0.05, 0.1
-"""How long an empty partition is left alone: a tenth of the time it has been so, within bounds."""
+"""How long a partition with no batch is left alone: until its messages have lingered, or a tenth of
+the time it has been empty; within bounds."""
 COMMIT_EVERY_S = 5.0
 TELL_EVERY_S = 10.0
 
@@ -67,6 +71,12 @@ class _Queue:
     rows: int = 0
     bytes: int = 0
     skipped: int = 0
+
+    def add(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.rows += len(piece.values)
+        self.bytes += piece.bytes
+        self.next_offset = int(piece.offsets[-1]) + 1
 
     def take(self, rows: int, linger_s: float, sure_s: float) -> list[Piece]:
         """The pieces of a batch, if there is one: full, or old enough. Only what was read before
@@ -125,6 +135,7 @@ class _Reader:
         self._watch = Watch(config, id)
         self._read_s = 0.0
         self._queues: dict[int, _Queue] = {}
+        self._rows = self._bytes = 0
         self._poll_due = 0.0
         self._commit_due = time.monotonic() + COMMIT_EVERY_S
         self._progress: dict[int, int] = {}
@@ -158,10 +169,7 @@ class _Reader:
         now = time.monotonic()
         if now < self._poll_due:
             return
-        waiting = self._queues.values()
-        if sum(queue.rows for queue in waiting) >= QUEUED_MESSAGES_MAX:
-            return
-        if sum(queue.bytes for queue in waiting) >= QUEUED_BYTES_MAX:
+        if self._rows >= QUEUED_MESSAGES_MAX or self._bytes >= QUEUED_BYTES_MAX:
             return
         arrived = self._consumer.consume(POLL_MESSAGES, 0)
         if arrived:
@@ -177,12 +185,23 @@ class _Reader:
         if now >= self._commit_due:
             self._commit()
 
-    def sure_s(self) -> float:
-        """What was read before this moment is of the topic that was read from the start."""
+    def take(self, queue: _Queue) -> list[Piece]:
+        """The pieces of the partition's next batch; none if it is not time for one, or what has
+        arrived may be of another topic."""
         self._watch.look(self._read_s)
         if self._watch.problem:
             self._told(self._watch.problem)
-        return self._watch.sure_s
+        pieces = queue.take(self._config.batch_rows, self.linger_s, self._watch.sure_s)
+        self._rows -= sum(len(piece.values) for piece in pieces)
+        self._bytes -= sum(piece.bytes for piece in pieces)
+        return pieces
+
+    @property
+    def linger_s(self) -> float:
+        """How long a message waits for others: not at all where too many wait already."""
+        if 2 * self._rows >= QUEUED_MESSAGES_MAX or 2 * self._bytes >= QUEUED_BYTES_MAX:
+            return 0.0
+        return max(self._config.linger_s, len(self._queues) / BATCHES_PER_S)
 
     def end_offset(self, number: int) -> int | None:
         """The high watermark of the last fetch."""
@@ -207,11 +226,9 @@ class _Reader:
             mine = np.flatnonzero(numbers == number).tolist()
             part = arrived if len(mine) == len(arrived) else [arrived[row] for row in mine]
             piece = Piece.of(part, self._read_s)
-            queue = self._queues[number]
-            queue.pieces.append(piece)
-            queue.rows += len(part)
-            queue.bytes += piece.bytes
-            queue.next_offset = int(piece.offsets[-1]) + 1
+            self._queues[number].add(piece)
+            self._rows += len(part)
+            self._bytes += piece.bytes
 
     def _report(self, message: Message) -> None:
         """An error in place of a message: a lost offset ends the job or is skipped; the rest is
@@ -284,7 +301,7 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         self, name: str, number: int, reader: _Reader, config: KafkaConfig, resume: int | None
     ) -> None:
         self._name = name
-        self._config = config
+        self._batch_rows = config.batch_rows
         self._reader = reader
         self._queue = reader.add(number, resume)
         self._next_offset = self._queue.next_offset
@@ -296,14 +313,17 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
     def next_batch(self) -> list[Messages]:
         if stopping():
             raise StopIteration
-        queue, config = self._queue, self._config
-        if queue.rows < config.batch_rows + POLL_MESSAGES:  # the next ones become sure meanwhile
-            self._reader.poll()
-        pieces = queue.take(config.batch_rows, config.linger_s, self._reader.sure_s())
+        queue, reader = self._queue, self._reader
+        if queue.rows < self._batch_rows + POLL_MESSAGES:  # the next ones become sure meanwhile
+            reader.poll()
+        pieces = reader.take(queue)
         now = time.monotonic()
         if not pieces:
-            idle_s = 0.0 if queue.rows else (now - self._emitted) * IDLE_SHARE
-            wait_s = min(max(IDLE_POLL_S, idle_s), IDLE_POLL_S_MAX)
+            if queue.pieces:
+                wait_s = queue.pieces[0].read_s + reader.linger_s - now
+            else:
+                wait_s = (now - self._emitted) * IDLE_SHARE
+            wait_s = min(max(IDLE_POLL_S, wait_s), IDLE_POLL_S_MAX)
             self._awake = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
             return []
         self._awake, self._emitted = None, now

@@ -137,6 +137,8 @@ def misread(text: bytes | bytearray) -> bool:
     """
     if b"\0" in text:
         return True
+    if b"\\" not in text:
+        return False
     letters = np.frombuffer(text, np.uint8)
     escapes = np.flatnonzero(letters[:-1] == _BACKSLASH)
     if not (letters[escapes + 1] == _U).any():

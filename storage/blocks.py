@@ -131,6 +131,8 @@ class Blocks:
         self._commits = Commits(state)
         self._replaced: list[tuple[int, Path]] = []
         self._doomed: list[tuple[int, Path]] = []
+        self._published = b""
+        self._loaded = False
 
     def _logs_beside(self) -> tuple[LogSeries, Drops]:
         """Where what is no event goes."""
@@ -194,6 +196,9 @@ class Blocks:
         """Steps 1 to 4 for each of these events; what was evicted is offered."""
         if not events.num_rows:
             return None
+        if not self._loaded:
+            self._live.load(self._cache)
+            self._loaded = True
         config, state = self._config, self._state
         whole = Segment.of(
             events, config.schema.key, self._payload, state.stream_time_ms, self._hash
@@ -379,10 +384,13 @@ class Blocks:
         return self._present().encode()
 
     def publish(self) -> None:
-        """Let readers see everything taken in so far."""
+        """Let readers see everything taken in so far, if they don't already."""
         self.flush()
-        path = self._layout.manifest(self._state.partition)
-        self._files.replace(path, self._present().encode(), durable=False)
+        manifest = self._present().encode()
+        if manifest != self._published:
+            path = self._layout.manifest(self._state.partition)
+            self._files.replace(path, manifest, durable=False)
+            self._published = manifest
 
     def tidy(self, now_ms: int) -> None:
         """Forget evicted blocks that a chunk has covered for the grace period; delete what has been

@@ -13,7 +13,7 @@ Thread safety: a cache and its key sets belong to one worker thread.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -55,6 +55,10 @@ class KeyCache:
         self.bytes += size - self._entries.pop((keys, part), 0)
         self._entries[keys, part] = size
 
+    @property
+    def full(self) -> bool:
+        return self.bytes >= self.bytes_max
+
     def trim(self) -> None:
         """Let go of the least recently used until the bound holds. No key set may be in use."""
         while self.bytes > self.bytes_max and len(self._entries) > 1:
@@ -67,6 +71,8 @@ class KeyCache:
 
 
 INDEX = -1
+Fetched = tuple[Hashable, pa.RecordBatch, U64]
+"""A batch of keys as read back: its place, the keys, and their hashes."""
 
 
 class KeySet:
@@ -113,7 +119,7 @@ class KeySet:
     def find(self, hashes: U64, keys: pa.RecordBatch, asked: I64) -> I64:
         """For each of the rows `asked` of `keys`, with its hash in `hashes`: the row of this set
         that has the same key, or -1."""
-        index = self._load()
+        index = self._ready()
         result: I64 = np.full(len(hashes), -1, dtype=np.int64)
         slots: I64 = np.full(len(hashes), -1, dtype=np.int64)
         todo = np.arange(len(hashes))
@@ -132,7 +138,7 @@ class KeySet:
     def differs(self, rows: I64, probe: Probe, probed: I64) -> Mask:
         """For each of this set's `rows`, whether its payload is another than that of the row of
         `probe` that `probed` has beside it. Rows are those that `find` gave just now."""
-        self._load()
+        self._ready()
         result: Mask = np.zeros(len(rows), dtype=bool)
         for owner, at, local in self._by_owner(rows):
             stored = self._payload(owner)
@@ -156,14 +162,31 @@ class KeySet:
         self._cache.forget(self, INDEX)
         self.release(INDEX)
 
-    def _load(self) -> DedupIndex:
+    @property
+    def loaded(self) -> bool:
+        """Whether keys would be found without reading."""
+        return self._index is not None
+
+    def fetch(self) -> list[Fetched]:
+        """Read what is in the source. Changes nothing, so a thread of its own may do it."""
+        return [
+            (place, batch, self._hash(batch.columns)) for place, batch in self._source.batches()
+        ]
+
+    def load(self, fetched: Iterable[Fetched]) -> DedupIndex:
+        """Index what was fetched, and what is pending."""
+        index = self._index = DedupIndex()
+        for place, batch, hashes in fetched:
+            index.insert(hashes)
+            self._append(place, batch)
+        for hashes in self._pending_hashes:
+            index.insert(hashes)
+        self._cache.hold(self, INDEX, index.nbytes)
+        return index
+
+    def _ready(self) -> DedupIndex:
         if self._index is None:
-            index = self._index = DedupIndex()
-            for place, batch in self._source.batches():
-                index.insert(self._hash(batch.columns))
-                self._append(place, batch)
-            for hashes in self._pending_hashes:
-                index.insert(hashes)
+            return self.load(self.fetch())
         self._cache.hold(self, INDEX, self._index.nbytes)
         return self._index
 

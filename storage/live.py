@@ -6,19 +6,23 @@ more events, but stay in the cache, where their keys are looked up, until they a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from storage.batch import Seal
 from storage.index import I64, U64
-from storage.keys import KeySet, Mask
+from storage.keys import KeyCache, KeySet, Mask
 from storage.layout import BlockId
 from storage.log import GrowingLog
 from storage.segment import Segment
 from storage.sieve import Sieve
 from storage.state import BlockState
+
+READERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass
@@ -96,6 +100,20 @@ class LiveBlocks:
         masks, every = self._sieve.find(hashes), np.ones(len(hashes), dtype=bool)
         for block in reversed(list(self)):
             yield block.keys, masks.get(block.id, every)
+
+    def load(self, cache: KeyCache) -> None:
+        """Read back the keys that are in logs alone, of READERS blocks at once, as many as `cache`
+        has room for; what is left is read when it is asked for."""
+        waiting = [block.keys for block in reversed(list(self)) if not block.keys.loaded]
+        if not waiting:
+            return
+        with ThreadPoolExecutor(READERS, thread_name_prefix="load") as pool:
+            for low in range(0, len(waiting), READERS):
+                if cache.full:
+                    return
+                some = waiting[low : low + READERS]
+                for keys, fetched in zip(some, pool.map(KeySet.fetch, some), strict=True):
+                    keys.load(fetched)
 
     def seal(self, seal: Seal) -> None:
         """Close the blocks below the seal, but for those of events that came too late for it."""

@@ -261,27 +261,33 @@ class LogReader:
         """Decompress only `columns` of what `follow` found, in the order of `columns`."""
         if not found:
             return []
-        return _decode(self._path, self._prefix, self.schema, found, columns)
+        (first, message), (last, _) = found[0], found[-1]
+        texts: Iterable[bytes | memoryview]
+        if first.start == len(self._prefix):  # the text that `follow` read has the prefix before it
+            texts = [memoryview(message.obj)[: last.end]]
+        else:
+            texts = _stretches(self._prefix, (message for _, message in found))
+        return _decode(self._path, texts, self.schema, [span for span, _ in found], columns)
 
 
 def _decode(
     path: Path,
-    prefix: bytes,
+    texts: Iterable[bytes | memoryview],
     schema: pa.Schema,
-    found: Sequence[tuple[Span, memoryview]],
+    spans: Sequence[Span],
     columns: Sequence[str],
 ) -> list[pa.RecordBatch]:
-    """Raises Corruption with the offset of the first message that can't be read."""
+    """The batches of the spans in `texts`, each of which begins as the file does. Raises Corruption
+    with the offset of the first that can't be read."""
     wanted = sorted(schema.get_field_index(name) for name in columns)
     options = ipc.IpcReadOptions(included_fields=wanted, use_threads=False)
     batches: list[pa.RecordBatch] = []
     try:
-        for messages in _stretches(message for _, message in found):
-            stream = ipc.open_stream(pa.py_buffer(b"".join((prefix, *messages))), options=options)
-            for batch in stream:
+        for text in texts:
+            for batch in ipc.open_stream(pa.py_buffer(text), options=options):
                 batches.append(batch.select(list(columns)))
     except (pa.ArrowException, OSError, MemoryError) as error:
-        at = found[len(batches)][0].start
+        at = spans[len(batches)].start
         raise Corruption(
             f"log {path}: the record batch at offset {at} can't be read: {error}", at
         ) from error
@@ -302,18 +308,18 @@ def _is_whole(message: memoryview, prefix_crc: int) -> bool:
     return b"%08x" % zlib.crc32(zeroed, prefix_crc) == message[digits]
 
 
-def _stretches(messages: Iterable[memoryview]) -> Iterator[list[memoryview]]:
-    """Messages one after the other, STRETCH_BYTES or little more at a time."""
-    held: list[memoryview] = []
+def _stretches(prefix: bytes, messages: Iterable[memoryview]) -> Iterator[bytes]:
+    """Messages one after the other, STRETCH_BYTES or little more at a time after the prefix."""
+    held: list[bytes | memoryview] = [prefix]
     size = 0
     for message in messages:
         held.append(message)
         size += len(message)
         if size >= STRETCH_BYTES:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
+            yield b"".join(held)
+            held, size = [prefix], 0
+    if size:
+        yield b"".join(held)
 
 
 def read_log(
@@ -362,8 +368,8 @@ def read_span(
             f"log {folder / span.file}: checksum of bytes {span.start}..{span.end} does not match",
             span.start,
         )
-    prefix = schema.serialize().to_pybytes()
-    return _decode(folder / span.file, prefix, schema, [(span, memoryview(data))], columns)[0]
+    text = schema.serialize().to_pybytes() + data
+    return _decode(folder / span.file, [text], schema, [span], columns)[0]
 
 
 class LogKeys:

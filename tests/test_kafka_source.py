@@ -1,0 +1,70 @@
+"""The Kafka source's queues, without a broker: when a partition emits what has arrived."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from operators.kafka import BATCHES_PER_S, QUEUED_MESSAGES_MAX, Piece, _Queue, _Reader
+from operators.topic import KafkaConfig
+
+LINGER_S = 30.0
+
+
+@pytest.fixture
+def reader() -> Iterator[_Reader]:
+    """One whose messages are sure to be of the right topic."""
+    config = KafkaConfig("127.0.0.1:1", "topic", linger_s=LINGER_S, batch_rows=100)
+    made = _Reader(config, None)
+    yield made
+    made._consumer.close()
+
+
+def piece(first: int, rows: int, read_s: float) -> Piece:
+    offsets = np.arange(first, first + rows, dtype=np.int64)
+    return Piece([b"{}"] * rows, offsets, offsets, True, read_s, 2 * rows)
+
+
+def arrive(reader: _Reader, number: int, *pieces: Piece) -> None:
+    """As `poll` does with what it consumed."""
+    for one in pieces:
+        reader._queues[number].add(one)
+        reader._rows += len(one.values)
+        reader._bytes += one.bytes
+
+
+def test_messages_linger_longer_where_many_partitions_share_a_worker(reader: _Reader) -> None:
+    enough = round(LINGER_S * BATCHES_PER_S)
+    for number in range(enough):
+        reader._queues[number] = _Queue(number, 0)
+    assert reader.linger_s == LINGER_S
+    reader._queues[enough] = _Queue(enough, 0)
+    assert reader.linger_s == (enough + 1) / BATCHES_PER_S
+
+
+def test_a_batch_is_full_or_has_lingered_and_totals_are_those_of_the_queues(
+    reader: _Reader,
+) -> None:
+    full, young, old = (reader.add(number, 0) for number in range(3))
+    now = time.monotonic()
+    arrive(reader, 0, piece(0, 60, now), piece(60, 60, now), piece(120, 60, now))
+    arrive(reader, 1, piece(0, 99, now))
+    arrive(reader, 2, piece(7, 1, now - LINGER_S))
+    assert [one.offsets[0] for one in reader.take(full)] == [0, 60]
+    assert reader.take(full) == []
+    assert reader.take(young) == []
+    assert [one.offsets[0] for one in reader.take(old)] == [7]
+    assert (reader._rows, reader._bytes) == (60 + 99, 2 * (60 + 99))
+    assert (full.next_offset, old.next_offset) == (180, 8)
+
+
+def test_nothing_lingers_where_much_is_queued(reader: _Reader) -> None:
+    quiet, _ = reader.add(0, 0), reader.add(1, 0)
+    now = time.monotonic()
+    arrive(reader, 0, piece(0, 1, now))
+    assert reader.take(quiet) == []
+    arrive(reader, 1, piece(0, QUEUED_MESSAGES_MAX // 2, now))
+    assert [one.offsets[0] for one in reader.take(quiet)] == [0]
