@@ -80,12 +80,13 @@ for _name in PLAIN:
 
 @main.command("all")
 def everything() -> None:
-    """Every benchmark, one after the other."""
+    """Every benchmark, and every variant of `ingest`, one after the other."""
+    variants = [("ingest", "--variant", variant) for variant in ingest_benchmark.VARIANTS]
     failed = []
-    for name in ("ingest", *PLAIN):
-        started_s = time.monotonic()
-        done = subprocess.run([sys.executable, "-m", "benchmarks", name], cwd=ROOT, check=False)
-        if done.returncode:
+    for arguments in (*variants, *((name,) for name in PLAIN)):
+        name, started_s = " ".join(arguments), time.monotonic()
+        command = [sys.executable, "-m", "benchmarks", *arguments]
+        if subprocess.run(command, cwd=ROOT, check=False).returncode:
             failed.append(name)
         click.echo(f"{name} took {time.monotonic() - started_s:.0f} s\n")
     if failed:

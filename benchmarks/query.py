@@ -30,7 +30,7 @@ from benchmarks.measure import ROOT, Failed, Figure, scratch
 from benchmarks.peer import PEERS
 from benchmarks.report import Bound, Report
 
-EVENTS = 5_000_000
+EVENTS = 20_000_000
 HOURS = 3
 """36 blocks of which 30 are merged, six to a chunk, and 6 hot."""
 PART_MINUTES = 30
