@@ -106,7 +106,8 @@ class KafkaSettings(_Section):
     )
     linger: Duration = Field(
         50,
-        description="How long a batch may wait to fill up. Shorter: fresher; longer: cheaper.",
+        description="How long a batch may wait to fill up. Shorter: fresher; longer: cheaper. At"
+        " least 10 ms for each partition of which messages wait in the worker, if not too many do.",
     )
     librdkafka: dict[str, str | int | float | bool] = Field(
         default_factory=dict,

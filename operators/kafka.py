@@ -3,7 +3,7 @@
 `Consumer.consume(n)` takes whatever has arrived for any partition; what belongs to another than the
 one that asked waits in that one's queue. A partition emits when it has a full batch, or when its
 oldest message has lingered, so an idle partition costs one look at an empty queue. A batch costs a
-few ms whatever is in it, so messages linger longer where many partitions share a worker.
+few ms whatever is in it, so messages linger longer where those of many partitions wait.
 
 Offsets live in the snapshot. They are also committed to the consumer group, for lag tools only:
 nothing is ever read back from there. A broker that is away is waited for, with librdkafka's own
@@ -47,11 +47,12 @@ log = logging.getLogger("forebay.kafka")
 POLL_MESSAGES = 5_000
 QUEUED_MESSAGES_MAX, QUEUED_BYTES_MAX = 100_000, 128 << 20
 BATCHES_PER_S = 100
-"""Of all partitions of a worker, unless they are full: more of them linger longer."""
+"""Of all partitions of a worker, unless they are full: where messages of more partitions wait, they
+linger longer."""
 BATCH_BYTES_MAX = 16 << 20
 IDLE_POLL_S, IDLE_POLL_S_MAX, IDLE_SHARE = 0.005, 0.05, 0.1
-"""How long a partition with no batch is left alone: until its messages have lingered, or a tenth of
-the time it has been empty; within bounds."""
+"""How long a partition with no batch is left alone: a tenth of the time that messages linger, or of
+that for which it has been empty; within bounds."""
 COMMIT_EVERY_S = 5.0
 TELL_EVERY_S = 10.0
 
@@ -135,7 +136,7 @@ class _Reader:
         self._watch = Watch(config, id)
         self._read_s = 0.0
         self._queues: dict[int, _Queue] = {}
-        self._rows = self._bytes = 0
+        self._rows = self._bytes = self._waiting = 0
         self._poll_due = 0.0
         self._commit_due = time.monotonic() + COMMIT_EVERY_S
         self._progress: dict[int, int] = {}
@@ -194,14 +195,23 @@ class _Reader:
         pieces = queue.take(self._config.batch_rows, self.linger_s, self._watch.sure_s)
         self._rows -= sum(len(piece.values) for piece in pieces)
         self._bytes -= sum(piece.bytes for piece in pieces)
+        self._waiting -= bool(pieces and not queue.pieces)
         return pieces
+
+    def put(self, number: int, piece: Piece) -> None:
+        """What has arrived for a partition."""
+        queue = self._queues[number]
+        self._waiting += not queue.pieces
+        queue.add(piece)
+        self._rows += len(piece.values)
+        self._bytes += piece.bytes
 
     @property
     def linger_s(self) -> float:
         """How long a message waits for others: not at all where too many wait already."""
         if 2 * self._rows >= QUEUED_MESSAGES_MAX or 2 * self._bytes >= QUEUED_BYTES_MAX:
             return 0.0
-        return max(self._config.linger_s, len(self._queues) / BATCHES_PER_S)
+        return max(self._config.linger_s, self._waiting / BATCHES_PER_S)
 
     def end_offset(self, number: int) -> int | None:
         """The high watermark of the last fetch."""
@@ -225,10 +235,7 @@ class _Reader:
         for number in np.unique(numbers).tolist():
             mine = np.flatnonzero(numbers == number).tolist()
             part = arrived if len(mine) == len(arrived) else [arrived[row] for row in mine]
-            piece = Piece.of(part, self._read_s)
-            self._queues[number].add(piece)
-            self._rows += len(part)
-            self._bytes += piece.bytes
+            self.put(number, Piece.of(part, self._read_s))
 
     def _report(self, message: Message) -> None:
         """An error in place of a message: a lost offset ends the job or is skipped; the rest is
@@ -319,10 +326,7 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         pieces = reader.take(queue)
         now = time.monotonic()
         if not pieces:
-            if queue.pieces:
-                wait_s = queue.pieces[0].read_s + reader.linger_s - now
-            else:
-                wait_s = (now - self._emitted) * IDLE_SHARE
+            wait_s = IDLE_SHARE * (reader.linger_s if queue.pieces else now - self._emitted)
             wait_s = min(max(IDLE_POLL_S, wait_s), IDLE_POLL_S_MAX)
             self._awake = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
             return []

@@ -196,9 +196,6 @@ class Blocks:
         """Steps 1 to 4 for each of these events; what was evicted is offered."""
         if not events.num_rows:
             return None
-        if not self._loaded:
-            self._live.load(self._cache)
-            self._loaded = True
         config, state = self._config, self._state
         whole = Segment.of(
             events, config.schema.key, self._payload, state.stream_time_ms, self._hash
@@ -224,6 +221,9 @@ class Blocks:
 
     def _take(self, segment: Segment) -> None:
         """Steps 3 and 4 for events that no eviction divides."""
+        if not self._loaded:
+            self._live.load(self._cache)
+            self._loaded = True
         dropped, differs = duplicates(
             segment,
             self._live.holding(segment.hashes),

@@ -7,7 +7,7 @@ Beside the keys go the hashes of the rows' payloads (see `payload`), if they are
 
 `KeyCache` is the one bound for all key sets of a worker: over the limit it lets go of the least
 recently used keys and indexes. Rows not yet in a log (pending) are never let go.
-Thread safety: a cache and its key sets belong to one worker thread.
+Thread safety: a cache and its key sets belong to one worker thread, but for `KeySet.fetch`.
 """
 
 from __future__ import annotations
@@ -168,7 +168,8 @@ class KeySet:
         return self._index is not None
 
     def fetch(self) -> list[Fetched]:
-        """Read what is in the source. Changes nothing, so a thread of its own may do it."""
+        """Read what is in the source. A thread of its own may do it, if no one else asks this set
+        for anything meanwhile."""
         return [
             (place, batch, self._hash(batch.columns)) for place, batch in self._source.batches()
         ]

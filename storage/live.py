@@ -23,6 +23,8 @@ from storage.sieve import Sieve
 from storage.state import BlockState
 
 READERS = min(8, os.cpu_count() or 1)
+LOAD_BYTES = 64 << 20
+"""Of the logs that are read at once, unless a single one has more."""
 
 
 @dataclass
@@ -47,6 +49,10 @@ class LiveBlock:
     def full(self) -> bool:
         """Whether what is pending is as much as memory should hold."""
         return self.log.full
+
+    @property
+    def log_bytes(self) -> int:
+        return sum(extent.bytes for extent in self.log.extents)
 
     def take(self, segment: Segment, rows: I64) -> None:
         """These rows, which rise and are new, are the block's."""
@@ -102,18 +108,19 @@ class LiveBlocks:
             yield block.keys, masks.get(block.id, every)
 
     def load(self, cache: KeyCache) -> None:
-        """Read back the keys that are in logs alone, of READERS blocks at once, as many as `cache`
+        """Read back the keys that are in logs alone, of several blocks at once, as many as `cache`
         has room for; what is left is read when it is asked for."""
-        waiting = [block.keys for block in reversed(list(self)) if not block.keys.loaded]
-        if not waiting:
-            return
+        waiting = [block for block in self if not block.keys.loaded]
         with ThreadPoolExecutor(READERS, thread_name_prefix="load") as pool:
-            for low in range(0, len(waiting), READERS):
-                if cache.full:
-                    return
-                some = waiting[low : low + READERS]
-                for keys, fetched in zip(some, pool.map(KeySet.fetch, some), strict=True):
-                    keys.load(fetched)
+            while waiting and not cache.full:
+                some = [waiting.pop()]
+                size = some[0].log_bytes
+                while waiting and size + waiting[-1].log_bytes <= LOAD_BYTES:
+                    some.append(waiting.pop())
+                    size += some[-1].log_bytes
+                keys = [block.keys for block in some]
+                for one, fetched in zip(keys, pool.map(KeySet.fetch, keys), strict=True):
+                    one.load(fetched)
 
     def seal(self, seal: Seal) -> None:
         """Close the blocks below the seal, but for those of events that came too late for it."""

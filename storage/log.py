@@ -35,7 +35,7 @@ _CHECKSUM, _ZEROS = b"crc32:", b"00000000"
 PENDING_ROWS_MAX, PENDING_BYTES_MAX = 8_192, 64 << 20
 """What a record batch may have: so much is written at once, while the worker waits."""
 STRETCH_BYTES = 1 << 20
-"""Messages that are read back at once: to copy them holds Python's lock."""
+"""Messages that are copied at once before they are decoded: that holds Python's lock."""
 
 
 @dataclass(frozen=True)
@@ -261,10 +261,10 @@ class LogReader:
         """Decompress only `columns` of what `follow` found, in the order of `columns`."""
         if not found:
             return []
-        (first, message), (last, _) = found[0], found[-1]
+        (first, message), (last, last_message) = found[0], found[-1]
         texts: Iterable[bytes | memoryview]
-        if first.start == len(self._prefix):  # the text that `follow` read has the prefix before it
-            texts = [memoryview(message.obj)[: last.end]]
+        if first.start == len(self._prefix) and last_message.obj is message.obj:
+            texts = [memoryview(message.obj)[: last.end]]  # as `follow` read it, from the start on
         else:
             texts = _stretches(self._prefix, (message for _, message in found))
         return _decode(self._path, texts, self.schema, [span for span, _ in found], columns)

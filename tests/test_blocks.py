@@ -17,6 +17,8 @@ import pytest
 
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.frame import Frame
+from storage.keys import KeyCache
+from storage.log import LogKeys, Span
 from storage.schema import Column
 from tests.partition import (
     BIG_CACHE,
@@ -110,6 +112,54 @@ def test_late_and_new_event_goes_into_a_fresh_block_of_its_interval(partition: P
     partition.blocks.publish()
     assert partition.by_block()[START_MS] == [[("s0", 0)], [("s0", 2)]]
     assert partition.manifest().counters.late == 1
+
+
+def restarted_with_three_hot_blocks(partition: Partition) -> list[Message]:
+    """The messages that they are of."""
+    partition.start()
+    taken = [event(offset, offset, offset * SPAN_MS) for offset in range(3)]
+    partition.append(*taken)
+    snapshot = partition.blocks.snapshot()
+    partition.crash()
+    partition.start(snapshot)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("cache_bytes", "loaded"), [(1, [False, False, True]), (1 << 20, [True] * 3)]
+)
+def test_a_restart_reads_back_the_keys_that_the_cache_has_room_for(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch, cache_bytes: int, loaded: list[bool]
+) -> None:
+    monkeypatch.setattr("storage.live.LOAD_BYTES", 1)
+    taken = restarted_with_three_hot_blocks(partition)
+    live, cache = partition.blocks._live, KeyCache(cache_bytes)
+    for block in live:
+        block.keys._cache = cache
+    live.load(cache)
+    assert [block.keys.loaded for block in live] == loaded
+    again = [event(3 + number, number, number * SPAN_MS) for number in range(3)]
+    partition.append(*again)
+    partition.blocks.publish()
+    assert_agrees(partition, judge([*taken, *again]))
+
+
+def test_a_restart_reads_back_no_keys_of_blocks_that_the_next_event_evicts(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[LogKeys] = []
+    batches = LogKeys.batches
+
+    def watched(keys: LogKeys) -> Iterator[tuple[Span, pa.RecordBatch]]:
+        read.append(keys)
+        return batches(keys)
+
+    monkeypatch.setattr(LogKeys, "batches", watched)
+    restarted_with_three_hot_blocks(partition)
+    partition.append(event(3, 9, 3 * SPAN_MS + WINDOW_MS))
+    assert not read
+    partition.append(event(4, 0, 0))
+    assert len(read) == 1
 
 
 def test_update_keeps_a_block_in_the_cache_for_another_window(partition: Partition) -> None:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from operators.kafka import BATCHES_PER_S, QUEUED_MESSAGES_MAX, Piece, _Queue, _Reader
+from operators.kafka import (
+    BATCHES_PER_S,
+    QUEUED_BYTES_MAX,
+    QUEUED_MESSAGES_MAX,
+    Piece,
+    _Queue,
+    _Reader,
+)
 from operators.topic import KafkaConfig
 
 LINGER_S = 30.0
@@ -28,20 +36,19 @@ def piece(first: int, rows: int, read_s: float) -> Piece:
     return Piece([b"{}"] * rows, offsets, offsets, True, read_s, 2 * rows)
 
 
-def arrive(reader: _Reader, number: int, *pieces: Piece) -> None:
-    """As `poll` does with what it consumed."""
-    for one in pieces:
-        reader._queues[number].add(one)
-        reader._rows += len(one.values)
-        reader._bytes += one.bytes
-
-
-def test_messages_linger_longer_where_many_partitions_share_a_worker(reader: _Reader) -> None:
+def test_messages_linger_longer_where_those_of_many_partitions_wait(reader: _Reader) -> None:
     enough = round(LINGER_S * BATCHES_PER_S)
-    for number in range(enough):
+    for number in range(enough + 2):
         reader._queues[number] = _Queue(number, 0)
+    now = time.monotonic()
+    for number in range(enough):
+        reader.put(number, piece(0, 1, now))
+        reader.put(number, piece(1, 1, now))
     assert reader.linger_s == LINGER_S
-    reader._queues[enough] = _Queue(enough, 0)
+    reader.put(enough, piece(0, 1, now))
+    assert reader.linger_s == (enough + 1) / BATCHES_PER_S
+    reader.put(enough + 1, piece(0, 100, now))
+    assert len(reader.take(reader._queues[enough + 1])) == 1
     assert reader.linger_s == (enough + 1) / BATCHES_PER_S
 
 
@@ -50,9 +57,10 @@ def test_a_batch_is_full_or_has_lingered_and_totals_are_those_of_the_queues(
 ) -> None:
     full, young, old = (reader.add(number, 0) for number in range(3))
     now = time.monotonic()
-    arrive(reader, 0, piece(0, 60, now), piece(60, 60, now), piece(120, 60, now))
-    arrive(reader, 1, piece(0, 99, now))
-    arrive(reader, 2, piece(7, 1, now - LINGER_S))
+    for first in (0, 60, 120):
+        reader.put(0, piece(first, 60, now))
+    reader.put(1, piece(0, 99, now))
+    reader.put(2, piece(7, 1, now - LINGER_S))
     assert [one.offsets[0] for one in reader.take(full)] == [0, 60]
     assert reader.take(full) == []
     assert reader.take(young) == []
@@ -61,10 +69,14 @@ def test_a_batch_is_full_or_has_lingered_and_totals_are_those_of_the_queues(
     assert (full.next_offset, old.next_offset) == (180, 8)
 
 
-def test_nothing_lingers_where_much_is_queued(reader: _Reader) -> None:
+@pytest.mark.parametrize(
+    "crowd", [(QUEUED_MESSAGES_MAX // 2, 2), (1, QUEUED_BYTES_MAX // 2)], ids=["rows", "bytes"]
+)
+def test_nothing_lingers_where_much_is_queued(reader: _Reader, crowd: tuple[int, int]) -> None:
     quiet, _ = reader.add(0, 0), reader.add(1, 0)
     now = time.monotonic()
-    arrive(reader, 0, piece(0, 1, now))
+    reader.put(0, piece(0, 1, now))
     assert reader.take(quiet) == []
-    arrive(reader, 1, piece(0, QUEUED_MESSAGES_MAX // 2, now))
+    rows, size = crowd
+    reader.put(1, replace(piece(0, rows, now), bytes=size * rows))
     assert [one.offsets[0] for one in reader.take(quiet)] == [0]

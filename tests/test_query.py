@@ -601,6 +601,22 @@ def test_a_scan_of_what_is_known_reads_no_log_even_for_another_column(
     assert watched.taken() == []
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_what_was_followed_in_parts_is_decoded_whole_once_it_is_asked_for(
+    lane: Lanes, partial: bool
+) -> None:
+    """With `partial`, logs are followed by questions that read nothing of them."""
+    one = lane().take(*events(0, 5, 0)).publish()
+    store = query.open(one.root, partial=partial)
+    assert store.sql("select count(*) as n from events").item() == 5
+    for first in (5, 8):
+        one.take(*events(first, 3, 10 * first)).publish()
+        assert store.sql("select count(*) as n from events_late").item() == 0
+    found = store.scan().select("part", "number").collect()
+    assert_frame_equal(found, in_memory(one.published).select("part", "number"))
+    assert_frame_equal(collected(store), in_memory(one.published))
+
+
 def test_a_limit_reads_no_more_logs_than_it_needs(
     lane: Lanes, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
