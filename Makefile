@@ -9,10 +9,10 @@ KILLS ?= 500
 
 .PHONY: demo test check torture fuzz kafka bench audit constraints clean setup
 
-demo: $(READY)
+demo: setup
 	$(BIN)/forebay demo
 
-test: $(READY)
+test: setup
 	$(BIN)/python -m pytest
 
 check: $(READY)
@@ -22,11 +22,11 @@ check: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 # Crash stories with ever new seeds, until so many kills (about half an hour on two cores).
-torture: $(READY)
+torture: setup
 	$(BIN)/forebay verify --long --kills $(KILLS)
 
 # Fuzz, crashes, power losses, disk and broker faults with new seeds and a hundred times the cases.
-fuzz: $(READY)
+fuzz: setup
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_power_loss.py \
 	  tests/test_disk_faults.py tests/test_blocks.py tests/test_replay.py tests/test_handoff.py \
 	  tests/test_crash_sweep.py tests/test_broker_trouble.py
@@ -36,12 +36,14 @@ kafka: $(READY)
 	$(BIN)/python -m tests.broker --port $(PORT)
 
 # BENCH=NAME EVENTS=N runs one of them, at that size.
-bench: $(READY)
+bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
 	  -e '.[bench]'
 	$(BIN)/python -m benchmarks $(BENCH) $(if $(EVENTS),--events $(EVENTS))
 
+# Compiled here, for some environments forbid it to the processes that import: each would do it anew.
 setup: $(READY)
+	@$(BIN)/python -m compileall -q cli flows operators query storage verify benchmarks tests
 
 # A Python 3.10 to 3.12, for the engine has no wheels for others; else uv fetches one, if uv is here.
 $(READY): constraints-dev.txt pyproject.toml
