@@ -1,8 +1,8 @@
 """`forebay batch run` that a test can stop at a step, to kill it there, or give smaller slices.
 
-BATCH_STOP names the step: `sealed`, `writing`, `written` or `committed`; there the process says so
-on standard output and waits. BATCH_SLICE_ROWS is how many rows a slice may have. At the end it
-prints its peak memory in bytes.
+BATCH_STOP names the step: `sealed`, `writing`, `written`, `committed`, or `halfway`, when the first
+of several nodes has been completed; there the process says so on standard output and waits.
+BATCH_SLICE_ROWS is how many rows a slice may have. At the end it prints its peak memory in bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from cli.main import main
 from flows import batch
+from storage.batch import BatchWriter
 
 STEPS = ("sealed", "writing", "written", "committed")
 STOPPED = "stopped"
@@ -25,19 +26,24 @@ def _stop(*_: object) -> None:
     signal.pause()
 
 
-def _wrap(name: str, before: Callable[..., None] | None, after: Callable[..., None] | None) -> None:
+def _wrap(
+    name: str,
+    before: Callable[..., None] | None,
+    after: Callable[..., None] | None,
+    owner: type = batch._Run,
+) -> None:
     """Have a step of the run call these around itself."""
-    step = getattr(batch._Run, name)
+    step = getattr(owner, name)
 
-    def wrapped(self: Any, *arguments: Any) -> Any:
+    def wrapped(self: Any, *arguments: Any, **options: Any) -> Any:
         if before:
             before(self)
-        found = step(self, *arguments)
+        found = step(self, *arguments, **options)
         if after:
             after(self)
         return found
 
-    setattr(batch._Run, name, wrapped)
+    setattr(owner, name, wrapped)
 
 
 def stop_at(step: str) -> None:
@@ -46,6 +52,8 @@ def stop_at(step: str) -> None:
     elif step == "writing":
         slices = iter(range(10**9))
         _wrap("_slice", lambda self: _stop() if next(slices) else None, None)
+    elif step == "halfway":
+        _wrap("complete", None, _stop, BatchWriter)
     else:
         _wrap("_commit", *((_stop, None) if step == "written" else (None, _stop)))
 

@@ -15,7 +15,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -671,11 +670,12 @@ def test_a_handoff_that_was_completed_on_one_node_only_is_ended_by_the_next_run(
     job: Job, other: Job
 ) -> None:
     roots = [job.data, other.data]
+    both = [option for root in roots for option in ("--data-dir", str(root))]
     run_day(roots, CONFIG, day(0))
-    before = batch(other)
-    run_day(roots, CONFIG, day(1))
-    half = replace(before, seal=batch(other).seal)
-    Layout(other.data).batch.write_bytes(half.encode())
+    with stopped(job, "halfway", "--day", str(day(1)), *both):
+        pass
+    ends = [batch(one).covered_until_ms for one in (job, other)]
+    assert ends == [starts_ms(2), starts_ms(1)]
     expected = everything(1)
     expected.update(f"c-{n}" for n in range(4))
     assert ids(query.open(*roots).scan("all")) == expected
