@@ -1,10 +1,11 @@
 """Ingest: events of a Kafka topic, each kept once, per second of CPU time.
 
 Forebay ingests until every message is visible and committed; the ceiling consumes and decodes the
-same and throws it away; each peer ends when all is durable in its own way. The broker and the
-sender are other processes and are not counted. The contestants take turns, so that what else the
-machine does falls on all alike. Each also runs once over a topic of STARTUP_EVENTS: what it takes
-to start at all, which is in its figure, and shown apart.
+same and throws it away; `written` is the ceiling with what was decoded written out, and nothing
+else done; each peer ends when all is durable in its own way. The broker and the sender are other
+processes and are not counted. The contestants take turns, so that what else the machine does falls
+on all alike. Each also runs once over a topic of STARTUP_EVENTS: what it takes to start at all,
+which is in its figure, and shown apart.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 """Options of `forebay generate`; `github` has the sample's nested events of 3 kB instead."""
 
+OURS = ("forebay", "ceiling", "written")
 BOUNDS = {"of_ceiling": 0.8, "vs_duckdb": 1.2, "vs_chdb": 1.2}
 STREAMING = 4.0
 """What a ratio must be at least; of streaming peers in Python, so many times theirs."""
@@ -79,6 +81,7 @@ def run(events: int, runs: int, variant: str, peers: tuple[str, ...], command: s
     contestants = [
         _Contestant("forebay", _forebay(schema)),
         _Contestant("ceiling", _ceiling(schema)),
+        _Contestant("written", _ceiling(schema, written=True)),
     ]
     contestants += [_Contestant(peer.name, _peer(peer)) for peer in _installed(peers, report)]
     with broker(folder / "broker") as running:
@@ -139,8 +142,8 @@ def _once(contestant: _Contestant, topic: Topic, folder: Path) -> tuple[Usage, i
 def _give_up(
     contestant: _Contestant, error: Failed, contestants: list[_Contestant], report: Report
 ) -> None:
-    """A peer that fails is absent; without Forebay or the ceiling there is no benchmark."""
-    if contestant.name in ("forebay", "ceiling"):
+    """A peer that fails is absent; without what is ours there is no benchmark."""
+    if contestant.name in OURS:
         raise error
     contestants.remove(contestant)
     report.absent[contestant.name] = str(error)
@@ -154,9 +157,10 @@ def _forebay(schema: str) -> Ingest:
     return ingest
 
 
-def _ceiling(schema: str) -> Ingest:
+def _ceiling(schema: str, *, written: bool = False) -> Ingest:
     def ingest(topic: Topic, folder: Path) -> tuple[Usage, int | None]:
         arguments = [topic.bootstrap, topic.name, str(topic.messages), schema]
+        arguments += [str(folder)] if written else []
         command = [sys.executable, "-m", "benchmarks.ceiling", *arguments]
         return Child(command, folder / "log", ALLOCATOR).wait(600), None
 
@@ -172,6 +176,7 @@ def _peer(peer: Peer) -> Ingest:
 
 def _fill(report: Report, entries: dict[str, dict[str, Any]]) -> None:
     report.forebay, report.ceiling = entries.pop("forebay"), entries.pop("ceiling")
+    written = report.ceiling["written"] = entries.pop("written")
     report.peers = entries
     report.bounds = {
         name: Bound(">=", BOUNDS.get(name, STREAMING))
@@ -183,10 +188,17 @@ def _fill(report: Report, entries: dict[str, dict[str, Any]]) -> None:
         (report.ratios_started, "us_per_event_started"),
     ):
         ratios |= {name: other[cost] / report.forebay[cost] for name, other in others.items()}
+        ratios["written_of_ceiling"] = report.ceiling[cost] / written[cost]
+        ratios["of_written"] = written[cost] / report.forebay[cost]
 
 
 def _show(report: Report, variant: str) -> None:
-    entries = {"forebay": report.forebay, "ceiling": report.ceiling, **report.peers}
+    entries = {
+        "forebay": report.forebay,
+        "ceiling": report.ceiling,
+        "written": report.ceiling["written"],
+        **report.peers,
+    }
     columns = ("events/CPU-s", "spread", "µs/event", "start-up CPU s", "µs without", "wall s",
                "peak MB", "exact")  # fmt: skip
     rows = {
@@ -198,7 +210,7 @@ def _show(report: Report, variant: str) -> None:
             f"{entry['us_per_event_started']:.2f}",
             f"{entry['wall_s']:.1f}",
             f"{entry['peak_bytes'] / 1e6:,.0f}",
-            "-" if name == "ceiling" else "yes" if entry["exact"] else f"no: {entry['unique']}",
+            "-" if name in OURS[1:] else "yes" if entry["exact"] else f"no: {entry['unique']}",
         )
         for name, entry in entries.items()
     }

@@ -54,7 +54,7 @@ def write_chunk(
             schema,
             compression="zstd",
             compression_level=ZSTD_LEVEL,
-            use_dictionary=_repeating(schema),
+            use_dictionary=repeating(schema),
             sorting_columns=sorting,
             write_page_checksum=True,
         ) as writer:
@@ -81,7 +81,7 @@ def _write_rows(
             writer.write_table(part.cast(schema), ROW_GROUP_ROWS)
 
 
-def _repeating(schema: pa.Schema) -> list[str]:
+def repeating(schema: pa.Schema) -> list[str]:
     """The columns whose values may repeat often enough for a dictionary."""
     apart = {OFFSET, RAW}
     return [
