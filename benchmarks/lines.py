@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class Lines:
 
 
 def lines(folder: Path, events: int, *options: str) -> Lines:
-    """Files with a load of `forebay generate`; `options` are of that command."""
+    """Files with a load of `forebay generate`; `options` are of that command. They are on disk,
+    so that no sync of a job has to wait for them."""
     totals = generate(events, "--out", str(folder), *PLAIN, *options)
+    os.sync()
     return Lines(folder, totals["messages"], totals["accepted"], totals["bytes"])

@@ -23,7 +23,7 @@ from storage.sieve import Sieve
 from storage.state import BlockState
 
 READERS = min(8, os.cpu_count() or 1)
-LOAD_BYTES = 64 << 20
+LOAD_BYTES = 128 << 20
 """Of the logs that are read at once, unless a single one has more."""
 
 
