@@ -43,31 +43,43 @@ class KeySource(Protocol):
 
 
 class KeyCache:
-    """Bounds what key sets hold. Sizes in bytes."""
+    """Bounds what key sets hold. Sizes in bytes.
+
+    Keys go before indexes: they are asked for where an index has a hit, the index for every event,
+    and to make one anew takes the whole log.
+    """
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.bytes = 0
-        self._entries: OrderedDict[tuple[KeySet, int], int] = OrderedDict()
+        self._keys: OrderedDict[tuple[KeySet, int], int] = OrderedDict()
+        self._indexes: OrderedDict[tuple[KeySet, int], int] = OrderedDict()
 
     def hold(self, keys: KeySet, part: int, size: int) -> None:
         """Note that part `part` of `keys` (a batch, or INDEX) was just used and has `size`."""
-        self.bytes += size - self._entries.pop((keys, part), 0)
-        self._entries[keys, part] = size
+        self.forget(keys, part)
+        self._of(part)[keys, part] = size
+        self.bytes += size
 
     @property
-    def full(self) -> bool:
-        return self.bytes >= self.bytes_max
+    def has_room(self) -> bool:
+        """Whether another index would fit, if it is as large as the largest."""
+        sizes = self._indexes.values()
+        return sum(sizes) + max(sizes, default=0) <= self.bytes_max
 
     def trim(self) -> None:
         """Let go of the least recently used until the bound holds. No key set may be in use."""
-        while self.bytes > self.bytes_max and len(self._entries) > 1:
-            (owner, old), freed = self._entries.popitem(last=False)
-            self.bytes -= freed
-            owner.release(old)
+        for entries, kept in ((self._keys, 0), (self._indexes, 1)):
+            while self.bytes > self.bytes_max and len(entries) > kept:
+                (owner, old), freed = entries.popitem(last=False)
+                self.bytes -= freed
+                owner.release(old)
 
     def forget(self, keys: KeySet, part: int) -> None:
-        self.bytes -= self._entries.pop((keys, part), 0)
+        self.bytes -= self._of(part).pop((keys, part), 0)
+
+    def _of(self, part: int) -> OrderedDict[tuple[KeySet, int], int]:
+        return self._indexes if part == INDEX else self._keys
 
 
 INDEX = -1

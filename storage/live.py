@@ -112,7 +112,7 @@ class LiveBlocks:
         has room for; what is left is read when it is asked for."""
         waiting = [block for block in self if not block.keys.loaded]
         with ThreadPoolExecutor(READERS, thread_name_prefix="load") as pool:
-            while waiting and not cache.full:
+            while waiting and cache.has_room:
                 some = [waiting.pop()]
                 size = some[0].log_bytes
                 while waiting and size + waiting[-1].log_bytes <= LOAD_BYTES:
@@ -121,6 +121,7 @@ class LiveBlocks:
                 keys = [block.keys for block in some]
                 for one, fetched in zip(keys, pool.map(KeySet.fetch, keys), strict=True):
                     one.load(fetched)
+                cache.trim()
 
     def seal(self, seal: Seal) -> None:
         """Close the blocks below the seal, but for those of events that came too late for it."""
