@@ -13,7 +13,7 @@ Thread safety: a cache and its key sets belong to one worker thread, but for `Ke
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -186,9 +186,10 @@ class KeySet:
             (place, batch, self._hash(batch.columns)) for place, batch in self._source.batches()
         ]
 
-    def load(self, fetched: Iterable[Fetched]) -> DedupIndex:
+    def load(self, fetched: Sequence[Fetched]) -> DedupIndex:
         """Index what was fetched, and what is pending."""
-        index = self._index = DedupIndex()
+        rows = sum(len(hashes) for _, _, hashes in fetched)
+        index = self._index = DedupIndex(rows + sum(map(len, self._pending_hashes)))
         for place, batch, hashes in fetched:
             index.insert(hashes)
             self._append(place, batch)
