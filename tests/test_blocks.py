@@ -17,6 +17,7 @@ import pytest
 
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.frame import Frame
+from storage.index import DedupIndex
 from storage.keys import KeyCache
 from storage.log import LogKeys, Span
 from storage.schema import Column
@@ -144,22 +145,42 @@ def test_a_restart_reads_back_the_keys_that_the_cache_has_room_for(
     assert_agrees(partition, judge([*taken, *again]))
 
 
-def test_a_restart_reads_back_no_keys_of_blocks_that_the_next_event_evicts(
-    partition: Partition, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[LogKeys] = []
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[LogKeys]:
+    """Whose logs were read back for their keys."""
+    found: list[LogKeys] = []
     batches = LogKeys.batches
 
     def watched(keys: LogKeys) -> Iterator[tuple[Span, pa.RecordBatch]]:
-        read.append(keys)
+        found.append(keys)
         return batches(keys)
 
     monkeypatch.setattr(LogKeys, "batches", watched)
+    return found
+
+
+def test_a_restart_reads_back_no_keys_of_blocks_that_the_next_event_evicts(
+    partition: Partition, read: list[LogKeys]
+) -> None:
     restarted_with_three_hot_blocks(partition)
     partition.append(event(3, 9, 3 * SPAN_MS + WINDOW_MS))
     assert not read
     partition.append(event(4, 0, 0))
     assert len(read) == 1
+
+
+def test_each_log_is_read_back_once_if_the_cache_has_room_for_the_indexes_alone(
+    partition: Partition, read: list[LogKeys]
+) -> None:
+    partition.cache_bytes = 3 * DedupIndex().nbytes + 1
+    taken = restarted_with_three_hot_blocks(partition)
+    more = [event(3 + number, 3 + number, 2 * SPAN_MS) for number in range(4)]
+    for message in more:
+        partition.append(message)
+        assert partition.blocks._cache.bytes <= partition.cache_bytes
+    assert len(read) == 3
+    partition.blocks.publish()
+    assert_agrees(partition, judge([*taken, *more]))
 
 
 def test_update_keeps_a_block_in_the_cache_for_another_window(partition: Partition) -> None:
