@@ -75,14 +75,14 @@ def generated(
 
 
 def github_events(running: Broker, name: str, events: int, folder: Path) -> Topic:
-    """A topic with GitHub events of about 3 kB, the sample repeated under new ids."""
+    """A topic with an hour of GitHub events of about 3 kB, the sample repeated under new ids."""
     running.create_topic(name, PARTITIONS)
     sample = folder / "github.ndjson"
     sample.write_bytes(gzip.decompress(SAMPLE.read_bytes()))
     copies = -(-events // sample.read_bytes().count(b"\n"))
     producer = Producer({"bootstrap.servers": running.address, "linger.ms": 20})
     sent = size = 0
-    for message in github(sample, copies, seed=0):
+    for message in github(sample, copies, seed=0, copy_span_s=max(1, 3_600 // copies)):
         if sent == events:
             break
         while True:
