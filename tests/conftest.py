@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-pytest.register_assert_rewrite("tests.partition", "tests.job")
+pytest.register_assert_rewrite("tests.partition", "tests.job", "tests.lane")
 
 from tests.broker import Broker, missing  # noqa: E402
 from tests.job import Job  # noqa: E402
+from tests.lane import Lane, Lanes  # noqa: E402
 
 SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
@@ -65,3 +67,17 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         pytest.skip(lack)
     with Broker(tmp_path_factory.mktemp("broker")) as running:
         yield running
+
+
+@pytest.fixture
+def lane(tmp_path: Path) -> Iterator[Lanes]:
+    """Starts partitions below a temporary folder; `node` names the data directory."""
+    made: list[Lane] = []
+
+    def make(node: str = "data", name: str = "p00", **options: Any) -> Lane:
+        made.append(Lane(tmp_path / node, name, **options))
+        return made[-1].start()
+
+    yield make
+    for one in made:
+        one.files.close()
