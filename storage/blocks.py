@@ -35,9 +35,10 @@ from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
 from storage.index import I64, hash_keys
 from storage.keys import Hash, KeyCache
-from storage.layout import BlockId, Layout, block_log_name, reject_log_name
+from storage.layout import BlockId, Layout, block_log_name, hash_file_name, reject_log_name
 from storage.live import LiveBlock, LiveBlocks
 from storage.log import Extent, GrowingLog
+from storage.log_keys import HashWriter
 from storage.offer import Offer, Tick
 from storage.rejects import FILE_BYTES_MAX, Redecode, RejectFilter, redecoded
 from storage.replay import ReplayRequest
@@ -268,9 +269,9 @@ class Blocks:
     def _reopen(self, state: BlockState) -> LiveBlock:
         name = block_log_name(state.id, self._state.incarnation)
         log = GrowingLog(self._files, self._folder, name, self._schema, state.extents)
-        keys = self._retained.of_log(log)
+        hashes, keys = HashWriter(self._files, self._folder), self._retained.of_log(log)
         return LiveBlock(
-            state.id, log, keys, state.touched_ms, state.first_ms, state.last_ms, state.late
+            state.id, log, hashes, keys, state.touched_ms, state.first_ms, state.last_ms, state.late
         )
 
     def _evict(self, due: Iterable[LiveBlock]) -> list[BlockState]:
@@ -412,7 +413,9 @@ class Blocks:
             if now_ms - since < self._config.grace_ms or not committed:
                 kept.append(replace(block, covered_at_ms=since))
                 continue
-            self._doomed += [(due, self._folder / extent.file) for extent in block.extents]
+            for extent in block.extents:  # the log last: its name must not be free before
+                for name in (hash_file_name(extent.file), extent.file):
+                    self._doomed.append((due, self._folder / name))
             self._retained.forget(block.id)
         self._state.evicted = kept
         for _, path in [doomed for doomed in self._doomed if doomed[0] <= now_ms]:

@@ -22,6 +22,7 @@ from storage.catalog import Chunk
 from storage.checksum import Checksum, SummedFile
 from storage.errors import Corruption, MissingFile
 from storage.files import Files, naming
+from storage.keys import Hash, Stored
 from storage.log import log_schema, read_log
 from storage.payload import Payload, hash_payload
 from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, parse_types, unite
@@ -156,8 +157,11 @@ class ChunkKeys:
         first_ms: int,
         end_ms: int,
         payload: Sequence[str] = (),
+        *,
+        hash: Hash,
     ) -> None:
         self._files = files
+        self._hash = hash
         self._path = path
         self._chunk = chunk
         self._columns = list(columns)
@@ -165,13 +169,13 @@ class ChunkKeys:
         self._first_ms = first_ms
         self._end_ms = end_ms
 
-    def batches(self) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def batches(self) -> Iterator[Stored]:
         with self._open() as file:
             for group in range(file.num_row_groups):
                 if self._overlaps(file, group):
                     batch = self._inside(file, group, self._columns)
                     if batch.num_rows:
-                        yield group, batch
+                        yield Stored(group, self._hash(batch.columns), batch)
 
     def read(self, place: int) -> pa.RecordBatch:
         with self._open() as file:

@@ -13,7 +13,8 @@ Thread safety: a cache and its key sets belong to one worker thread, but for `Ke
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -22,18 +23,28 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.index import I64, U64, DedupIndex, find_earlier, hash_keys
+from storage.index import I64, U64, DedupIndex, find_earlier
 from storage.payload import Payload, Probe
 
 Hash = Callable[[Sequence[pa.Array]], U64]
 Mask = npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A batch of keys as it is read back. `keys` are None if reading them has to wait until they
+    are asked for."""
+
+    place: Any
+    hashes: U64
+    keys: pa.RecordBatch | None = None
+
+
 class KeySource(Protocol):
     """Where keys can be read back from, in row order, in batches that can be found again."""
 
-    def batches(self) -> Iterator[tuple[Hashable, pa.RecordBatch]]:
-        """Every batch of key columns with its place."""
+    def batches(self) -> Iterator[Stored]:
+        """Every batch."""
 
     def read(self, place: Any) -> pa.RecordBatch:
         """The batch at one place."""
@@ -83,15 +94,13 @@ class KeyCache:
 
 
 INDEX = -1
-Fetched = tuple[Hashable, pa.RecordBatch, U64]
-"""A batch of keys as read back: its place, the keys, and their hashes."""
+_NONE: U64 = np.zeros(0, dtype=np.uint64)
 
 
 class KeySet:
     """The dedup keys of one block or of one interval of a chunk."""
 
-    def __init__(self, source: KeySource, cache: KeyCache, hash_keys: Hash = hash_keys) -> None:
-        self._hash = hash_keys
+    def __init__(self, source: KeySource, cache: KeyCache) -> None:
         self._source = source
         self._cache = cache
         self._index: DedupIndex | None = None
@@ -105,9 +114,9 @@ class KeySet:
         self._pending_payloads: list[Payload | None] = []
 
     @classmethod
-    def empty(cls, source: KeySource, cache: KeyCache, hash_keys: Hash = hash_keys) -> KeySet:
+    def empty(cls, source: KeySource, cache: KeyCache) -> KeySet:
         """A key set that is known to hold nothing yet, so that nothing is read."""
-        keys = cls(source, cache, hash_keys)
+        keys = cls(source, cache)
         keys._index = DedupIndex()
         return keys
 
@@ -119,14 +128,16 @@ class KeySet:
         if self._index is not None:
             self._index.insert(hashes)
 
-    def settle(self, place: Hashable) -> None:
-        """All pending rows are now one batch of the source, at `place`."""
+    def settle(self, place: Hashable) -> U64:
+        """All pending rows are now one batch of the source, at `place`; their hashes."""
+        hashes = np.concatenate(self._pending_hashes)
         batch = pa.concat_batches(self._pending)
         payload = _joined(self._pending_payloads)
         self._pending, self._pending_hashes, self._pending_payloads = [], [], []
         if self._index is not None:
-            self._append(place, batch, payload)
+            self._append(place, len(hashes), batch, payload)
             self._cache.hold(self, INDEX, self._index.nbytes)
+        return hashes
 
     def find(self, hashes: U64, keys: pa.RecordBatch, asked: I64) -> I64:
         """For each of the rows `asked` of `keys`, with its hash in `hashes`: the row of this set
@@ -179,46 +190,51 @@ class KeySet:
         """Whether keys would be found without reading."""
         return self._index is not None
 
-    def fetch(self) -> list[Fetched]:
-        """Read what is in the source. A thread of its own may do it, if no one else asks this set
-        for anything meanwhile."""
-        return [
-            (place, batch, self._hash(batch.columns)) for place, batch in self._source.batches()
-        ]
+    def fetch(self) -> tuple[DedupIndex, list[Stored]]:
+        """Read what is in the source, and index it with what is pending. A thread of its own may do
+        it, if no one else asks this set for anything meanwhile."""
+        batches = list(self._source.batches())
+        hashes = [_NONE, *(batch.hashes for batch in batches), *self._pending_hashes]
+        rows = np.concatenate(hashes)
+        index = DedupIndex(len(rows))
+        index.insert(rows)
+        return index, batches
 
-    def load(self, fetched: Sequence[Fetched]) -> DedupIndex:
-        """Index what was fetched, and what is pending."""
-        rows = sum(len(hashes) for _, _, hashes in fetched)
-        index = self._index = DedupIndex(rows + sum(map(len, self._pending_hashes)))
-        for place, batch, hashes in fetched:
-            index.insert(hashes)
-            self._append(place, batch)
-        for hashes in self._pending_hashes:
-            index.insert(hashes)
+    def load(self, index: DedupIndex, batches: Iterable[Stored]) -> None:
+        """Take what was fetched."""
+        self._index = index
+        for batch in batches:
+            self._append(batch.place, len(batch.hashes), batch.keys)
         self._cache.hold(self, INDEX, index.nbytes)
-        return index
 
     def _ready(self) -> DedupIndex:
         if self._index is None:
-            return self.load(self.fetch())
+            index, batches = self.fetch()
+            self.load(index, batches)
+            return index
         self._cache.hold(self, INDEX, self._index.nbytes)
         return self._index
 
     def _append(
-        self, place: Hashable, batch: pa.RecordBatch, payload: Payload | None = None
+        self,
+        place: Hashable,
+        rows: int,
+        keys: pa.RecordBatch | None,
+        payload: Payload | None = None,
     ) -> None:
         self._starts.append(self._settled)
         self._places.append(place)
-        self._keys.append(batch)
+        self._keys.append(keys)
         self._payloads.append(payload)
-        self._settled += batch.num_rows
+        self._settled += rows
         self._hold(len(self._keys) - 1)
 
     def _hold(self, ordinal: int) -> None:
         keys, payload = self._keys[ordinal], self._payloads[ordinal]
         size = keys.nbytes if keys is not None else 0
         size += payload.hashes.nbytes if payload is not None else 0
-        self._cache.hold(self, ordinal, size)
+        if size:
+            self._cache.hold(self, ordinal, size)
 
     def _by_owner(self, rows: I64) -> Iterator[tuple[int, I64, I64]]:
         """For each batch that has any of `rows`: its ordinal, where in `rows` its rows are, and

@@ -10,6 +10,7 @@
     DATA/hot/PARTITION/lock                            held by the one writer
     DATA/hot/PARTITION/manifest.json
     DATA/hot/PARTITION/20240501T1205-000017.3.arrows   block log: interval, sequence, incarnation
+    DATA/hot/PARTITION/20240501T1205-000017.3.hashes   the hashes of that log's keys
     DATA/rejects/PARTITION/rejects-000002.3.arrows     reject log: number, incarnation
     DATA/drops/PARTITION/drops-000002.3.arrows         drop log: number, incarnation
     DATA/replay/lock                                   held while a request is written
@@ -149,6 +150,11 @@ def block_log_name(block: BlockId, incarnation: int) -> str:
     return f"{block}.{incarnation}.arrows"
 
 
+def hash_file_name(log: str) -> str:
+    """Of the file beside a block log."""
+    return log.removesuffix(".arrows") + ".hashes"
+
+
 def reject_log_name(number: int, incarnation: int) -> str:
     return f"rejects-{number:06d}.{incarnation}.arrows"
 
@@ -165,7 +171,7 @@ def chunk_name(chunk: ChunkId, first_upload_ms: int) -> str:
 
 def incarnation_of(name: str) -> int | None:
     """The incarnation in a file's name, or None if Forebay did not make the name."""
-    match = re.search(r"\.(\d+)\.(?:arrows|parquet)\Z", name)
+    match = re.search(r"\.(\d+)\.(?:arrows|hashes|parquet)\Z", name)
     return int(match.group(1)) if match else None
 
 

@@ -18,6 +18,7 @@ from storage.index import I64, U64
 from storage.keys import KeyCache, KeySet, Mask
 from storage.layout import BlockId
 from storage.log import GrowingLog
+from storage.log_keys import HashWriter
 from storage.segment import Segment
 from storage.sieve import Sieve
 from storage.state import BlockState
@@ -33,6 +34,7 @@ class LiveBlock:
 
     id: BlockId
     log: GrowingLog
+    hashes: HashWriter
     keys: KeySet
     touched_ms: int
     first_ms: int
@@ -68,7 +70,7 @@ class LiveBlock:
         """Write what is pending to the log; whether anything was."""
         span = self.log.flush()
         if span:
-            self.keys.settle(span)
+            self.hashes.append(span, self.keys.settle(span))
         return span is not None
 
 
@@ -120,7 +122,7 @@ class LiveBlocks:
                     size += some[-1].log_bytes
                 keys = [block.keys for block in some]
                 for one, fetched in zip(keys, pool.map(KeySet.fetch, keys), strict=True):
-                    one.load(fetched)
+                    one.load(*fetched)
                 cache.trim()
 
     def seal(self, seal: Seal) -> None:

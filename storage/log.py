@@ -15,7 +15,7 @@ An incarnation's log is one file; a block that lived through restarts has severa
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ import pyarrow.ipc as ipc
 from storage.errors import Corruption, MissingFile
 from storage.files import Appender, Files
 from storage.layout import checked
-from storage.payload import Payload, hash_payload
 from storage.record import Count, Crc
 from storage.schema import require_plain
 
@@ -370,50 +369,3 @@ def read_span(
         )
     text = schema.serialize().to_pybytes() + data
     return _decode(folder / span.file, [text], schema, [span], columns)[0]
-
-
-class LogKeys:
-    """The key columns of a block's logs, and the hashes of their payload columns, as a key set
-    reads them back."""
-
-    def __init__(
-        self,
-        files: Files,
-        folder: Path,
-        columns: Sequence[str],
-        extents: Callable[[], Iterable[Extent]],
-        payload: Sequence[str] = (),
-    ) -> None:
-        self._files = files
-        self._folder = folder
-        self._columns = list(columns)
-        self._payload = tuple(payload)
-        self._extents = extents
-        self._schemas: dict[str, pa.Schema] = {}
-
-    def batches(self) -> Iterator[tuple[Span, pa.RecordBatch]]:
-        for extent in self._extents():
-            reader = LogReader(self._files, self._folder, extent.file)
-            found = reader.follow(extent)
-            if reader.schema is not None:
-                self._schemas[extent.file] = reader.schema
-            batches = reader.decode(found, self._columns)
-            yield from zip((span for span, _ in found), batches, strict=True)
-
-    def read(self, place: Span) -> pa.RecordBatch:
-        return self._read(place, self._columns)
-
-    def payload(self, place: Span) -> Payload:
-        present = self._schema(place.file).names
-        names = tuple(name for name in self._payload if name in present)
-        # Read with a key column, for a batch of no columns has no rows.
-        batch = self._read(place, [self._columns[0], *names])
-        return Payload(names, hash_payload(batch.select(list(names))))
-
-    def _read(self, place: Span, columns: Sequence[str]) -> pa.RecordBatch:
-        return read_span(self._files, self._folder, place, self._schema(place.file), columns)
-
-    def _schema(self, file: str) -> pa.Schema:
-        if file not in self._schemas:
-            self._schemas[file] = log_schema(self._files, self._folder, file)
-        return self._schemas[file]

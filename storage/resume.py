@@ -15,7 +15,7 @@ from storage.catalog import Catalog, read_catalog
 from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.files import Files
-from storage.layout import Layout, incarnation_of
+from storage.layout import Layout, hash_file_name, incarnation_of
 from storage.schema import parse_types, unite
 from storage.state import PartitionState, read_manifest
 
@@ -55,7 +55,7 @@ def next_incarnation(
     """
     traces = {committed.incarnation} if committed else {0}
     for folder in (layout.hot(partition), layout.rejects(partition), layout.drops(partition)):
-        traces |= {incarnation_of(path.name) or 0 for path in folder.glob("*.arrows")}
+        traces |= {incarnation_of(path.name) or 0 for path in folder.iterdir()}
     traces |= {
         incarnation_of(path.name) or 0 for path in layout.chunks(partition).rglob("*.parquet")
     }
@@ -123,7 +123,10 @@ def runs_with_chunks(committed: PartitionState, catalog: Catalog) -> dict[str, i
 
 
 def unlisted(folder: Path, state: PartitionState) -> list[Path]:
-    """Logs in `folder` that `state` does not count on."""
+    """Files in `folder` that were made for logs which `state` does not count on."""
     listed = {extent.file for block in state.blocks for extent in block.extents}
     listed |= {extent.file for extent in (*state.rejects, *state.drops)}
-    return sorted(path for path in folder.glob("*.arrows") if path.name not in listed)
+    listed |= {hash_file_name(file) for file in listed}
+    return sorted(
+        path for path in folder.iterdir() if incarnation_of(path.name) and path.name not in listed
+    )

@@ -6,12 +6,15 @@ set reads nothing until it is asked.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from storage.catalog import Catalog
 from storage.chunk import ChunkKeys
 from storage.files import Files
 from storage.keys import Hash, KeyCache, KeySet
 from storage.layout import BlockId, Layout
-from storage.log import GrowingLog, LogKeys
+from storage.log import Extent, GrowingLog
+from storage.log_keys import LogKeys
 from storage.schema import Schema
 from storage.state import BlockState
 
@@ -41,16 +44,13 @@ class Retained:
 
     def of_log(self, log: GrowingLog) -> KeySet:
         """The key set of a live block; nothing is read if its log is empty."""
-        schema = self._schema
-        source = LogKeys(self._files, self._hot, schema.key, lambda: log.extents, schema.payload)
         make = KeySet if log.extents else KeySet.empty
-        return make(source, self._cache, self._hash)
+        return make(self._log_keys(lambda: log.extents), self._cache)
 
     def add(self, block: BlockState, keys: KeySet | None = None) -> None:
         """An evicted block, with the key set it had while it was live if there is one."""
-        schema = self._schema
-        source = LogKeys(self._files, self._hot, schema.key, lambda: block.extents, schema.payload)
-        self._of_block[block.id] = keys or KeySet(source, self._cache, self._hash)
+        source = self._log_keys(lambda: block.extents)
+        self._of_block[block.id] = keys or KeySet(source, self._cache)
 
     def forget(self, id: BlockId) -> None:
         """The block's logs are about to go."""
@@ -77,8 +77,19 @@ class Retained:
                 end = interval + self._block_span_ms
                 schema = self._schema
                 source = ChunkKeys(
-                    self._files, path, chunk, schema.key, interval, end, schema.payload
+                    self._files,
+                    path,
+                    chunk,
+                    schema.key,
+                    interval,
+                    end,
+                    schema.payload,
+                    hash=self._hash,
                 )
-                self._of_chunk[place] = KeySet(source, self._cache, self._hash)
+                self._of_chunk[place] = KeySet(source, self._cache)
             found.append(self._of_chunk[place])
         return found
+
+    def _log_keys(self, extents: Callable[[], Iterable[Extent]]) -> LogKeys:
+        schema = self._schema
+        return LogKeys(self._files, self._hot, schema.key, extents, schema.payload, hash=self._hash)

@@ -59,7 +59,8 @@ from storage.frame import Frame
 from storage.index import U64
 from storage.keys import KeyCache, KeySet
 from storage.layout import Layout, PartitionKey
-from storage.log import Extent, LogKeys, LogReader, Span
+from storage.log import Extent, LogReader, Span
+from storage.log_keys import LogKeys
 from storage.offer import Offer
 from storage.retained import Retained
 from storage.schema import UPLOAD_TIME, Schema

@@ -18,8 +18,10 @@ import pytest
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.frame import Frame
 from storage.index import DedupIndex
-from storage.keys import KeyCache
-from storage.log import LogKeys, Span
+from storage.keys import KeyCache, Stored
+from storage.layout import incarnation_of
+from storage.log import Extent, LogReader, Span
+from storage.log_keys import LogKeys
 from storage.schema import Column
 from tests.partition import (
     BIG_CACHE,
@@ -151,7 +153,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[LogKeys]:
     found: list[LogKeys] = []
     batches = LogKeys.batches
 
-    def watched(keys: LogKeys) -> Iterator[tuple[Span, pa.RecordBatch]]:
+    def watched(keys: LogKeys) -> Iterator[Stored]:
         found.append(keys)
         return batches(keys)
 
@@ -181,6 +183,60 @@ def test_each_log_is_read_back_once_if_the_cache_has_room_for_the_indexes_alone(
     assert len(read) == 3
     partition.blocks.publish()
     assert_agrees(partition, judge([*taken, *more]))
+
+
+def other(run: Path) -> bytes:
+    """A hash file that is whole, of another log."""
+    partition = Partition(run)
+    partition.start()
+    partition.append(event(0, 7, 0))
+    partition.blocks.snapshot()
+    partition.files.close()
+    (found,) = partition.layout.hot(NAME).glob("*.hashes")
+    return found.read_bytes()
+
+
+@pytest.mark.parametrize("beside", ["whole", "longer", "gone", "empty", "cut", "zeros", "other"])
+def test_a_restart_reads_logs_for_their_keys_only_if_the_hash_files_do_not_tell(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, beside: str
+) -> None:
+    partition.start()
+    taken = [event(offset, offset, offset * SPAN_MS) for offset in range(3)]
+    partition.append(*taken)
+    partition.blocks.flush()
+    if beside == "longer":
+        snapshot = partition.blocks.snapshot()
+        partition.append(event(3, 3, 2 * SPAN_MS))
+        partition.blocks.flush()
+    else:
+        more = event(3, 3, 2 * SPAN_MS)
+        partition.append(more)
+        taken.append(more)
+        snapshot = partition.blocks.snapshot()
+    partition.crash()
+    for file in partition.layout.hot(NAME).glob("*.hashes"):
+        data = file.read_bytes()
+        if beside == "gone":
+            file.unlink()
+        else:
+            kept = {"empty": b"", "cut": data[:-1], "zeros": bytes(len(data))}.get(beside, data)
+            file.write_bytes(other(tmp_path / file.name) if beside == "other" else kept)
+    logs_read: list[Extent] = []
+    follow = LogReader.follow
+
+    def watched(
+        log: LogReader, extent: Extent, *, torn_ok: bool = False
+    ) -> list[tuple[Span, memoryview]]:
+        logs_read.append(extent)
+        return follow(log, extent, torn_ok=torn_ok)
+
+    monkeypatch.setattr(LogReader, "follow", watched)
+    partition.start(snapshot)
+    again = [event(4 + n, n, n * SPAN_MS) for n in range(3)] + [event(7, 9, 2 * SPAN_MS)]
+    partition.append(*again)
+    assert len(logs_read) == (0 if beside in ("whole", "longer") else 3)
+    partition.blocks.publish()
+    assert_agrees(partition, judge([*taken, *again]))
 
 
 def test_update_keeps_a_block_in_the_cache_for_another_window(partition: Partition) -> None:
@@ -420,7 +476,8 @@ def test_covered_block_is_listed_for_a_grace_period_and_its_files_go_one_later(
     partition.append(*(event(n, n, n * 150) for n in range(4)))
     partition.append(event(4, 4, HOUR_MS))
     hot = partition.layout.hot(NAME)
-    logs = {log.name for log in hot.glob("*.arrows")}
+    made = _made(hot)
+    assert {Path(name).suffix for name in made} == {".arrows", ".hashes"}
     partition.merge()
     _commit(partition)
     covered = partition.catalog().covered
@@ -431,7 +488,7 @@ def test_covered_block_is_listed_for_a_grace_period_and_its_files_go_one_later(
         return covered <= {block.id for block in partition.manifest().blocks}
 
     def there() -> bool:
-        return logs <= {log.name for log in hot.glob("*.arrows")}
+        return made <= _made(hot)
 
     partition.tidy(0)
     partition.tidy(GRACE_MS - 1)
@@ -441,7 +498,7 @@ def test_covered_block_is_listed_for_a_grace_period_and_its_files_go_one_later(
     partition.tidy(GRACE_MS - 1)
     assert there()
     partition.tidy(1)
-    assert not logs & {log.name for log in hot.glob("*.arrows")}
+    assert not made & _made(hot)
     assert_agrees(
         partition, judge([*(event(n, n, n * 150) for n in range(4)), event(4, 4, HOUR_MS)])
     )
@@ -461,6 +518,11 @@ def test_covered_block_whose_eviction_may_not_be_committed_is_never_forgotten(
     partition.crash()
     partition.start(snapshot).merge()
     assert partition.seen() == [("s0", n) for n in range(4)]
+
+
+def _made(folder: Path) -> set[str]:
+    """Files of logs and what is beside them."""
+    return {path.name for path in folder.iterdir() if incarnation_of(path.name)}
 
 
 def _commit(partition: Partition) -> None:
@@ -491,6 +553,6 @@ def test_logs_that_no_one_committed_are_deleted_after_the_grace_period(
     partition.start(snapshot)
     hot = partition.layout.hot(NAME)
     partition.tidy(GRACE_MS - 1)
-    assert list(hot.glob("*.arrows"))
+    assert len(_made(hot)) == 2
     partition.tidy(1)
-    assert not list(hot.glob("*.arrows"))
+    assert not _made(hot)

@@ -73,9 +73,10 @@ class FaultyAppender(Appender):
         super().__init__(path)
         self._trouble = trouble
         self._synced = 0
+        self._append = "append_hashes" if path.suffix == ".hashes" else "append"
 
     def append(self, data: bytes | memoryview) -> None:
-        if self._trouble.strikes("append"):
+        if self._trouble.strikes(self._append):
             super().append(memoryview(data)[: len(data) // 2])
             raise self._trouble.problem()
         super().append(data)
@@ -159,7 +160,7 @@ class FaultyFiles(OpenFiles):
 
 
 METHODS = (
-    "create", "created", "append", "sync", "read", "replace", "replaced", "write",
+    "create", "created", "append", "append_hashes", "sync", "read", "replace", "replaced", "write",
     "publish", "published", "make_directory", "sync_directory", "lock", "remove",
 )  # fmt: skip
 

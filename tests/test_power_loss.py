@@ -29,9 +29,11 @@ import query
 from storage.chunks import Chunks
 from storage.errors import Corruption, ForebayError, FormatVersion
 from storage.files import Appender, Files
+from storage.index import hash_keys
 from storage.keys import Hash
 from storage.layout import Layout
-from storage.log import LogKeys, LogWriter
+from storage.log import Extent, LogWriter, Span
+from storage.log_keys import HashWriter, LogKeys, read_hashes
 from storage.state import PartitionState
 from tests import LONG
 from tests.lane import Lane, filled
@@ -565,13 +567,13 @@ def test_keys_read_again_from_a_flipped_log_are_right_or_corruption(tmp_path: Pa
     data = log.read_bytes()
     wrong: dict[int, str] = {}
     for at in range(0, len(data), 1 if LONG else 11):
-        keys = LogKeys(Files(), tmp_path, SCHEMA.key, lambda: [writer.extent])
-        (_, (place, right)) = keys.batches()
+        keys = LogKeys(Files(), tmp_path, SCHEMA.key, lambda: [writer.extent], hash=hash_keys)
+        (_, stored) = keys.batches()
         broken = bytearray(data)
         broken[at] ^= 1 + at % 255
         log.write_bytes(broken)
         try:
-            if not keys.read(place).equals(right):
+            if not keys.read(stored.place).equals(stored.keys):
                 wrong[at] = "other keys"
         except Corruption as error:
             if log.name not in str(error):
@@ -580,3 +582,47 @@ def test_keys_read_again_from_a_flipped_log_are_right_or_corruption(tmp_path: Pa
             wrong[at] = f"{type(error).__name__}: {error}"[:120]
         log.write_bytes(data)
     assert not wrong, f"{len(wrong)} flips: {wrong}"
+
+
+def test_hashes_read_from_a_file_that_is_not_as_written_are_right_or_not_taken(
+    tmp_path: Path,
+) -> None:
+    """Nor are those of a log that is not the one asked for."""
+    files = OpenFiles()
+    writer = LogWriter(files, tmp_path, "x.1.arrows", SCHEMA.arrow)
+    beside, whole = HashWriter(files, tmp_path), []
+    extents: list[Extent] = []
+    for low in (0, 20):
+        events = frame([event(n, n, n) for n in range(low, low + 20)]).events
+        hashes = hash_keys(events.select(list(SCHEMA.key)).columns)
+        whole.append((writer.append(events), hashes.tolist()))
+        beside.append(whole[-1][0], hashes)
+        extents.append(writer.extent)
+    files.close()
+
+    def told(extent: Extent) -> list[tuple[Span, list[int]]] | None:
+        found = read_hashes(Files(), tmp_path, extent)
+        return found and [(span, hashes.tolist()) for span, hashes in found]
+
+    assert [told(extent) for extent in extents] == [whole[:1], whole]
+    last = extents[-1]
+    for wrong in (
+        replace(last, crc=last.crc ^ 1),
+        replace(last, bytes=last.bytes + 1),
+        replace(last, rows=last.rows + 1),
+        replace(last, rows=last.rows - 1),
+    ):
+        assert told(wrong) is None
+    file = tmp_path / "x.1.hashes"
+    data = file.read_bytes()
+    for at in range(len(data)):
+        flipped = bytearray(data)
+        flipped[at] ^= 1 + at % 255
+        torn, zeroed = data[:at], data[:at] + bytes(len(data) - at)
+        for broken in (flipped, torn, zeroed):
+            file.write_bytes(broken)
+            assert told(last) is None or broken == data
+    second = data[len(data) // 2 :]
+    for reordered in (second + data[: len(second)], second, second * 2):
+        file.write_bytes(reordered)
+        assert told(last) is None

@@ -8,7 +8,7 @@ that it had handed to the operating system.
 `snapshot-return after` is a moment too: the engine has the snapshot and is storing it, on threads
 that nothing here sees, so it comes a little later. Such a death often leaves a snapshot in the
 store without its epoch, an orphan; `orphans` counts what a state that woke up from one has dropped.
-`read_back` counts how often a log or chunk was read.
+`read_back` counts how often a log, hash file or chunk was read.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class DyingFiles(Files):
     @override
     def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
         with self._lock:
-            self.read_back += path.suffix in (".arrows", ".parquet")
+            self.read_back += path.suffix in (".arrows", ".hashes", ".parquet")
         return super().read(path, start, end)
 
     @override

@@ -1,0 +1,131 @@
+"""The keys of a block's logs as a key set reads them back, and the hash file beside each log, so
+that a start need not read the logs.
+
+    hash file := record*, one for each record batch of the log
+    record    := CRC-32 of what follows, rows (u32), start, end (u64), start CRC, end CRC (u32),
+                 hash (u64) * rows; little-endian
+
+A hash file only repeats what the log says: it is never synced, and no commit names it. It counts if
+its records are whole and their spans make up the extent that is asked for, byte by byte and with
+its checksums; else the log is read. The hashes are those of `index.hash_keys`.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from storage.files import Appender, Files
+from storage.index import U64
+from storage.keys import Hash, Stored
+from storage.layout import hash_file_name
+from storage.log import Extent, LogReader, Span, log_schema, read_span
+from storage.payload import Payload, hash_payload
+
+_CRC, _PLACE = struct.Struct("<I"), struct.Struct("<IQQII")
+_HEADER_BYTES, _HASH_BYTES = _CRC.size + _PLACE.size, 8
+
+
+class HashWriter:
+    """Follows one log of this run; its file is made when there is something to write."""
+
+    def __init__(self, files: Files, folder: Path) -> None:
+        self._files = files
+        self._folder = folder
+        self._file: Appender | None = None
+
+    def append(self, span: Span, hashes: U64) -> None:
+        """Note the hashes of the keys of one record batch, in the order of its rows."""
+        if self._file is None:
+            self._file = self._files.create(self._folder / hash_file_name(span.file))
+        place = (span.start, span.end, span.start_crc, span.end_crc)
+        body = _PLACE.pack(len(hashes), *place) + hashes.tobytes()
+        self._file.append(_CRC.pack(zlib.crc32(body)) + body)
+
+
+def read_hashes(files: Files, folder: Path, extent: Extent) -> list[tuple[Span, U64]] | None:
+    """The spans of one extent with the hashes of their keys; None if they are not all known."""
+    try:
+        data = files.read(folder / hash_file_name(extent.file))
+    except OSError:
+        return None
+    found: list[tuple[Span, U64]] = []
+    at = rows = 0
+    last: Span | None = None
+    while rows < extent.rows and at + _HEADER_BYTES <= len(data):
+        (crc,) = _CRC.unpack_from(data, at)
+        count, *place = _PLACE.unpack_from(data, at + _CRC.size)
+        span = Span(extent.file, *place)
+        end = at + _HEADER_BYTES + count * _HASH_BYTES
+        if end > len(data) or zlib.crc32(memoryview(data)[at + _CRC.size : end]) != crc:
+            return None
+        if last and (last.end, last.end_crc) != (span.start, span.start_crc):
+            return None
+        found.append((span, np.frombuffer(data, np.uint64, count, at + _HEADER_BYTES)))
+        at, rows, last = end, rows + count, span
+    if last is None or (rows, last.end, last.end_crc) != (extent.rows, extent.bytes, extent.crc):
+        return None
+    return found
+
+
+class LogKeys:
+    """The key columns of a block's logs, and the hashes of their payload columns, as a key set
+    reads them back."""
+
+    def __init__(
+        self,
+        files: Files,
+        folder: Path,
+        columns: Sequence[str],
+        extents: Callable[[], Iterable[Extent]],
+        payload: Sequence[str] = (),
+        *,
+        hash: Hash,
+    ) -> None:
+        self._files = files
+        self._folder = folder
+        self._columns = list(columns)
+        self._hash = hash
+        self._payload = tuple(payload)
+        self._extents = extents
+        self._schemas: dict[str, pa.Schema] = {}
+
+    def batches(self) -> Iterator[Stored]:
+        for extent in self._extents():
+            known = read_hashes(self._files, self._folder, extent)
+            if known is None:
+                yield from self._read_log(extent)
+            else:
+                yield from (Stored(span, hashes) for span, hashes in known)
+
+    def _read_log(self, extent: Extent) -> Iterator[Stored]:
+        reader = LogReader(self._files, self._folder, extent.file)
+        found = reader.follow(extent)
+        if reader.schema is not None:
+            self._schemas[extent.file] = reader.schema
+        batches = reader.decode(found, self._columns)
+        for (span, _), keys in zip(found, batches, strict=True):
+            yield Stored(span, self._hash(keys.columns), keys)
+
+    def read(self, place: Span) -> pa.RecordBatch:
+        return self._read(place, self._columns)
+
+    def payload(self, place: Span) -> Payload:
+        present = self._schema(place.file).names
+        names = tuple(name for name in self._payload if name in present)
+        # Read with a key column, for a batch of no columns has no rows.
+        batch = self._read(place, [self._columns[0], *names])
+        return Payload(names, hash_payload(batch.select(list(names))))
+
+    def _read(self, place: Span, columns: Sequence[str]) -> pa.RecordBatch:
+        return read_span(self._files, self._folder, place, self._schema(place.file), columns)
+
+    def _schema(self, file: str) -> pa.Schema:
+        if file not in self._schemas:
+            self._schemas[file] = log_schema(self._files, self._folder, file)
+        return self._schemas[file]
