@@ -602,7 +602,7 @@ def test_hashes_read_from_a_file_that_is_not_as_written_are_right_or_not_taken(
 
     def told(extent: Extent) -> list[tuple[Span, list[int]]] | None:
         found = read_hashes(Files(), tmp_path, extent)
-        return found and [(span, hashes.tolist()) for span, hashes in found]
+        return None if found is None else [(span, hashes.tolist()) for span, hashes in found]
 
     assert [told(extent) for extent in extents] == [whole[:1], whole]
     last = extents[-1]
