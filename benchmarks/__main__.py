@@ -21,7 +21,7 @@ from benchmarks import ingest as ingest_benchmark
 from benchmarks.measure import ROOT, Failed
 from benchmarks.peer import PEERS
 from benchmarks.report import Report
-from flows.cluster import ALLOCATOR
+from flows.cluster import WORKER_ENVIRONMENT
 
 PLAIN = ("scale", "checkpoint", "memory", "recovery", "freshness", "query", "chunks")
 """Modules of this package with `EVENTS` and `run(events, runs, command)`."""
@@ -68,9 +68,9 @@ def _add(name: str) -> None:
     @_events(module.EVENTS)
     @_runs
     def command(events: int, runs: int) -> None:
-        if name in AS_A_WORKER and not os.environ.keys() >= ALLOCATOR.keys():
+        if name in AS_A_WORKER and not os.environ.keys() >= WORKER_ENVIRONMENT.keys():
             again = [sys.executable, "-m", "benchmarks", *sys.argv[1:]]
-            os.execve(sys.executable, again, {**os.environ, **ALLOCATOR})
+            os.execve(sys.executable, again, {**os.environ, **WORKER_ENVIRONMENT})
         _finish(module.run(events, runs, _command()))
 
 

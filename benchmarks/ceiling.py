@@ -26,6 +26,7 @@ from operators.kafka import POLL_MESSAGES, Piece
 from operators.messages import Messages
 from operators.topic import KafkaConfig, topic_partitions
 from storage.chunk import ZSTD_LEVEL, repeating
+from storage.columns import arrow_schema
 from storage.files import Files
 from storage.log import GrowingLog
 
@@ -82,7 +83,7 @@ def main(bootstrap: str, topic: str, messages: int, schema: str, folder: str | N
     config = KafkaConfig(bootstrap=bootstrap, topic=topic, group="ceiling")
     columns = settings.schema_of_events
     decoder = Decoder(DecodeConfig(columns, settings.future_skew, int(settings.message_bytes_max)))
-    written = Written(Path(folder), columns.arrow, messages) if folder else None
+    written = Written(Path(folder), arrow_schema(columns), messages) if folder else None
     consumer = Consumer(config.consumer())
     partitions = [key.number for key in topic_partitions(config)]
     consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])

@@ -23,6 +23,7 @@ from benchmarks.measure import Figure, percentile, scratch
 from benchmarks.partitions import SPAN_MS, Partitions
 from benchmarks.report import Bound, Report
 from storage.chunk import ZSTD_LEVEL, write_chunk
+from storage.columns import arrow_schema
 from storage.log import read_log
 from storage.state import BlockState
 
@@ -75,7 +76,7 @@ def _merge(partitions: Partitions, blocks: list[BlockState], folder: Path) -> in
     """Bytes of the chunk."""
     hot = partitions.layout.hot("p")
     path = folder / "chunk"
-    write_chunk(partitions.files, hot, blocks, path, SCHEMA.arrow)
+    write_chunk(partitions.files, hot, blocks, path, arrow_schema(SCHEMA))
     return path.stat().st_size
 
 

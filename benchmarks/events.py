@@ -16,6 +16,7 @@ from cli.load import Load, LoadSpec
 from flows.settings import Settings
 from operators.decode import DecodeConfig, Decoder
 from operators.messages import Messages
+from storage.columns import arrow_schema
 from storage.frame import REJECT_SCHEMA, Frame
 from storage.index import I64, U64
 from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
@@ -83,11 +84,11 @@ class Events:
         own = {
             PARTITION: pa.array([partition]).take(pa.array(np.zeros(count, np.int64))),
             OFFSET: pa.array(offsets),
-            UPLOAD_TIME: pa.array(times_ms).cast(SCHEMA.arrow.field(UPLOAD_TIME).type),
+            UPLOAD_TIME: pa.array(times_ms).cast(arrow_schema(SCHEMA).field(UPLOAD_TIME).type),
             "insert_id": _ids(offsets.astype(np.uint64) | np.uint64(number << 48)),
         }
-        columns = [own.get(field.name, pool.column(field.name)) for field in SCHEMA.arrow]
-        batch = pa.RecordBatch.from_arrays(columns, schema=SCHEMA.arrow)
+        columns = [own.get(field.name, pool.column(field.name)) for field in arrow_schema(SCHEMA)]
+        batch = pa.RecordBatch.from_arrays(columns, schema=arrow_schema(SCHEMA))
         return Frame(partition, partition, first, first + count, batch, _NO_REJECTS)
 
 

@@ -22,7 +22,7 @@ from benchmarks.measure import BUILD, Child, Failed, Figure, Usage
 from benchmarks.peer import PEERS, Peer
 from benchmarks.report import Bound, Report
 from benchmarks.topic import Topic, broker, generated, github_events
-from flows.cluster import ALLOCATOR
+from flows.cluster import WORKER_ENVIRONMENT
 from tests.broker import Broker
 
 STARTUP_EVENTS = 1_000
@@ -162,14 +162,14 @@ def _ceiling(schema: str, *, written: bool = False) -> Ingest:
         arguments = [topic.bootstrap, topic.name, str(topic.messages), schema]
         arguments += [str(folder)] if written else []
         command = [sys.executable, "-m", "benchmarks.ceiling", *arguments]
-        return Child(command, folder / "log", ALLOCATOR).wait(600), None
+        return Child(command, folder / "log", WORKER_ENVIRONMENT).wait(600), None
 
     return ingest
 
 
 def _peer(peer: Peer) -> Ingest:
     def ingest(topic: Topic, folder: Path) -> tuple[Usage, int | None]:
-        return peer.ingest(topic, folder, ALLOCATOR), peer.unique(folder)
+        return peer.ingest(topic, folder, WORKER_ENVIRONMENT), peer.unique(folder)
 
     return ingest
 

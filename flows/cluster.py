@@ -34,14 +34,16 @@ from storage.layout import Layout
 
 STOP_S, SETTLE_S = 60.0, 2.0
 BACKOFF_S, BACKOFF_S_MAX, HEALTHY_S = 1.0, 30.0, 60.0
-ALLOCATOR = {
+WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
     "MALLOC_ARENA_MAX": "1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "OPENBLAS_NUM_THREADS": "1",
 }
 """Keep the buffers of a batch instead of asking the kernel for fresh pages each time: glibc does as
-told, Arrow's own allocator does not. What one thread gave back, another takes."""
+told, Arrow's own allocator does not. What one thread gave back, another takes. And no threads for
+numpy's linear algebra, which no one uses: each spins for 0.1 s when it has been started."""
 
 log = logging.getLogger("forebay.cluster")
 
@@ -72,7 +74,7 @@ class Cluster:
         self._files = Files()
         self._workers = workers
         self._module = module
-        self._environment = {**ALLOCATOR, **environment}
+        self._environment = {**WORKER_ENVIRONMENT, **environment}
         self._output = output
         self._events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []

@@ -27,8 +27,6 @@ from bytewax.recovery import (
     RecoveryConfig,
 )
 
-from flows.realtime import build
-from flows.settings import load
 from operators.failure import failure, note
 from storage.errors import PERMANENT, Corruption, ForebayError
 from storage.files import Files, naming
@@ -48,6 +46,11 @@ log = logging.getLogger("forebay.worker")
 
 def main(process: int, addresses: list[str], files: Files | None = None) -> int:
     """Run until the input ends or a stop is asked for; `files` as in `build`."""
+    # What is imported and built now stays: to look for garbage in it would take a fifth of a start.
+    gc.disable()
+    from flows.realtime import build
+    from flows.settings import load
+
     logging.basicConfig(format=f"%(asctime)s worker {process} %(levelname)s %(message)s")
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     try:
@@ -58,6 +61,7 @@ def main(process: int, addresses: list[str], files: Files | None = None) -> int:
         flow = build(settings, files)
         gc.freeze()
         gc.set_threshold(GARBAGE_OBJECTS)
+        gc.enable()
         cluster_main(
             flow,
             addresses if len(addresses) > 1 else [],
@@ -109,6 +113,8 @@ def _told(error: BaseException | None) -> int:
 def _store_problem() -> OSError | None:
     """What keeps anyone from writing to the folder of the recovery store, for the engine does not
     say. Some room is asked for, as the engine does."""
+    from flows.settings import load
+
     probe = Layout(load().data_dir).recovery / f".probe-{os.getpid()}"
     try:
         with naming(probe):

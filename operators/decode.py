@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from operators.messages import I64, Messages
 from operators.reader import Reader, misread
+from storage.columns import ARROW_TYPES, arrow_schema
 from storage.frame import REJECT_SCHEMA, Frame
 from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Schema
 
@@ -52,7 +53,7 @@ class Decoder:
 
     def __init__(self, config: DecodeConfig) -> None:
         self._config = config
-        self._schema = config.schema.arrow
+        self._schema = arrow_schema(config.schema)
         self._columns = config.schema.decoded
         self._reader = Reader(self._columns)
         self._single = [Reader([replace(c, path=("v",))]) for c in self._columns]
@@ -195,7 +196,7 @@ class Decoder:
     def _by_name(self, columns: list[pa.Array], broker: pa.Array) -> dict[str, pa.Array]:
         """The declared columns by name; the upload time in ms, from the broker if so declared."""
         if not columns:
-            columns = [pa.nulls(len(broker), column.arrow_type) for column in self._columns]
+            columns = [pa.nulls(len(broker), ARROW_TYPES[column.type]) for column in self._columns]
         found = dict(zip((column.name for column in self._columns), columns, strict=True))
         upload = found.get(UPLOAD_TIME, broker)
         found[UPLOAD_TIME] = _milliseconds(upload)
@@ -283,11 +284,11 @@ def _read_values(reader: Reader, values: list[object]) -> tuple[pa.Array, list[b
     """
     right = [value is not _WRONG and not isinstance(value, dict | list) for value in values]
     texts = [orjson.dumps({"v": v if ok else None}) for v, ok in zip(values, right, strict=True)]
-    parts = [pa.nulls(0, reader.columns[0].arrow_type)]
+    parts = [pa.nulls(0, ARROW_TYPES[reader.columns[0].type])]
     for low, high, part in reader.read_each(texts):
         if part is None:
             right[low] = False
-            parts.append(pa.nulls(high - low, reader.columns[0].arrow_type))
+            parts.append(pa.nulls(high - low, ARROW_TYPES[reader.columns[0].type]))
         else:
             parts.append(reader.take(part)[0])
     return pa.concat_arrays(parts), right

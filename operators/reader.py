@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.columns import ARROW_TYPES
 from storage.schema import Column
 
 READ_ROWS = 512
@@ -154,7 +155,7 @@ def _fields(columns: Sequence[Column], depth: int = 0) -> list[pa.Field]:
     fields = []
     for name, members in groups.items():
         if len(members[0].path) == depth + 1:
-            fields.append(pa.field(name, members[0].arrow_type))
+            fields.append(pa.field(name, ARROW_TYPES[members[0].type]))
         else:
             fields.append(pa.field(name, pa.struct(_fields(members, depth + 1))))
     return fields

@@ -25,11 +25,11 @@ import pyarrow as pa
 from query.sound import SoundChunks
 from storage.batch import Batch, Placed, read_batch
 from storage.catalog import Catalog, Chunk, read_catalog
+from storage.columns import SYSTEM_FIELDS, parse_types, unite
 from storage.errors import BadInput, Corruption, ForebayError, MissingFile
 from storage.files import Files
 from storage.layout import Layout
 from storage.log import Extent
-from storage.schema import SYSTEM_FIELDS, parse_types, unite
 from storage.state import BlockState, PartitionState, read_manifest
 
 TRIES = 50

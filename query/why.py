@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from query.rejects import reject_batches
 from query.view import PartitionView, View
+from storage.columns import parse_types
 from storage.drops import DROP_SCHEMA
 from storage.errors import BadInput, MissingFile
 from storage.files import Files
@@ -29,7 +30,7 @@ from storage.frame import REJECT_SCHEMA
 from storage.index import hash_keys
 from storage.log import Extent, LogReader
 from storage.rejects import ALL
-from storage.schema import OFFSET, PARTITION, UPLOAD_TIME, parse_types
+from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
 from storage.state import BlockState, PartitionState
 
 TABLE = "the batch layer's table"

@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from storage.batch import Batch
 from storage.catalog import Catalog, read_catalog
+from storage.columns import arrow_schema, column_types
 from storage.commits import Commits
 from storage.drops import Drops
 from storage.duplicates import duplicates
@@ -53,7 +54,7 @@ from storage.resume import (
 )
 from storage.retained import Retained
 from storage.retention import Retention, Waiting, waiting
-from storage.schema import OFFSET, Schema, column_types
+from storage.schema import OFFSET, Schema
 from storage.segment import Segment
 from storage.series import LogSeries
 from storage.state import BlockState, PartitionState
@@ -99,7 +100,7 @@ class Blocks:
         self._cache = cache
         self._folder = layout.hot(partition)
         self._folders = (self._folder, layout.rejects(partition), layout.drops(partition))
-        self._schema = config.schema.arrow
+        self._schema = arrow_schema(config.schema)
         self._payload = (config.schema.payload or None) if config.conflicts else None
         for folder in self._folders:
             files.make_directory(folder)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from storage import record
 from storage.checksum import Checksum
+from storage.columns import ColumnTypes
 from storage.files import Files
 from storage.layout import BlockId, ChunkId, checked
-from storage.record import ColumnTypes, Count, TimeMs
+from storage.record import Count, TimeMs
 
 KIND = "catalog"
 VERSION = 1

@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 
 from storage.catalog import Chunk
 from storage.checksum import Checksum, SummedFile
+from storage.columns import parse_types, unite
 from storage.errors import Corruption, MissingFile
 from storage.files import Files, naming
 from storage.keys import Hash, Stored
 from storage.log import log_schema, read_log
 from storage.payload import Payload, hash_payload
-from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, parse_types, unite
+from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
 from storage.state import BlockState
 
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 131_072, 256 << 20

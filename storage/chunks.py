@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from storage.batch import BatchFile
 from storage.catalog import Catalog, Chunk, read_catalog
 from storage.chunk import schema_of, write_chunk
+from storage.columns import column_types
 from storage.files import Files
 from storage.layout import ChunkId, Layout, chunk_name
 from storage.offer import Offer, Tick
 from storage.retention import EXPIRED, HANDED_OFF
-from storage.schema import column_types
 from storage.state import BlockState
 
 

@@ -22,11 +22,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
+from storage.columns import require_plain
 from storage.errors import Corruption, MissingFile
 from storage.files import Appender, Files
 from storage.layout import checked
 from storage.record import Count, Crc
-from storage.schema import require_plain
 
 _WRITE = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=-5), use_threads=False)
 _EOS_BYTES = 8

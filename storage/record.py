@@ -4,7 +4,7 @@
 
 The checksum is the CRC-32 (zlib) of the body's bytes as they stand. It is data, read by a JSON
 parser and checked field by field: nothing in it is ever executed. The types below are the bounds of
-every number and column type in any record; a value beyond them is Corruption.
+every number in any record; a value beyond them is Corruption.
 """
 
 from __future__ import annotations
@@ -16,17 +16,11 @@ from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import orjson
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from storage.errors import Corruption, FormatVersion
-from storage.schema import parse_types
 
 T = TypeVar("T")
-
-
-def _known(types: dict[str, str]) -> dict[str, str]:
-    parse_types(types)
-    return types
 
 
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
@@ -35,8 +29,6 @@ Crc = Annotated[int, Field(ge=0, le=2**32 - 1)]
 SpanMs = Annotated[int, Field(ge=1, le=2**53 - 1)]
 TimeMs = Annotated[int, Field(ge=-62_135_596_800_000, le=253_402_300_799_999)]
 """Years 1 to 9999, which is what a datetime holds."""
-ColumnTypes = Annotated[dict[str, str], AfterValidator(_known)]
-"""Name to type (see `schema.column_types`)."""
 
 _HEAD = re.compile(rb'\{"forebay":"([a-z]+)","version":(\d{1,9}),"crc":"([0-9a-f]{8})","body":')
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from storage.catalog import Catalog, read_catalog
+from storage.columns import parse_types, unite
 from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.files import Files
 from storage.layout import Layout, hash_file_name, incarnation_of
-from storage.schema import parse_types, unite
 from storage.state import PartitionState, read_manifest
 
 

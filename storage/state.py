@@ -15,11 +15,12 @@ from pathlib import Path
 
 from storage import record
 from storage.batch import Seal
+from storage.columns import ColumnTypes
 from storage.errors import Corruption
 from storage.files import Files
 from storage.layout import BlockId
 from storage.log import Extent
-from storage.record import ColumnTypes, Count, SpanMs, TimeMs
+from storage.record import Count, SpanMs, TimeMs
 
 KIND = "manifest"
 VERSION = 1

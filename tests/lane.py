@@ -18,6 +18,7 @@ from storage.batch import Batch
 from storage.blocks import Blocks, BlocksConfig
 from storage.catalog import Catalog, read_catalog
 from storage.chunks import Chunks
+from storage.columns import arrow_schema
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
 from storage.keys import KeyCache
@@ -75,11 +76,11 @@ def row(message: Message, schema: Schema = SCHEMA) -> dict[str, Any]:
         "at_us": None if n % 3 == 2 else seconds + timedelta(microseconds=n),
         RAW: b"\xff{%d}" % n,
     }
-    declared = schema.arrow.names
+    declared = arrow_schema(schema).names
     return {name: value if name in declared else None for name, value in values.items()}
 
 
-EMPTY = pl.DataFrame(SCHEMA.arrow.empty_table())
+EMPTY = pl.DataFrame(arrow_schema(SCHEMA).empty_table())
 
 
 def in_memory(rows: Sequence[dict[str, Any]]) -> pl.DataFrame:
@@ -174,7 +175,7 @@ def lane_frame(
         source=name,
         first_offset=messages[0].offset,
         next_offset=messages[-1].offset + 1,
-        events=_batch(rows, schema.arrow),
+        events=_batch(rows, arrow_schema(schema)),
         rejects=_batch(rejects, REJECT_SCHEMA),
         end_offset=end_offset,
     )

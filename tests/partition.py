@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from storage.blocks import Blocks, BlocksConfig
 from storage.catalog import Catalog, read_catalog
 from storage.chunks import Chunks
+from storage.columns import arrow_schema
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
 from storage.index import U64, hash_keys
@@ -95,7 +96,7 @@ def frame(messages: Sequence[Message], schema: Schema = SCHEMA) -> Frame:
         source=messages[0].source,
         first_offset=messages[0].offset,
         next_offset=messages[-1].offset + 1,
-        events=_batch(events, schema.arrow),
+        events=_batch(events, arrow_schema(schema)),
         rejects=_batch(rejects, REJECT_SCHEMA),
     )
 

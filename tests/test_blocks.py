@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from storage.columns import arrow_schema
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.frame import Frame
 from storage.index import DedupIndex
@@ -439,13 +440,13 @@ def test_column_added_later_is_null_for_old_rows_in_the_chunk(partition: Partiti
     partition.blocks_per_chunk = 1
     partition.start(snapshot)
     later = partition.config.schema
-    taken = _frame_with(event(1, 2, 1), later.arrow.names.index("extra"), 0.5, partition)
+    taken = _frame_with(event(1, 2, 1), arrow_schema(later).names.index("extra"), 0.5, partition)
     partition.take(taken)
     partition.append(event(2, 3, HOUR_MS))
     partition.merge()
     (chunk,) = partition.catalog().chunks
     table = pq.ParquetFile(partition.layout.chunks(NAME) / chunk.file).read()
-    assert table.schema.names == later.arrow.names
+    assert table.schema.names == arrow_schema(later).names
     assert table["extra"].to_pylist() == [None, 0.5]
     assert chunk.schema == partition.manifest().schema
 

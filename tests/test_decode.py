@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from operators.decode import UPLOAD_MAX_MS, UPLOAD_MIN_MS, DecodeConfig, Decoder
 from operators.messages import Messages
+from storage.columns import arrow_schema
 from storage.frame import Frame
 from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, ColumnType, Schema
 
@@ -505,7 +506,7 @@ def test_item_without_messages_gives_an_empty_frame() -> None:
         frame = DECODER.decode(items)[-1]
         assert (frame.first_offset, frame.next_offset) == (7, 7)
         assert (frame.events.num_rows, frame.rejects.num_rows) == (0, 0)
-        assert frame.events.schema == SCHEMA.arrow
+        assert frame.events.schema == arrow_schema(SCHEMA)
 
 
 def test_float_column_keeps_every_bit() -> None:

@@ -30,6 +30,7 @@ from storage.batch import Batch, Completed, Seal, read_batch
 from storage.catalog import Catalog, Chunk
 from storage.checksum import Checksum
 from storage.chunk import write_chunk
+from storage.columns import arrow_schema, column_types, parse_types
 from storage.drops import DROP_SCHEMA
 from storage.errors import BadInput, Corruption, FormatVersion, MissingFile
 from storage.files import Files
@@ -49,7 +50,7 @@ from storage.layout import (
 from storage.log import Extent, LogReader, LogWriter, log_schema, read_log
 from storage.rejects import RejectFilter
 from storage.replay import ReplayRequest
-from storage.schema import Column, Schema, column_types, parse_types
+from storage.schema import Column, Schema
 from storage.state import BlockState, Counters, PartitionState
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -57,17 +58,19 @@ FILES = Files()
 NOON_MS = 1_714_564_800_000
 """2024-05-01 12:00 UTC"""
 
-SCHEMA = Schema(
-    columns=(
-        Column("id", ("id",)),
-        Column("n", ("n",), "int"),
-        Column("f", ("f",), "float"),
-        Column("b", ("b",), "bool"),
-        Column("t", ("t",), "time_us"),
-    ),
-    key=("id",),
-    upload_time=Column("upload_time", ("time",), "time"),
-).arrow
+SCHEMA = arrow_schema(
+    Schema(
+        columns=(
+            Column("id", ("id",)),
+            Column("n", ("n",), "int"),
+            Column("f", ("f",), "float"),
+            Column("b", ("b",), "bool"),
+            Column("t", ("t",), "time_us"),
+        ),
+        key=("id",),
+        upload_time=Column("upload_time", ("time",), "time"),
+    )
+)
 EVENTS = [
     ("s0", 0, NOON_MS + 5, "a", 1, 0.5, True, NOON_MS * 1000 + 1, b'{"id":"a"}'),
     ("s0", 1, NOON_MS + 3, "b", None, None, None, None, b'{"id":"b"}'),

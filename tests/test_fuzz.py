@@ -29,6 +29,7 @@ from flows.settings import Settings, load
 from storage import record
 from storage.batch import Batch
 from storage.catalog import Catalog
+from storage.columns import arrow_schema
 from storage.errors import BadInput, ForebayError
 from storage.files import Files
 from storage.layout import Layout
@@ -405,8 +406,8 @@ def assert_valid_or_listed() -> None:
     except BadInput:
         return
     schema = found.schema_of_events
-    assert set(schema.key) <= set(schema.arrow.names)
-    assert len(set(schema.arrow.names)) == len(schema.arrow.names)
+    assert set(schema.key) <= set(arrow_schema(schema).names)
+    assert len(set(arrow_schema(schema).names)) == len(arrow_schema(schema).names)
     decoder_of(found)
 
 

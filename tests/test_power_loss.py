@@ -27,6 +27,7 @@ from hypothesis.stateful import initialize, rule
 
 import query
 from storage.chunks import Chunks
+from storage.columns import arrow_schema
 from storage.errors import Corruption, ForebayError, FormatVersion
 from storage.files import Appender, Files
 from storage.index import hash_keys
@@ -559,7 +560,7 @@ def test_a_committed_log_that_changed_stops_a_start_or_its_first_use(
 def test_keys_read_again_from_a_flipped_log_are_right_or_corruption(tmp_path: Path) -> None:
     """Keys that the cache let go of are read back a batch at a time, by its place in the log."""
     files = OpenFiles()
-    writer = LogWriter(files, tmp_path, "x.1.arrows", SCHEMA.arrow)
+    writer = LogWriter(files, tmp_path, "x.1.arrows", arrow_schema(SCHEMA))
     for low in (0, 20):
         writer.append(frame([event(n, n, n) for n in range(low, low + 20)]).events)
     files.close()
@@ -589,7 +590,7 @@ def test_hashes_read_from_a_file_that_is_not_as_written_are_right_or_not_taken(
 ) -> None:
     """Nor are those of a log that is not the one asked for."""
     files = OpenFiles()
-    writer = LogWriter(files, tmp_path, "x.1.arrows", SCHEMA.arrow)
+    writer = LogWriter(files, tmp_path, "x.1.arrows", arrow_schema(SCHEMA))
     beside, whole = HashWriter(files, tmp_path), []
     extents: list[Extent] = []
     for low in (0, 20):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from flows.duration import duration_ms, duration_text
 from flows.settings import OWNED, Settings, load, shown
+from storage.columns import arrow_schema
 from storage.errors import BadInput
 from storage.schema import UPLOAD_TIME, Column
 
@@ -250,8 +251,8 @@ def test_own_columns_follow_those_of_the_preset_and_may_be_the_dedup_key(write: 
         Column("price", ("data", "price.eur"), "float"),
     )
     assert schema.key == ("tenant", "id")
-    assert schema.arrow.names[3:5] == ["source", "id"]
-    assert schema.arrow.names[-1] == "price"
+    assert arrow_schema(schema).names[3:5] == ["source", "id"]
+    assert arrow_schema(schema).names[-1] == "price"
 
 
 def test_without_a_preset_there_are_own_columns_only(write: Write) -> None:

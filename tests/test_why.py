@@ -26,6 +26,7 @@ from query.view import NodeView, View, take_view
 from query.why import TABLE, Copy, explain
 from storage.batch import Batch
 from storage.blocks import BlocksConfig
+from storage.columns import arrow_schema
 from storage.errors import BadInput
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
@@ -102,13 +103,13 @@ def frame(events: Sequence[Event], schema: Schema = WITH_PAYLOAD) -> Frame:
         }
         for event in events
     ]
-    columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in schema.arrow]
+    columns = [pa.array([row.get(f.name) for row in rows], f.type) for f in arrow_schema(schema)]
     return Frame(
         partition=NAME,
         source=events[0].source,
         first_offset=events[0].offset,
         next_offset=events[-1].offset + 1,
-        events=pa.RecordBatch.from_arrays(columns, schema=schema.arrow),
+        events=pa.RecordBatch.from_arrays(columns, schema=arrow_schema(schema)),
         rejects=pa.RecordBatch.from_pylist([], schema=pa.schema([])),
     )
 
