@@ -2,8 +2,9 @@
 
 The snapshot is the commit record of the logs. At the close of an epoch all partitions of the worker
 are flushed and their logs synced together, by threads, when the first of them is asked for its
-snapshot. Between snapshots the manifest is published at most every publish interval; the wall clock
-is used for that, for the grace period and to look for replay requests, and never evicts.
+snapshot. Between snapshots the manifest is published at most every publish interval, or more rarely
+where much waits to be read; the wall clock is used for that, for the grace period and to look for
+replay requests, and never evicts.
 
 A replay goes on file by file between the batches that come, and at the end of the input to its end.
 
@@ -15,6 +16,7 @@ second source that awakes once an hour: epochs wait for every input, so none wou
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +45,9 @@ SYNC_THREADS = 16
 IDLE_LOOK_S, EPOCH_LOOK_S = 5.0, 0.02
 """How often a partition to which nothing comes looks for a replay request or a seal; and how often
 it awakes where each epoch must commit its state: less than any epoch."""
+BEHIND, BEHIND_PUBLISH_S = 5, 1.0
+"""A partition is behind if more waits than so many times what is new since the last publication.
+Readers see old events then, however often it publishes; and each publication costs a few ms."""
 
 log = logging.getLogger("forebay.blocks")
 
@@ -100,7 +105,8 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         self._ticked: tuple[int, int] = (0, 0)
         self._tick_due = 0.0
         self._notify_at: datetime | None = None
-        self._publish_due = 0.0
+        self._published_s = -math.inf
+        self._new = self._waiting = 0
         if committed is not None:
             state = PartitionState.decode(committed, "recovery snapshot of a partition")
             self._start(state.partition, state)
@@ -121,22 +127,19 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
             offer = blocks.append(frame)
             if offer:
                 self._offers.append(offer)
-        wait_s = self._publish_due - time.monotonic()
-        if wait_s <= 0:
-            self._turn()
-        else:
-            self._notify_in(wait_s)
+            self._new += frame.next_offset - frame.first_offset
+            self._waiting = (frame.end_offset or frame.next_offset) - frame.next_offset
+        self._turn_if_due()
         return self._emit()
 
     @override
     @noted
     def on_notify(self) -> tuple[list[Offer], bool]:
         self._notify_at = None
-        wait_s = self._publish_due - time.monotonic()
-        if wait_s <= 0 or self._replay is not None:
+        if self._replay is not None:
             self._turn()
         else:
-            self._notify_in(wait_s)
+            self._turn_if_due()
         if self._blocks is not None and not self._blocks.settled:
             self._notify_in(EPOCH_LOOK_S)
         return self._emit()
@@ -164,6 +167,17 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         self._step.files.step("snapshot-return")
         return committed
 
+    def _turn_if_due(self) -> None:
+        """Take a turn, or be called again when it is time to."""
+        interval_s = self._step.publish_interval_s
+        if self._waiting > BEHIND * self._new:
+            interval_s = max(interval_s, BEHIND_PUBLISH_S)
+        wait_s = self._published_s + interval_s - time.monotonic()
+        if wait_s <= 0:
+            self._turn()
+        else:
+            self._notify_in(wait_s)
+
     def _turn(self) -> None:
         """What is done at most every publish interval, and now and then if nothing comes."""
         more = self._replay_some()
@@ -189,7 +203,8 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         if self._blocks:
             self._blocks.tidy(_now_ms())
             self._blocks.publish()
-        self._publish_due = time.monotonic() + self._step.publish_interval_s
+        self._published_s = time.monotonic()
+        self._new = 0
         self._notify_at = None
 
     def _notify_in(self, wait_s: float) -> None:

@@ -1,17 +1,20 @@
-"""The `blocks` step as the engine drives it: when it awakes."""
+"""The `blocks` step as the engine drives it: when it awakes, and when it publishes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from operators.blocks import EPOCH_LOOK_S, BlocksStep
+from operators.blocks import BEHIND, BEHIND_PUBLISH_S, EPOCH_LOOK_S, BlocksStep
 from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
 from storage.layout import Layout
-from tests.partition import CONFIG, OpenFiles, event, frame
+from storage.state import read_manifest
+from tests.partition import CONFIG, NAME, OpenFiles, event, frame
 
 
 @pytest.fixture
@@ -44,3 +47,53 @@ def test_partition_awakes_in_each_of_its_first_epochs_and_then_no_more(step: Blo
     logic.on_notify()
     due = logic.notify_at()
     assert due is None or due > datetime.now(timezone.utc) + timedelta(seconds=60)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds, as the step sees them."""
+    now = [1_000.0]
+    monkeypatch.setattr("operators.blocks.time.monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize(
+    ("waiting", "published_after"),
+    [(None, 0.2), (0, 0.2), (10, 0.2), (11, 0.3), (20, 0.4), (50, 1.0), (10**6, 1.0)],
+)
+def test_partition_with_much_before_it_publishes_more_rarely(
+    step: BlocksStep, clock: list[float], waiting: int | None, published_after: float
+) -> None:
+    """An event each 0.1 s, and so many offsets waiting at all times."""
+    step.publish_interval_s = 0.2
+    assert BEHIND_PUBLISH_S == 1.0
+    assert BEHIND == 5
+    logic = step(None)
+    published = []
+    for offset in range(30):
+        end = None if waiting is None else offset + 1 + waiting
+        logic.on_batch([replace(frame([event(offset, offset, 0)]), end_offset=end)])
+        manifest = read_manifest(step.files, step.layout.manifest(NAME))
+        assert manifest is not None
+        if manifest.counters.accepted == offset + 1:
+            published.append(offset)
+        clock[0] += 0.1
+    steps = {round(0.1 * (later - sooner), 1) for sooner, later in pairwise(published)}
+    assert steps == {published_after}
+
+
+def test_partition_with_much_before_it_publishes_if_nothing_more_comes(
+    step: BlocksStep, clock: list[float]
+) -> None:
+    step.publish_interval_s = 0.2
+    logic = step(None)
+    for offset in range(2):
+        logic.on_batch([replace(frame([event(offset, offset, 0)]), end_offset=10**6)])
+    path = step.layout.manifest(NAME)
+    for passed, accepted in ((0.9, 1), (0.2, 2)):
+        clock[0] += passed
+        assert logic.notify_at() is not None
+        logic.on_notify()
+        manifest = read_manifest(step.files, path)
+        assert manifest is not None
+        assert manifest.counters.accepted == accepted
