@@ -14,7 +14,7 @@ from storage.errors import ForebayError
 
 TIMEOUT_S = 1_800.0
 TIMES = {
-    "block_span": "5m", "dedup_window": "10m", "epoch_interval": "1s", "publish_interval": "150ms",
+    "block_span": "5m", "dedup_window": "10m", "epoch_interval": "1s", "publish_interval": "100ms",
     "future_skew": "1m", "grace": "10m",
 }  # fmt: skip
 """Pinned, so that a figure means the same after a default has changed."""
