@@ -1,7 +1,7 @@
 """The checkpoint: what a commit writes, and how long it takes by how much is hot.
 
-Bytes are those of a whole job, as the kernel counts them, chunks left out: block logs, snapshots in
-the engine's store, manifests. Times are of one worker's partitions in this process, which commit
+Bytes are those of a whole job, as the kernel counts them, chunks left out: block logs and their
+hash files, snapshots in the engine's store, manifests. Times are of one worker's partitions in this process, which commit
 STEP_EVENTS new events at a time beside what is hot already.
 """
 
@@ -77,6 +77,7 @@ def _written(data: Path, written: int) -> dict[str, int]:
         name: sum(path.stat().st_size for path in data.glob(pattern))
         for name, pattern in (
             ("logs_bytes", "hot/*/*.arrows"),
+            ("hashes_bytes", "hot/*/*.hashes"),
             ("rejects_bytes", "rejects/*/*.arrows"),
             ("drops_bytes", "drops/*/*.arrows"),
             ("chunks_bytes", "chunks/**/*.parquet"),
@@ -106,7 +107,10 @@ def _snapshots(folder: Path, hot: int) -> tuple[list[float], int]:
 
 def _show(report: Report) -> None:
     jobs, size = report.forebay["jobs"], report.forebay["json_bytes"]
-    parts = ("logs_bytes", "snapshots_bytes", "rejects_bytes", "drops_bytes", "chunks_bytes")
+    parts = (
+        "logs_bytes", "hashes_bytes", "snapshots_bytes", "rejects_bytes", "drops_bytes",
+        "chunks_bytes",
+    )  # fmt: skip
     report.table(
         f"checkpoint: bytes written for each byte of JSON, {report.events:,} events",
         [part.removesuffix("_bytes") for part in parts],
