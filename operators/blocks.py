@@ -8,9 +8,10 @@ replay requests, and never evicts.
 
 A replay goes on file by file between the batches that come, and at the end of the input to its end.
 
-`batch.json` is looked at in every turn: a seal is carried out at once, and what it needs then are
-commits. A tick goes to `chunks` when the boundary has moved and at every tick interval. (Not from a
-second source that awakes once an hour: epochs wait for every input, so none would close.)
+`batch.json` is looked at whenever it is time to publish: a seal is carried out then, and what it
+needs after that are commits. A tick goes to `chunks` when the boundary has moved and at every tick
+interval. (Not from a second source that awakes once an hour: epochs wait for every input, so none
+would close.)
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
     def _turn_if_due(self) -> None:
         """Take a turn, or be called again when it is time to."""
         interval_s = self._step.publish_interval_s
-        if self._waiting > BEHIND * self._new:
+        if 0 < BEHIND * self._new < self._waiting:
             interval_s = max(interval_s, BEHIND_PUBLISH_S)
         wait_s = self._published_s + interval_s - time.monotonic()
         if wait_s <= 0:

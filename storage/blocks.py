@@ -414,9 +414,11 @@ class Blocks:
             if now_ms - since < self._config.grace_ms or not committed:
                 kept.append(replace(block, covered_at_ms=since))
                 continue
-            for extent in block.extents:  # the log last: its name must not be free before
-                for name in (hash_file_name(extent.file), extent.file):
-                    self._doomed.append((due, self._folder / name))
+            self._doomed += [
+                (due, self._folder / name)
+                for extent in block.extents
+                for name in (extent.file, hash_file_name(extent.file))
+            ]
             self._retained.forget(block.id)
         self._state.evicted = kept
         for _, path in [doomed for doomed in self._doomed if doomed[0] <= now_ms]:

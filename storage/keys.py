@@ -57,7 +57,7 @@ class KeyCache:
     """Bounds what key sets hold. Sizes in bytes.
 
     Keys go before indexes: they are asked for where an index has a hit, the index for every event,
-    and to make one anew takes the whole log.
+    and to make one anew takes all hashes of the block, or its whole log.
     """
 
     def __init__(self, bytes_max: int) -> None:

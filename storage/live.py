@@ -25,7 +25,7 @@ from storage.state import BlockState
 
 READERS = min(8, os.cpu_count() or 1)
 LOAD_BYTES = 128 << 20
-"""Of the logs that are read at once, unless a single one has more."""
+"""Of the logs of which keys are read at once, unless a single one has more."""
 
 
 @dataclass

@@ -333,11 +333,36 @@ def read_log(
 
 
 def log_schema(files: Files, folder: Path, name: str) -> pa.Schema:
-    """The schema at the head of a log. Raises MissingFile or Corruption."""
-    path = folder / name
+    """The schema at the head of a log, not checked. Raises MissingFile or Corruption."""
+    return _head(files, folder / name)[0]
+
+
+def schema_of_span(files: Files, folder: Path, span: Span) -> pa.Schema:
+    """The schema at the head of a log, as it was when the batch at `span` was written: by the
+    checksum that this one has of both. Raises MissingFile or Corruption."""
+    path = folder / span.file
+    schema, prefix = _head(files, path)
+    message = memoryview(files.read(path, span.start, span.end))
+    try:
+        whole = _is_whole(message, zlib.crc32(prefix))
+    except (ValueError, IndexError):
+        whole = False
+    if not whole:
+        raise Corruption(
+            f"log {path}: the schema at offset 0 and the record batch at offset {span.start} are"
+            " not both as they were written",
+            0,
+        )
+    return schema
+
+
+def _head(files: Files, path: Path) -> tuple[pa.Schema, bytes]:
+    """The schema at the head of a log, and its bytes."""
     for size in (1 << 14, None):
         try:
-            return _read_schema(pa.BufferReader(files.read(path, 0, size)))
+            data = files.read(path, 0, size)
+            source = pa.BufferReader(data)
+            return _read_schema(source), data[: source.tell()]
         except FileNotFoundError as error:
             raise MissingFile(f"log {path}: expected a file, none is there") from error
         except (pa.ArrowException, ValueError, OSError) as error:

@@ -1,13 +1,14 @@
 """The keys of a block's logs as a key set reads them back, and the hash file beside each log, so
 that a start need not read the logs.
 
-    hash file := record*, one for each record batch of the log
+    hash file := "hashes1\\n", record*: one for each record batch of the log
     record    := CRC-32 of what follows, rows (u32), start, end (u64), start CRC, end CRC (u32),
                  hash (u64) * rows; little-endian
 
-A hash file only repeats what the log says: it is never synced, and no commit names it. It counts if
-its records are whole and their spans make up the extent that is asked for, byte by byte and with
-its checksums; else the log is read. The hashes are those of `index.hash_keys`.
+A hash file only repeats what the log says: it is never synced, no commit names it, and one that
+can't be written is given up. It counts if its records are whole and their spans make up the extent
+that is asked for, byte by byte and with its checksums; else the log is read. The hashes are those
+of `index.hash_keys`: if that ever changed, so would the first line.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from storage.files import Appender, Files
 from storage.index import U64
 from storage.keys import Hash, Stored
 from storage.layout import hash_file_name
-from storage.log import Extent, LogReader, Span, log_schema, read_span
+from storage.log import Extent, LogReader, Span, read_span, schema_of_span
 from storage.payload import Payload, hash_payload
 
+MAGIC = b"hashes1\n"
 _CRC, _PLACE = struct.Struct("<I"), struct.Struct("<IQQII")
-_HEADER_BYTES, _HASH_BYTES = _CRC.size + _PLACE.size, 8
+_HEADER_BYTES, _HASH = _CRC.size + _PLACE.size, np.dtype("<u8")
 
 
 class HashWriter:
@@ -38,14 +40,22 @@ class HashWriter:
         self._files = files
         self._folder = folder
         self._file: Appender | None = None
+        self._given_up = False
 
     def append(self, span: Span, hashes: U64) -> None:
         """Note the hashes of the keys of one record batch, in the order of its rows."""
-        if self._file is None:
-            self._file = self._files.create(self._folder / hash_file_name(span.file))
+        if self._given_up:
+            return
         place = (span.start, span.end, span.start_crc, span.end_crc)
-        body = _PLACE.pack(len(hashes), *place) + hashes.tobytes()
-        self._file.append(_CRC.pack(zlib.crc32(body)) + body)
+        body = _PLACE.pack(len(hashes), *place) + hashes.astype(_HASH).tobytes()
+        record = _CRC.pack(zlib.crc32(body)) + body
+        try:
+            if self._file is None:
+                self._file = self._files.create(self._folder / hash_file_name(span.file))
+                record = MAGIC + record
+            self._file.append(record)
+        except OSError:
+            self._given_up = True
 
 
 def read_hashes(files: Files, folder: Path, extent: Extent) -> list[tuple[Span, U64]] | None:
@@ -54,19 +64,21 @@ def read_hashes(files: Files, folder: Path, extent: Extent) -> list[tuple[Span, 
         data = files.read(folder / hash_file_name(extent.file))
     except OSError:
         return None
+    if not data.startswith(MAGIC):
+        return None
     found: list[tuple[Span, U64]] = []
-    at = rows = 0
+    at, rows = len(MAGIC), 0
     last: Span | None = None
     while rows < extent.rows and at + _HEADER_BYTES <= len(data):
         (crc,) = _CRC.unpack_from(data, at)
         count, *place = _PLACE.unpack_from(data, at + _CRC.size)
         span = Span(extent.file, *place)
-        end = at + _HEADER_BYTES + count * _HASH_BYTES
+        end = at + _HEADER_BYTES + count * _HASH.itemsize
         if end > len(data) or zlib.crc32(memoryview(data)[at + _CRC.size : end]) != crc:
             return None
         if last and (last.end, last.end_crc) != (span.start, span.start_crc):
             return None
-        found.append((span, np.frombuffer(data, np.uint64, count, at + _HEADER_BYTES)))
+        found.append((span, np.frombuffer(data, _HASH, count, at + _HEADER_BYTES)))
         at, rows, last = end, rows + count, span
     if last is None or (rows, last.end, last.end_crc) != (extent.rows, extent.bytes, extent.crc):
         return None
@@ -116,16 +128,16 @@ class LogKeys:
         return self._read(place, self._columns)
 
     def payload(self, place: Span) -> Payload:
-        present = self._schema(place.file).names
+        present = self._schema(place).names
         names = tuple(name for name in self._payload if name in present)
         # Read with a key column, for a batch of no columns has no rows.
         batch = self._read(place, [self._columns[0], *names])
         return Payload(names, hash_payload(batch.select(list(names))))
 
     def _read(self, place: Span, columns: Sequence[str]) -> pa.RecordBatch:
-        return read_span(self._files, self._folder, place, self._schema(place.file), columns)
+        return read_span(self._files, self._folder, place, self._schema(place), columns)
 
-    def _schema(self, file: str) -> pa.Schema:
-        if file not in self._schemas:
-            self._schemas[file] = log_schema(self._files, self._folder, file)
-        return self._schemas[file]
+    def _schema(self, place: Span) -> pa.Schema:
+        if place.file not in self._schemas:
+            self._schemas[place.file] = schema_of_span(self._files, self._folder, place)
+        return self._schemas[place.file]

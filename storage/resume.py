@@ -127,6 +127,5 @@ def unlisted(folder: Path, state: PartitionState) -> list[Path]:
     listed = {extent.file for block in state.blocks for extent in block.extents}
     listed |= {extent.file for extent in (*state.rejects, *state.drops)}
     listed |= {hash_file_name(file) for file in listed}
-    return sorted(
-        path for path in folder.iterdir() if incarnation_of(path.name) and path.name not in listed
-    )
+    made = (path for path in folder.iterdir() if path.suffix in (".arrows", ".hashes"))
+    return sorted(path for path in made if path.name not in listed)

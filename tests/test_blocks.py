@@ -222,6 +222,11 @@ def test_a_restart_reads_logs_for_their_keys_only_if_the_hash_files_do_not_tell(
         else:
             kept = {"empty": b"", "cut": data[:-1], "zeros": bytes(len(data))}.get(beside, data)
             file.write_bytes(other(tmp_path / file.name) if beside == "other" else kept)
+    if beside in ("whole", "gone"):  # they stay, and what is gone is no one's loss
+        partition.start(snapshot)
+        partition.tidy(GRACE_MS)
+        partition.tidy(GRACE_MS)
+        partition.crash()
     logs_read: list[Extent] = []
     follow = LogReader.follow
 
@@ -238,6 +243,18 @@ def test_a_restart_reads_logs_for_their_keys_only_if_the_hash_files_do_not_tell(
     assert len(logs_read) == (0 if beside in ("whole", "longer") else 3)
     partition.blocks.publish()
     assert_agrees(partition, judge([*taken, *again]))
+
+
+def test_name_of_a_hash_file_that_alone_survived_its_run_is_not_used_again(
+    partition: Partition,
+) -> None:
+    partition.start()
+    snapshot = partition.blocks.snapshot()
+    hot = partition.layout.hot(NAME)
+    (hot / "20240501T1205-000001.7.hashes").touch()
+    partition.crash()
+    partition.start(snapshot)
+    assert partition.manifest().incarnation == 8
 
 
 def test_update_keeps_a_block_in_the_cache_for_another_window(partition: Partition) -> None:

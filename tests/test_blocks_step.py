@@ -58,19 +58,32 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "published_after"),
-    [(None, 0.2), (0, 0.2), (10, 0.2), (11, 0.3), (20, 0.4), (50, 1.0), (10**6, 1.0)],
+    ("interval", "waiting", "published_after"),
+    [
+        (0.2, None, 0.2),
+        (0.2, 0, 0.2),
+        (0.2, 10, 0.2),
+        (0.2, 11, 0.3),
+        (0.2, 20, 0.4),
+        (0.2, 50, 1.0),
+        (0.2, 10**6, 1.0),
+        (1.4, 10**6, 1.4),
+    ],
 )
 def test_partition_with_much_before_it_publishes_more_rarely(
-    step: BlocksStep, clock: list[float], waiting: int | None, published_after: float
+    step: BlocksStep,
+    clock: list[float],
+    interval: float,
+    waiting: int | None,
+    published_after: float,
 ) -> None:
     """An event each 0.1 s, and so many offsets waiting at all times."""
-    step.publish_interval_s = 0.2
+    step.publish_interval_s = interval
     assert BEHIND_PUBLISH_S == 1.0
     assert BEHIND == 5
     logic = step(None)
     published = []
-    for offset in range(30):
+    for offset in range(45):
         end = None if waiting is None else offset + 1 + waiting
         logic.on_batch([replace(frame([event(offset, offset, 0)]), end_offset=end)])
         manifest = read_manifest(step.files, step.layout.manifest(NAME))
@@ -97,3 +110,16 @@ def test_partition_with_much_before_it_publishes_if_nothing_more_comes(
         manifest = read_manifest(step.files, path)
         assert manifest is not None
         assert manifest.counters.accepted == accepted
+
+
+def test_partition_with_much_before_it_that_does_not_come_awakes_as_others_do(
+    step: BlocksStep, clock: list[float]
+) -> None:
+    """The broker may be away, or what waits be no messages."""
+    step.publish_interval_s = 0.2
+    logic = step(None)
+    logic.on_batch([replace(frame([event(0, 0, 0)]), end_offset=10**6)])
+    logic.on_notify()
+    due = logic.notify_at()
+    assert due is not None
+    assert due <= datetime.now(timezone.utc) + timedelta(seconds=0.2)

@@ -35,6 +35,7 @@ from storage.drops import DROP_SCHEMA
 from storage.errors import BadInput, Corruption, FormatVersion, MissingFile
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA
+from storage.index import hash_keys
 from storage.layout import (
     BlockId,
     ChunkId,
@@ -44,10 +45,12 @@ from storage.layout import (
     checked,
     chunk_name,
     drop_log_name,
+    hash_file_name,
     incarnation_of,
     reject_log_name,
 )
-from storage.log import Extent, LogReader, LogWriter, log_schema, read_log
+from storage.log import Extent, LogReader, LogWriter, log_schema, read_log, read_span
+from storage.log_keys import HashWriter, read_hashes
 from storage.rejects import RejectFilter
 from storage.replay import ReplayRequest
 from storage.schema import Column, Schema
@@ -207,6 +210,15 @@ def write_golden_logs(folder: Path) -> tuple[Extent, ...]:
     return block, rejects, drops
 
 
+def write_golden_hashes(folder: Path) -> Path:
+    """Of the keys of the golden block log, in `folder`, where that is written too."""
+    events = table(EVENTS, SCHEMA)
+    writer, hashes = LogWriter(FILES, folder, LOG, SCHEMA), HashWriter(FILES, folder)
+    for part in (events.slice(0, 2), events.slice(2)):
+        hashes.append(writer.append(part), hash_keys([part["id"]]))
+    return folder / hash_file_name(LOG)
+
+
 def write_golden_chunk(folder: Path) -> Path:
     """A chunk of the golden block log, in `folder`."""
     extent = golden_extent(LOG, 3)
@@ -229,6 +241,8 @@ def rewritten_if_asked() -> None:
     for made in RECORDS:
         (GOLDEN / made.name).write_bytes(made.data)
     write_golden_logs(GOLDEN)
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(write_golden_hashes(Path(folder)), GOLDEN)
     write_golden_chunk(GOLDEN)
 
 
@@ -311,6 +325,44 @@ def test_log_is_written_to_the_golden_bytes(tmp_path: Path) -> None:
     for extent in write_golden_logs(tmp_path):
         assert (tmp_path / extent.file).read_bytes() == (GOLDEN / extent.file).read_bytes()
         assert extent == golden_extent(extent.file, extent.rows)
+
+
+def test_golden_hash_file_tells_the_hashes_of_the_golden_log() -> None:
+    found = read_hashes(FILES, GOLDEN, golden_extent(LOG, 3))
+    assert found is not None
+    read = [read_span(FILES, GOLDEN, span, SCHEMA, ["id"]) for span, _ in found]
+    assert [batch["id"].to_pylist() for batch in read] == [["a", "b"], ["é\0"]]
+    hashes = [hashes.tolist() for _, hashes in found]
+    assert hashes == [hash_keys(batch.columns).tolist() for batch in read]
+
+
+def test_hash_file_is_written_to_the_golden_bytes(tmp_path: Path) -> None:
+    written = write_golden_hashes(tmp_path)
+    assert written.read_bytes() == (GOLDEN / written.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("columns", "hashes"),
+    [
+        (
+            [pa.array(["", "a", "é\0", "twelve bytes", "0123456789abcdef"])],
+            [
+                1,
+                6134197578546502502,
+                6526690345907123560,
+                2468227009562241920,
+                16832525617742399857,
+            ],
+        ),
+        ([pa.array([0, 1, -(2**63)])], [1, 11286133854226296554, 10338021812380738707]),
+        ([pa.array([False, True])], [1, 11286133854226296554]),
+        ([pa.array([0, NOON_MS], pa.timestamp("us", tz="UTC"))], [1, 16819459058200602269]),
+        ([pa.array(["a", "b"]), pa.array([1, 2])], [12906425106851430403, 5604186667249238364]),
+    ],
+)
+def test_hashes_of_keys_never_change(columns: list[pa.Array], hashes: list[int]) -> None:
+    """Hash files have them, and hash partitions are made by them."""
+    assert hash_keys(columns).tolist() == hashes
 
 
 def test_log_reads_back_chosen_columns_only() -> None:
@@ -499,8 +551,12 @@ def test_names_say_what_they_are() -> None:
     assert LOG == "20240501T1200-000017.3.arrows"
     assert REJECT_LOG == "rejects-000002.3.arrows"
     assert DROP_LOG == "drops-000001.3.arrows"
+    assert hash_file_name(LOG) == "20240501T1200-000017.3.hashes"
     assert CATALOG.chunks[0].file == ("date=2024-05-01/hour=12/0000000004-0000000005.3.parquet")
-    assert [incarnation_of(name) for name in (LOG, REJECT_LOG, CATALOG.chunks[0].file)] == [3] * 3
+    assert [
+        incarnation_of(name)
+        for name in (LOG, hash_file_name(LOG), REJECT_LOG, CATALOG.chunks[0].file)
+    ] == [3] * 4
     assert [incarnation_of(name) for name in ("x.arrows", "a.b.parquet", "3.arrows.tmp")] == [
         None
     ] * 3

@@ -10,6 +10,8 @@ import os
 import random
 import select
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -276,3 +278,36 @@ def _event(number: int, after_ms: int) -> bytes:
 
 def children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+WATCHED = """
+import gc
+from flows import worker
+
+def cluster_main(*_, **__):
+    print(gc.isenabled(), gc.get_threshold()[0] == worker.GARBAGE_OBJECTS)
+
+def build(*_):
+    print(gc.isenabled())
+
+worker.cluster_main = cluster_main
+import flows.realtime
+flows.realtime.build = build
+raise SystemExit(worker.main(0, []))
+"""
+
+
+def test_worker_collects_garbage_once_it_runs_and_not_before(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    job = make_job(FILES__PATH=str(tmp_path))
+    (job.data / "recovery").mkdir(parents=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", WATCHED],
+        env=job.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == "False\nTrue True\n"

@@ -34,7 +34,7 @@ from storage.index import hash_keys
 from storage.keys import Hash
 from storage.layout import Layout
 from storage.log import Extent, LogWriter, Span
-from storage.log_keys import HashWriter, LogKeys, read_hashes
+from storage.log_keys import MAGIC, HashWriter, LogKeys, read_hashes
 from storage.state import PartitionState
 from tests import LONG
 from tests.lane import Lane, filled
@@ -585,6 +585,42 @@ def test_keys_read_again_from_a_flipped_log_are_right_or_corruption(tmp_path: Pa
     assert not wrong, f"{len(wrong)} flips: {wrong}"
 
 
+def test_keys_and_payloads_are_right_or_corruption_whatever_flipped_in_the_head_of_a_log(
+    tmp_path: Path,
+) -> None:
+    """Where a hash file tells the hashes, the log's own schema is not read before a key is."""
+    files = OpenFiles()
+    schema, payload = arrow_schema(SCHEMA), ("part", "upload_time")
+    writer, beside = LogWriter(files, tmp_path, "x.1.arrows", schema), HashWriter(files, tmp_path)
+    events = frame([event(n, n, n) for n in range(20)]).events
+    span = writer.append(events)
+    beside.append(span, hash_keys(events.select(list(SCHEMA.key)).columns))
+    files.close()
+
+    def made() -> LogKeys:
+        return LogKeys(
+            Files(), tmp_path, SCHEMA.key, lambda: [writer.extent], payload, hash=hash_keys
+        )
+
+    (stored,) = made().batches()
+    assert stored.keys is None
+    keys = events.select(list(SCHEMA.key))
+    assert made().read(stored.place).equals(keys)
+    assert made().payload(stored.place).names == payload
+    log = tmp_path / "x.1.arrows"
+    data = log.read_bytes()
+    for at in range(span.start):
+        for bit in (1, 0x80):
+            broken = bytearray(data)
+            broken[at] ^= bit
+            log.write_bytes(broken)
+            for again in (made().read, made().payload):
+                with pytest.raises(Corruption, match=r"x\.1\.arrows"):
+                    again(stored.place)
+    log.write_bytes(data)
+    assert made().read(stored.place).equals(keys)
+
+
 def test_hashes_read_from_a_file_that_is_not_as_written_are_right_or_not_taken(
     tmp_path: Path,
 ) -> None:
@@ -623,7 +659,10 @@ def test_hashes_read_from_a_file_that_is_not_as_written_are_right_or_not_taken(
         for broken in (flipped, torn, zeroed):
             file.write_bytes(broken)
             assert told(last) is None or broken == data
-    second = data[len(data) // 2 :]
-    for reordered in (second + data[: len(second)], second, second * 2):
-        file.write_bytes(reordered)
+    magic, records = data[: len(MAGIC)], data[len(MAGIC) :]
+    first, second = records[: len(records) // 2], records[len(records) // 2 :]
+    for reordered in (second + first, second, second * 2, first + first):
+        file.write_bytes(magic + reordered)
         assert told(last) is None
+    file.write_bytes(magic.replace(b"1", b"2") + records)
+    assert told(last) is None

@@ -27,7 +27,8 @@ HANG_S = 300
 @dataclass(frozen=True)
 class Note:
     """What a worker had in the end: the most memory in bytes, how many batches it dropped because
-    the state that it woke up with was newer than the source, and how often it read a log or chunk.
+    the state that it woke up with was newer than the source, and how often it read a log, hash file
+    or chunk.
     """
 
     peak_bytes: int
