@@ -1,8 +1,8 @@
 """The checkpoint: what a commit writes, and how long it takes by how much is hot.
 
 Bytes are those of a whole job, as the kernel counts them, chunks left out: block logs and their
-hash files, snapshots in the engine's store, manifests. Times are of one worker's partitions in this process, which commit
-STEP_EVENTS new events at a time beside what is hot already.
+hash files, snapshots in the engine's store, manifests. Times are of one worker's partitions in this
+process, which commit STEP_EVENTS new events at a time beside what is hot already.
 """
 
 from __future__ import annotations
