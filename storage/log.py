@@ -28,7 +28,7 @@ from storage.files import Appender, Files
 from storage.layout import checked
 from storage.record import Count, Crc
 
-_WRITE = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=-5), use_threads=False)
+_WRITE = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=-3), use_threads=False)
 _EOS_BYTES = 8
 _CHECKSUM, _ZEROS = b"crc32:", b"00000000"
 PENDING_ROWS_MAX, PENDING_BYTES_MAX = 8_192, 64 << 20
