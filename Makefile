@@ -29,7 +29,7 @@ torture: setup
 fuzz: setup
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_power_loss.py \
 	  tests/test_disk_faults.py tests/test_blocks.py tests/test_replay.py tests/test_handoff.py \
-	  tests/test_crash_sweep.py tests/test_broker_trouble.py
+	  tests/test_crash_sweep.py tests/test_broker_trouble.py tests/test_keys.py
 
 # Runs until Ctrl-C; the one line it prints is the address.
 kafka: $(READY)

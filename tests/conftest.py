@@ -20,6 +20,7 @@ pytest.register_assert_rewrite("tests.partition", "tests.job", "tests.lane")
 from tests.broker import Broker, missing  # noqa: E402
 from tests.job import Job  # noqa: E402
 from tests.lane import Lane, Lanes  # noqa: E402
+from tests.partition import Partition  # noqa: E402
 
 SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
@@ -55,6 +56,13 @@ def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     yield make
     for job in jobs:
         job.close()
+
+
+@pytest.fixture
+def partition(tmp_path: Path) -> Iterator[Partition]:
+    partition = Partition(tmp_path)
+    yield partition
+    partition.files.close()
 
 
 @pytest.fixture(scope="session")

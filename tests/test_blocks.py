@@ -7,7 +7,6 @@ events, several sources, crashes, stale snapshots, merges and readers that read 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +17,7 @@ import pytest
 from storage.columns import arrow_schema
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.frame import Frame
-from storage.index import DedupIndex
-from storage.keys import KeyCache, Stored
 from storage.layout import incarnation_of
-from storage.log import Extent, LogReader, Span
-from storage.log_keys import LogKeys
 from storage.schema import Column
 from tests.partition import (
     BIG_CACHE,
@@ -42,13 +37,6 @@ from tests.partition import (
 )
 
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture
-def partition(tmp_path: Path) -> Iterator[Partition]:
-    partition = Partition(tmp_path)
-    yield partition
-    partition.files.close()
 
 
 def counts(partition: Partition) -> tuple[int, int]:
@@ -116,145 +104,6 @@ def test_late_and_new_event_goes_into_a_fresh_block_of_its_interval(partition: P
     partition.blocks.publish()
     assert partition.by_block()[START_MS] == [[("s0", 0)], [("s0", 2)]]
     assert partition.manifest().counters.late == 1
-
-
-def restarted_with_three_hot_blocks(partition: Partition) -> list[Message]:
-    """The messages that they are of."""
-    partition.start()
-    taken = [event(offset, offset, offset * SPAN_MS) for offset in range(3)]
-    partition.append(*taken)
-    snapshot = partition.blocks.snapshot()
-    partition.crash()
-    partition.start(snapshot)
-    return taken
-
-
-@pytest.mark.parametrize(
-    ("cache_bytes", "loaded"), [(1, [False, False, True]), (1 << 20, [True] * 3)]
-)
-def test_a_restart_reads_back_the_keys_that_the_cache_has_room_for(
-    partition: Partition, monkeypatch: pytest.MonkeyPatch, cache_bytes: int, loaded: list[bool]
-) -> None:
-    monkeypatch.setattr("storage.live.LOAD_BYTES", 1)
-    taken = restarted_with_three_hot_blocks(partition)
-    live, cache = partition.blocks._live, KeyCache(cache_bytes)
-    for block in live:
-        block.keys._cache = cache
-    live.load(cache)
-    assert [block.keys.loaded for block in live] == loaded
-    again = [event(3 + number, number, number * SPAN_MS) for number in range(3)]
-    partition.append(*again)
-    partition.blocks.publish()
-    assert_agrees(partition, judge([*taken, *again]))
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[LogKeys]:
-    """Whose logs were read back for their keys."""
-    found: list[LogKeys] = []
-    batches = LogKeys.batches
-
-    def watched(keys: LogKeys) -> Iterator[Stored]:
-        found.append(keys)
-        return batches(keys)
-
-    monkeypatch.setattr(LogKeys, "batches", watched)
-    return found
-
-
-def test_a_restart_reads_back_no_keys_of_blocks_that_the_next_event_evicts(
-    partition: Partition, read: list[LogKeys]
-) -> None:
-    restarted_with_three_hot_blocks(partition)
-    partition.append(event(3, 9, 3 * SPAN_MS + WINDOW_MS))
-    assert not read
-    partition.append(event(4, 0, 0))
-    assert len(read) == 1
-
-
-def test_each_log_is_read_back_once_if_the_cache_has_room_for_the_indexes_alone(
-    partition: Partition, read: list[LogKeys]
-) -> None:
-    partition.cache_bytes = 3 * DedupIndex().nbytes + 1
-    taken = restarted_with_three_hot_blocks(partition)
-    more = [event(3 + number, 3 + number, 2 * SPAN_MS) for number in range(4)]
-    for message in more:
-        partition.append(message)
-        assert partition.blocks._cache.bytes <= partition.cache_bytes
-    assert len(read) == 3
-    partition.blocks.publish()
-    assert_agrees(partition, judge([*taken, *more]))
-
-
-def other(run: Path) -> bytes:
-    """A hash file that is whole, of another log."""
-    partition = Partition(run)
-    partition.start()
-    partition.append(event(0, 7, 0))
-    partition.blocks.snapshot()
-    partition.files.close()
-    (found,) = partition.layout.hot(NAME).glob("*.hashes")
-    return found.read_bytes()
-
-
-@pytest.mark.parametrize("beside", ["whole", "longer", "gone", "empty", "cut", "zeros", "other"])
-def test_a_restart_reads_logs_for_their_keys_only_if_the_hash_files_do_not_tell(
-    partition: Partition, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, beside: str
-) -> None:
-    partition.start()
-    taken = [event(offset, offset, offset * SPAN_MS) for offset in range(3)]
-    partition.append(*taken)
-    partition.blocks.flush()
-    if beside == "longer":
-        snapshot = partition.blocks.snapshot()
-        partition.append(event(3, 3, 2 * SPAN_MS))
-        partition.blocks.flush()
-    else:
-        more = event(3, 3, 2 * SPAN_MS)
-        partition.append(more)
-        taken.append(more)
-        snapshot = partition.blocks.snapshot()
-    partition.crash()
-    for file in partition.layout.hot(NAME).glob("*.hashes"):
-        data = file.read_bytes()
-        if beside == "gone":
-            file.unlink()
-        else:
-            kept = {"empty": b"", "cut": data[:-1], "zeros": bytes(len(data))}.get(beside, data)
-            file.write_bytes(other(tmp_path / file.name) if beside == "other" else kept)
-    if beside in ("whole", "gone"):  # they stay, and what is gone is no one's loss
-        partition.start(snapshot)
-        partition.tidy(GRACE_MS)
-        partition.tidy(GRACE_MS)
-        partition.crash()
-    logs_read: list[Extent] = []
-    follow = LogReader.follow
-
-    def watched(
-        log: LogReader, extent: Extent, *, torn_ok: bool = False
-    ) -> list[tuple[Span, memoryview]]:
-        logs_read.append(extent)
-        return follow(log, extent, torn_ok=torn_ok)
-
-    monkeypatch.setattr(LogReader, "follow", watched)
-    partition.start(snapshot)
-    again = [event(4 + n, n, n * SPAN_MS) for n in range(3)] + [event(7, 9, 2 * SPAN_MS)]
-    partition.append(*again)
-    assert len(logs_read) == (0 if beside in ("whole", "longer") else 3)
-    partition.blocks.publish()
-    assert_agrees(partition, judge([*taken, *again]))
-
-
-def test_name_of_a_hash_file_that_alone_survived_its_run_is_not_used_again(
-    partition: Partition,
-) -> None:
-    partition.start()
-    snapshot = partition.blocks.snapshot()
-    hot = partition.layout.hot(NAME)
-    (hot / "20240501T1205-000001.7.hashes").touch()
-    partition.crash()
-    partition.start(snapshot)
-    assert partition.manifest().incarnation == 8
 
 
 def test_update_keeps_a_block_in_the_cache_for_another_window(partition: Partition) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,13 +32,6 @@ from tests.partition import (
 )
 
 BASE_MS = START_MS - START_MS % SPAN_MS
-
-
-@pytest.fixture
-def partition(tmp_path: Path) -> Iterator[Partition]:
-    partition = Partition(tmp_path)
-    yield partition
-    partition.files.close()
 
 
 def seal(partition: Partition, until_ms: int) -> Batch:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,19 +168,21 @@ class Disturbed(query.Store):
         return view
 
 
+def merge_and_forget(one: Lane) -> None:
+    """What is hot goes into a chunk, and its files go; once."""
+    if not one.catalog().chunks:
+        one.take(event(8, 8, 9_000, "p00")).publish().merge()
+        for _ in range(3):
+            one.blocks.snapshot()
+        for _ in range(3):
+            one.publish().tidy(GRACE_MS)
+
+
 def test_sql_asks_again_of_a_new_view_when_a_hot_file_has_gone(lane: Lanes) -> None:
     one = lane(blocks_per_chunk=1).take(*events(0, 8, 0)).publish()
     store = Disturbed([one.root])
 
-    def forget() -> None:
-        if not one.catalog().chunks:
-            one.take(event(8, 8, 9_000, "p00")).publish().merge()
-            for _ in range(3):
-                one.blocks.snapshot()
-            for _ in range(3):
-                one.publish().tidy(GRACE_MS)
-
-    store.disturb, store.views = forget, 0
+    store.disturb, store.views = partial(merge_and_forget, one), 0
     found = store.sql("select * from events").sort(IN_ORDER)
     assert store.views > 1
     assert_frame_equal(found, in_memory(one.published))
@@ -208,15 +211,7 @@ def test_a_stream_asks_again_of_a_new_view_when_a_hot_file_has_gone(lane: Lanes)
     one = lane(blocks_per_chunk=1).take(*events(0, 8, 0)).publish()
     store = Disturbed([one.root])
 
-    def forget() -> None:
-        if not one.catalog().chunks:
-            one.take(event(8, 8, 9_000, "p00")).publish().merge()
-            for _ in range(3):
-                one.blocks.snapshot()
-            for _ in range(3):
-                one.publish().tidy(GRACE_MS)
-
-    store.disturb = forget
+    store.disturb = partial(merge_and_forget, one)
     assert pa.table(store).num_rows == 9
 
 
