@@ -17,6 +17,7 @@ from storage.errors import Corruption
 from storage.files import Files
 from storage.index import DedupIndex, hash_keys
 from storage.keys import KeyCache, Stored
+from storage.layout import incarnation_of
 from storage.log import Extent, LogReader, LogWriter, Span
 from storage.log_keys import MAGIC, HashWriter, LogKeys, read_hashes
 from tests import LONG
@@ -163,6 +164,30 @@ def test_a_restart_reads_logs_for_their_keys_only_if_the_hash_files_do_not_tell(
     partition.append(*again)
     assert len(logs_read) == (0 if beside in ("whole", "longer") else 3)
     partition.blocks.publish()
+    assert_agrees(partition, judge([*taken, *again]))
+
+
+@pytest.mark.parametrize("gone", [(), (1,), (2,), (1, 2)])
+def test_block_of_two_runs_is_read_back_though_the_hashes_of_one_are_gone(
+    partition: Partition, gone: tuple[int, ...]
+) -> None:
+    partition.start()
+    taken = [event(offset, offset, 0) for offset in range(6)]
+    partition.append(*taken[:3])
+    first = partition.blocks.snapshot()
+    partition.crash()
+    partition.start(first)
+    partition.append(*taken[3:])
+    second = partition.blocks.snapshot()
+    partition.crash()
+    for file in partition.layout.hot(NAME).glob("*.hashes"):
+        if incarnation_of(file.name) in gone:
+            file.unlink()
+    partition.start(second)
+    again = [event(6 + number, number, 0) for number in range(7)]
+    partition.append(*again)
+    partition.blocks.publish()
+    assert counts(partition) == (7, 6)
     assert_agrees(partition, judge([*taken, *again]))
 
 
