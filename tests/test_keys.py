@@ -16,7 +16,7 @@ from storage.columns import arrow_schema
 from storage.errors import Corruption
 from storage.files import Files
 from storage.index import I64, SAME_MAX, U64, DedupIndex, KeyHash, hash_keys
-from storage.keys import KeyCache, Stored
+from storage.keys import Hash, KeyCache, Stored
 from storage.layout import incarnation_of
 from storage.log import Extent, LogReader, LogWriter, Span
 from storage.log_keys import MAGIC, HashWriter, LogKeys, read_hashes
@@ -435,4 +435,5 @@ def test_each_partition_indexes_its_keys_under_a_seed_of_its_own_for_ever(tmp_pa
     assert len(set(seeds)) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", seed) for seed in seeds)
     keys = [pa.array(["device"]), pa.array(["id"])]
-    assert len({int(hash(keys)[0]) for hash in (hash_keys, *map(KeyHash, seeds))}) == 3
+    hashes: list[Hash] = [hash_keys, *map(KeyHash, seeds)]
+    assert len({int(hash(keys)[0]) for hash in hashes}) == 3
