@@ -166,7 +166,8 @@ def _moment(text: str, places: int, in_key: bool) -> int:
     if zone and zone != "Z":
         minutes = 60 * int(zone[1:3]) + int(zone[4:])
         seconds -= (-60 if zone[0] == "-" else 60) * minutes
-    return seconds * 10**places + int(fraction[:places] or "0")
+    number: int = seconds * 10**places + int(fraction[:places] or "0")
+    return number
 
 
 def _is_number(value: object) -> TypeGuard[int | Decimal]:
