@@ -70,3 +70,35 @@ def test_a_file_that_is_cut_short_leaves_the_others_whole_and_is_named_at_the_en
     cut.write_bytes(whole)
     assert job.ends(job.run(workers)) == 0
     assert sorted(set(ids(job)) - set(found)) == sorted(set(named("cut", 3000)) - set(read))
+
+
+def test_a_file_replaced_under_its_name_stops_itself_only_and_loses_nothing(job: Job) -> None:
+    events = job.folder / "events"
+    (events / "a.ndjson").write_bytes(lines("old", 300))
+    (events / "b.ndjson").write_bytes(lines("b", 300))
+    assert job.ends(job.run()) == 0
+    old = (events / "a.ndjson").read_bytes()
+    (events / "a.ndjson").write_bytes(lines("new", 900))
+    (events / "b.ndjson").write_bytes(lines("b", 600))
+    assert job.ends(job.run()) == INCOMPLETE
+    assert ids(job) == sorted(named("old", 300) + named("b", 600))
+    last = job.told().rpartition("the input has ended")[2]
+    assert f"file {events / 'a.ndjson'}: expected the 300 lines" in last
+    assert "move the file that was read back here" in last
+
+    (events / "a.ndjson").rename(events / "c.ndjson")
+    (events / "a.ndjson").write_bytes(old + lines("old", 100, 300))
+    assert job.ends(job.run()) == 0
+    assert ids(job) == sorted(named("old", 400) + named("b", 600) + named("new", 900))
+
+
+def test_a_stop_ends_with_0_whatever_could_not_be_read_so_far(job: Job) -> None:
+    events = job.folder / "events"
+    (events / "a.ndjson").write_bytes(lines("a", 400_000))
+    (events / "b.ndjson.gz").write_bytes(b"")
+    process = job.run()
+    job.until(process, lambda partitions: bool(partitions["accepted"].sum()))
+    assert job.stop(process) == 0
+    assert "b.ndjson.gz: expected gzip data" in job.log.read_text()
+    assert job.ends(job.run()) == INCOMPLETE
+    assert len(ids(job)) == 400_000
