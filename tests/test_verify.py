@@ -29,7 +29,15 @@ from verify.harness import Failure, Row, Trial, play
 from verify.hostile import BYTES_MAX, HARMLESS, PIECES, hostile
 from verify.oracle import Expected, judge
 from verify.reader import Seen
-from verify.stories import MEMORY_SLACK, NTH_MAX, READ_BACK_MAX, STORIES, bounded, read
+from verify.stories import (
+    MEMORY_SLACK,
+    NTH_MAX,
+    READ_BACK_MAX,
+    STORIES,
+    bounded,
+    read,
+    tells_corruption,
+)
 from verify.worker import Note
 
 NOW_MS = START_MS + 10**9
@@ -370,6 +378,28 @@ def test_a_story_that_panics_is_told_with_what_was_found(tmp_path: Path) -> None
     row, fault = play("story", story, tmp_path / "trial", SEED)
     assert fault == "PanicException: out of range"
     assert (row.lost, row.doubled) == (0, 0)
+
+
+LOG = Path("/data/hot/part-0/20240501T0000-000002.1.arrows")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (f"Corruption: log {LOG}: expected checksum 0x1 for bytes 0..9, got 0x2", True),
+        (f"Corruption: log {LOG}: no schema at offset 0: unexpected null field", True),
+        (f"Corruption: log {LOG}: the schema at offset 0 and the record batch at offset 9", True),
+        (f"Corruption: log {LOG}: the record batch at offset 9 can't be read: lz4", True),
+        (f"Corruption: log {LOG.with_name('other.arrows')}: expected 9 bytes, got 8", False),
+        (f"MissingFile: log {LOG}: expected 9 bytes, no file", False),
+        ("Corruption: recovery store: malformed", False),
+    ],
+)
+def test_corruption_is_told_by_whoever_read_the_file_first_in_words_of_its_own(
+    line: str, told: bool
+) -> None:
+    log = f"worker 1 INFO reads {LOG}\nworker 0 ERROR {line}\nworker 1 ERROR lost a peer\n"
+    assert tells_corruption(log, LOG) == told
 
 
 # -- the reader ---------------------------------------------------------------------------------
