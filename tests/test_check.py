@@ -170,9 +170,9 @@ def test_logs_of_a_block_that_a_chunk_covers_may_be_gone(partition: Partition) -
 
 def test_rows_other_than_the_manifests_are_told(partition: Partition) -> None:
     path = partition.layout.manifest(NAME)
-    body = record.decode("manifest", 1, path.read_bytes(), "manifest")
+    body = record.decode("manifest", 2, path.read_bytes(), "manifest")
     body["rejects"][0]["rows"] += 1
-    path.write_bytes(record.encode("manifest", 1, body))
+    path.write_bytes(record.encode("manifest", 2, body))
     (found,) = faults(partition)
     assert found.file.endswith(body["rejects"][0]["file"])
     assert "rows" in found.what
