@@ -185,8 +185,8 @@ class Exact:
         found = []
         for n, column in self._columns:
             value = _value_at(document, column.path)
-            if isinstance(value, Decimal):
-                found.append(Found(row, n, _integer(value)))
+            if isinstance(value, int | Decimal) and not isinstance(value, bool):
+                found.append(Found(row, n, _integer(Decimal(value))))
             elif isinstance(value, str) and column.type != "int" and _is_finer(value, column):
                 found.append(Found(row, n, None))
         return found

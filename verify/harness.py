@@ -103,10 +103,10 @@ class Trial:
     def rounds(self, count: int) -> range:
         return range(1 if self.brief else count)
 
-    def typed(self, key: tuple[str, ...]) -> None:
+    def typed(self) -> None:
         """From now on events have columns of every type, and `raw`."""
-        self.columns, self.key = values.COLUMNS, key
-        self.settings.update(values.settings(key))
+        self.columns, self.key = values.COLUMNS, values.KEY
+        self.settings.update(values.settings())
         self.feed.fields = partial(values.fields, self.rng)
 
     def run(
@@ -115,12 +115,7 @@ class Trial:
         """One run of the job, by 1 to 3 workers: 0 when its input has ended, -SIGKILL when a worker
         died, else the exit code of the first that failed."""
         count = workers or (1 if self.brief else self.rng.choice(WORKERS))
-        own = {"DATA_DIR": str(self.data), "CONFIG": str(self._config), **SETTINGS}
-        own |= {"FILES__PATH": str(self.feed.folder), "MESSAGE_BYTES_MAX": str(self.limits[-1])}
-        own |= self.settings
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
-        environment |= {f"{ENV_PREFIX}{name}": value for name, value in own.items()}
-        environment |= {DEATH: str(death or ""), LIMIT: limit or "", NOTES: str(self._notes)}
+        environment = {**self.environment, DEATH: str(death or ""), LIMIT: limit or ""}
         with self.log.open("ab") as log:
             cluster = Cluster(
                 self.data, count, module=self.module, environment=environment, output=log
@@ -130,6 +125,16 @@ class Trial:
         if code == -SIGKILL:
             self.kills += 1
         return code
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process of the job finds, with nothing of what is configured here."""
+        own = {"DATA_DIR": str(self.data), "CONFIG": str(self._config), **SETTINGS}
+        own |= {"FILES__PATH": str(self.feed.folder), "MESSAGE_BYTES_MAX": str(self.limits[-1])}
+        own |= self.settings
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
+        environment |= {f"{ENV_PREFIX}{name}": value for name, value in own.items()}
+        return {**environment, NOTES: str(self._notes)}
 
     def dies(self, death: Death, workers: int | None = None) -> None:
         """A run that must die so."""
@@ -192,7 +197,7 @@ class Trial:
         for name, one in expected.items():
             sent = self.feed.messages[name]
             for offset, row in one.events.items():
-                wanted[name, offset, *row, *([sent[offset]] if raw else [])] += 1
+                wanted[(name, offset, *row, *([sent[offset]] if raw else []))] += 1
             wanted.update((name, offset, message) for offset, message in one.rejects.items())
         found = Counter(self._events(store, ["raw"] if raw else []))
         found.update(store.rejects().select("_partition", "_offset", "message").collect().rows())

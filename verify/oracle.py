@@ -16,7 +16,7 @@
 A column has no value where the message has none of its type:
 
 - `int`: a whole number of 64 bits, however it is written, or text of its digits.
-- `float`: a number, the nearest there is, or text of one.
+- `float`: a finite number, the nearest there is to the one written, or text of one.
 - `bool`: true or false.
 - `time`, `time_s`, `time_us`: a number of ms, s or µs, or text as in RFC 3339, in the years 1 to
   9999; it is cut to the unit. What would be cut is no value for a key.
@@ -30,6 +30,7 @@ Shares no code with what it judges.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +48,7 @@ END_US = FIRST_US + 3_652_059 * 86_400_000_000
 """The year 10000."""
 TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(\.\d+)?(Z|([+-])(\d\d):(\d\d))?")
 Value = str | int | None
-"""Times in µs; floats as text in hexadecimal digits, so that NaN equals itself and 0.0 not -0.0."""
+"""Times in µs; floats as text in hexadecimal digits, so that 0.0 does not equal -0.0."""
 Row = tuple[Value, ...]
 """One value for each column."""
 
@@ -168,9 +169,10 @@ def _whole_of_64_bits(number: int | Decimal) -> bool:
 
 def _float(value: str | int | Decimal | None) -> str | None:
     try:
-        return None if value is None else float(str(value)).hex()
+        number = math.nan if value is None else float(str(value))
     except ValueError:
         return None
+    return number.hex() if math.isfinite(number) else None
 
 
 def _text_us(text: str) -> Decimal | None:

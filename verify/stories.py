@@ -72,6 +72,8 @@ def named_points(trial: Trial) -> None:
 
 
 def random_moments(trial: Trial) -> None:
+    """Of events with columns of every type, and of retries with other values in these."""
+    trial.typed()
     for _ in trial.rounds(10):
         _die(trial, _moment(trial))
 

@@ -1,8 +1,8 @@
 """Typed values: columns of every type, and what producers put into them.
 
 The columns are named as no layer below should mind: words of SQL, and what others name their own
-columns. `KEY` has an integer and a time among them: what is in these two follows from the id, so
-that a retry has the key of the first, however either is written.
+columns. `KEY` has an integer and two times among them: what is in these follows from the id, so
+that a retry has the key of the first, however either is written, and other values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS = {
     "count": "time_us",
     "_x": "int",
 }
-KEY = ("device", "id", "_x", "select")
+KEY = ("device", "id", "_x", "select", "order")
 DEPTH = 300
 """What every reader of JSON follows."""
 _END_US = 253_402_300_800_000_000
@@ -90,16 +90,16 @@ HOSTILE = [
 """An event with one of these is an event."""
 HOSTILE_KEYS = [
     b'"%b":%b' % (name.encode(), text)
-    for name in ("_x", "select")
+    for name in KEY[2:]
     for text in [*_OF_TYPE[COLUMNS[name]], *NEVER]
 ]
 """An event with one of these is another event, or a reject."""
 
 
-def settings(key: tuple[str, ...]) -> dict[str, str]:
+def settings() -> dict[str, str]:
     """What the job is told of these columns."""
     columns = [{"name": name, "path": name, "type": kind} for name, kind in COLUMNS.items()]
-    return {"COLUMNS": json.dumps(columns), "DEDUP_KEY": json.dumps(key), "RAW": "true"}
+    return {"COLUMNS": json.dumps(columns), "DEDUP_KEY": json.dumps(KEY), "RAW": "true"}
 
 
 def fields(rng: random.Random, id: str) -> bytes:
@@ -114,7 +114,7 @@ def fields(rng: random.Random, id: str) -> bytes:
         "select": rng.choice([b"%d", b"%d.0"]) % at_ms,
         "order": b"%d" % (at_ms // 1000),
         "count": b"%d" % (at_ms * 1000 + rng.randrange(1000)),
-        "_x": rng.choice([b"%d", b"%d.0", b'"%d"', b"%d0e-1"]) % number,
+        "_x": rng.choice([b"%d", b"%d.0", b'"%d"', b"%d.00"]) % number,
     }
     kept = [name for name in texts if name in KEY or rng.random() < 0.9]
     rng.shuffle(kept)
