@@ -3,6 +3,7 @@ in a chunk: a copy is a duplicate wherever its event is by then, and no conflict
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 from storage.columns import ARROW_TYPES, arrow_schema
 from storage.frame import REJECT_SCHEMA, Frame
 from storage.schema import Column, ColumnType, Schema
-from tests.partition import CONFIG, NAME, START_MS, Partition
+from tests.partition import CONFIG, GRACE_MS, NAME, START_MS, Partition
 
+HOUR_MS = 3_600_000
 VALUES: dict[ColumnType, list[object]] = {
     "string": ["", "\ud7ff" * 16, "\U0010ffff", None],
     "int": [-(2**63), 2**63 - 1, 0, None],
@@ -34,7 +36,7 @@ def taken(partition: Partition, type: ColumnType, first: int, upload_ms: int) ->
         "_partition": pa.array(["s0"] * rows),
         "_offset": pa.array(range(first, first + rows)),
         "upload_time": pa.array([START_MS + upload_ms] * rows, ARROW_TYPES["time"]),
-        "id": pa.array([f"k{row}" for row in range(rows)]),
+        "id": pa.array([f"{upload_ms}-{row}" for row in range(rows)]),
         "value": values,
         "key": values.fill_null(values[0]),
     }
@@ -65,24 +67,22 @@ def test_a_copy_is_a_duplicate_and_no_conflict_wherever_its_event_is(
         Column("upload_time", ("time",), "time"),
         raw=False,
     )
-    partition = Partition(tmp_path / "data", replace(CONFIG, schema=schema)).start()
-    rows = len(VALUES[type])
-    taken(partition, type, 0, 0)
-    if where == "log":
-        snapshot = partition.blocks.snapshot()
-        partition.crash()
-        partition.start(snapshot)
-    elif where == "chunk":
-        taken(partition, type, rows, 5_000)
-        taken(partition, type, 2 * rows, 10_000)
-        partition.merge()
-        partition.tidy(0)
-        assert partition.catalog().chunks
-        snapshot = partition.blocks.snapshot()
-        partition.crash()
-        partition.start(snapshot)
-    taken(partition, type, 3 * rows, 0)
-    partition.blocks.publish()
-    counters = partition.manifest().counters
-    assert (counters.duplicates, counters.conflicts) == (rows, 0)
-    partition.crash()
+    config = replace(CONFIG, schema=schema)
+    cache_bytes = 1 << 20 if where == "memory" else 1
+    partition = Partition(tmp_path / "data", config, cache_bytes, blocks_per_chunk=1).start()
+    with closing(partition.files):
+        rows = len(VALUES[type])
+        taken(partition, type, 0, 0)
+        taken(partition, type, rows, HOUR_MS)
+        partition.blocks.snapshot()
+        if where == "chunk":
+            partition.merge()
+            for after_ms in (0, 0, 0, GRACE_MS, GRACE_MS):
+                partition.blocks.snapshot()
+                partition.tidy(after_ms)
+            logs = {path.name for path in partition.layout.hot(NAME).glob("*.arrows")}
+            assert not any(log.startswith("20231114T2213") for log in logs)
+        taken(partition, type, 2 * rows, 0)
+        partition.blocks.publish()
+        counters = partition.manifest().counters
+        assert (counters.accepted, counters.duplicates, counters.conflicts) == (2 * rows, rows, 0)
