@@ -197,7 +197,8 @@ class Trial:
         for name, one in expected.items():
             sent = self.feed.messages[name]
             for offset, row in one.events.items():
-                wanted[(name, offset, *row, *([sent[offset]] if raw else []))] += 1
+                place = (name, offset, *row, *([sent[offset]] if raw else []))
+                wanted[place] += 1
             wanted.update((name, offset, message) for offset, message in one.rejects.items())
         found = Counter(self._events(store, ["raw"] if raw else []))
         found.update(store.rejects().select("_partition", "_offset", "message").collect().rows())
