@@ -82,7 +82,8 @@ def expected(message: bytes) -> Read:
         return Read("bad json")
     if not isinstance(document, dict):
         return Read("bad json")
-    found, nulled = {}, 0
+    found: dict[str, Value] = {}
+    nulled = 0
     for column in SCHEMA.decoded:
         try:
             at = _at(document, column.path)

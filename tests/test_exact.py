@@ -54,7 +54,7 @@ def message(value: str, name: str = '"k"', between: str = ":", more: str = "") -
 
 def expected(value: str, type: ColumnType) -> int | None:
     """The key that this JSON value is; None if it is none."""
-    found = json.loads(value, parse_float=Decimal)
+    found: int | str | Decimal = json.loads(value, parse_float=Decimal)
     if isinstance(found, str):
         if type == "int":
             return int(found) if re.fullmatch(r"[+-]?\d+", found) else None
@@ -62,7 +62,8 @@ def expected(value: str, type: ColumnType) -> int | None:
         fraction = (found.partition(".")[2][:-1] if "." in found else "").rstrip("0")
         if len(fraction) > PLACES[type]:
             return None
-        return round(Decimal(str(moment.timestamp())) * 10 ** PLACES[type])
+        units: int = round(Decimal(str(moment.timestamp())) * 10 ** PLACES[type])
+        return units
     number = Decimal(found)
     exact = number == number.to_integral_value() and -(2**63) <= number < 2**63
     if type != "int" and exact:
