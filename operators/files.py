@@ -59,8 +59,9 @@ class FilesConfig:
 
 
 def file_partitions(config: FilesConfig) -> dict[PartitionKey, Path]:
-    """Every NDJSON file at or below `path`, each a partition named after its relative path. Whether
-    it can be read is found out later.
+    """Every NDJSON file at or below `path`, each a partition named after its relative path; but no
+    link to another one of them, whose events would be there twice. Whether a file can be read is
+    found out later.
 
     A partition's number comes from its name alone, so files may be added in any order.
     Raises BadInput if there is none.
@@ -68,7 +69,7 @@ def file_partitions(config: FilesConfig) -> dict[PartitionKey, Path]:
     path = config.path
     problem = f"expected NDJSON files at {path} ({', '.join(_ENDINGS)})"
     try:
-        found = {path.name: path} if path.is_file() else dict(_below(config))
+        found = {path.name: path} if path.is_file() else _once(path, dict(_below(config)))
     except OSError as error:
         raise BadInput(f"files.path: {problem}, got: {error.strerror}") from error
     if not found:
@@ -106,6 +107,16 @@ def _below(config: FilesConfig) -> Iterator[tuple[str, Path]]:
             more,
             ", ".join(_ENDINGS),
         )
+
+
+def _once(root: Path, found: dict[str, Path]) -> dict[str, Path]:
+    """What was found, without links to what else was."""
+    files = {os.path.realpath(root / name) for name, e in found.items() if not e.is_symlink()}
+    return {
+        name: entry
+        for name, entry in found.items()
+        if not (entry.is_symlink() and os.path.realpath(entry) in files)
+    }
 
 
 def _within(entry: Path, own: str) -> bool:

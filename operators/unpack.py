@@ -123,10 +123,10 @@ def _zstd(file: BinaryIO) -> Iterator[bytes]:
 def _frame(file: BinaryIO, magic: bytes) -> Iterator[bytes]:
     """The content of a zstd frame, block by block, so that no good block is lost to a bad one."""
     start = file.tell() - len(magic)
-    head = magic + _read(file, _FRAME_HEAD_BYTES - len(magic))
-    head += _read(file, zstandard.frame_header_size(head) - len(head))
     frame = zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES_MAX).decompressobj()
     try:
+        head = magic + _read(file, _FRAME_HEAD_BYTES - len(magic))
+        head += _read(file, zstandard.frame_header_size(head) - len(head))
         about = zstandard.get_frame_parameters(head)
         if about.window_size > WINDOW_BYTES_MAX:
             _fail(

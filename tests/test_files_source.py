@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from operators import failure
@@ -329,6 +329,29 @@ def test_gzip_that_is_zstd_is_called_so(tmp_path: Path) -> None:
     assert "expected gzip data, as its name says, got zstd data" in unread()[0]
 
 
+@pytest.mark.parametrize("name", [name for name in PACKED if name != "a.ndjson"])
+@given(edits=st.lists(st.tuples(st.integers(0, 4_000), st.binary(max_size=3)), min_size=1))
+@example(edits=[(4, b"\xff")])
+@example(edits=[(5, b"\xff\xff\xff")])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_whatever_is_damaged_ends_the_file_and_nothing_else(
+    tmp_path: Path, name: str, edits: list[tuple[int, bytes]]
+) -> None:
+    """Each edit puts bytes in the place of others, or cuts the file there."""
+    failure._unread.clear()
+    path = write(tmp_path, name, CONTENT)
+    damaged = bytearray(path.read_bytes())
+    for at, text in edits:
+        at %= len(damaged) + 1
+        damaged[at : at + len(text) if text else None] = text
+    path.write_bytes(damaged)
+    items, positions = read(path)
+    assert len(unread()) <= 1
+    position = positions[-1] if positions else (0, 0, 0, 0)
+    assert position[0] == (items[-1].next_offset if items else 0)
+    assert messages(read(path, resume=position)[0]) == []
+
+
 def test_zstd_frame_with_a_larger_window_than_the_limit_is_told(tmp_path: Path) -> None:
     path = tmp_path / "a.ndjson.zst"
     long = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
@@ -620,6 +643,20 @@ def test_what_is_not_read_for_its_name_is_warned_of_in_one_line(
     assert [key.name for key in file_partitions(FilesConfig(tmp_path))] == ["a.ndjson"]
     (record,) = caplog.records
     assert "not read: C.JSON, a.ndjson.1, b.ndjson.bz2 and 2 more" in record.getMessage()
+
+
+def test_link_to_a_file_that_is_read_is_not_read_again_but_one_to_another_is(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "events").mkdir()
+    write(tmp_path / "events", "a.ndjson", CONTENT)
+    write(tmp_path, "a.ndjson", CONTENT)
+    (tmp_path / "events" / "latest.ndjson").symlink_to("a.ndjson")
+    (tmp_path / "events" / "other.ndjson").symlink_to(tmp_path / "a.ndjson")
+    (tmp_path / "link").symlink_to("events")
+    for root in ("events", "link"):
+        found = file_partitions(FilesConfig(tmp_path / root))
+        assert {key.name for key in found} == {"a.ndjson", "other.ndjson"}
 
 
 def test_forebays_own_folder_is_not_read_and_may_not_be_the_source(tmp_path: Path) -> None:
