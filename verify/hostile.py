@@ -13,6 +13,7 @@ import json
 import random
 import subprocess
 import sys
+from collections import Counter
 
 from query.view import take_view
 from storage.files import Files
@@ -23,10 +24,9 @@ from verify import values
 from verify.dying import MOMENT, Death
 from verify.feed import Traffic
 from verify.harness import Failure, Trial
+from verify.oracle import Value, text_us
 
 BYTES_MAX = 16 << 10
-SHOWN = ("device", "id", "place")
-"""What of an event is compared where it is printed."""
 DEEP, DEEPEST = 300, 5_000
 """What every reader of JSON follows, and what some do not."""
 HARMLESS = [
@@ -68,6 +68,7 @@ HARMFUL = [
     b'"id":5',
     b'"device":{"device":"d"}',
     b'"x":"\\ud800"',
+    b'"place":"\\ud800"',
     b'"\\udc00\\ud800":1',
     b'"x":"\0"',
     b'"x":"\xff"',
@@ -169,20 +170,31 @@ def _require_printable(trial: Trial) -> None:
         kind: _printed(trial, "--format", kind, f"select {text} from events")
         for kind in ("json", "csv", "table")
     }
-    wanted = sorted(
-        (offset, *row[: len(SHOWN)])
-        for one in trial.expected().values()
-        for offset, row in one.events.items()
+    wanted = Counter(
+        (offset, *row) for one in trial.expected().values() for offset, row in one.events.items()
     )
-    rows = json.loads(printed["json"])
-    found = sorted((row["_offset"], *(row[name] for name in SHOWN)) for row in rows)
+    found = Counter(
+        (row["_offset"], *(_shown(row[name], kind) for name, kind in values.COLUMNS.items()))
+        for row in json.loads(printed["json"])
+    )
     lines = list(csv.reader(io.StringIO(printed["csv"], newline="")))
     if found != wanted:
-        raise Failure("expected the events in JSON, got others")
-    if lines[0] != list(names) or len(lines) != len(wanted) + 1:
-        raise Failure(f"expected {len(wanted)} rows of CSV and their names, got {len(lines)} lines")
+        others = list((found - wanted).elements())[:3]
+        raise Failure(f"expected the events in JSON, got others: {others}")
+    if lines[0] != list(names) or len(lines) != wanted.total() + 1:
+        raise Failure(f"expected {wanted.total()} rows of CSV and their names, got {len(lines)}")
     if not all(name in printed["table"] for name in names):
         raise Failure("expected a table with every column, got:\n" + printed["table"][:1000])
+
+
+def _shown(value: str | float | bool | None, kind: str) -> Value:
+    """A value in JSON, as the oracle has it."""
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, str) and kind.startswith("time"):
+        time_us = text_us(value)
+        return None if time_us is None else int(time_us)
+    return value
 
 
 def _printed(trial: Trial, *arguments: str) -> str:

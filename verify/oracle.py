@@ -154,7 +154,7 @@ def _value(value: object, kind: str, in_key: bool) -> Value:
     if kind == "float":
         return _float(value if isinstance(value, str) else number)
     unit_us = UNITS_US[kind]
-    time_us = _text_us(value) if isinstance(value, str) else None
+    time_us = text_us(value) if isinstance(value, str) else None
     if number is not None and -(2**63) <= number < 2**63:
         time_us = Decimal(number) * unit_us
     if time_us is None or not FIRST_US <= time_us < END_US:
@@ -175,8 +175,8 @@ def _float(value: str | int | Decimal | None) -> str | None:
     return number.hex() if math.isfinite(number) else None
 
 
-def _text_us(text: str) -> Decimal | None:
-    """UTC unless it says otherwise."""
+def text_us(text: str) -> Decimal | None:
+    """The time that text says, in µs; in UTC unless it says otherwise. None if it says none."""
     found = TIME.fullmatch(text)
     if not found:
         return None
