@@ -25,7 +25,7 @@ from operators.unpack import packed, unpack
 from storage.errors import BadInput, Corruption
 
 WINDOW_BYTES = 64 << 10
-ADVICE = "move the file that was read back here, and give another one a name of its own"
+ADVICE = "give the new file a name of its own, and move the old one back if it is still there"
 _OF_THE_PROCESS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 """What keeps a file from being opened and is no fault of the file."""
 _KINDS = {

@@ -84,7 +84,7 @@ def test_a_file_replaced_under_its_name_stops_itself_only_and_loses_nothing(job:
     assert ids(job) == sorted(named("old", 300) + named("b", 600))
     last = job.told().rpartition("the input has ended")[2]
     assert f"file {events / 'a.ndjson'}: expected the 300 lines" in last
-    assert "move the file that was read back here" in last
+    assert "give the new file a name of its own" in last
 
     (events / "a.ndjson").rename(events / "c.ndjson")
     (events / "a.ndjson").write_bytes(old + lines("old", 100, 300))

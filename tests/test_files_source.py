@@ -398,7 +398,7 @@ def test_file_that_is_not_the_one_read_before_is_left_alone_until_that_is_back(
     again, kept = read(path, resume=positions[-1])
     assert (again, kept) == ([], [])
     assert unread() == [
-        Match(rf"file {path}: expected .* read before, got .*; move the file that was read back")
+        Match(rf"file {path}: expected .* read before, got .*; give the new file a name of its own")
     ]
     assert resting(path, positions[-1]) == positions[-1]
     write(tmp_path, name, content + b"{}\n")
