@@ -111,12 +111,10 @@ def _below(config: FilesConfig) -> Iterator[tuple[str, Path]]:
 
 def _once(root: Path, found: dict[str, Path]) -> dict[str, Path]:
     """What was found, without links to what else was."""
-    files = {os.path.realpath(root / name) for name, e in found.items() if not e.is_symlink()}
-    return {
-        name: entry
-        for name, entry in found.items()
-        if not (entry.is_symlink() and os.path.realpath(entry) in files)
-    }
+    links = {name: os.path.realpath(e) for name, e in found.items() if e.is_symlink()}
+    top = os.path.realpath(root)
+    files = {os.path.join(top, name) for name in found if name not in links} if links else set()
+    return {name: entry for name, entry in found.items() if links.get(name) not in files}
 
 
 def _within(entry: Path, own: str) -> bool:

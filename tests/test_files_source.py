@@ -573,6 +573,26 @@ def test_file_that_may_not_be_read_is_named_and_stops_no_other(
     assert unread() == [f"file {tmp_path}/a.ndjson: Permission denied"]
 
 
+def test_folder_that_may_not_be_listed_is_named_and_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open", "closed"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, "a.ndjson", CONTENT)
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if path.endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert [key.name for key in file_partitions(FilesConfig(tmp_path))] == ["open_2f_a.ndjson"]
+    assert unread() == [f"folder {tmp_path}/closed: Permission denied"]
+    with pytest.raises(BadInput, match=r"files\.path: expected .* got: Permission denied"):
+        file_partitions(FilesConfig(tmp_path / "closed"))
+
+
 def test_file_that_vanishes_after_it_was_listed_stops_nothing_and_is_not_missed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
