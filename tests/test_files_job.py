@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import zstandard as zstd
 
 import query
 from storage.errors import INCOMPLETE
@@ -102,3 +103,22 @@ def test_a_stop_ends_with_0_whatever_could_not_be_read_so_far(job: Job) -> None:
     assert "b.ndjson.gz: expected gzip data" in job.log.read_text()
     assert job.ends(job.run()) == INCOMPLETE
     assert len(ids(job)) == 400_000
+
+
+def test_odd_lines_are_rejects_and_cost_no_neighbour_however_they_are_packed(job: Job) -> None:
+    """Lines that are too large, or of zeros as a crash of the writer leaves them; CRLF is none."""
+    job.settings["MESSAGE_BYTES_MAX"] = "100KiB"
+    packings: dict[str, Callable[[bytes], bytes]] = {
+        "plain.ndjson": bytes, "gzip.ndjson.gz": gzip.compress, "zstd.ndjson.zst": zstd.compress,
+    }  # fmt: skip
+    for name, packed in packings.items():
+        good = [line.replace(b"\n", b"\r\n") for line in lines(name, 50).splitlines(True)]
+        odd = [b'{"id":"big","pad":"' + b"x" * 300_000 + b'"}\n', bytes(5_000) + b"\n", b"\0{}\n"]
+        content = b"".join(line + odd[n % 3] for n, line in enumerate(good))
+        (job.folder / "events" / name).write_bytes(packed(content))
+    assert job.ends(job.run()) == 0
+    assert ids(job) == sorted(id for name in packings for id in named(name, 50))
+    reasons = query.open(job.data).sql(
+        "select reason, count(*) as n from rejects group by reason order by reason"
+    )
+    assert reasons.rows() == [("bad json", 99), ("too large", 51)]
