@@ -259,7 +259,7 @@ def full_disk(trial: Trial) -> None:
     """The job ends and says why, readers go on; with room again, so does the job."""
     disk = trial.cleanup.enter_context(small_disk(trial.folder / "disk"))
     trial.data = disk.folder / "data"
-    _runs_out(trial, [disk.limit] * TRIES, disk.reasons)
+    _runs_out(trial, [disk.limit] * TRIES, disk.reasons, disk.shrink)
     disk.grow()
 
 
@@ -315,12 +315,18 @@ def _moment(trial: Trial) -> Death:
     return Death(MOMENT, "after", trial.rng.randint(1, MOMENT_MS_MAX))
 
 
-def _runs_out(trial: Trial, limits: Sequence[str | None], reasons: tuple[str, ...]) -> None:
-    """Send more under each limit in turn until one ends the job, and start it once more under that;
-    see that it says why, and that readers keep what they had. (One worker: of several, the engine
-    may tell nothing of its own store.)"""
+def _runs_out(
+    trial: Trial,
+    limits: Sequence[str | None],
+    reasons: tuple[str, ...],
+    shrink: Callable[[], None] = lambda: None,
+) -> None:
+    """After an ordinary portion and `shrink`, send more under each limit in turn until one ends the
+    job, and start it once more under that; see that it says why, and that readers keep what they
+    had. (One worker: of several, the engine may tell nothing of its own store.)"""
     trial.feed.send(PORTION, ORDINARY)
     trial.ends(1)
+    shrink()
     firm = read(trial, set())
     for limit in limits:
         trial.feed.send(2 * PORTION, ORDINARY)
