@@ -25,7 +25,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from operators.exact import INT_MIN, Exact, Found
+from operators.exact import Exact, Found
 from operators.messages import I64, Messages
 from operators.reader import Reader, misread
 from storage.columns import ARROW_TYPES, Mask, arrow_schema, nulled, outside_years
@@ -169,11 +169,12 @@ class Decoder:
         reasons: _Reasons,
     ) -> list[pa.Array]:
         """Step 4: the columns with exact numbers, and null for what is none or no time."""
-        suspects, low = set(_least(columns)), 0
+        suspects, low = [], 0
         for part in messages:
-            suspects.update((self._exact.suspects(part) + low).tolist())
+            read = [column.slice(low, len(part)) for column in columns]
+            suspects += (self._exact.suspects(part, read) + low).tolist()
             low += len(part)
-        found = [one for row in sorted(suspects) for one in self._exact.found(row, values[row])]
+        found = [one for row in suspects for one in self._exact.found(row, values[row])]
         for n, column in enumerate(self._columns):
             if mine := [one for one in found if one.column == n]:
                 columns[n] = _replaced(columns[n], column, mine, reasons)
@@ -293,16 +294,6 @@ class _Reasons:
         part.details = {row - low: text for row, text in self.details.items() if low <= row < high}
         part.wrong = {(r - low, c): text for (r, c), text in self.wrong.items() if low <= r < high}
         return part
-
-
-def _least(columns: Sequence[pa.Array]) -> list[int]:
-    """The rows with the least integer there is, which is what the readers make of a lower one."""
-    least = [
-        pc.equal(column, INT_MIN).fill_null(False).to_numpy(zero_copy_only=False)
-        for column in columns
-        if pa.types.is_integer(column.type)
-    ]
-    return [row for rows in least for row in np.flatnonzero(rows).tolist()]
 
 
 def _odd(column: pa.Array) -> tuple[str, Mask | None]:
