@@ -21,6 +21,9 @@ BROKEN names the bug that it has:
     lenient    a log that is shorter than it was is read as far as it goes
     blind      a log whose checksum is another holds nothing
     mute       an error that ends a worker is told to no one
+    boundless  a time may be of any year
+    trimming   a number with a fraction is cut where an integer is expected
+    seconds    what a chunk has of times in seconds is taken as they are stored there
     plodding   keys are looked up one by one, each in what is read back for it
     trusting   Kafka is read from where the consumer group says, as the consumer itself told it
 """
@@ -44,15 +47,17 @@ import pyarrow as pa
 
 from flows import realtime, settings, worker
 from operators import blocks as step
-from operators import kafka
+from operators import decode, kafka
 from operators.decode import DecodeConfig, Decoder, _Reasons
+from operators.exact import Exact
 from operators.messages import I64
 from operators.reader import REGION_ROWS
 from operators.routing import route
-from storage import blocks
+from storage import blocks, chunk
 from storage.blocks import Blocks, BlocksConfig
 from storage.catalog import Catalog
 from storage.chunk import ChunkKeys
+from storage.columns import parse_types
 from storage.errors import Corruption
 from storage.files import Appender
 from storage.frame import Frame
@@ -277,6 +282,21 @@ def mute() -> None:
     worker._told = lambda error: int(error is not None)
 
 
+def boundless() -> None:
+    decode.outside_years = lambda _: None  # type: ignore[attr-defined,assignment]
+
+
+def trimming() -> None:
+    Exact.suspects = lambda *_: np.empty(0, np.int64)  # type: ignore[method-assign]
+
+
+def seconds() -> None:
+    def stored(types: dict[str, str]) -> pa.Schema:
+        return pa.schema([(f.name, chunk._as_stored(f.type)) for f in parse_types(types)])
+
+    chunk.parse_types = stored  # type: ignore[attr-defined]
+
+
 def plodding() -> None:
     find = KeySet.find
 
@@ -302,7 +322,7 @@ BUGS: dict[str, Callable[[], None]] = {
     for bug in (
         keys, hollow, hasty, short, credulous, strict, graceless, leaky, deaf, touchy,
         forgetful, unsettled, parted, trusting, lasting, wavering, salted, lenient, blind, mute,
-        plodding,
+        plodding, boundless, trimming, seconds,
     )
 }  # fmt: skip
 
