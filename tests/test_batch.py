@@ -149,10 +149,12 @@ def stopped(job: Job, step: str, *arguments: str) -> Iterator[subprocess.Popen[s
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.batch_run", "batch", "run", *arguments],
         env={**job.environment, "BATCH_STOP": step, "BATCH_SLICE_ROWS": "100"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
+    assert process.stdin is not None
     try:
         assert process.stdout.readline().strip() == STOPPED
         yield process
@@ -160,6 +162,7 @@ def stopped(job: Job, step: str, *arguments: str) -> Iterator[subprocess.Popen[s
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
+        process.stdin.close()
 
 
 def hand_over(job: Job, *days: int) -> None:
@@ -213,7 +216,7 @@ def test_run_hands_over_each_key_of_a_day_once_sorted_in_one_file(job: Job) -> N
     report = run_day([job.data], CONFIG, day(0))
     assert (report.number, report.rows, report.duplicates) == (1, len(keys(0)), SHARED)
     assert_handed_over(job, 0)
-    rows = in_table(job).select("upload_time", "_partition", "_offset")
+    rows = in_table(job).select("upload_time", "source_partition", "_offset")
     assert rows.equals(rows.sort(pl.all()))
     metadata = batch(job).table
     assert metadata is not None
@@ -240,7 +243,8 @@ def test_a_run_again_changes_nothing(job: Job) -> None:
     before = {path: path.read_bytes() for path in (job.data / "batch").rglob("*.json")}
     record = Layout(job.data).batch.read_bytes()
     report = run_day([job.data], CONFIG, day(0))
-    assert (report.number, report.rows, report.again) == (1, len(keys(0)), True)
+    assert (report.number, report.rows) == (1, len(keys(0)))
+    assert report.outcome == "completed before"
     assert Layout(job.data).batch.read_bytes() == record
     after = {path: path.read_bytes() for path in (job.data / "batch").rglob("*.json")}
     assert after == before
@@ -255,7 +259,7 @@ def test_a_day_without_events_is_handed_over_and_what_comes_late_for_it_is_not_l
     hand_over(job, 0, 1)
     feed(job, "a", [event("late", starts_ms(1))])
     run_job(job)
-    assert run_day([job.data], CONFIG, day(1)).again
+    assert run_day([job.data], CONFIG, day(1)).outcome == "completed before"
     assert ids(query.open(job.data).late()) == once(["late"])
     feed(job, "a", [event("end", starts_ms(3))])
     run_job(job)
@@ -293,7 +297,8 @@ def test_a_run_killed_at_any_step_is_done_by_the_next(job: Job, step: str) -> No
     assert ids(query.open(job.data).scan("all")) == before
     assert batch(job).covered_until_ms is None
     report = run_day([job.data], CONFIG, day(0))
-    assert (report.rows, report.again) == (len(keys(0)), step == "committed")
+    expected = "taken up" if step == "committed" else "written"
+    assert (report.rows, report.outcome) == (len(keys(0)), expected)
     assert_handed_over(job, 0)
     hand_over(job, 1)
     assert_handed_over(job, 1)
@@ -326,13 +331,13 @@ def test_a_run_that_fails_changes_nothing_that_a_query_sees(job: Job) -> None:
 def test_what_a_killed_run_left_torn_is_written_again(job: Job) -> None:
     with stopped(job, "writing", "--day", str(day(0))):
         pass
-    left = [*(job.data / "batch").rglob("*.parquet"), *(job.data / "batch").rglob("*.duckdb")]
-    assert len(left) == 2
-    for path in left:
-        path.write_bytes(b"torn" * 1000)
+    (left,) = (job.data / "batch").rglob("*.parquet")
+    left.write_bytes(b"torn" * 1000)
     hand_over(job, 0)
     assert_handed_over(job, 0)
-    assert not list((job.data / "batch").rglob("*.duckdb*"))
+    assert not left.exists()
+    assert not (job.data / "batch" / "work").exists()
+    assert not list((job.data / "batch" / "runs").iterdir())
 
 
 # -- what comes late ----------------------------------------------------------------------------
@@ -430,7 +435,8 @@ def until_locked(job: Job, process: subprocess.Popen[bytes]) -> None:
 def test_without_the_extra_it_is_said_what_is_missing(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "flows.batch")
+    for name in ("flows.batch", "flows.table"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pyiceberg.catalog", None)
     monkeypatch.setenv("FOREBAY_DATA_DIR", str(job.data))
     told = CliRunner().invoke(main, ["batch", "run", "--catch-up"])
@@ -457,15 +463,16 @@ def test_a_view_taken_over_a_handoff_is_taken_again(
 def test_pyarrow_duckdb_and_polars_read_the_same_rows_from_the_table(job: Job) -> None:
     hand_over(job, 1)
     metadata = batch(job).table
-    expected = in_table(job).sort("_partition", "_offset")
+    expected = in_table(job).sort("source_partition", "_offset")
     assert len(expected) == len(keys(0) | keys(1))
     import_extension("avro")
     import_extension("iceberg")
     with duckdb.connect() as work:
         work.execute("load avro; load iceberg; set timezone = 'UTC'")
         found = work.sql(f"from iceberg_scan('{metadata}')").to_arrow_table()
-    rows = pl.DataFrame(found).select(expected.columns).sort("_partition", "_offset")
+    rows = pl.DataFrame(found).select(expected.columns).sort("source_partition", "_offset")
     assert rows.rows() == expected.rows()
+    expected = expected.rename({"source_partition": "_partition"})
     below = pl.col("upload_time") < datetime.fromtimestamp(starts_ms(2) / 1000, timezone.utc)
     all_layers = query.open(job.data).scan("all").filter(below).collect()
     assert all_layers.select(expected.columns).sort("_partition", "_offset").rows() == (
