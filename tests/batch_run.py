@@ -3,8 +3,8 @@
 BATCH_STOP names the step: `making` (the table is yet to be made), `sealed`, `writing`, `written`,
 `checked` (the catalog has found the commit to fit, and has yet to make it), `committed`, or
 `halfway`, when the first of several nodes has been completed; there the process says so on standard
-output and waits for a line on standard input to go on. BATCH_SLICE_ROWS is how many rows a slice may have. At the
-end it prints its peak memory in bytes.
+output and waits for a line on standard input to go on. BATCH_SLICE_ROWS is how many rows a slice
+may have. At the end it prints its peak memory in bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _stops = iter([None])
 
 def _stop(*_: object) -> None:
     """Once in the life of the process."""
-    for _ in _stops:
+    for _once in _stops:
         print(STOPPED, flush=True)
         sys.stdin.readline()
 
@@ -78,7 +78,8 @@ def stop_at(step: str) -> None:
     elif step == "checked":
         _wrap("append", lambda _: _stop_when_checked(), None, EventTable)
     else:
-        _wrap("append", *((_stop, None) if step == "written" else (None, _stop)), EventTable)
+        before, after = (_stop, None) if step == "written" else (None, _stop)
+        _wrap("append", before, after, EventTable)
 
 
 if __name__ == "__main__":
