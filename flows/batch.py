@@ -302,13 +302,14 @@ class _Run:
                 progress(done)
                 if frame.is_empty():
                     continue  # a row group without rows has no statistics to prune by
-                size.learn(frame)
+                table = self._arrow(frame)
+                size.learn(table)
                 if writer is None or day != start.date() or in_file >= FILE_ROWS:
                     stack.close()
                     day, in_file = start.date(), 0
                     note.add(self._path(day, f"{note.run}-{len(note.files):05d}"))
                     writer = self._writer(stack, note.files[-1])
-                writer.write_table(self._arrow(frame), ROW_GROUP_ROWS)
+                writer.write_table(table, ROW_GROUP_ROWS)
                 in_file, rows = in_file + len(frame), rows + len(frame)
         return rows
 
@@ -364,9 +365,9 @@ class _Size:
     def __init__(self) -> None:
         self.rows_max = min(FIRST_ROWS, SLICE_ROWS)
 
-    def learn(self, frame: pl.DataFrame) -> None:
+    def learn(self, rows: pa.Table) -> None:
         """Rows to come are taken to be as large as those of this slice."""
-        fitting = SLICE_BYTES * len(frame) // max(1, int(frame.estimated_size()))
+        fitting = SLICE_BYTES * len(rows) // max(1, rows.nbytes)
         self.rows_max = max(1, min(SLICE_ROWS, fitting))
 
 
