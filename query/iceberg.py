@@ -62,7 +62,9 @@ def scan_table(
     except ForebayError:
         raise
     except FileNotFoundError as error:
-        raise MissingFile(f"table {metadata}: {error}") from error
+        raise MissingFile(
+            f"table {metadata}: {error}; a batch run of the last day names the table as it is now"
+        ) from error
     except Exception as error:  # whatever readers of Avro and JSON make of bytes they don't know
         raise Corruption(f"table {metadata}: can't be read: {error!r}", 0) from error
     rows = pl.scan_iceberg(table)

@@ -18,13 +18,19 @@ from pathlib import Path
 
 import orjson
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyiceberg.catalog import load_catalog
 from pyiceberg.table import StaticTable
+from pyiceberg.transforms import DayTransform
 
 import query
 from flows.batch import DAY_MS, BatchConfig, run_day
+from flows.handoff import Handoff
 from storage.batch import Batch, read_batch
 from storage.files import Files
 from storage.layout import Layout
+from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
 from tests.batch_run import STOPPED
 from tests.job import Job
 
@@ -149,6 +155,51 @@ def stopped(job: Job, step: str, *arguments: str) -> Iterator[subprocess.Popen[s
 def hand_over(job: Job, *days: int) -> None:
     for number in days:
         run_day([job.data], CONFIG, day(number))
+
+
+def hand_over_as_before(job: Job) -> None:
+    """The first day, into a table whose column is named `_partition`, with retries and bounds as
+    pyiceberg has them by default."""
+    folder = (job.data / "batch").resolve()
+    folder.mkdir()
+    place = {
+        "type": "sql",
+        "uri": f"sqlite:///{folder / 'catalog.db'}",
+        "warehouse": f"file://{folder / 'warehouse'}",
+    }
+    with Handoff([job.data]) as handoff:
+        (sealed,) = handoff.seal(starts_ms(1))
+        assert sealed.seal is not None
+        rows = query.open(job.data).sealed().unique("id", keep="any").collect()
+        sorted_by = [UPLOAD_TIME, PARTITION, OFFSET]
+        schema = pa.schema(
+            [(PARTITION, pa.string()), (OFFSET, pa.int64()),
+             (UPLOAD_TIME, pa.timestamp("us", "UTC")), ("id", pa.string())]
+        )  # fmt: skip
+        catalog = load_catalog("forebay", **place)
+        catalog.create_namespace_if_not_exists("forebay")
+        made = catalog.create_table("forebay.events", schema=schema)
+        with made.update_spec() as spec:
+            spec.add_field(UPLOAD_TIME, DayTransform(), "upload_time_day")
+        path = f"{made.location()}/data/upload_time_day={day(0)}/{sealed.seal.id}-00000.parquet"
+        columns = pq.SortingColumn.from_ordering(schema, [(one, "ascending") for one in sorted_by])
+        out = made.io.new_output(path).create()
+        with pq.ParquetWriter(out, schema, compression="zstd", sorting_columns=columns) as writer:
+            arrow = rows.select(schema.names).sort(sorted_by).to_arrow()
+            writer.write_table(arrow.cast(schema))
+        out.close()
+        with made.transaction() as change:
+            change.add_files(
+                [path],
+                snapshot_properties={
+                    "forebay.seal": sealed.seal.id,
+                    "forebay.batch-number": "1",
+                    "forebay.rows": str(len(rows)),
+                    "forebay.duplicates": str(SHARED),
+                    "forebay.late": "0",
+                },
+            )
+        handoff.complete(0, late=True, table=made.metadata_location)
 
 
 def batch(job: Job) -> Batch:

@@ -15,18 +15,15 @@ from typing import Any, cast
 import duckdb
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from duckdb_extensions import import_extension
 from pyiceberg.catalog import load_catalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.table import Table
-from pyiceberg.transforms import DayTransform
 
 import query
 from flows import batch as flow
 from flows.batch import DAY_MS, run_day
-from flows.handoff import Handoff
 from flows.table import own_catalog
 from storage.batch import Batch, BatchWriter, read_batch
 from storage.columns import arrow_schema
@@ -39,7 +36,6 @@ from tests.days import (
     CONFIG,
     HOUR_MS,
     PER_DAY,
-    SHARED,
     MakeJob,
     a_job,
     batch,
@@ -49,6 +45,7 @@ from tests.days import (
     feed,
     forebay,
     hand_over,
+    hand_over_as_before,
     ids,
     in_table,
     keys,
@@ -346,50 +343,9 @@ def test_a_table_that_is_gone_from_the_catalog_is_not_silently_begun_anew(tmp_pa
 
 @pytest.fixture
 def old(filled: Path, make_job: MakeJob) -> Job:
-    """The first day is in a table whose column is named `_partition`, retries and bounds as
-    pyiceberg has them by default."""
     job = a_job(make_job)
     shutil.copytree(filled, job.folder)
-    folder = (job.data / "batch").resolve()
-    folder.mkdir()
-    place = {
-        "type": "sql",
-        "uri": f"sqlite:///{folder / 'catalog.db'}",
-        "warehouse": f"file://{folder / 'warehouse'}",
-    }
-    with Handoff([job.data]) as handoff:
-        (sealed,) = handoff.seal(starts_ms(1))
-        assert sealed.seal is not None
-        rows = query.open(job.data).sealed().unique("id", keep="any").collect()
-        sorted_by = [UPLOAD_TIME, PARTITION, OFFSET]
-        schema = pa.schema(
-            [(PARTITION, pa.string()), (OFFSET, pa.int64()),
-             (UPLOAD_TIME, pa.timestamp("us", "UTC")), ("id", pa.string())]
-        )  # fmt: skip
-        catalog = load_catalog("forebay", **place)
-        catalog.create_namespace_if_not_exists("forebay")
-        made = catalog.create_table("forebay.events", schema=schema)
-        with made.update_spec() as spec:
-            spec.add_field(UPLOAD_TIME, DayTransform(), "upload_time_day")
-        path = f"{made.location()}/data/upload_time_day={day(0)}/{sealed.seal.id}-00000.parquet"
-        columns = pq.SortingColumn.from_ordering(schema, [(one, "ascending") for one in sorted_by])
-        out = made.io.new_output(path).create()
-        with pq.ParquetWriter(out, schema, compression="zstd", sorting_columns=columns) as writer:
-            arrow = rows.select(schema.names).sort(sorted_by).to_arrow()
-            writer.write_table(arrow.cast(schema))
-        out.close()
-        with made.transaction() as change:
-            change.add_files(
-                [path],
-                snapshot_properties={
-                    "forebay.seal": sealed.seal.id,
-                    "forebay.batch-number": "1",
-                    "forebay.rows": str(len(rows)),
-                    "forebay.duplicates": str(SHARED),
-                    "forebay.late": "0",
-                },
-            )
-        handoff.complete(0, late=True, table=made.metadata_location)
+    hand_over_as_before(job)
     return job
 
 
