@@ -43,6 +43,8 @@ from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
 DAY_MS = 86_400_000
 SLICE_ROWS, FILE_ROWS, ROW_GROUP_ROWS = 1_000_000, 8_000_000, 131_072
 SLICE_BYTES, FIRST_ROWS = 512 << 20, 131_072
+SHORT_BYTES = 64
+"""As long as a SHA-256 in hexadecimal."""
 SORTED_BY = [UPLOAD_TIME, PARTITION, OFFSET]
 PLACE = {"t": UPLOAD_TIME, "p": PARTITION, "o": OFFSET}
 NUMBER, OFFSETS, ROWS, DUPLICATES, LATE = (
@@ -245,9 +247,15 @@ class _Run:
             "temp_directory": str(folder / "spilled"),
             "preserve_insertion_order": "false",
         }
-        with duckdb.connect(config=bounds) as work:
-            work.execute("set timezone = 'UTC'")
-            yield work
+        try:
+            with duckdb.connect(config=bounds) as work:
+                work.execute("set timezone = 'UTC'")
+                yield work
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            raise BadInput(
+                f"batch.memory: expected enough, or room below {folder}, to find duplicates, got"
+                f" {str(error).splitlines()[0]}"
+            ) from error
         shutil.rmtree(folder)
 
     def _find_duplicates(self, work: duckdb.DuckDBPyConnection, counts: pl.DataFrame) -> None:
@@ -258,9 +266,11 @@ class _Run:
         """
         key = {f"k{number}": name for number, name in enumerate(self._key)}
         columns = [pl.col(name).alias(own) for own, name in {**PLACE, **key}.items()]
-        work.register("sealed", stream(self._store().sealed().select(columns)))
+        sealed = stream(self._store().sealed().select(columns))
+        work.register("sealed", sealed)
         work.register("known", stream(self._known(counts).select(columns)))
-        names = ", ".join([*PLACE, *key])
+        texts = {own for own in key if pa.types.is_large_string(sealed.schema.field(own).type)}
+        names = ", ".join([*PLACE, *(_short(own) if own in texts else own for own in key)])
         work.execute(
             f"create table duplicates as"
             f" select t, p, o from ("
@@ -351,6 +361,15 @@ class _Run:
                 f"table {self._config.table}: expected {expected} rows as counted in the real-time"
                 f" layer, got {found}; nothing was handed over"
             )
+
+
+def _short(text: str) -> str:
+    """A key's text in SQL, bounded in size, for DuckDB can't spill what is larger than its blocks:
+    beyond SHORT_BYTES its SHA-256, in a form that no shorter text has."""
+    return (
+        f"case when strlen({text}) > {SHORT_BYTES} then 'h' || sha256({text}) else {text} end"
+        f" as {text}"
+    )
 
 
 def _large(schema: pa.Schema) -> pa.Schema:

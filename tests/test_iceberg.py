@@ -4,10 +4,12 @@ readers of Iceberg find in it what came.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, cast
@@ -261,6 +263,28 @@ def test_rows_too_large_for_one_slice_are_handed_over_in_several(
     assert slices[0] == 10
     assert set(slices[1:-1]) <= set(range(90, 111))
     assert by_pyiceberg(root)["id"].sort().to_list() == [row["id"] for row in rows]
+
+
+def test_keys_as_large_as_messages_are_told_apart_within_the_memory_bound(tmp_path: Path) -> None:
+    """More of them than fit; two that differ in their last byte, a copy in another partition, and
+    one that is the digest of another."""
+    large = [f"{n:03}" + "x" * 700_000 for n in range(200)]
+    digest = hashlib.sha256(large[0].encode()).hexdigest()
+    keys = [*large, large[0] + "y", large[0] + "z", digest, "h" + digest, "h" + digest[:-1]]
+    schema = replace(TEXTS, columns=TEXTS.columns[:1], raw=False)
+    root = node(tmp_path / "data", schema, [{"id": key} for key in keys], [{"id": large[7]}])
+    report = run_day([root], CONFIG, day(0))
+    assert (report.rows, report.duplicates) == (len(keys), 1)
+    assert by_pyiceberg(root)["id"].sort().to_list() == sorted(keys)
+
+
+def test_memory_that_does_not_do_is_told_by_its_setting_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    root = node(tmp_path / "data", TEXTS, [{"id": f"{n}", RAW: b""} for n in range(5000)])
+    with pytest.raises(BadInput, match=r"batch.memory: expected enough, or room below .*work"):
+        run_day([root], replace(CONFIG, memory_bytes=200_000), day(0))
+    assert run_day([root], CONFIG, day(0)).rows == 5000
 
 
 # -- names --------------------------------------------------------------------------------------
