@@ -1,0 +1,122 @@
+"""What is known of the sources of a data directory before anything of them is read.
+
+    DATA/topics/TOPIC         a record (see `record`) of kind "topic", version 2
+    DATA/sources/PARTITION    a record of kind "source", version 2
+
+Both are claimed (`Files.claim`): of workers that start at once one writes each, and all read what
+it wrote. They are durable before the first message is read.
+
+Where a partition begins is decided once, by the worker that reads it: a restart before the first
+commit begins there too. A partition that the topic did not have at its first start begins at 0.
+
+Version 1 had the bare id in place of a topic's record (none, if the broker has no ids) and an empty
+file for a partition. An empty file is still of version 1, and so of a partition that was there at
+the first start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage import record
+from storage.errors import Corruption
+from storage.files import Files
+from storage.layout import Layout
+from storage.record import Count
+
+TOPIC_KIND, SOURCE_KIND = "topic", "source"
+VERSION = 2
+ID_BYTES_MAX = 64
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic at its first start: its id, None if the broker has no ids, and how many partitions it
+    had; None if that was version 1, where the empty files of partitions tell."""
+
+    id: str | None
+    partitions: Count | None
+
+    def source(self, number: int) -> Source:
+        """What to keep of a partition of which nothing is kept."""
+        there = self.partitions is not None and number < self.partitions
+        return Source(None if there else 0)
+
+    def encode(self) -> bytes:
+        return record.encode(TOPIC_KIND, VERSION, self)
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> Topic:
+        """Raises Corruption or FormatVersion; `name` describes the data in errors."""
+        if data.startswith(b"{"):
+            return record.read(cls, TOPIC_KIND, VERSION, data, name)
+        try:
+            id = data.decode("ascii")
+        except UnicodeDecodeError:
+            id = ""
+        if not id.isprintable() or not 0 < len(id) <= ID_BYTES_MAX or not id.strip() == id:
+            raise Corruption(f"{name}: expected a topic's record or id, got {data[:80]!r}", 0)
+        return cls(id, None)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source partition. `first_offset` is where it begins; None until its source has decided, as
+    a file never does."""
+
+    first_offset: Count | None = None
+
+    def encode(self) -> bytes:
+        return record.encode(SOURCE_KIND, VERSION, self)
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> Source:
+        """Errors as above."""
+        return record.read(cls, SOURCE_KIND, VERSION, data, name) if data else cls()
+
+
+def read_topic(files: Files, path: Path) -> Topic | None:
+    """What is kept of a topic, or None if it was never read. Raises as `Topic.decode`."""
+    try:
+        return Topic.decode(files.read(path), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def read_sources(files: Files, layout: Layout) -> dict[str, Source]:
+    """Every partition that any source of this data directory has had. Raises as `Source.decode`."""
+    if not layout.sources.is_dir():
+        return {}
+    paths = sorted(path for path in layout.sources.iterdir() if not path.name.startswith("."))
+    return {path.name: Source.decode(files.read(path), str(path)) for path in paths}
+
+
+def claim_topic(files: Files, path: Path, topic: Topic) -> Topic:
+    """Keep `topic` unless one is kept; the one that is."""
+    kept = read_topic(files, path)
+    if kept is None:
+        files.make_directory(path.parent)
+        files.claim(path, topic.encode())
+        kept = read_topic(files, path)
+    if kept is None:
+        raise AssertionError(f"bug: {path} is gone")
+    return kept
+
+
+def keep_source(files: Files, layout: Layout, name: str, source: Source) -> None:
+    """Keep what its one reader has decided of a partition that is kept already."""
+    files.replace(layout.sources / name, source.encode(), durable=True)
+
+
+def claim_sources(
+    files: Files, layout: Layout, wanted: Mapping[str, Source]
+) -> dict[str, Source]:
+    """Keep each of `wanted` of which nothing is kept; all that are kept then, durably."""
+    files.make_directory(layout.sources)
+    known = read_sources(files, layout)
+    for name in sorted(set(wanted) - set(known)):
+        files.claim(layout.sources / name, wanted[name].encode())
+    files.sync_directory(layout.sources)
+    return read_sources(files, layout)
