@@ -7,6 +7,8 @@ What always holds:
   back-off; never fewer than N go on.
 - A stop (SIGTERM or SIGINT) is forwarded; each worker then closes its last epoch with a snapshot.
 - An error that a restart would meet again ends the job.
+- Input that could not be read ends nothing: all workers go on to their ends, and the exit code of
+  the job is INCOMPLETE.
 - The file `ended` is there when the last run committed all that it published, and no job runs.
 """
 
@@ -28,7 +30,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flows.recovery import init_recovery, take_data_directory
-from storage.errors import PERMANENT
+from storage.errors import INCOMPLETE, PERMANENT
 from storage.files import Files
 from storage.layout import Layout
 
@@ -82,7 +84,8 @@ class Cluster:
         self._lock: BinaryIO | None = None
 
     def run(self) -> int:
-        """Exit code of the job: 0 when the input has ended or a stop was asked for."""
+        """Exit code of the job: 0 when the input has ended or a stop was asked for; INCOMPLETE when
+        the input has ended, but some of it could not be read."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._events.put(None))
         backoff_s = BACKOFF_S
@@ -93,7 +96,7 @@ class Cluster:
             except OSError as error:  # a disk that is full, or read-only
                 log.error("%s", error)
                 code = 1
-            if code in (0, PERMANENT):
+            if code in (0, INCOMPLETE, PERMANENT):
                 return code
             if time.monotonic() - started_s > HEALTHY_S:
                 backoff_s = BACKOFF_S
@@ -103,13 +106,14 @@ class Cluster:
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
 
     def once(self) -> int:
-        """One run of all workers: 0 if all ended well, else the first bad exit code."""
+        """One run of all workers: 0 or INCOMPLETE if all ended well, else the first bad exit
+        code."""
         layout = Layout(self._data_dir)
         self._lock = self._lock or take_data_directory(layout)
         init_recovery(layout.recovery)
         self._files.remove(layout.ended)
         self._start()
-        left = self._workers
+        left, ended = self._workers, 0
         deadline: float | None = None
         try:
             while left:
@@ -126,10 +130,12 @@ class Cluster:
                         process.send_signal(signal.SIGTERM)
                 elif event.run == self._run:
                     left -= 1
-                    if event.code:
+                    if event.code == INCOMPLETE:
+                        ended = INCOMPLETE
+                    elif event.code:
                         return 0 if deadline is not None else self._cause(event.code)
             self._files.touch(layout.ended)
-            return 0
+            return ended
         finally:
             self._end()
 

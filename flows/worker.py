@@ -3,8 +3,9 @@
     python -m flows.worker PROCESS ADDRESS...
 
 It ends when its standard input does, so that no worker outlives its supervisor. Exit codes: 0 the
-input ended or a stop was asked for; PERMANENT an error that a restart would meet again; 1 another
-error; else what the engine makes of the loss of a peer.
+input ended or a stop was asked for; INCOMPLETE the input ended, but some of it could not be read;
+PERMANENT an error that a restart would meet again; 1 another error; else what the engine makes of
+the loss of a peer.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from bytewax.recovery import (
     RecoveryConfig,
 )
 
-from operators.failure import failure, note
-from storage.errors import PERMANENT, Corruption, ForebayError
+from operators.failure import failure, note, unread
+from operators.stop import stopping
+from storage.errors import INCOMPLETE, PERMANENT, Corruption, ForebayError
 from storage.files import Files, naming
 from storage.layout import Layout
 
@@ -36,6 +38,7 @@ _RESOURCE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO)
 )
 _PROBE_BYTES = 1 << 20
+UNREAD_LINES_MAX = 50
 GARBAGE_OBJECTS = 100_000
 """New objects before the collector looks for cycles among them: more than there are messages in a
 poll, which have none."""
@@ -92,7 +95,7 @@ def leave(code: int) -> NoReturn:
 def _told(error: BaseException | None) -> int:
     """Say what went wrong; the exit code for it."""
     if error is None:
-        return 0
+        return 0 if stopping() else _ended(unread())
     if isinstance(error, ForebayError):
         log.error("%s: %s", type(error).__name__, error)
         return PERMANENT
@@ -108,6 +111,17 @@ def _told(error: BaseException | None) -> int:
             _store_problem() or "now it can",
         )
     return 1
+
+
+def _ended(left: list[str]) -> int:
+    """The exit code at the end of the input, of which `left` could not be read."""
+    if not left:
+        return 0
+    lines = left[:UNREAD_LINES_MAX]
+    if len(left) > len(lines):
+        lines.append(f"and {len(left) - len(lines)} more, see above")
+    log.error("the input has ended; what could not be read of it:\n%s", "\n".join(lines))
+    return INCOMPLETE
 
 
 def _store_problem() -> OSError | None:

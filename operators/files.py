@@ -25,7 +25,7 @@ import zstandard
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from typing_extensions import override
 
-from operators.failure import noted
+from operators.failure import note_unread, noted
 from operators.messages import Messages
 from operators.stop import stopping
 from storage.errors import BadInput, Corruption, ForebayError
@@ -136,6 +136,7 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
             data = self._content.read()
         except (Corruption, OSError) as error:
             log.error("%s; the rest is left to a later run", error)
+            note_unread(str(error))
             self._ended, self._rest = True, b""
             return
         if data:
