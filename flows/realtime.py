@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import bytewax.operators as op
@@ -34,7 +33,7 @@ from operators.messages import Messages
 from operators.repartition import hash_partitions, is_hash_partition, repartition
 from operators.replay import decode_again
 from operators.routing import state_key
-from operators.stop import restart, stop_on_signals
+from operators.stop import stop_on_signals
 from operators.topic import Broker, Found, KafkaConfig, partition_key, require_same_topic
 from storage.blocks import BlocksConfig
 from storage.errors import BadInput
@@ -68,11 +67,11 @@ def __getattr__(name: str) -> Dataflow:
 
 
 def build(
-    settings: Settings, files: Files | None = None, *, supervised: bool = False
+    settings: Settings, files: Files | None = None, restart: Callable[[], None] | None = None
 ) -> Dataflow:
     """The dataflow of these settings, over `files` (by default the real ones). Waits for the
-    broker, if Kafka is the source and away. `supervised`: this process is started again if it exits
-    with RESTART.
+    broker, if Kafka is the source and away. `restart` asks for a stop and another start of all
+    workers, if there is someone to ask.
 
     Raises BadInput if the settings don't fit the source or the data directory; SystemExit if asked
     to stop while waiting.
@@ -84,7 +83,7 @@ def build(
     source, partitions = (
         _files(settings, layout, files)
         if settings.source == "files"
-        else _kafka(settings, layout, files, supervised)
+        else _kafka(settings, layout, files, restart)
     )
     owners = hash_partitions(settings.hash_partitions) or partitions
     _require_same_division(layout.partitions(), owners, settings.hash_partitions)
@@ -160,7 +159,9 @@ def _files(settings: Settings, layout: Layout, files: Files) -> Sources:
     return FileSource(config, paths, sorted(set(known) - set(names))), sorted(paths)
 
 
-def _kafka(settings: Settings, layout: Layout, files: Files, supervised: bool) -> Sources:
+def _kafka(
+    settings: Settings, layout: Layout, files: Files, restart: Callable[[], None] | None
+) -> Sources:
     config, path = kafka_config(settings), layout.topic(settings.kafka.topic)
     kept, known = read_topic(files, path), read_sources(files, layout)
     before = sum(name.startswith(f"{config.topic}-") for name in known)
@@ -184,7 +185,7 @@ def _kafka(settings: Settings, layout: Layout, files: Files, supervised: bool) -
         found.id,
         {name: one.first_offset for name, one in sources.items()},
         began=lambda name, offset: keep_source(files, layout, name, Source(offset)),
-        grown=_Growth(config.topic, claim, supervised),
+        grown=_Growth(config.topic, claim, restart),
     )
     return source, [partition_key(config.topic, number) for number in range(found.partitions)]
 
@@ -206,12 +207,14 @@ def _require_same_source(
 
 class _Growth:
     """What is done when a topic has more partitions: they are known from then on, and read by the
-    next start, which is asked for if there is a supervisor."""
+    next start, which is asked for if there is someone to ask. Thread-safe."""
 
-    def __init__(self, topic: str, claim: Callable[[int], object], supervised: bool) -> None:
+    def __init__(
+        self, topic: str, claim: Callable[[int], object], restart: Callable[[], None] | None
+    ) -> None:
         self._topic = topic
         self._claim = claim
-        self._supervised = supervised
+        self._restart = restart
         self._partitions = 0
         self._lock = threading.Lock()
 
@@ -226,11 +229,11 @@ class _Growth:
                 self._topic,
                 partitions,
                 "all workers start again to read the new ones from their beginning"
-                if self._supervised
+                if self._restart
                 else "the new ones are read, from their beginning, when this job is started again",
             )
-            if self._supervised:
-                restart()
+            if self._restart:
+                self._restart()
 
 
 def kafka_config(settings: Settings) -> KafkaConfig:

@@ -6,9 +6,9 @@ oldest message has lingered, so an idle partition costs one look at an empty que
 few ms whatever is in it, so messages linger longer where those of many partitions wait.
 
 Offsets live in the snapshot. They are also committed to the consumer group, for lag tools only:
-nothing is ever read back from there. Where a partition begins without a snapshot is decided once,
-and durable before anything of it is read. A broker that is away is waited for, with librdkafka's own
-back-off; an offset that the broker no longer has stops the job, or is skipped and counted. No
+nothing is ever read back from there. Where a partition without a snapshot begins is decided once,
+and durable before anything of it is read. A broker that is away is waited for, with librdkafka's
+own back-off; an offset that the broker no longer has stops the job, or is skipped and counted. No
 message is emitted before it is sure to be of the topic that was read from the start (`topic.py`).
 
 A topic can end in offsets that hold no message: markers of transactions, aborted messages. The end
@@ -414,8 +414,7 @@ class KafkaSource(FixedPartitionedSource[Messages, int | None]):
         their number."""
         self._config = config
         self._numbers = {
-            partition_key(config.topic, number).name: number
-            for number in range(len(first_offsets))
+            partition_key(config.topic, number).name: number for number in range(len(first_offsets))
         }
         self._first_offsets = first_offsets
         self._began = began

@@ -5,8 +5,6 @@ SIGHUP, which a closed terminal sends: each source partition then ends as if its
 epoch closes with a snapshot, and the process exits 0. A second SIGINT does what it does by default;
 SIGTERM may come twice, from a process manager that signals the whole group and from the supervisor.
 
-`restart` is the same stop, asked for by a step of this process: its worker exits with RESTART.
-
 Whoever waits for anything but the stop itself waits here, so that a stop ends the wait at once.
 """
 
@@ -20,19 +18,14 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-# SUBTLE: plain flags and SimpleQueue.put, which a signal handler may call at any point. The lock of
+# SUBTLE: a plain flag and SimpleQueue.put, which a signal handler may use at any point. The lock of
 # an Event may be held just then by the very thread that runs the handler.
-_stopping = _restarting = False
+_stopping = False
 _waiting: list[queue.SimpleQueue[None]] = []
 
 
 def stopping() -> bool:
     return _stopping
-
-
-def restarting() -> bool:
-    """Whether the stop was asked for by `restart`."""
-    return _restarting
 
 
 def stop_on_signals() -> None:
@@ -43,13 +36,6 @@ def stop_on_signals() -> None:
         signal.signal(signal.SIGINT, _stop)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, _stop)
-
-
-def restart() -> None:
-    """Stop this worker gracefully, to be started again."""
-    global _restarting
-    _restarting = True
-    _ask()
 
 
 def wait(seconds: float, answer: Future[Any] | None = None) -> bool:
@@ -68,14 +54,10 @@ def wait(seconds: float, answer: Future[Any] | None = None) -> bool:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
+    global _stopping
     if _stopping and number == signal.SIGINT:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
-    _ask()
-
-
-def _ask() -> None:
-    global _stopping
     _stopping = True
     for awake in tuple(_waiting):
         awake.put(None)

@@ -14,8 +14,6 @@ PERMANENT = 78
 """Exit code of a process that met an error which a restart would meet again (EX_CONFIG)."""
 INCOMPLETE = 65
 """Exit code of a job whose input ended, but some of it could not be read (EX_DATAERR)."""
-RESTART = 75
-"""Exit code of a worker that ended well because all workers have to start again (EX_TEMPFAIL)."""
 
 
 class ForebayError(Exception):

@@ -110,9 +110,7 @@ def keep_source(files: Files, layout: Layout, name: str, source: Source) -> None
     files.replace(layout.sources / name, source.encode(), durable=True)
 
 
-def claim_sources(
-    files: Files, layout: Layout, wanted: Mapping[str, Source]
-) -> dict[str, Source]:
+def claim_sources(files: Files, layout: Layout, wanted: Mapping[str, Source]) -> dict[str, Source]:
     """Keep each of `wanted` of which nothing is kept; all that are kept then, durably."""
     files.make_directory(layout.sources)
     known = read_sources(files, layout)
