@@ -42,7 +42,7 @@ from operators.failure import noted
 from operators.messages import I64, Messages
 from operators.stop import stopping
 from operators.thread import PerThread
-from operators.topic import Broker, KafkaConfig, Watch, partition_key
+from operators.topic import Broker, KafkaConfig, Watch, partition_key, refused
 from storage.errors import ForebayError
 
 log = logging.getLogger("forebay.kafka")
@@ -154,7 +154,8 @@ class _Reader:
         self._config = config
         self._partitions = partitions
         self._grown = grown
-        self._consumer = Consumer({**config.consumer(), "error_cb": self._told})
+        with refused():
+            self._consumer = Consumer({**config.consumer(), "error_cb": self._told})
         self._broker = Broker(config)
         self._watch = Watch(self._broker, config.topic, id)
         self._read_s = 0.0

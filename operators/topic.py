@@ -14,8 +14,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -33,7 +34,7 @@ from confluent_kafka.admin import (
     TopicDescription,
 )
 
-from operators.stop import wait
+from operators.stop import stopping, wait
 from storage.errors import BadInput
 from storage.layout import PartitionKey
 
@@ -43,7 +44,10 @@ T = TypeVar("T")
 End = Literal["earliest", "latest"]
 
 METADATA_TIMEOUT_S = 10.0
-RETRY_S, RETRY_S_MAX = 0.5, 30.0
+RETRY_S, RETRY_S_MAX = 0.5, 5.0
+LOOK_S = 1.0
+"""How long an answer is waited for before it is said why there is none."""
+TELL_EVERY_S = 30.0
 ASK_EVERY_S, ASK_EVERY_S_IDLE = 0.025, 5.0
 """An answer costs 0.25 ms of CPU: one percent of a busy worker, and less delay than lingering."""
 NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"
@@ -96,11 +100,13 @@ def partition_key(topic: str, number: int) -> PartitionKey:
 
 class Broker:
     """Questions about one topic. A client is kept as long as its answers are waited for, since they
-    end with it; it logs nothing of a broker that is away, for whoever asks does."""
+    end with it. Of a broker that is away it says so once for each reason, and then now and then."""
 
     def __init__(self, config: KafkaConfig) -> None:
+        """Raises BadInput if librdkafka refuses a property."""
         self._config = config
         self._trouble: KafkaError | None = None
+        self._told: tuple[int, float] = (0, -math.inf)
         own: dict[str, Any] = {
             "bootstrap.servers": config.bootstrap,
             "reconnect.backoff.max.ms": 1000,
@@ -108,10 +114,12 @@ class Broker:
             "logger": log,
             "error_cb": self._failed,
         }
-        self._client = AdminClient({**own, **config.librdkafka})
+        with refused():
+            self._client = AdminClient({**own, **config.librdkafka})
 
     def describe(self) -> Future[TopicDescription]:
         """An answer, or a KafkaException, within METADATA_TIMEOUT_S."""
+        self._client.poll(0)  # else what it has to say of a broker that is away piles up
         topic = self._config.topic
         answer: Future[TopicDescription] = self._client.describe_topics(
             TopicCollection([topic]), request_timeout=METADATA_TIMEOUT_S
@@ -122,61 +130,82 @@ class Broker:
         """The topic as it is now; waits for the broker, for the topic, and, if it is the `known`
         one, for as many partitions, since a broker may be behind. None if asked to stop meanwhile.
         """
+        while (answer := self._answer(self.describe)) is not None:
+            id = None if str(answer.topic_id) == NO_ID else str(answer.topic_id)
+            count = len(answer.partitions)
+            if count >= max(1, partitions_min) or (count and (id is None or id != known)):
+                return Found(id, count)
+            self._tell(0, f"it has {count} partitions, expected {max(1, partitions_min)}")
+            if wait(RETRY_S_MAX):
+                break
+        return None
+
+    def offset(self, number: int, end: End) -> int | None:
+        """Where a partition begins or ends now; waits for the broker. None if asked to stop."""
+        place = TopicPartition(self._config.topic, number)
+
+        def ask() -> Future[ListOffsetsResultInfo]:
+            asked: Future[ListOffsetsResultInfo] = self._client.list_offsets(
+                {place: getattr(OffsetSpec, end)()},
+                isolation_level=self._config.isolation,
+                request_timeout=METADATA_TIMEOUT_S,
+            )[place]
+            return asked
+
+        answer = self._answer(ask)
+        return None if answer is None else int(answer.offset)
+
+    def _answer(self, ask: Callable[[], Future[T]]) -> T | None:
+        """The first answer; asks again, with back-off, until there is one. None if asked to stop.
+        Raises BadInput if there can be no topic of that name."""
         delay_s = RETRY_S
-        while (answer := self._answer(self.describe())) is not None:
-            if isinstance(answer, TopicDescription):
-                id = None if str(answer.topic_id) == NO_ID else str(answer.topic_id)
-                count = len(answer.partitions)
-                if count >= max(1, partitions_min) or (count and (id is None or id != known)):
-                    return Found(id, count)
-                answer = f"{count} partitions, of {partitions_min} that it had before"
-            self._warn("waiting for topic %s at %s: %s; next try in %.1f s", answer, delay_s)
+        while not stopping():
+            self._trouble = None
+            answer = ask()
+            while not answer.done() and not wait(LOOK_S, answer):
+                self._client.poll(0)
+                if self._trouble:
+                    self._tell(self._trouble.code(), self._trouble.str())
+            if not answer.done():
+                break
+            try:
+                return answer.result()
+            except KafkaException as error:
+                problem: KafkaError = error.args[0]
+                if problem.code() == KafkaError.TOPIC_EXCEPTION:
+                    raise BadInput(
+                        "kafka.topic: expected letters, digits, . _ -, at most 249 of them, got"
+                        f" {self._config.topic!r}"
+                    ) from error
+                if not self._trouble:
+                    self._tell(problem.code(), problem.str())
             if wait(delay_s):
                 break
             delay_s = min(delay_s * 2, RETRY_S_MAX)
         return None
 
-    def offset(self, number: int, end: End) -> int | None:
-        """Where a partition begins or ends now; waits for the broker. None if asked to stop."""
-        config, delay_s = self._config, RETRY_S
-        place = TopicPartition(config.topic, number)
-        spec = getattr(OffsetSpec, end)()
-        while True:
-            asked: Future[ListOffsetsResultInfo] = self._client.list_offsets(
-                {place: spec},
-                isolation_level=config.isolation,
-                request_timeout=METADATA_TIMEOUT_S,
-            )[place]
-            answer = self._answer(asked)
-            if answer is None:
-                return None
-            if isinstance(answer, ListOffsetsResultInfo):
-                return int(answer.offset)
-            told = f"the {end} offset of partition {number}: {answer}"
-            self._warn("waiting for topic %s at %s: %s; next try in %.1f s", told, delay_s)
-            if wait(delay_s):
-                return None
-            delay_s = min(delay_s * 2, RETRY_S_MAX)
-
-    def _answer(self, answer: Future[T]) -> T | str | None:
-        """An answer, or why there is none; None if asked to stop before it came."""
-        self._trouble = None
-        while not answer.done():
-            if wait(METADATA_TIMEOUT_S, answer):
-                return None
-        try:
-            return answer.result()
-        except KafkaException as error:
-            problem: KafkaError = self._trouble or error.args[0]
-            return problem.str()
-
-    def _warn(self, text: str, problem: object, delay_s: float) -> None:
-        log.warning(text, self._config.topic, self._config.bootstrap, problem, delay_s)
+    def _tell(self, code: int, problem: str) -> None:
+        last, told_s = self._told
+        if code != last or time.monotonic() - told_s > TELL_EVERY_S:
+            self._told = code, time.monotonic()
+            where = self._config.topic, self._config.bootstrap
+            log.warning("waiting for topic %s at %s: %s", *where, problem)
 
     def _failed(self, error: KafkaError) -> None:
-        """Why the broker can't be reached, which a request that timed out does not say."""
+        """Why the broker can't be reached, which a question that timed out does not say."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self._trouble = error
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """A property that librdkafka refuses is BadInput."""
+    try:
+        yield
+    except KafkaException as error:
+        raise BadInput(
+            f"kafka.librdkafka: expected its properties, got: {error.args[0].str()}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -282,26 +282,6 @@ def quiet(job: Job, again: int) -> bool:
     return time.monotonic() - _quiet_since.setdefault(job.folder, time.monotonic()) > 10
 
 
-def test_partitions_added_are_read_from_their_start_after_a_restart(
-    make_job: MakeJob, broker: Broker
-) -> None:
-    job = kafka_job(make_job, broker, 2)
-    process = job.run()
-    send(job, [event(n) for n in range(100)], 0)
-    send(job, [event(n) for n in range(100, 200)], 1)
-    job.until(process, lambda found: taken(found) == 200)
-    broker.add_partitions(topic_of(job), 5)
-    send(job, [event(n) for n in range(200, 300)], 4)
-    send(job, [event(n) for n in range(300, 350)], 0)
-    job.until(process, lambda found: taken(found) == 250)
-    assert job.stop(process) == 0, job.told()
-    process = job.run(2)
-    found = job.until(process, lambda found: taken(found) == 350)
-    assert job.stop(process) == 0, job.told()
-    assert counts(found) == {"accepted": 350, "duplicates": 0, "rejects": 0}
-    assert insert_ids(job) == ids({"i": range(350)})
-
-
 def stored_offsets(job: Job) -> list[int]:
     """What the broker still has of partition 0, as any consumer sees it."""
     topic, server = topic_of(job), job.settings["KAFKA__BOOTSTRAP"]
