@@ -12,10 +12,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from siphash24 import siphash13
 
+from storage.compiled import compiled
 from storage.layout import PartitionKey
 
 MODULUS = 27_720
@@ -47,7 +47,7 @@ def route(key: str) -> int:
     return int(siphash13(key.encode() + b"\xff", key=_ZERO_KEY).intdigest()) % 2**64
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _first_salt(text: Any, head: Any, residue: Any) -> Any:
     """The first salt that makes the key's hash `residue`; `text` has room for it after `head`.
 
@@ -68,7 +68,7 @@ def _first_salt(text: Any, head: Any, residue: Any) -> Any:
         salt += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _siphash13(text: Any, size: Any) -> Any:
     """SipHash-1-3 with the zero key of the first `size` bytes."""
     a, b = np.uint64(0x736F6D6570736575), np.uint64(0x646F72616E646F6D)
@@ -87,7 +87,7 @@ def _siphash13(text: Any, size: Any) -> Any:
     return a ^ b ^ c ^ d
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _round(a: Any, b: Any, c: Any, d: Any) -> Any:
     a, c = a + b, c + d
     b, d = _turned(b, 13) ^ a, _turned(d, 16) ^ c
@@ -96,6 +96,6 @@ def _round(a: Any, b: Any, c: Any, d: Any) -> Any:
     return a, b, _turned(c, 32), d
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _turned(word: Any, by: Any) -> Any:
     return (word << np.uint64(by)) | (word >> np.uint64(64 - by))

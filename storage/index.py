@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from storage.compiled import compiled
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -31,7 +32,7 @@ K1 = np.uint64(0x9E3779B97F4A7C15)
 K2 = np.uint64(0xC2B2AE3D27D4EB4F)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _finish(h: Any) -> Any:
     h ^= h >> np.uint64(33)
     h *= np.uint64(0xFF51AFD7ED558CCD)
@@ -40,7 +41,7 @@ def _finish(h: Any) -> Any:
     return h ^ (h >> np.uint64(33))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def fold_bytes(h: Any, data: Any, at: Any, end: Any) -> Any:
     """`h` with the bytes [at, end) folded in, the last word not yet multiplied."""
     while at + 8 <= end:
@@ -66,7 +67,7 @@ def fold_bytes(h: Any, data: Any, at: Any, end: Any) -> Any:
     return h ^ word
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _hash_bytes(offsets: Any, data: Any, out: Any) -> None:
     for i in range(len(out)):
         start, end = offsets[i], offsets[i + 1]
@@ -74,13 +75,13 @@ def _hash_bytes(offsets: Any, data: Any, out: Any) -> None:
         out[i] = _finish(fold_bytes(h, data, start, end) * K1)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _hash_words(words: Any, out: Any) -> None:
     for i in range(len(out)):
         out[i] = _finish((out[i] ^ words[i]) * K1)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _find(table: Any, rows: Any, hashes: Any, slots: Any, found: Any) -> int:
     """From each slot (or home, if -1) go to the next entry with that hash; -1 if there is none."""
     capacity = np.uint64(len(table))
@@ -106,7 +107,7 @@ def _find(table: Any, rows: Any, hashes: Any, slots: Any, found: Any) -> int:
     return hits
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _insert(table: Any, rows: Any, hashes: Any, row: Any) -> None:
     capacity = np.uint64(len(table))
     for i in range(len(hashes)):
@@ -120,7 +121,7 @@ def _insert(table: Any, rows: Any, hashes: Any, row: Any) -> None:
         rows[slot] = row + i
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _rehash(old_table: Any, old_rows: Any, table: Any, rows: Any) -> None:
     capacity = np.uint64(len(table))
     for i in range(len(old_table)):
@@ -135,7 +136,7 @@ def _rehash(old_table: Any, old_rows: Any, table: Any, rows: Any) -> None:
             rows[slot] = old_rows[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _find_earlier(hashes: Any, table: Any, found: Any) -> None:
     mask = np.uint64(len(table) - 1)
     for i in range(len(hashes)):
