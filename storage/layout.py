@@ -150,6 +150,11 @@ class Layout:
         return sorted(name for name in found if _NAME.match(name))
 
 
+def names_partition(name: str) -> bool:
+    """Whether a partition can have this name."""
+    return _NAME.match(name) is not None
+
+
 def block_log_name(block: BlockId, incarnation: int) -> str:
     return f"{block}.{incarnation}.arrows"
 

@@ -16,19 +16,29 @@ the first start.
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from storage import record
 from storage.errors import Corruption
 from storage.files import Files
-from storage.layout import Layout
+from storage.layout import Layout, names_partition
 from storage.record import Count
 
 TOPIC_KIND, SOURCE_KIND = "topic", "source"
 VERSION = 2
-ID_BYTES_MAX = 64
+BYTES_MAX = 4096
+"""More than any of these files has."""
+_ID = r"[A-Za-z0-9_-]{22}"
+
+TopicId = Annotated[str, Field(pattern=f"^{_ID}$")]
+"""As Kafka writes the 128 bits of an id."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Topic:
     """A topic at its first start: its id, None if the broker has no ids, and how many partitions it
     had; None if that was version 1, where the empty files of partitions tell."""
 
-    id: str | None
+    id: TopicId | None
     partitions: Count | None
 
     def source(self, number: int) -> Source:
@@ -49,16 +59,11 @@ class Topic:
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Topic:
-        """Raises Corruption or FormatVersion; `name` describes the data in errors."""
-        if data.startswith(b"{"):
-            return record.read(cls, TOPIC_KIND, VERSION, data, name)
-        try:
-            id = data.decode("ascii")
-        except UnicodeDecodeError:
-            id = ""
-        if not id.isprintable() or not 0 < len(id) <= ID_BYTES_MAX or not id.strip() == id:
-            raise Corruption(f"{name}: expected a topic's record or id, got {data[:80]!r}", 0)
-        return cls(id, None)
+        """Raises Corruption or FormatVersion; `name` describes the data in errors. In version 1 it
+        is the bare id."""
+        if re.fullmatch(_ID.encode(), data):
+            return cls(data.decode(), None)
+        return record.read(cls, TOPIC_KIND, VERSION, data, name)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Source:
 def read_topic(files: Files, path: Path) -> Topic | None:
     """What is kept of a topic, or None if it was never read. Raises as `Topic.decode`."""
     try:
-        return Topic.decode(files.read(path), str(path))
+        return Topic.decode(_read(files, path), str(path))
     except FileNotFoundError:
         return None
 
@@ -89,8 +94,8 @@ def read_sources(files: Files, layout: Layout) -> dict[str, Source]:
     """Every partition that any source of this data directory has had. Raises as `Source.decode`."""
     if not layout.sources.is_dir():
         return {}
-    paths = sorted(path for path in layout.sources.iterdir() if not path.name.startswith("."))
-    return {path.name: Source.decode(files.read(path), str(path)) for path in paths}
+    paths = sorted(path for path in layout.sources.iterdir() if names_partition(path.name))
+    return {path.name: Source.decode(_read(files, path), str(path)) for path in paths}
 
 
 def claim_topic(files: Files, path: Path, topic: Topic) -> Topic:
@@ -118,3 +123,12 @@ def claim_sources(files: Files, layout: Layout, wanted: Mapping[str, Source]) ->
         files.claim(layout.sources / name, wanted[name].encode())
     files.sync_directory(layout.sources)
     return read_sources(files, layout)
+
+
+def _read(files: Files, path: Path) -> bytes:
+    try:
+        return files.read(path, end=BYTES_MAX)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EISDIR):
+            raise Corruption(f"{path}: expected a plain file, got something else", 0) from error
+        raise
