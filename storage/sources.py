@@ -35,10 +35,10 @@ TOPIC_KIND, SOURCE_KIND = "topic", "source"
 VERSION = 2
 BYTES_MAX = 4096
 """More than any of these files has."""
-_ID = r"[A-Za-z0-9_-]{22}"
+_ID = r"[A-Za-z0-9+/_-]{22}"
 
 TopicId = Annotated[str, Field(pattern=f"^{_ID}$")]
-"""As Kafka writes the 128 bits of an id."""
+"""The 128 bits of an id in base64: Kafka's own tools write - and _, librdkafka + and /."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 SHAM has the steps of each worker, workers by comma, steps by blank: `build` says that the dataflow
 is built and waits to be let go, `again` asks for another start of all unless it did so before,
-`hang` waits for ever, `exit:N` ends with exit code N, `stop:N` with N when it is asked to stop. What
+`hang` waits for ever, `exit:N` ends with exit code N, `stop:N` with N when asked to stop. What
 it does goes to SHAM_LOG, a line each.
 """
 

@@ -365,6 +365,58 @@ def test_a_topic_deleted_during_a_run_is_told(make_job: MakeJob, broker: Broker)
     assert insert_ids(job) == ids({"i": range(10)})
 
 
+# -- stops and settings -------------------------------------------------------------------------
+
+STOP_S = 6.0
+"""A moment, on a machine that has much else to do; librdkafka's timeouts are longer."""
+
+
+@pytest.mark.parametrize("how", ["run", "bytewax"])
+@pytest.mark.parametrize("when", ["before the start", "during the run"])
+def test_a_stop_while_the_broker_is_away_takes_a_moment(
+    when: str, how: str, make_job: MakeJob, tmp_path: Path, broker: Broker
+) -> None:
+    with Broker(tmp_path / "broker") as own:
+        job = kafka_job(make_job, own, 2)
+        send(job, [event(n) for n in range(10)])
+        if when == "before the start":
+            own.kill()
+        process = getattr(job, how)()
+        if when == "during the run":
+            job.until(process, lambda found: taken(found) == 10)
+            own.kill()
+            job.until(process, lambda _: "is away; waiting" in job.told())
+        else:
+            job.until(process, lambda _: "waiting for topic" in job.told())
+            assert "Connection refused" in job.told()
+        since = time.monotonic()
+        assert job.stop(process) == 0, job.told()
+        assert time.monotonic() - since < STOP_S
+        own.start()
+        process = job.run()
+        job.until(process, lambda found: taken(found) == 10)
+        assert job.stop(process) == 0, job.told()
+    assert insert_ids(job) == ids({"i": range(10)})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("KAFKA__TOPIC", "a/b", "kafka.topic: expected letters, digits, . _ -"),
+        ("KAFKA__LIBRDKAFKA", '{"no.such": 1}', 'No such configuration property: "no.such"'),
+        ("KAFKA__LIBRDKAFKA", '{"fetch.wait.max.ms": "soon"}', "kafka.librdkafka: expected"),
+    ],
+)
+def test_what_no_broker_could_take_ends_the_job_and_is_told_in_a_line(
+    name: str, value: str, told: str, make_job: MakeJob, broker: Broker
+) -> None:
+    job = kafka_job(make_job, broker, 1)
+    job.settings[name] = value
+    assert job.ends(job.run()) == PERMANENT
+    assert told in job.told()
+    assert "Traceback" not in job.told()
+
+
 def test_a_broker_that_refuses_the_login_is_told_without_the_password(
     make_job: MakeJob, broker: Broker
 ) -> None:

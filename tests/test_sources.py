@@ -34,7 +34,7 @@ from storage.sources import (
 from tests.power import Mood, PowerFiles
 
 GOLDEN = Path(__file__).parent / "golden" / "sources"
-ID, OTHER_ID = "vNI5aYkHRZeUBW3q-x4_Vg", "AbCdEfGhIjKlMnOpQrStUv"
+ID, OTHER_ID = "vNI5aYkHRZeUBW3q+x4/Vg", "AbCdEfGhIj-lMn_pQrStUv"
 
 
 class Small(NamedTuple):
