@@ -170,8 +170,10 @@ def _kafka(
         raise SystemExit(0)
     _require_same_source(config.topic, kept, found, known)
     if kept is None:
-        # Without ids, version 1 kept nothing of a topic but what it had read of it.
-        kept = claim_topic(files, path, Topic(found.id, len(known) or found.partitions))
+        # Without ids, version 1 kept nothing of a topic but what it had read of it. A topic that
+        # was created while it was waited for had no partitions at the first start.
+        count = len(known) or (0 if found.new else found.partitions)
+        kept = claim_topic(files, path, Topic(found.id, count))
         _require_same_source(config.topic, kept, found, known)
     topic = kept
 

@@ -106,6 +106,7 @@ class Broker:
         """Raises BadInput if librdkafka refuses a property."""
         self._config = config
         self._trouble: KafkaError | None = None
+        self._absent = False
         self._told: tuple[int, float] = (0, -math.inf)
         own: dict[str, Any] = {
             "bootstrap.servers": config.bootstrap,
@@ -134,7 +135,7 @@ class Broker:
             id = None if str(answer.topic_id) == NO_ID else str(answer.topic_id)
             count = len(answer.partitions)
             if count >= max(1, partitions_min) or (count and (id is None or id != known)):
-                return Found(id, count)
+                return Found(id, count, self._absent)
             self._tell(0, f"it has {count} partitions, expected {max(1, partitions_min)}")
             if wait(RETRY_S_MAX):
                 break
@@ -177,6 +178,7 @@ class Broker:
                         "kafka.topic: expected letters, digits, . _ -, at most 249 of them, got"
                         f" {self._config.topic!r}"
                     ) from error
+                self._absent |= problem.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
                 if not self._trouble:
                     self._tell(problem.code(), problem.str())
             if wait(delay_s):
@@ -210,10 +212,12 @@ def refused() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Found:
-    """A topic as a broker knows it; `id` is None if the broker has no ids (Kafka before 2.8)."""
+    """A topic as a broker knows it; `id` is None if the broker has no ids (Kafka before 2.8).
+    `new`: there was none when it was first asked for."""
 
     id: str | None
     partitions: int
+    new: bool
 
 
 def require_same_topic(topic: str, known: str, found: str) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from storage.errors import PERMANENT
 from storage.files import Files
@@ -94,6 +94,57 @@ def test_latest_begins_before_a_transaction_that_is_open_at_the_first_start(
     job.until(process, lambda found: taken(found) == 1)
     assert job.stop(process) == 0, job.told()
     assert insert_ids(job) == ["i0"]
+
+
+def test_a_topic_that_is_created_after_the_job_has_started_is_read_from_its_beginning(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    job = kafka_job(make_job, broker, 1)
+    job.settings.update(KAFKA__START="latest", KAFKA__TOPIC=f"{topic_of(job)}-later")
+    process = job.run(2)
+    job.until(process, lambda _: job.told().count("Unknown topic") == 2)
+    broker.create_topic(topic_of(job), 2)
+    send(job, [event(n) for n in range(10)])
+    job.until(process, lambda found: taken(found) == 10)
+    assert job.stop(process) == 0, job.told()
+    assert insert_ids(job) == ids({"i": range(10)})
+
+
+def test_what_is_gone_before_the_first_commit_is_a_gap_like_any_other(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    job = kafka_job(make_job, broker, 1)
+    job.settings.update(KAFKA__START="latest", EPOCH_INTERVAL="1h")
+    send(job, [event(n, "before") for n in range(10)])
+    process = job.run()
+    begun(job, process)
+    job.kill(process)
+    send(job, [event(n) for n in range(10)])
+    broker.delete_records(topic_of(job), 0, 15)
+    assert job.ends(job.run()) == PERMANENT
+    assert "expected offset 10, the broker begins at 15: 5 messages are gone" in job.told()
+    job.settings.update(KAFKA__ON_GAP="skip", EPOCH_INTERVAL="100ms")
+    process = job.run()
+    found = job.until(process, lambda found: taken(found) == 5)
+    assert found["skipped"].sum() == 5
+    assert job.stop(process) == 0, job.told()
+
+
+def test_a_gap_at_the_end_of_a_partition_is_counted_though_nothing_comes_after_it(
+    make_job: MakeJob, broker: Broker
+) -> None:
+    job = kafka_job(make_job, broker, 1)
+    job.settings["KAFKA__ON_GAP"] = "skip"
+    process = job.run()
+    send(job, [event(n) for n in range(10)])
+    job.until(process, lambda found: taken(found) == 10)
+    assert job.stop(process) == 0, job.told()
+    send(job, [event(n) for n in range(10, 20)])
+    broker.delete_records(topic_of(job), 0, 20)
+    process = job.run()
+    found = job.until(process, lambda found: found["next_offset"].to_list() == [20])
+    assert (found["skipped"].sum(), lag(job)) == (10, 0)
+    assert job.stop(process) == 0, job.told()
 
 
 # -- partitions that are added ------------------------------------------------------------------
@@ -267,3 +318,8 @@ def test_lag_of_a_transactional_topic_is_zero_once_all_is_read(
     job.until(process, lambda _: time.monotonic() - since > 2)
     assert lag(job) == 0
     assert job.stop(process) == 0, job.told()
+    consumer = Consumer({"bootstrap.servers": broker.address, "group.id": topic_of(job)})
+    places = [TopicPartition(topic_of(job), number) for number in range(2)]
+    ends = [consumer.get_watermark_offsets(place, 30)[1] for place in places]
+    assert [place.offset for place in consumer.committed(places, 30)] == ends
+    consumer.close()
