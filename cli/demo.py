@@ -28,8 +28,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import query
-from cli.generate import files
 from cli.load import COUNTS, Load, LoadSpec
+from cli.outlet import files
 from storage.errors import BadInput
 from storage.schema import UPLOAD_TIME
 

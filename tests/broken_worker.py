@@ -198,16 +198,15 @@ def parted() -> None:
 def trusting() -> None:
     add, poll = kafka._Reader.add, kafka._Reader.poll
 
-    def trusting_add(self: kafka._Reader, number: int, next_offset: int | None) -> kafka._Queue:
+    def trusting_add(self: kafka._Reader, number: int, next_offset: int) -> kafka._Queue:
         (place,) = self._consumer.committed([self._place(number)])
         return add(self, number, place.offset if place.offset >= 0 else next_offset)
 
     def telling_poll(self: kafka._Reader) -> None:
         poll(self)
         for queue in self._queues.values():
-            if queue.next_offset is not None:
-                at = self._place(queue.number, queue.next_offset)
-                self._consumer.commit(offsets=[at], asynchronous=False)
+            at = self._place(queue.number, queue.next_offset)
+            self._consumer.commit(offsets=[at], asynchronous=False)
 
     kafka._Reader.add = trusting_add  # type: ignore[method-assign]
     kafka._Reader.poll = telling_poll  # type: ignore[method-assign]

@@ -469,6 +469,9 @@ def test_a_batch_layer_that_is_late_is_warned_of(
     job = a_job(make_job, BATCH_LATE=after)
     feed(job, "a", messages("a"))
     run_job(job)
+    assert "batch layer" not in job.told(), "there is none"
+    assert forebay(job, "batch", "seal", "--through", str(day(1))).returncode == 0
+    run_job(job)
     assert ("the batch layer is late" in job.told()) == warned
 
 
