@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 import query
 from cli.filters import filtered, wanted
+from cli.target import force_option, new_file
 from flows.settings import load
 from operators.repartition import is_hash_partition
 from query.view import take_view
@@ -98,8 +99,9 @@ def show(partition: str, offset: int, raw: bool, data_dirs: tuple[Path, ...]) ->
 @rejects.command()
 @filtered
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@force_option
 @data_dirs_option
-def export(file: Path, data_dirs: tuple[Path, ...], **options: Any) -> None:
+def export(file: Path, force: bool, data_dirs: tuple[Path, ...], **options: Any) -> None:
     """Write rejects to FILE.ndjson or FILE.parquet.
 
     NDJSON has a message that is UTF-8 as `message`, another as `message_base64`.
@@ -109,16 +111,10 @@ def export(file: Path, data_dirs: tuple[Path, ...], **options: Any) -> None:
     if file.suffix not in writers:
         raise BadInput(f"rejects export: expected {', '.join(writers)}; got {file.name!r}")
     store = _store(data_dirs)
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
+    with new_file(file, force=force) as temporary:
         rows = writers[file.suffix](
             temporary, lambda write: store.export_rejects(wanted(options), write)
         )
-        temporary.replace(file)
-    except OSError as error:
-        raise BadInput(f"rejects export: expected to write {file}, got {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     click.echo(f"{rows} rejects in {file}")
 
 
