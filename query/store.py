@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -23,6 +24,7 @@ import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
+from query.batches import Between, Pulled, arrow_of, event_batches
 from query.hot import HotCache
 from query.iceberg import can_read_tables, scan_table
 from query.receipt import Receipt, partitions_of, receipt_of, time_of
@@ -33,12 +35,14 @@ from query.why import Answer, explain
 from storage.batch import Placed
 from storage.errors import BadInput, MissingFile
 from storage.files import Files
+from storage.frame import REJECT_SCHEMA
 from storage.rejects import ALL, RejectFilter
 from storage.schema import UPLOAD_TIME
 
 TABLE, ALL_EVENTS, LATE = "events", "events_all", "events_late"
 SEALED, REJECTS = "events_sealed", "rejects"
 TABLES = (TABLE, ALL_EVENTS, LATE, SEALED, REJECTS)
+STREAMED = (TABLE, ALL_EVENTS, LATE, REJECTS)
 Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
@@ -224,10 +228,34 @@ class Store:
         """
         return partitions_of(self.view())
 
+    def stream(self, table: str = TABLE) -> pa.RecordBatchReader:
+        """All rows of `events`, `events_all`, `events_late` or `rejects`, of a view taken now,
+        batch by batch: nothing is read before it is asked for; memory never holds all of it.
+
+        Read it within the grace period. Raises BadInput for another table; MissingFile or
+        Corruption, also from the reader.
+        """
+        if table not in STREAMED:
+            raise BadInput(f"table: expected one of {', '.join(STREAMED)}; got {table!r}")
+        return self._retried(lambda: self._stream(table))
+
+    def _stream(self, table: str) -> pa.RecordBatchReader:
+        view = self._readable(events=table != REJECTS, rejects=table == REJECTS)
+        if table == REJECTS:
+            return _reader(REJECT_SCHEMA, reject_batches(self._files, view.partitions, ALL))
+        if table == ALL_EVENTS and view.table is not None:
+            return stream(self._all(view), self._told_as_ours)
+        until_ms = view.covered_until_ms
+        late = table == LATE
+        partitions = view.late if late else view.events
+        between = Between(None, until_ms or 0) if late else Between(until_ms)
+        schema = arrow_of(view.schema)
+        batches = event_batches(self._files, self._cache, partitions, schema, between)
+        return _reader(schema, batches)
+
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """All events as a stream of batches, for DuckDB, pyarrow and others."""
-        found = self._retried(lambda: stream(self.scan(), self._told_as_ours))
-        return found.__arrow_c_stream__(requested_schema)
+        return self.stream().__arrow_c_stream__(requested_schema)
 
     def _retried(self, answer: Callable[[], T]) -> T:
         """Ask again of a new view when a file of the old one has gone."""
@@ -319,7 +347,14 @@ def stream(
                 return
             yield from _table(frame).to_batches()
 
-    return pa.RecordBatchReader.from_batches(schema, batches())
+    return pa.RecordBatchReader.from_batches(schema, Pulled(batches()))
+
+
+def _reader(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
+    """A reader of the batches, the first of which is read now: an old view is noticed then."""
+    first = next(batches, None)
+    head = () if first is None else (first,)
+    return pa.RecordBatchReader.from_batches(schema, Pulled(chain(head, batches)))
 
 
 def _cold(paths: list[Path], schema: dict[str, pl.DataType]) -> pl.LazyFrame:

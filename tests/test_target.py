@@ -127,7 +127,7 @@ def test_an_export_overwrites_a_file_only_if_it_is_forced(
 ) -> None:
     file = tmp_path / "out.ndjson"
     file.write_text("mine")
-    arguments = (*command, file, "--data-dir", data)
+    arguments = (*command, str(file), "--data-dir", str(data))
     refused = forebay(*arguments)
     assert refused.returncode == 1
     assert refused.stderr == (
