@@ -402,18 +402,18 @@ def test_a_page_that_goes_bad_under_a_stream_is_told_with_its_chunk(
     stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first batch was good; the engine gives up at the next."""
+    store = query.open(stored.root)
+    chunk, _ = store.view().chunks[0]
     iter_batches = pq.ParquetFile.iter_batches
 
     def goes_bad(file: pq.ParquetFile, *_: object, **options: Any) -> Iterator[pa.RecordBatch]:
         yield next(iter_batches(file, 1, **options))
-        overwrite_pages(stored.file("chunk"))
+        overwrite_pages(chunk)
         raise OSError("no such page")
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", goes_bad)
-    found = pa.RecordBatchReader.from_stream(query.open(stored.root))
-    with pytest.raises(
-        pa.ArrowInvalid, match=rf"{stored.file('chunk').name}: checksum of bytes 0\.\."
-    ):
+    found = pa.RecordBatchReader.from_stream(store)
+    with pytest.raises(pa.ArrowInvalid, match=rf"{chunk.name}: checksum of bytes 0\.\."):
         found.read_all()
 
 

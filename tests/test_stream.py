@@ -155,7 +155,7 @@ def test_a_stream_whose_first_file_has_gone_is_taken_of_a_new_view(
     """A chunk was replaced between the view and the first batch."""
     one = filled(lane())
     views: list[object] = []
-    read = query.store.event_batches
+    read = query.batches.event_batches
 
     def gone_once(*arguments: Any) -> Iterator[pa.RecordBatch]:
         views.append(arguments)
