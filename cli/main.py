@@ -14,7 +14,9 @@ from typing import Any
 
 import click
 
-from storage.errors import ForebayError, did_you_mean
+from flows.secrets import masked
+from storage.errors import ForebayError
+from storage.text import did_you_mean, plain_lines
 
 COMMANDS = (
     "run", "sql", "status", "rejects", "why", "batch", "retention", "check",
@@ -51,7 +53,7 @@ class _Commands(click.Group):
             answer = super().invoke(ctx)
             sys.stdout.flush()
         except ForebayError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_shown(error)) from error
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
@@ -59,8 +61,13 @@ class _Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(NO_READER) from None
         except OSError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_shown(error)) from error
         return answer
+
+
+def _shown(error: Exception) -> str:
+    """What a terminal and a log may have of it: what it quotes may be hostile, or a secret."""
+    return plain_lines(masked(str(error)))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

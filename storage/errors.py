@@ -10,9 +10,6 @@ A plain assertion or any other exception is a bug in Forebay.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
-
 PERMANENT = 78
 """Exit code of a process that met an error which a restart would meet again (EX_CONFIG)."""
 
@@ -40,10 +37,3 @@ class MissingFile(ForebayError):
 
 class BadInput(ForebayError, ValueError):
     """What the user asked for cannot be done; the message says what was expected."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one that it is most like, if any."""
-    folded = {one.casefold(): one for one in known}
-    found = get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.6)
-    return f"; did you mean {folded[found[0]]!r}?" if found else ""

@@ -95,7 +95,7 @@ cache_bytes = "3MiB"
 raw = false
 columns = [{ name = "size", path = ["payload", "a.b \\"c\\""], type = "int" }]
 [kafka]
-topic = "gh \\u00e9"
+group = "gh \\u00e9"
 librdkafka = { "fetch.min.bytes" = 5, "check.crcs" = true }
 """
 
