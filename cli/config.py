@@ -85,9 +85,7 @@ def _source_faults(settings: Settings | None) -> list[str]:
         return []
     source = declared("source", None)
     if source is None and declared("kafka", None) is not None:
-        return [
-            'source: expected source = "kafka" beside [kafka], got none; by default it is files'
-        ]
+        return ['source: expected source = "kafka" beside [kafka], got none; the default is files']
     if source not in (None, "files"):
         return []
     section = declared("files", {})

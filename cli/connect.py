@@ -145,13 +145,14 @@ def _newest(consumer: Consumer, topic: str, numbers: list[int]) -> Sample:
             starts.append(TopicPartition(topic, number, max(low, high - share)))
     consumer.assign(starts)
     found: Sample = []
-    while ends and len(found) < MESSAGES and (left_s := deadline - time.monotonic()) > 0:
-        for message in consumer.consume(MESSAGES - len(found), timeout=min(left_s, 1.0)):
+    while ends and (left_s := deadline - time.monotonic()) > 0:
+        for message in consumer.consume(MESSAGES, timeout=min(left_s, 0.2)):
             if message.error() is not None:
                 continue
             number, offset = cast(int, message.partition()), cast(int, message.offset())
-            name = partition_key(topic, number).name
-            found.append((name, offset, message.timestamp()[1], message.value() or b""))
+            if number in ends:
+                name = partition_key(topic, number).name
+                found.append((name, offset, message.timestamp()[1], message.value() or b""))
             if offset + 1 >= ends.get(number, 0):
                 ends.pop(number, None)
     return sorted(found)

@@ -44,10 +44,11 @@ _CATALOG = re.compile(
 """pyiceberg's names whose values are shown."""
 _LOOKS_SECRET = re.compile(r"-----BEGIN|\beyJ[A-Za-z0-9_-]{8,}\.|(?i:password|secret|token)\s*[=:]")
 _IN_URL = (
-    (re.compile(r"(?<=://)[^\s\"'<>]*@"), "***@"),
-    (re.compile(r"(?<![^\s,\"'])[^\s,\"'<>/@]*:[^\s,\"'<>/]*@(?=[\w\[])"), "***@"),
-    (re.compile(r"([a-zA-Z][\w+.-]*://[^\s?\"'<>]*\?)[^\s\"'<>]+"), r"\1***"),
+    (re.compile(r"(:/{1,2})[^\s\"'<>]*@"), r"\1***@"),
+    (re.compile(r"(?<![^\s,\"'/])[^\s,\"'<>/@]*:[^\s,\"'<>/]*@(?=[\w\[])"), "***@"),
+    (re.compile(r"([a-zA-Z][\w+.-]*:/{1,2}[^\s?\"'<>]*\?)[^\s\"'<>]+"), r"\1***"),
 )
+"""A path that was made of a URL has one slash where the URL had two."""
 
 
 def masked(text: str) -> str:

@@ -20,6 +20,7 @@ _WORDS = {
     "Invalid value": "expected a value: text in quotes, a number, true or false, a list; got other",
     "Unclosed array": "expected ] at the end of a list, got none",
     "Unclosed inline table": "expected } at the end of a table, got none",
+    'Expected "\'"': "expected a quote at the end of the text, got none",
     "Unterminated string": "expected a quote at the end of the text, got none",
     "Illegal character '\\n'": "expected a quote at the end of the text, got the end of the line",
     "Invalid statement": "expected NAME = VALUE or [SECTION], got neither",

@@ -13,12 +13,13 @@ catalog says, nor, with `verify`, before all of it was.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import polars as pl
 import pyarrow as pa
@@ -42,6 +43,11 @@ from storage.schema import UPLOAD_TIME
 TABLE, ALL_EVENTS, LATE = "events", "events_all", "events_late"
 SEALED, REJECTS = "events_sealed", "rejects"
 TABLES = (TABLE, ALL_EVENTS, LATE, SEALED, REJECTS)
+ENTRIES = frozenset(
+    ("batch", "batch.json", "chunks", "drops", "ended", "hot", "lock", "recovery", "rejects",
+     "replay", "sources", "topics"),
+)  # fmt: skip
+"""What may be in a data directory (see `storage.layout`)."""
 STREAMED = (TABLE, ALL_EVENTS, LATE, REJECTS)
 Layers = Literal["realtime", "all"]
 RETRIES = 5
@@ -98,6 +104,8 @@ class Store:
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
         """All events of a view taken now, from the boundary on; with the batch layer's, if it is
         asked for `all` layers. Collect it within the grace period."""
+        if layers not in get_args(Layers):
+            raise BadInput(f"layers: expected 'realtime' or 'all', got {layers!r}")
         view = self._readable()
         return self._events(view) if layers == "realtime" else self._all(view)
 
@@ -322,10 +330,40 @@ def open(
     """
     if not data_dirs:
         raise BadInput("query.open: expected at least one data directory, got none")
-    roots = [Path(one) for one in data_dirs]
+    roots = [_root(one) for one in data_dirs]
+    if iceberg is not None and not isinstance(iceberg, Mapping):
+        raise BadInput(f"query.open: iceberg: expected a mapping, got {type(iceberg).__name__}")
+    if not partial:
+        for root in roots:
+            require_data_directory(root)
     if len({root.resolve() for root in roots}) < len(roots):
         raise BadInput(f"query.open: expected each data directory once, got {data_dirs}")
     return Store(roots, partial=partial, verify=verify, iceberg=iceberg)
+
+
+def require_data_directory(root: Path) -> None:
+    """Raise BadInput, in a line, unless it is a directory that can be read and is empty or has what
+    Forebay keeps in one. (Hidden files and what a file system has of its own are let be.)"""
+    try:
+        found = {entry.name for entry in os.scandir(root)}
+    except FileNotFoundError:
+        raise BadInput(
+            f"{root}: expected a readable data directory, got none; `forebay run` makes it"
+        ) from None
+    except OSError as error:
+        raise BadInput(f"{root}: expected a readable data directory, got {error}") from error
+    others = {name for name in found if not name.startswith(".") and name != "lost+found"}
+    if others and not others & ENTRIES:
+        raise BadInput(
+            f"{root}: expected a data directory of Forebay's, got a folder with"
+            f" {', '.join(sorted(others)[:3])}"
+        )
+
+
+def _root(data_dir: object) -> Path:
+    if not isinstance(data_dir, str | PathLike) or not str(data_dir):
+        raise BadInput(f"query.open: expected paths of data directories, got {data_dir!r}")
+    return Path(data_dir)
 
 
 def stream(
