@@ -16,9 +16,12 @@ import pyarrow.parquet as pq
 
 import query
 from cli.filters import filtered, wanted
+from cli.roots import data_dirs_option, roots_of
+from cli.table import echo_table
 from cli.target import force_option, new_file
-from flows.settings import load
+from flows.running import job_runs
 from operators.repartition import is_hash_partition
+from query.calendar import on_calendar
 from query.view import take_view
 from storage.errors import BadInput
 from storage.files import Files
@@ -26,6 +29,7 @@ from storage.frame import REJECT_SCHEMA
 from storage.layout import Layout
 from storage.rejects import RejectFilter
 from storage.replay import ask
+from storage.text import plain, plain_lines, shortened
 
 SHOWN_CHARACTERS = 60
 
@@ -34,10 +38,6 @@ Feed = Callable[[Callable[[pa.RecordBatch], None]], None]
 one_dir = click.option(
     "--data-dir", type=click.Path(path_type=Path), help="[default: that of the settings]"
 )
-data_dirs_option = click.option(
-    "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
-    help="Repeat for several nodes.  [default: that of the settings]",
-)  # fmt: skip
 
 
 @click.group()
@@ -54,7 +54,7 @@ def list_(limit: int, as_json: bool, data_dirs: tuple[Path, ...], **options: Any
     """One line a reject, by partition and offset."""
     found = _store(data_dirs).rejects(wanted(options)).sort("_partition", "_offset")
     first = found.head(limit + 1).collect()
-    shown = first.head(limit)
+    shown = on_calendar(first.head(limit))
     if as_json:
         for row in shown.iter_rows(named=True):
             click.echo(_line(row), nl=False)
@@ -65,15 +65,18 @@ def list_(limit: int, as_json: bool, data_dirs: tuple[Path, ...], **options: Any
 
 
 def _print_table(shown: pl.DataFrame) -> None:
-    rows = [("partition", "offset", "broker time", "reason", "message")]
-    for row in shown.iter_rows(named=True):
-        text = _text(row["message"]).replace("\n", "\\n")[:SHOWN_CHARACTERS]
-        time = _time(row["broker_time"])
-        rows.append((row["_partition"], str(row["_offset"]), time, _reason(row), text))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows if shown.height else [("no rejects",)]:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
-        click.echo("  ".join(padded).rstrip())
+    rows = [
+        (
+            row["_partition"], str(row["_offset"]), _time(row["broker_time"]), _reason(row),
+            _beginning(row["message"] or b""),
+        )
+        for row in shown.iter_rows(named=True)
+    ]  # fmt: skip
+    if rows:
+        headings = ("partition", "offset", "broker time", "reason", "message")
+        echo_table(headings, rows, right=("offset",))
+    else:
+        click.echo("no rejects")
 
 
 @rejects.command()
@@ -84,14 +87,14 @@ def _print_table(shown: pl.DataFrame) -> None:
 def show(partition: str, offset: int, raw: bool, data_dirs: tuple[Path, ...]) -> None:
     """The reject at an offset: why it is one, and the whole message."""
     meant = RejectFilter(partitions=(partition,), offsets=(offset,))
-    rows = _store(data_dirs).rejects(meant).collect().to_dicts()
+    rows = on_calendar(_store(data_dirs).rejects(meant).collect()).to_dicts()
     if not rows:
         raise BadInput(f"rejects show: expected a reject at {partition} {offset}, none is there")
     for row in rows:
         if raw:
             sys.stdout.buffer.write(row["message"] or b"")
             continue
-        click.echo(f"partition    {row['_partition']}\noffset       {row['_offset']}")
+        click.echo(f"partition    {plain(row['_partition'])}\noffset       {row['_offset']}")
         click.echo(f"broker time  {_time(row['broker_time'])}\nreason       {_reason(row)}")
         click.echo(f"bytes        {len(row['message'] or b'')}\n\n{_text(row['message'])}")
 
@@ -127,7 +130,7 @@ def replay(data_dir: Path | None, **options: Any) -> None:
     What passes becomes an event, or a duplicate, exactly once; what fails stays a reject. The job
     does it within seconds if it runs, else when it is started.
     """
-    files, layout = Files(), Layout(data_dir or load().data_dir)
+    files, layout = Files(), Layout(*roots_of([data_dir] if data_dir else []))
     view = take_view(files, [layout.root])
     names = [partition.state.partition for partition in view.partitions]
     if any(map(is_hash_partition, names)):
@@ -147,14 +150,14 @@ def replay(data_dir: Path | None, **options: Any) -> None:
         click.echo(
             f"request {request.number} was carried out in this run; {count} rejects fail yet"
         )
-    elif any(Files().locked(layout.hot(name) / "lock") for name in names):
+    elif job_runs(files, layout):
         click.echo(f"request {request.number}: {count} rejects; the job takes it up within seconds")
     else:
         click.echo(f"request {request.number}: {count} rejects; no job runs, the next one does it")
 
 
 def _store(data_dirs: tuple[Path, ...]) -> query.Store:
-    return query.open(*(data_dirs or [load().data_dir]))
+    return query.open(*roots_of(data_dirs))
 
 
 def _lines(file: Path, feed: Feed) -> int:
@@ -187,13 +190,17 @@ def _line(row: dict[str, Any]) -> bytes:
 
 
 def _reason(row: dict[str, Any]) -> str:
-    return ": ".join(part for part in (row["reason"], row["detail"]) if part)
+    return ": ".join(plain(part) for part in (row["reason"], row["detail"]) if part)
+
+
+def _beginning(message: bytes) -> str:
+    text = plain(message[: 4 * SHOWN_CHARACTERS].decode(errors="backslashreplace"))
+    return shortened(text, SHOWN_CHARACTERS)
 
 
 def _text(message: bytes | None) -> str:
     """For people: bytes that are no UTF-8, and control characters, as escapes."""
-    text = (message or b"").decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return plain_lines((message or b"").decode(errors="backslashreplace"))
 
 
 def _time(time: Any) -> str:

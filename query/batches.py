@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from query.calendar import times_on_calendar
 from query.hot import HotCache
 from query.view import PartitionView
 from storage.catalog import Chunk
@@ -32,11 +33,8 @@ from storage.files import Files
 from storage.schema import UPLOAD_TIME
 
 BATCH_ROWS = 65_536
-YEARS_S = -62_135_596_800, 253_402_300_799
-"""Seconds since 1970 at the beginning of year 1 and the end of year 9999."""
 REFUSED_S, LEAVE_S = 0.1, 0.05
 """How long the end of the process waits for a reader to ask once more, and to leave Python then."""
-PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 @dataclass(frozen=True)
@@ -156,24 +154,8 @@ def _shaped(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             continue
         column = batch.column(at)
         column = column if column.type == field.type else column.cast(field.type)
-        if pa.types.is_timestamp(field.type):
-            column = _on_calendar(column)
-        columns.append(column)
+        columns.append(times_on_calendar(column))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _on_calendar(times: pa.Array) -> pa.Array:
-    """Null where a time is outside the years 1 to 9999, which engines panic over."""
-    per_second = PER_SECOND[times.type.unit]
-    counts = times.cast(pa.int64())
-    lowest, highest = YEARS_S[0] * per_second, (YEARS_S[1] + 1) * per_second - 1
-    if counts.null_count == len(counts):
-        return times
-    seen = pc.min_max(counts).as_py()
-    if seen["min"] >= lowest and seen["max"] <= highest:
-        return times
-    fits = pc.and_(pc.greater_equal(counts, lowest), pc.less_equal(counts, highest))
-    return pc.if_else(fits, counts, pa.scalar(None, pa.int64())).cast(times.type)
 
 
 def _exported(frame: pl.DataFrame) -> pa.Table:

@@ -14,6 +14,7 @@ catalog says, nor, with `verify`, before all of it was.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
@@ -26,6 +27,7 @@ import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from query.batches import Between, Pulled, arrow_of, event_batches
+from query.calendar import batch_on_calendar
 from query.hot import HotCache
 from query.iceberg import can_read_tables, scan_table
 from query.receipt import Receipt, partitions_of, receipt_of, time_of
@@ -39,19 +41,21 @@ from storage.files import Files
 from storage.frame import REJECT_SCHEMA
 from storage.rejects import ALL, RejectFilter
 from storage.schema import UPLOAD_TIME
+from storage.text import did_you_mean, shortened
 
 TABLE, ALL_EVENTS, LATE = "events", "events_all", "events_late"
 SEALED, REJECTS = "events_sealed", "rejects"
 TABLES = (TABLE, ALL_EVENTS, LATE, SEALED, REJECTS)
 ENTRIES = frozenset(
-    ("batch", "batch.json", "chunks", "drops", "ended", "hot", "lock", "recovery", "rejects",
-     "replay", "sources", "topics"),
+    ("batch", "batch.json", "batch.lock", "chunks", "drops", "ended", "hot", "lock", "recovery",
+     "rejects", "replay", "sources", "topics"),
 )  # fmt: skip
 """What may be in a data directory (see `storage.layout`)."""
 STREAMED = (TABLE, ALL_EVENTS, LATE, REJECTS)
 Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
+TOLD_CHARACTERS = 1000
 NOT_VALID = (
     pl.exceptions.SQLInterfaceError,
     pl.exceptions.SQLSyntaxError,
@@ -88,6 +92,11 @@ class Store:
         self._view = take_view(self._files, self._roots, sound=self._sound, partial=self._partial)
         self._cache.keep(self._view)
         self._sound.keep(path for path, _ in self._view.chunks)
+        return self._view
+
+    @property
+    def last_view(self) -> View:
+        """The view that the last answer was made of."""
         return self._view
 
     def _readable(self, *, events: bool = True, rejects: bool = False) -> View:
@@ -176,6 +185,7 @@ class Store:
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
         """All rejects of a view taken now, or those meant. Collect it within the grace period."""
+        _require_filter(wanted)
         view = self._readable(events=False, rejects=True)
         return scan_rejects(self._files, view.partitions, wanted)
 
@@ -184,9 +194,10 @@ class Store:
 
         Raises MissingFile if files went meanwhile, for the grace period is over.
         """
+        _require_filter(wanted)
         view = self._readable(events=False, rejects=True)
         for batch in reject_batches(self._files, view.partitions, wanted):
-            write(batch)
+            write(batch_on_calendar(batch))
 
     def why(
         self, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]] | None = None
@@ -208,6 +219,9 @@ class Store:
         Raises BadInput if it is not valid or the engine can't answer it, Corruption if that is for
         a damaged chunk.
         """
+
+        if not isinstance(text, str) or not text.strip():
+            raise BadInput(f"query: expected a SQL query, got {text!r}")
 
         def answer() -> pl.DataFrame:
             names = {name for name in TABLES if name in text.casefold()}
@@ -250,7 +264,8 @@ class Store:
     def _stream(self, table: str) -> pa.RecordBatchReader:
         view = self._readable(events=table != REJECTS, rejects=table == REJECTS)
         if table == REJECTS:
-            return _reader(REJECT_SCHEMA, reject_batches(self._files, view.partitions, ALL))
+            found = reject_batches(self._files, view.partitions, ALL)
+            return _reader(REJECT_SCHEMA, map(batch_on_calendar, found))
         if table == ALL_EVENTS and view.table is not None:
             return stream(self._all(view), self._told_as_ours)
         until_ms = view.covered_until_ms
@@ -350,7 +365,7 @@ def require_data_directory(root: Path) -> None:
         raise BadInput(
             f"{root}: expected a readable data directory, got none; `forebay run` makes it"
         ) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
         raise BadInput(f"{root}: expected a readable data directory, got {error}") from error
     others = {name for name in found if not name.startswith(".") and name != "lost+found"}
     if others and not others & ENTRIES:
@@ -358,6 +373,11 @@ def require_data_directory(root: Path) -> None:
             f"{root}: expected a data directory of Forebay's, got a folder with"
             f" {', '.join(sorted(others)[:3])}"
         )
+
+
+def _require_filter(wanted: object) -> None:
+    if not isinstance(wanted, RejectFilter):
+        raise BadInput(f"rejects: expected a RejectFilter, got {wanted!r}")
 
 
 def _root(data_dir: object) -> Path:
@@ -411,7 +431,10 @@ def _polars_schema(schema: pa.Schema) -> dict[str, pl.DataType]:
 
 
 def _not_answered(error: BaseException) -> BadInput:
-    return BadInput(f"query: {(str(error).splitlines() or [type(error).__name__])[0]}")
+    told = (str(error).splitlines() or [type(error).__name__])[0]
+    unknown = re.fullmatch(r"relation '(.*)' was not found", told)
+    near = did_you_mean(unknown[1], TABLES) if unknown else ""
+    return BadInput(f"query: {shortened(told, TOLD_CHARACTERS)}{near}")
 
 
 def _table(frame: pl.DataFrame) -> pa.Table:

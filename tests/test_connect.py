@@ -6,6 +6,7 @@ import gzip
 import os
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -44,6 +45,7 @@ def messages(count: int, **fields: object) -> list[bytes]:
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_the_heads_of_files_are_tried(suffix: str, tmp_path: Path) -> None:
     content = b"\n".join([*messages(30), b"", b'{"device_id": 5}', b"half"])
+    packed: dict[str, Callable[[bytes], bytes]]
     packed = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
     (tmp_path / "events").mkdir()
     (tmp_path / "events" / f"a.ndjson{suffix}").write_bytes(packed[suffix](content))

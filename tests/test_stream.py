@@ -17,7 +17,7 @@ from polars.testing import assert_frame_equal
 import query
 import query.batches
 import query.store
-from query.batches import _on_calendar
+from query.calendar import times_on_calendar
 from query.store import stream
 from storage.batch import Batch
 from storage.errors import BadInput, Corruption, MissingFile
@@ -172,7 +172,7 @@ def test_times_outside_the_calendar_are_null_in_a_stream() -> None:
     inside = [-62_135_596_800_000, 0, 253_402_300_799_999, None]
     outside = [-62_135_596_800_001, 253_402_300_800_000, 2**62, -(2**63)]
     times = pa.array(inside + outside, pa.timestamp("ms", tz="UTC"))
-    found = _on_calendar(times).cast(pa.int64()).to_pylist()
+    found = times_on_calendar(times).cast(pa.int64()).to_pylist()
     assert found == inside + [None] * 4
 
 
