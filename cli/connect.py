@@ -19,7 +19,6 @@ import numpy as np
 import zstandard
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from cli.summary import Outcome, advice, lines
 from flows.realtime import kafka_config
 from flows.secrets import masked
 from flows.settings import Settings
@@ -27,6 +26,7 @@ from operators.decode import DecodeConfig, Decoder
 from operators.files import FilesConfig, file_partitions
 from operators.messages import Messages
 from operators.topic import partition_key
+from storage.outcome import ADVICE, Outcome
 from storage.text import did_you_mean, plain
 
 ANSWER_S, READ_S = 10.0, 5.0
@@ -58,12 +58,12 @@ def ask(settings: Settings) -> Answer:
         answer.lines.append("messages: none there to try")
         return answer
     found = _tried(settings, sample)
-    first, *rest = lines(found)
+    first, *rest = found.lines()
     answer.lines += [f"messages: {len(sample):,} tried: {first}", *rest]
     if not found.accepted:
         answer.faults.append(
             f"schema: expected messages that can become events, got none among {len(sample):,}:"
-            f" {advice(settings.event_schema)}"
+            f" schema is {settings.event_schema!r}; {ADVICE}"
         )
     return answer
 
@@ -87,7 +87,6 @@ def _tried(settings: Settings, sample: Sample) -> Outcome:
         )
         for frame in decoder.decode([item]):
             found.accepted += frame.events.num_rows
-            found.rejects += frame.rejects.num_rows
             found.take(frame.rejects)
     return found
 

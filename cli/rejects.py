@@ -21,7 +21,6 @@ from cli.table import echo_table
 from cli.target import force_option, new_file
 from flows.running import job_runs
 from operators.repartition import is_hash_partition
-from query.calendar import on_calendar
 from query.view import take_view
 from storage.errors import BadInput
 from storage.files import Files
@@ -54,7 +53,7 @@ def list_(limit: int, as_json: bool, data_dirs: tuple[Path, ...], **options: Any
     """One line a reject, by partition and offset."""
     found = _store(data_dirs).rejects(wanted(options)).sort("_partition", "_offset")
     first = found.head(limit + 1).collect()
-    shown = on_calendar(first.head(limit))
+    shown = first.head(limit)
     if as_json:
         for row in shown.iter_rows(named=True):
             click.echo(_line(row), nl=False)
@@ -87,7 +86,7 @@ def _print_table(shown: pl.DataFrame) -> None:
 def show(partition: str, offset: int, raw: bool, data_dirs: tuple[Path, ...]) -> None:
     """The reject at an offset: why it is one, and the whole message."""
     meant = RejectFilter(partitions=(partition,), offsets=(offset,))
-    rows = on_calendar(_store(data_dirs).rejects(meant).collect()).to_dicts()
+    rows = _store(data_dirs).rejects(meant).collect().to_dicts()
     if not rows:
         raise BadInput(f"rejects show: expected a reject at {partition} {offset}, none is there")
     for row in rows:

@@ -30,7 +30,13 @@ def run(workers: int) -> None:
         level=logging.INFO, format="%(asctime)s supervisor %(levelname)s %(message)s"
     )
     try:
-        raise SystemExit(Cluster(load().data_dir, workers).run())
+        data_dir = load().data_dir
+        code = Cluster(data_dir, workers).run()
     except ForebayError as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(PERMANENT) from error
+    if code != PERMANENT:
+        from cli.summary import summary  # reads data, which a supervisor does not
+
+        click.echo("\n".join(summary(data_dir)))
+    raise SystemExit(code)

@@ -23,11 +23,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from query.calendar import times_on_calendar
 from query.hot import HotCache
 from query.view import PartitionView
 from storage.catalog import Chunk
 from storage.chunk import chunk_metadata
+from storage.columns import within_years
 from storage.errors import Corruption, MissingFile
 from storage.files import Files
 from storage.schema import UPLOAD_TIME
@@ -154,8 +154,8 @@ def _shaped(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             continue
         column = batch.column(at)
         column = column if column.type == field.type else column.cast(field.type)
-        columns.append(times_on_calendar(column))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+        columns.append(column)
+    return within_years(pa.RecordBatch.from_arrays(columns, schema=schema))
 
 
 def _exported(frame: pl.DataFrame) -> pa.Table:

@@ -27,7 +27,6 @@ import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from query.batches import Between, Pulled, arrow_of, event_batches
-from query.calendar import batch_on_calendar
 from query.hot import HotCache
 from query.iceberg import can_read_tables, scan_table
 from query.receipt import Receipt, partitions_of, receipt_of, time_of
@@ -201,7 +200,7 @@ class Store:
         _require_filter(wanted)
         view = self._readable(events=False, rejects=True)
         for batch in reject_batches(self._files, view.partitions, wanted):
-            write(batch_on_calendar(batch))
+            write(batch)
 
     def why(
         self, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]] | None = None
@@ -268,8 +267,7 @@ class Store:
     def _stream(self, table: str) -> pa.RecordBatchReader:
         view = self._readable(events=table != REJECTS, rejects=table == REJECTS)
         if table == REJECTS:
-            found = reject_batches(self._files, view.partitions, ALL)
-            return _reader(REJECT_SCHEMA, map(batch_on_calendar, found))
+            return _reader(REJECT_SCHEMA, reject_batches(self._files, view.partitions, ALL))
         if table == ALL_EVENTS and view.table is not None:
             return stream(self._all(view), self._told_as_ours)
         until_ms = view.covered_until_ms

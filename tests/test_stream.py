@@ -17,7 +17,6 @@ from polars.testing import assert_frame_equal
 import query
 import query.batches
 import query.store
-from query.calendar import times_on_calendar
 from query.store import stream
 from storage.batch import Batch
 from storage.errors import BadInput, Corruption, MissingFile
@@ -166,14 +165,6 @@ def test_a_stream_whose_first_file_has_gone_is_taken_of_a_new_view(
     monkeypatch.setattr("query.store.event_batches", gone_once)
     assert query.open(one.root).stream().read_all().num_rows == len(one.published)
     assert len(views) == 2
-
-
-def test_times_outside_the_calendar_are_null_in_a_stream() -> None:
-    inside = [-62_135_596_800_000, 0, 253_402_300_799_999, None]
-    outside = [-62_135_596_800_001, 253_402_300_800_000, 2**62, -(2**63)]
-    times = pa.array(inside + outside, pa.timestamp("ms", tz="UTC"))
-    found = times_on_calendar(times).cast(pa.int64()).to_pylist()
-    assert found == inside + [None] * 4
 
 
 def test_a_reader_of_any_lazy_frame_is_one_too() -> None:
