@@ -19,7 +19,7 @@ from storage.errors import ForebayError
 from storage.text import did_you_mean, plain_lines
 
 COMMANDS = (
-    "run", "sql", "status", "rejects", "why", "batch", "retention", "check",
+    "run", "sql", "status", "files", "export", "rejects", "why", "batch", "retention", "check",
     "generate", "demo", "verify", "config",
 )  # fmt: skip
 """Each is a command of its name in a module of its name."""

@@ -1,8 +1,7 @@
 """Events as record batches that are read when they are asked for: a row group, then the next.
 
 What always holds: no thread of ours reads ahead, and a reader that stops half-way leaves nothing
-behind that its process would have to wait for; memory holds one batch (and the hot rows, as for any
-query).
+behind that its process would have to wait for; memory holds one batch, and the bytes of one log.
 Pages of chunks are checked against their checksums. Each batch has the columns of the schema asked
 for: those that a chunk lacks are null, and so are times outside the years 1 to 9999.
 """
@@ -23,16 +22,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from query.hot import HotCache
 from query.view import PartitionView
 from storage.catalog import Chunk
 from storage.chunk import chunk_metadata
 from storage.columns import within_years
 from storage.errors import Corruption, MissingFile
 from storage.files import Files
+from storage.log import Extent, LogReader, Span
 from storage.schema import UPLOAD_TIME
 
 BATCH_ROWS = 65_536
+LOG_BYTES = 4 << 20
+"""Compressed bytes of a log that are decoded at once."""
 REFUSED_S, LEAVE_S = 0.1, 0.05
 """How long the end of the process waits for a reader to ask once more, and to leave Python then."""
 
@@ -107,11 +108,7 @@ def arrow_of(schema: pa.Schema) -> pa.Schema:
 
 
 def event_batches(
-    files: Files,
-    cache: HotCache,
-    partitions: Sequence[PartitionView],
-    schema: pa.Schema,
-    between: Between,
+    files: Files, partitions: Sequence[PartitionView], schema: pa.Schema, between: Between
 ) -> Iterator[pa.RecordBatch]:
     """The rows of all chunks, then the hot ones, in the schema that `arrow_of` gives.
 
@@ -121,15 +118,11 @@ def event_batches(
         for path, chunk in zip(partition.chunk_paths, partition.chunks, strict=True):
             for batch in _chunk_batches(files, path, chunk):
                 found = batch if between.all_of(chunk) else between.rows(batch)
-                if found.num_rows:
-                    yield _shaped(found, schema)
-    types = dict(pl.DataFrame(schema.empty_table()).schema)
-    for frame in cache.frames(partitions, types):
-        for piece in frame.iter_slices(BATCH_ROWS):
-            for batch in _exported(piece).to_batches():
-                found = between.rows(batch)
-                if found.num_rows:
-                    yield _shaped(found, schema)
+                yield from _shaped(found, schema, path)
+    for partition in partitions:
+        for extent in partition.extents:
+            for batch in _log_batches(files, partition.folder, extent):
+                yield from _shaped(between.rows(batch), schema, partition.folder / extent.file)
 
 
 def _chunk_batches(files: Files, path: Path, chunk: Chunk) -> Iterator[pa.RecordBatch]:
@@ -144,8 +137,27 @@ def _chunk_batches(files: Files, path: Path, chunk: Chunk) -> Iterator[pa.Record
         raise Corruption(f"chunk {path}: expected pages that can be read, got {error}") from error
 
 
-def _shaped(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """With exactly the columns of `schema`."""
+def _log_batches(files: Files, folder: Path, extent: Extent) -> Iterator[pa.RecordBatch]:
+    """The rows of a block log, of which small batches are put together. What a query keeps decoded
+    is not used: all columns of all hot rows are many times what their logs take."""
+    reader = LogReader(files, folder, extent.file)
+    held: list[tuple[Span, memoryview]] = []
+    size = 0
+    found = reader.follow(extent, torn_ok=True)
+    names = reader.schema.names if reader.schema is not None else []
+    for number, (span, message) in enumerate(found, start=1):
+        held.append((span, message))
+        size += len(message)
+        if size >= LOG_BYTES or number == len(found):
+            whole = pa.Table.from_batches(reader.decode(held, names)).combine_chunks()
+            yield from whole.to_batches(BATCH_ROWS)
+            held, size = [], 0
+
+
+def _shaped(batch: pa.RecordBatch, schema: pa.Schema, path: Path) -> Iterator[pa.RecordBatch]:
+    """The rows, if there are any, with exactly the columns of `schema`."""
+    if not batch.num_rows:
+        return
     columns = []
     for field in schema:
         at = batch.schema.get_field_index(field.name)
@@ -153,9 +165,13 @@ def _shaped(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             columns.append(pa.nulls(batch.num_rows, field.type))
             continue
         column = batch.column(at)
-        column = column if column.type == field.type else column.cast(field.type)
-        columns.append(column)
-    return within_years(pa.RecordBatch.from_arrays(columns, schema=schema))
+        try:
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        except pa.ArrowException as error:
+            raise Corruption(
+                f"{path}: {field.name}: expected {field.type}, got {column.type}", 0
+            ) from error
+    yield within_years(pa.RecordBatch.from_arrays(columns, schema=schema))
 
 
 def _exported(frame: pl.DataFrame) -> pa.Table:

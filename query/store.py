@@ -27,6 +27,7 @@ import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from query.batches import Between, Pulled, arrow_of, event_batches
+from query.chunk_files import chunk_files
 from query.hot import HotCache
 from query.iceberg import can_read_tables, scan_table
 from query.receipt import Receipt, partitions_of, receipt_of, time_of
@@ -264,18 +265,28 @@ class Store:
             raise BadInput(f"table: expected one of {', '.join(STREAMED)}; got {table!r}")
         return self._retried(lambda: self._stream(table))
 
+    def files(self, table: str = TABLE) -> pl.DataFrame:
+        """The chunk files that count for `events` or `events_late` in a view taken now, one a row:
+        node, partition, path, rows, bytes, first and last upload time.
+
+        Where `from_time` or `before_time` is not null, only rows whose `upload_time` is at or after
+        the one, or before the other, are of the table. Hot rows are in no file: `receipt` counts
+        them. The files stay for the grace period. Raises BadInput for another table.
+        """
+        if table not in (TABLE, LATE):
+            raise BadInput(f"table: expected {TABLE} or {LATE}, got {table!r}")
+        partitions, between = _part(self._readable(), table)
+        return chunk_files(partitions, between.first_ms, between.end_ms)
+
     def _stream(self, table: str) -> pa.RecordBatchReader:
         view = self._readable(events=table != REJECTS, rejects=table == REJECTS)
         if table == REJECTS:
             return _reader(REJECT_SCHEMA, reject_batches(self._files, view.partitions, ALL))
         if table == ALL_EVENTS and view.table is not None:
             return stream(self._all(view), self._told_as_ours)
-        until_ms = view.covered_until_ms
-        late = table == LATE
-        partitions = view.late if late else view.events
-        between = Between(None, until_ms or 0) if late else Between(until_ms)
+        partitions, between = _part(view, table)
         schema = arrow_of(view.schema)
-        batches = event_batches(self._files, self._cache, partitions, schema, between)
+        batches = event_batches(self._files, partitions, schema, between)
         return _reader(schema, batches)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
@@ -375,6 +386,14 @@ def require_data_directory(root: Path) -> None:
             f"{root}: expected a data directory of Forebay's, got a folder with"
             f" {', '.join(sorted(others)[:3])}"
         )
+
+
+def _part(view: View, table: str) -> tuple[list[PartitionView], Between]:
+    """The partitions with what may be of a table, and between which times its rows are."""
+    until_ms = view.covered_until_ms
+    if table == LATE:
+        return view.late, Between(None, until_ms or 0)
+    return view.events, Between(until_ms)
 
 
 def _require_filter(wanted: object) -> None:

@@ -75,9 +75,9 @@ def test_a_stream_is_not_read_before_it_is_asked_for(
     read: list[int] = []
     export = query.batches._shaped
 
-    def shaped(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    def shaped(batch: pa.RecordBatch, *others: Any) -> Iterator[pa.RecordBatch]:
         read.append(batch.num_rows)
-        return export(batch, schema)
+        return export(batch, *others)
 
     monkeypatch.setattr("query.batches._shaped", shaped)
     reader = query.open(large).stream()

@@ -121,7 +121,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
     lane.files.close()
 
 
-@pytest.mark.parametrize("command", [("rejects", "export")], ids=" ".join)
+@pytest.mark.parametrize("command", [("rejects", "export"), ("export",)], ids=" ".join)
 def test_an_export_overwrites_a_file_only_if_it_is_forced(
     command: tuple[str, ...], data: Path, tmp_path: Path
 ) -> None:
