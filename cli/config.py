@@ -14,9 +14,21 @@ from pydantic.fields import FieldInfo
 from flows.duration import duration_ms, duration_text
 from flows.realtime import kafka_config
 from flows.secrets import HIDDEN, masked, shown_property
-from flows.settings import DAY_MS, ENV_PREFIX, Settings, config_file, declared, load, shown
+from flows.settings import (
+    DAY_MS,
+    ENV_PREFIX,
+    NO_SOURCE,
+    Settings,
+    config_file,
+    declared,
+    load,
+    shown,
+)
 from operators.files import FilesConfig, file_partitions
-from storage.errors import BadInput
+from query.view import take_view
+from storage.columns import arrow_schema
+from storage.errors import BadInput, ForebayError
+from storage.files import Files
 from storage.text import plain
 
 
@@ -39,6 +51,7 @@ def check(connect: bool) -> None:
         faults += str(error).splitlines()
         settings = None
     faults += _source_faults(settings)
+    faults += [] if settings is None else _data_faults(settings)
     told: list[str] = []
     if connect and settings is not None and not faults:
         from cli.connect import ask
@@ -85,7 +98,7 @@ def _source_faults(settings: Settings | None) -> list[str]:
         return []
     source = declared("source", None)
     if source is None and declared("kafka", None) is not None:
-        return ['source: expected source = "kafka" beside [kafka], got none; the default is files']
+        return [NO_SOURCE]
     if source not in (None, "files"):
         return []
     section = declared("files", {})
@@ -95,6 +108,40 @@ def _source_faults(settings: Settings | None) -> list[str]:
     except BadInput as error:
         return [str(error)]
     return []
+
+
+def _data_faults(settings: Settings) -> list[str]:
+    """What the data that is there was made with, where the settings say otherwise: it is fixed once
+    an event was kept."""
+    if not settings.data_dir.is_dir():
+        return []
+    try:
+        view = take_view(Files(), [settings.data_dir], partial=True)
+        states = [p.state for p in view.partitions if p.state.counters.accepted]
+        known = view.schema
+    except ForebayError as error:
+        return [f"data_dir: expected data that can be read, got: {error}"]
+    wanted = settings.schema_of_events
+    faults = {
+        f"dedup_key: expected {list(state.key)}, as the data in {settings.data_dir} was made with,"
+        f" got {list(wanted.key)}"
+        for state in states
+        if state.key != wanted.key
+    }
+    faults |= {
+        f"block_span: expected {duration_text(state.block_span_ms)!r}, as the data in"
+        f" {settings.data_dir} was made with, got {duration_text(settings.block_span)!r}"
+        for state in states
+        if state.block_span_ms != settings.block_span
+    }
+    own = arrow_schema(wanted)
+    faults |= {
+        f"columns: {name}: expected {known.field(name).type}, as the data in {settings.data_dir}"
+        f" has it, got {own.field(name).type}; a new type needs a new name"
+        for name in own.names
+        if states and name in known.names and known.field(name).type != own.field(name).type
+    }
+    return sorted(faults)
 
 
 def _told(settings: Settings, error: KafkaException) -> str:

@@ -22,7 +22,7 @@ def run(workers: int) -> None:
     # the garbage collector need not look through it.
     gc.disable()
     from flows.cluster import Cluster
-    from flows.settings import load
+    from flows.settings import load, require_source
 
     gc.freeze()
     gc.enable()
@@ -30,13 +30,14 @@ def run(workers: int) -> None:
         level=logging.INFO, format="%(asctime)s supervisor %(levelname)s %(message)s"
     )
     try:
-        data_dir = load().data_dir
-        code = Cluster(data_dir, workers).run()
+        settings = load()
+        require_source(settings)
+        code = Cluster(settings.data_dir, workers).run()
     except ForebayError as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(PERMANENT) from error
     if code != PERMANENT:
         from cli.summary import summary  # reads data, which a supervisor does not
 
-        click.echo("\n".join(summary(data_dir)))
+        click.echo("\n".join(summary(settings.data_dir)))
     raise SystemExit(code)

@@ -68,6 +68,9 @@ _LEAST_MS = {
 }  # fmt: skip
 
 
+NO_SOURCE = 'source: expected source = "kafka" beside [kafka], got none; the default is files'
+
+
 class _Environment(EnvSettingsSource):
     """Leaves text that is no JSON to the validators, so that it is a fault among the others."""
 
@@ -334,6 +337,7 @@ class Settings(BaseSettings):
             key=self.dedup_key or declared.key,
             raw=self.raw,
             volatile=self.volatile or preset.volatile,
+            roles=preset.roles,
         )
 
 
@@ -412,6 +416,14 @@ def declared(name: str, default: Any) -> Any:
         return read_toml(config_file()).get(name, default)
     except BadInput:
         return default
+
+
+def require_source(settings: Settings) -> None:
+    """Raise BadInput where the files are meant only because nothing says otherwise: there is
+    [kafka], and there are none."""
+    named = declared("source", None) or declared("files", None)
+    if not named and declared("kafka", None) is not None and not settings.files.path.exists():
+        raise BadInput(NO_SOURCE)
 
 
 def shown(settings: Settings) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from storage.errors import BadInput
 from storage.layout import Layout
 from storage.schema import RESERVED_ELSEWHERE
 from storage.text import did_you_mean, plain
+from tests.lane import Lanes, filled
 
 ROOT = Path(__file__).parent.parent
 SENTENCE = re.compile(r"[\w.\[\] ()'-]+: expected [^\x00-\x1f]+[ ,;]got [^\x00-\x1f]+")
@@ -311,6 +312,39 @@ def test_a_topic_without_the_source_that_reads_it_is_told_as_that(tmp_path: Path
     assert done.stderr == (
         'Error: source: expected source = "kafka" beside [kafka], got none; the default is files\n'
     )
+
+
+def test_a_run_without_the_source_that_was_meant_ends_with_that(tmp_path: Path) -> None:
+    (tmp_path / "forebay.toml").write_text("[kafka]\ntopic = 'x'\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", "run"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (78, "")
+    assert 'expected source = "kafka" beside [kafka]' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("dedup_key = ['uuid']", "dedup_key: expected ['id', 'part'], as the data in data was"
+         " made with, got ['uuid']"),
+        ("block_span = '1m'", "block_span: expected '100ms', as the data in data was made with,"
+         " got '1m'"),
+        ("columns = [{name = 'number', path = 'n'}]", "columns: number: expected double, as the"
+         " data in data has it, got string; a new type needs a new name"),
+    ],
+)  # fmt: skip
+def test_settings_that_the_data_was_not_made_with_are_faults_before_a_job_starts(
+    text: str, fault: str, tmp_path: Path, lane: Lanes
+) -> None:
+    filled(lane())
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "a.ndjson").touch()
+    (tmp_path / "forebay.toml").write_text(text)
+    done = checked(tmp_path)
+    assert done.returncode == 1
+    assert fault in done.stderr.removeprefix("Error: ").splitlines()
 
 
 @pytest.mark.parametrize(
