@@ -24,7 +24,7 @@ def run(workers: int) -> None:
     # the garbage collector need not look through it.
     gc.disable()
     from flows.cluster import Cluster
-    from flows.settings import load
+    from flows.settings import load, require_source
 
     gc.freeze()
     gc.enable()
@@ -32,7 +32,14 @@ def run(workers: int) -> None:
         level=logging.INFO, format="%(asctime)s supervisor %(levelname)s %(message)s"
     )
     try:
-        raise SystemExit(Cluster(load().data_dir, workers).run())
+        settings = load()
+        require_source(settings)
+        code = Cluster(settings.data_dir, workers).run()
     except ForebayError as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(PERMANENT) from error
+    if code != PERMANENT:
+        from cli.summary import summary  # reads data, which a supervisor does not
+
+        click.echo("\n".join(summary(settings.data_dir)))
+    raise SystemExit(code)

@@ -28,6 +28,7 @@ from bytewax.operators import StatefulBatchLogic
 from typing_extensions import override
 
 from operators.failure import noted
+from operators.reject_watch import RejectWatch
 from operators.stop import stopping
 from operators.thread import PerThread
 from storage.batch import BatchFile
@@ -62,6 +63,7 @@ class _Worker:
     cache: KeyCache
     batch: BatchFile
     partitions: list[Blocks] = field(default_factory=list)
+    rejects: RejectWatch = field(default_factory=RejectWatch)
     warn_due: float = 0.0
     kept_due: float = 0.0
     appended: bool = False
@@ -142,6 +144,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         blocks = self._blocks or self._start(values[0].partition, None)
         self._step.worker.appended = True
         for frame in values:
+            self._step.worker.rejects.take(frame)
             offer = blocks.append(frame)
             if offer:
                 self._offers.append(offer)
