@@ -74,7 +74,8 @@ def _defaults() -> dict[str, Any]:
     unset = {name: None for name in os.environ if name.startswith("FOREBAY_")}
     with NamedTemporaryFile(suffix=".toml") as empty:
         runner = CliRunner(env={**unset, "FOREBAY_CONFIG": empty.name})
-        return tomllib.loads(runner.invoke(main, ["config", "show"]).output)
+        found: dict[str, Any] = tomllib.loads(runner.invoke(main, ["config", "show"]).output)
+    return found
 
 
 def _written(value: object) -> str:
