@@ -115,8 +115,10 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
 
     def _start(self, partition: str, committed: PartitionState | None) -> Blocks:
         self._blocks = self._step.make(partition, committed)
-        self._blocks.notice(self._step.worker.batch.read())
         self._offers.append(self._blocks.start(_now_ms()))
+        # SUBTLE: only now, for a seal waits for the partitions that have published something: it
+        # knows of this one, or this one sees the seal before it takes an event.
+        self._blocks.notice(self._step.worker.batch.read())
         return self._blocks
 
     @override

@@ -5,30 +5,32 @@
    of the others, small regions are tried;
 3. what is refused then is taken from orjson's documents, column by column: what is no object is a
    reject, and a value of a wrong type is null and counted;
-4. events without key or upload time, or with an absurd or future one, are rejects.
+4. numbers that these readers cut or round are taken from the text (`exact`); a fraction where a
+   column has integers, and a time outside the years 1 to 9999, is a value of a wrong type;
+5. events without key or upload time, or with an absurd or future one, are rejects.
 What comes out for a message never depends on the messages around it.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from operators.exact import Exact, Found
 from operators.messages import I64, Messages
 from operators.reader import Reader, misread
-from storage.columns import ARROW_TYPES, arrow_schema
+from storage.columns import ARROW_TYPES, Mask, arrow_schema, nulled, outside_years
 from storage.frame import REJECT_SCHEMA, Frame
-from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Schema
-
-Mask = npt.NDArray[np.bool_]
+from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
 
 NO_OBJECT = "expected an object"
 CALL_BYTES_MAX = 64 << 20
@@ -57,6 +59,7 @@ class Decoder:
         self._columns = config.schema.decoded
         self._reader = Reader(self._columns)
         self._single = [Reader([replace(c, path=("v",))]) for c in self._columns]
+        self._exact = Exact(self._columns, config.schema.key)
 
     def decode(self, items: Sequence[Messages]) -> list[Frame]:
         """One frame an item. Items share a call of the reader up to CALL_BYTES_MAX."""
@@ -86,23 +89,21 @@ class Decoder:
         if reasons.any:
             bad = set(np.flatnonzero(reasons.mask).tolist())
             values = [b"null" if row in bad else value for row, value in enumerate(values)]
-        columns, nulled = self._read(values, reasons)
+        columns = self._checked(values, [m for _, m in items], self._read(values, reasons), reasons)
         frames, low = [], 0
         for item, messages in items:
             n = len(item.values)
             part = [column.slice(low, n) for column in columns]
             mine = reasons.slice(low, low + n)
-            mine.nulled = nulled[low : low + n]
             frames.append(self._frame(item, part, mine, messages))
             low += n
         return frames
 
-    def _read(self, values: list[bytes], reasons: _Reasons) -> tuple[list[pa.Array], I64]:
-        """Steps 1 to 3: the columns, and how many values of each row were nulled."""
-        nulled: I64 = np.zeros(len(values), dtype=np.int64)
+    def _read(self, values: list[bytes], reasons: _Reasons) -> list[pa.Array]:
+        """Steps 1 to 3: the columns."""
         rows = self._reader.read(values)
         if rows is not None:
-            return self._reader.take(rows), nulled
+            return self._reader.take(rows)
         parts: list[pa.StructArray] = []
         order: list[int] = []
         suspect = misread(b"\n".join(values))
@@ -123,24 +124,24 @@ class Decoder:
             else:
                 parts.append(one)
                 order.append(row)
-        alone = self._read_alone(values, refused, reasons, nulled)
+        alone = self._read_alone(values, refused, reasons)
         positions = pa.array(np.argsort(np.array(order + refused, dtype=np.int64)))
         if not parts:
-            return [column.take(positions) for column in alone], nulled
+            return [column.take(positions) for column in alone]
         rows = pa.concat_arrays(parts)
         both = zip(self._reader.take(rows), alone, strict=True)
-        return [pa.concat_arrays(pair).take(positions) for pair in both], nulled
+        return [pa.concat_arrays(pair).take(positions) for pair in both]
 
     def _read_alone(
-        self, values: list[bytes], rows: list[int], reasons: _Reasons, nulled: I64
+        self, values: list[bytes], rows: list[int], reasons: _Reasons
     ) -> list[pa.Array]:
         """Step 3: the columns of the messages at `rows`, among which the reader refuses some."""
         documents: list[dict[str, Any]] = []
         for row in rows:
             document: object = {}
             try:
-                document = orjson.loads(values[row])
-            except orjson.JSONDecodeError as error:
+                document = _document(values[row])
+            except ValueError as error:
                 reasons.flag_row("bad json", row, str(error))
             if not isinstance(document, dict):
                 reasons.flag_row("bad json", row, NO_OBJECT)
@@ -157,18 +158,42 @@ class Decoder:
             columns.append(taken)
             for row, ok in zip(rows, good, strict=True):
                 if not ok:
-                    nulled[row] += 1
-                    reasons.details.setdefault(row, f"{column.name}: expected {column.type}")
+                    reasons.wrong[row, column.name] = f"expected {column.type}"
+        return columns
+
+    def _checked(
+        self,
+        values: list[bytes],
+        messages: list[pa.Array],
+        columns: list[pa.Array],
+        reasons: _Reasons,
+    ) -> list[pa.Array]:
+        """Step 4: the columns with exact numbers, and null for what is none or no time."""
+        suspects, low = [], 0
+        for part in messages:
+            suspects += (self._exact.suspects(part) + low).tolist()
+            low += len(part)
+        found = [one for row in suspects for one in self._exact.found(row, values[row])]
+        for n, column in enumerate(self._columns):
+            if mine := [one for one in found if one.column == n]:
+                columns[n] = _replaced(columns[n], column, mine, reasons)
+            if column.name == UPLOAD_TIME:
+                continue  # one that is far off has a reason of its own
+            expected, odd = _odd(columns[n])
+            if odd is not None:
+                columns[n] = nulled(columns[n], odd)
+                for row in np.flatnonzero(odd).tolist():
+                    reasons.wrong[row, column.name] = f"expected {expected}"
         return columns
 
     def _frame(
         self, item: Messages, columns: list[pa.Array], reasons: _Reasons, messages: pa.Array
     ) -> Frame:
-        """Step 4 for one item, and its events and rejects apart."""
+        """Step 5 for one item, and its events and rejects apart."""
         broker = pa.array(item.times_ms, pa.timestamp("ms", tz="UTC"))
         by_name = self._by_name(columns, broker)
         for name in self._config.schema.key:
-            reasons.flag("no key", _absent(by_name[name]))
+            reasons.flag("no key", _absent(by_name[name]), name)
         clock_ms = item.times_ms if item.read_ms is None else np.int64(item.read_ms)
         self._flag_times(by_name[UPLOAD_TIME], clock_ms, reasons)
         by_name[PARTITION] = pa.repeat(pa.scalar(item.source, pa.string()), len(item.values))
@@ -188,7 +213,7 @@ class Decoder:
             next_offset=item.next_offset,
             events=events,
             rejects=rejects,
-            nulled=int(reasons.nulled[~reasons.mask].sum()),
+            nulled=sum(not reasons.mask[row] for row, _ in reasons.wrong),
             skipped=item.skipped,
             end_offset=item.end_offset,
         )
@@ -204,7 +229,7 @@ class Decoder:
 
     def _flag_times(self, upload: pa.Array, clock_ms: I64 | np.int64, reasons: _Reasons) -> None:
         missing = upload.is_null().to_numpy(zero_copy_only=False)
-        reasons.flag("no upload time", missing)
+        reasons.flag("no upload time", missing, UPLOAD_TIME)
         ms = upload.cast(pa.int64()).fill_null(UPLOAD_MIN_MS).to_numpy(zero_copy_only=False)
         reasons.flag("absurd upload time", (ms < UPLOAD_MIN_MS) | (ms >= UPLOAD_MAX_MS))
         reasons.flag("future upload time", ms > clock_ms + self._config.future_skew_ms)
@@ -214,6 +239,9 @@ class Decoder:
     ) -> pa.RecordBatch:
         rows = np.flatnonzero(reasons.mask)
         picked = pa.array(rows)
+        outside = outside_years(broker)
+        if outside is not None:  # a producer may stamp anything
+            broker = nulled(broker, outside)
         return pa.RecordBatch.from_arrays(
             [
                 pa.repeat(pa.scalar(item.source, pa.string()), len(rows)),
@@ -228,23 +256,29 @@ class Decoder:
 
 
 class _Reasons:
-    """Why rows are rejects: the first reason found for a row stands."""
+    """Why rows are rejects, of which the first reason found stands; and what is `wrong` with the
+    value of a column, by row and name: it was read as null."""
 
     def __init__(self, rows: int) -> None:
         self.mask: Mask = np.zeros(rows, dtype=bool)
         self.names: dict[int, str] = {}
         self.details: dict[int, str] = {}
-        self.nulled: I64 = np.zeros(rows, dtype=np.int64)
+        self.wrong: dict[tuple[int, str], str] = {}
 
     @property
     def any(self) -> bool:
         return bool(self.names)
 
-    def flag(self, reason: str, rows: Mask) -> None:
+    def flag(self, reason: str, rows: Mask, column: str = "") -> None:
+        """`column` is at fault, if any is."""
         fresh = rows & ~self.mask
-        if fresh.any():
-            self.mask |= fresh
-            self.names.update(dict.fromkeys(np.flatnonzero(fresh).tolist(), reason))
+        if not fresh.any():
+            return
+        self.mask |= fresh
+        for row in np.flatnonzero(fresh).tolist():
+            self.names[row] = reason
+            if column:
+                self.details[row] = f"{column}: {self.wrong.get((row, column), 'expected a value')}"
 
     def flag_row(self, reason: str, row: int, detail: str) -> None:
         if not self.mask[row]:
@@ -257,7 +291,62 @@ class _Reasons:
         part.mask = self.mask[low:high].copy()
         part.names = {row - low: name for row, name in self.names.items() if low <= row < high}
         part.details = {row - low: text for row, text in self.details.items() if low <= row < high}
+        part.wrong = {(r - low, c): text for (r, c), text in self.wrong.items() if low <= r < high}
         return part
+
+
+def _odd(column: pa.Array) -> tuple[str, Mask | None]:
+    """What is expected of a column's values, and which are of its type but no such value; None if
+    none is."""
+    if pa.types.is_timestamp(column.type):
+        return "a time in the years 1 to 9999", outside_years(column)
+    if pa.types.is_floating(column.type) and len(column):
+        odd: Mask = pc.invert(pc.is_finite(column)).fill_null(False).to_numpy(zero_copy_only=False)
+        return "a finite number", odd if odd.any() else None
+    return "", None
+
+
+def _replaced(
+    column: pa.Array, declared: Column, found: Sequence[Found], reasons: _Reasons
+) -> pa.Array:
+    """The column with the exact values found, null for those that are none."""
+    where: Mask = np.zeros(len(column), dtype=bool)
+    where[[one.row for one in found]] = True
+    for one in found:
+        if one.value is not None:
+            reasons.wrong.pop((one.row, declared.name), None)
+        elif column[one.row].is_valid:
+            reasons.wrong[one.row, declared.name] = f"expected {declared.type} without a fraction"
+    values = pa.array([one.value for one in found], pa.int64()).cast(column.type)
+    return pc.replace_with_mask(column, pa.array(where), values)
+
+
+def _document(message: bytes) -> object:
+    """A message as orjson reads it, or if that finds a number too large for it, as `json` does:
+    such a number is infinite then, and right in no column. Raises ValueError."""
+    try:
+        return orjson.loads(message)
+    except orjson.JSONDecodeError as error:
+        if not error.msg.startswith("number is infinity"):
+            raise
+    try:
+        document = json.loads(message.decode(), parse_int=_parse_int, parse_constant=_refuse)
+        json.dumps(document, ensure_ascii=False).encode()  # which half of a surrogate pair fails
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    return document
+
+
+def _parse_int(text: str) -> int | float:
+    """Python refuses to read some thousand digits."""
+    return int(text) if len(text) <= _INT_DIGITS_MAX else math.inf
+
+
+_INT_DIGITS_MAX = 30
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"expected JSON, got {constant}")
 
 
 _WRONG = object()
@@ -276,13 +365,19 @@ def _dig(document: dict[str, Any], path: tuple[str, ...]) -> object:
     return value
 
 
+_INFINITE = (math.inf, -math.inf)
+
+
 def _read_values(reader: Reader, values: list[object]) -> tuple[pa.Array, list[bool]]:
     """One column of `values`, null where one has another type, and which ones are right.
 
     SUBTLE: no list or object is ever right, and none may come to orjson again: it reads deeper
     nesting than it writes.
     """
-    right = [value is not _WRONG and not isinstance(value, dict | list) for value in values]
+    right = [
+        value is not _WRONG and not isinstance(value, dict | list) and value not in _INFINITE
+        for value in values
+    ]
     texts = [orjson.dumps({"v": v if ok else None}) for v, ok in zip(values, right, strict=True)]
     parts = [pa.nulls(0, ARROW_TYPES[reader.columns[0].type])]
     for low, high, part in reader.read_each(texts):

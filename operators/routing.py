@@ -14,9 +14,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from siphash24 import siphash13
+import siphash24
 
 from storage.layout import PartitionKey
+from storage.siphash import siphash13
 
 MODULUS = 27_720
 _SEPARATOR = "~"
@@ -44,7 +45,7 @@ def partition_name(key: str) -> str:
 
 def route(key: str) -> int:
     """The number that bytewax takes modulo the worker count: unsigned, 64 bits."""
-    return int(siphash13(key.encode() + b"\xff", key=_ZERO_KEY).intdigest()) % 2**64
+    return int(siphash24.siphash13(key.encode() + b"\xff", key=_ZERO_KEY).intdigest()) % 2**64
 
 
 @numba.njit(cache=True, nogil=True)
@@ -53,7 +54,7 @@ def _first_salt(text: Any, head: Any, residue: Any) -> Any:
 
     What `state_key` would find by asking `route` for each salt, in a twentieth of the time.
     """
-    salt = 0
+    salt, zero = 0, np.uint64(0)
     while True:
         digits = 1
         while salt >= 10**digits:
@@ -63,39 +64,6 @@ def _first_salt(text: Any, head: Any, residue: Any) -> Any:
             text[at] = 48 + left % 10
             left //= 10
         text[head + digits] = 0xFF
-        if _siphash13(text, head + digits + 1) % np.uint64(MODULUS) == residue:
+        if siphash13(zero, zero, text, 0, head + digits + 1) % np.uint64(MODULUS) == residue:
             return salt
         salt += 1
-
-
-@numba.njit(cache=True, nogil=True)
-def _siphash13(text: Any, size: Any) -> Any:
-    """SipHash-1-3 with the zero key of the first `size` bytes."""
-    a, b = np.uint64(0x736F6D6570736575), np.uint64(0x646F72616E646F6D)
-    c, d = np.uint64(0x6C7967656E657261), np.uint64(0x7465646279746573)
-    for start in range(0, size + 1, 8):
-        word = np.uint64(0)
-        for at in range(start, min(start + 8, size)):
-            word |= np.uint64(text[at]) << np.uint64(8 * (at - start))
-        if start + 8 > size:
-            word |= np.uint64(size) << np.uint64(56)
-        a, b, c, d = _round(a, b, c, d ^ word)
-        a ^= word
-    c ^= np.uint64(0xFF)
-    for _ in range(3):
-        a, b, c, d = _round(a, b, c, d)
-    return a ^ b ^ c ^ d
-
-
-@numba.njit(cache=True, nogil=True)
-def _round(a: Any, b: Any, c: Any, d: Any) -> Any:
-    a, c = a + b, c + d
-    b, d = _turned(b, 13) ^ a, _turned(d, 16) ^ c
-    a, c = _turned(a, 32) + d, c + b
-    b, d = _turned(b, 17) ^ c, _turned(d, 21) ^ a
-    return a, b, _turned(c, 32), d
-
-
-@numba.njit(cache=True, nogil=True)
-def _turned(word: Any, by: Any) -> Any:
-    return (word << np.uint64(by)) | (word >> np.uint64(64 - by))

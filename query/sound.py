@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from storage.catalog import Chunk
-from storage.chunk import chunk_metadata
+from storage.chunk import chunk_metadata, columns_outside_years
 from storage.files import Files
 
 
@@ -21,18 +21,23 @@ class SoundChunks:
     def __init__(self, files: Files, *, whole: bool = False) -> None:
         self._files = files
         self._whole = whole
-        self._known: set[Path] = set()
+        self._known: dict[Path, frozenset[str]] = {}
 
     def require(self, path: Path, chunk: Chunk) -> None:
         """Raise MissingFile, or Corruption with file and offset, unless the chunk is sound."""
         if path in self._known:
             chunk.checksum.require_size(self._files, path)
             return
-        chunk_metadata(self._files, path, chunk)
+        metadata = chunk_metadata(self._files, path, chunk)
         if self._whole:
             chunk.checksum.require_whole(self._files, path)
-        self._known.add(path)
+        of_version_1 = not chunk.checksum.pieces
+        self._known[path] = columns_outside_years(metadata) if of_version_1 else frozenset()
+
+    def outside_years(self, path: Path) -> frozenset[str]:
+        """The columns of a sound chunk that may have times which no reader takes."""
+        return self._known.get(path, frozenset())
 
     def keep(self, paths: Iterable[Path]) -> None:
         """Forget all others."""
-        self._known = self._known.intersection(paths)
+        self._known = {path: self._known[path] for path in paths if path in self._known}

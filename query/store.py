@@ -31,6 +31,7 @@ from query.sound import SoundChunks
 from query.view import PartitionView, View, take_view
 from query.why import Answer, explain
 from storage.batch import Placed
+from storage.columns import END_S, FIRST_S, PER_SECOND
 from storage.errors import BadInput, MissingFile
 from storage.files import Files
 from storage.rejects import ALL, RejectFilter
@@ -157,9 +158,12 @@ class Store:
         """Whole blocks and chunks."""
         schema = _polars_schema(view.schema)
         parts = [self._hot(partitions, schema)]
-        paths = [path for partition in partitions for path in partition.chunk_paths]
-        if paths:
-            parts.insert(0, _cold(paths, schema))
+        outside: dict[frozenset[str], list[Path]] = {}
+        for path in [path for partition in partitions for path in partition.chunk_paths]:
+            outside.setdefault(self._sound.outside_years(path), []).append(path)
+        for names, paths in outside.items():
+            within = [_within_years(name, schema[name]) for name in sorted(names & schema.keys())]
+            parts.insert(0, _cold(paths, schema).with_columns(within))
         return pl.concat(parts, how="vertical")
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
@@ -331,6 +335,14 @@ def _cold(paths: list[Path], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
         hive_partitioning=False,
         glob=False,
     )
+
+
+def _within_years(name: str, dtype: pl.DataType) -> pl.Expr:
+    """The times of a column as they are, null where they are outside the years 1 to 9999."""
+    per_second = PER_SECOND[dtype.time_unit] if isinstance(dtype, pl.Datetime) else 1
+    number = pl.col(name).to_physical()
+    inside = number.is_between(FIRST_S * per_second, END_S * per_second, closed="left")
+    return pl.when(inside).then(pl.col(name))
 
 
 def _polars_schema(schema: pa.Schema) -> dict[str, pl.DataType]:

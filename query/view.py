@@ -115,6 +115,13 @@ class View:
         return [partition for node in self.nodes for partition in node.partitions]
 
     @property
+    def _with_events(self) -> list[PartitionView]:
+        """All, but for those that never had an event where others had: these go on under any key
+        and columns, so what they were begun with says nothing."""
+        had = [partition for partition in self.partitions if partition.state.counters.accepted]
+        return had or self.partitions
+
+    @property
     def silent_partitions(self) -> list[SilentPartition]:
         return [partition for node in self.nodes for partition in node.silent]
 
@@ -187,7 +194,7 @@ class View:
     @property
     def key(self) -> tuple[str, ...]:
         """The dedup key's columns. Raises BadInput if partitions differ in it."""
-        keys = {partition.state.key for partition in self.partitions}
+        keys = {partition.state.key for partition in self._with_events}
         if len(keys) > 1:
             raise BadInput(f"dedup_key: expected the same of all nodes, got {sorted(keys)}")
         return next(iter(keys), ())
@@ -195,7 +202,7 @@ class View:
     @property
     def schema(self) -> pa.Schema:
         """All columns that any partition ever had. Raises BadInput where two types clash."""
-        types = [p.state.schema for p in self.partitions]
+        types = [p.state.schema for p in self._with_events]
         types += [chunk.schema for p in self.partitions for chunk in p.chunks]
         try:
             return unite([pa.schema(SYSTEM_FIELDS), *map(parse_types, types)])
@@ -321,11 +328,17 @@ class Inside:
 
 
 def read_state(files: Files, layout: Layout, name: str, inside: Inside) -> list[PartitionState]:
-    """What the partition has published, if anything."""
+    """What the partition has published, if anything. Raises MissingFile if that is gone though
+    chunks of it are there."""
     path = layout.manifest(name)
     inside.require(path)
     inside.require(layout.catalog(name))
     state = read_manifest(files, path)
+    if state is None and read_catalog(files, layout.catalog(name), name).chunks:
+        raise MissingFile(
+            f"{path}: expected the manifest of a partition that has chunks, none is there; the job"
+            " publishes it again when it is started"
+        )
     if state is not None and state.partition != name:
         raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}", 0)
     return [] if state is None else [state]

@@ -9,7 +9,7 @@ is kept: drop logs are bounded, and a batch layer without a table is not asked.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ import pyarrow.compute as pc
 
 from query.rejects import reject_batches
 from query.view import PartitionView, View
-from storage.columns import parse_types
 from storage.drops import DROP_SCHEMA
 from storage.errors import BadInput, MissingFile
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA
-from storage.index import hash_keys
+from storage.index import KeyHash
 from storage.log import Extent, LogReader
 from storage.rejects import ALL
 from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
@@ -72,15 +71,15 @@ class Answer:
     table: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Key:
-    """The key as one row, typed as the partitions have it, and its hash."""
+    """The key as one row, typed as the partitions have it."""
 
     row: pa.RecordBatch
-    hash: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.hash = int(hash_keys(self.row.columns)[0])
+    def hash(self, seed: str) -> int:
+        """As the partition of this seed has it in its drop log."""
+        return int(KeyHash(seed)(self.row.columns)[0])
 
     @property
     def values(self) -> dict[str, Any]:
@@ -102,9 +101,9 @@ class _Key:
 
 def key_names(view: View) -> tuple[str, ...]:
     """The columns of the dedup key. Raises BadInput if nothing has been taken in yet."""
-    for partition in view.partitions:
-        return tuple(partition.state.key)
-    raise BadInput("why: expected a data directory with events, got an empty one")
+    if not view.partitions:
+        raise BadInput("why: expected a data directory with events, got an empty one")
+    return view.key
 
 
 def explain(
@@ -156,7 +155,7 @@ def _typed(view: View, key: Mapping[str, object]) -> _Key:
     names = key_names(view)
     if set(key) != set(names):
         raise BadInput(f"why: expected the key columns {', '.join(names)}; got {', '.join(key)}")
-    types = parse_types(view.partitions[0].state.schema)
+    types = view.schema
     columns = []
     for name in names:
         type, value = types.field(name).type, key[name]
@@ -222,9 +221,10 @@ def _key_and_place(key: _Key) -> pa.Schema:
 def _drops(files: Files, partition: PartitionView, key: _Key) -> Iterator[dict[str, Any]]:
     """What the drop log tells; a file that a power loss took tells nothing."""
     folder = partition.layout.drops(partition.state.partition)
+    hash = key.hash(partition.state.seed)
     for extent in partition.state.drops:
         for batch in _told(files, extent, LogReader(files, folder, extent.file)):
-            hit = pc.equal(batch.column("key_hash"), pa.scalar(key.hash, pa.uint64()))
+            hit = pc.equal(batch.column("key_hash"), pa.scalar(hash, pa.uint64()))
             yield from batch.filter(hit).to_pylist()
 
 

@@ -1,6 +1,6 @@
 """The batch number, and the boundary between the batch layer and this one.
 
-    DATA/batch.json     a record (see `record`) of kind "batch", version 1, replaced atomically
+    DATA/batch.json     a record (see `record`) of kind "batch", version 2, replaced atomically
     DATA/batch.lock     held by the one who changes it
 
 A handoff has two steps. A *seal* says: what comes from now on for upload times below T is late.
@@ -33,7 +33,7 @@ from storage.layout import Layout, utc_text
 from storage.record import Count, TimeMs
 
 KIND = "batch"
-VERSION = 1
+VERSION = 2
 HISTORY_MAX = 1000
 
 

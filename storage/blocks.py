@@ -28,28 +28,28 @@ import pyarrow as pa
 
 from storage.batch import Batch
 from storage.catalog import Catalog, read_catalog
-from storage.columns import arrow_schema, column_types
+from storage.columns import arrow_schema
 from storage.commits import Commits
 from storage.drops import Drops
 from storage.duplicates import duplicates
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
-from storage.index import I64, hash_keys
+from storage.index import I64, KeyHash
 from storage.keys import Hash, KeyCache
 from storage.layout import BlockId, Layout, block_log_name, hash_file_name, reject_log_name
 from storage.live import LiveBlock, LiveBlocks
 from storage.log import Extent, GrowingLog
 from storage.log_keys import HashWriter
 from storage.offer import Offer, Tick
-from storage.rejects import FILE_BYTES_MAX, Redecode, RejectFilter, redecoded
+from storage.rejects import FILE_BYTES_MAX, Redecode, RejectFilter, labels, redecoded
 from storage.replay import ReplayRequest
 from storage.resume import (
     CatalogFile,
+    begun_or_resumed,
     next_incarnation,
+    recount_rejects,
     require_logs,
-    require_same,
     runs_with_chunks,
-    united_schema,
     unlisted,
 )
 from storage.retained import Retained
@@ -89,14 +89,14 @@ class Blocks:
         files: Files,
         cache: KeyCache,
         committed: PartitionState | None,
-        hash_keys: Hash = hash_keys,
+        hash: Hash | None = None,
     ) -> None:
-        """Resume from the `committed` state, or begin. Raises MissingFile or Corruption if a log
-        that it names is not here, BadInput if it was made under another key or block span."""
+        """Resume from the `committed` state, or begin. Keys are hashed by `hash`, by default under
+        the state's own seed. Raises MissingFile or Corruption if a log that it names is not here,
+        BadInput if it has events made under another key or block span."""
         self._config = config
         self._layout = layout
         self._files = files
-        self._hash = hash_keys
         self._cache = cache
         self._folder = layout.hot(partition)
         self._folders = (self._folder, layout.rejects(partition), layout.drops(partition))
@@ -107,19 +107,19 @@ class Blocks:
         self._lock = files.lock(self._folder / "lock")
         self._catalog_file = CatalogFile(files, layout, partition)
         incarnation = next_incarnation(files, layout, partition, committed)
-        self._state = state = committed or PartitionState(
-            partition, incarnation, config.schema.key, config.block_span_ms, {}
+        self._state = state = begun_or_resumed(
+            partition, committed, config.schema, config.block_span_ms
         )
-        require_same(state, config.schema.key, config.block_span_ms)
-        state.schema = column_types(united_schema(state, self._schema))
         if committed:
             state.runs = runs_with_chunks(
                 committed, read_catalog(files, layout.catalog(partition), partition)
             )
+        self._hash = hash or KeyHash(state.seed)
         state.incarnation = incarnation
         require_logs(files, layout, state, self._catalog())
+        recount_rejects(files, layout, state)
         self._retained = Retained(
-            files, layout, partition, config.schema, config.block_span_ms, cache, hash_keys
+            files, layout, partition, config.schema, config.block_span_ms, cache, self._hash
         )
         for block in self._uncovered():
             self._retained.add(block)
@@ -190,9 +190,19 @@ class Blocks:
         state.counters.nulled += frame.nulled
         state.counters.skipped += frame.skipped
         if rejects.num_rows:
-            state.counters.rejects += rejects.num_rows
+            self._count_rejects(rejects, 1)
             self._rejects.append(rejects)
         return self._admit(events)
+
+    def _count_rejects(self, rejects: pa.RecordBatch, by: int) -> None:
+        """Count them in, or with -1 out."""
+        counters = self._state.counters
+        counters.rejects += by * rejects.num_rows
+        for label, count in labels(rejects).items():
+            rest = counters.rejected.get(label, 0) + by * count
+            counters.rejected[label] = rest
+            if not rest:
+                del counters.rejected[label]
 
     def _admit(self, events: pa.RecordBatch) -> Offer | None:
         """Steps 1 to 4 for each of these events; what was evicted is offered."""
@@ -270,7 +280,8 @@ class Blocks:
     def _reopen(self, state: BlockState) -> LiveBlock:
         name = block_log_name(state.id, self._state.incarnation)
         log = GrowingLog(self._files, self._folder, name, self._schema, state.extents)
-        hashes, keys = HashWriter(self._files, self._folder), self._retained.of_log(log)
+        hashes = HashWriter(self._files, self._folder, self._hash)
+        keys = self._retained.of_log(log)
         return LiveBlock(
             state.id, log, hashes, keys, state.touched_ms, state.first_ms, state.last_ms, state.late
         )
@@ -349,14 +360,15 @@ class Blocks:
 
     def _replay(self, extent: Extent, wanted: RejectFilter, redecode: Redecode) -> Offer | None:
         _, folder, _ = self._folders
-        left, frames = redecoded(self._files, folder, extent, wanted, redecode)
+        left, passed, frames = redecoded(self._files, folder, extent, wanted, redecode)
         if not frames:
             return None
         self._replaced.append((self._state.snapshots, self._rejects.discard(extent)))
         for batch in left:
             self._rejects.append(batch)
+        for batch in passed:
+            self._count_rejects(batch, -1)
         counters = self._state.counters
-        counters.rejects -= extent.rows - sum(batch.num_rows for batch in left)
         counters.nulled += sum(frame.nulled for frame in frames)
         offers = [self._admit(frame.events) for frame in frames]
         blocks = [block for offer in offers if offer for block in offer.blocks]

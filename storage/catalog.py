@@ -3,7 +3,7 @@
 Published at DATA/chunks/PARTITION/catalog.json by `chunks` alone, atomically and durably. A block
 that a listed chunk covers is read from the chunk and from nowhere else.
 
-Format: a record (see `record`) of kind "catalog", version 1; the fields are those of `Catalog`.
+Format: a record (see `record`) of kind "catalog", version 2; the fields are those of `Catalog`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from storage.layout import BlockId, ChunkId, checked
 from storage.record import Count, TimeMs
 
 KIND = "catalog"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,21 @@
 
 What always holds: checksums are taken of the bytes as they are written, never of what a disk gives
 back. The footer has its own, for a reader can afford to check that always: it is a few kB, and
-broken metadata is what an engine stumbles over. The pages have Parquet's own checksums, which tell
-where a chunk is damaged.
+broken metadata is what an engine stumbles over. Each piece of PIECE_BYTES has one as well, and the
+pages have Parquet's own: they locate the damage.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,21 +27,39 @@ from storage.errors import Corruption, MissingFile
 from storage.files import Files
 from storage.record import Count, Crc
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 256 << 10
+_CRC = np.dtype("<u4")
 
 
 @dataclass(frozen=True)
 class Checksum:
-    """Sizes in bytes; checksums are CRC-32 (zlib). The footer is the last `footer_bytes`."""
+    """Sizes in bytes; checksums are CRC-32 (zlib). The footer is the last `footer_bytes`.
+
+    `pieces` has the checksum of each PIECE_BYTES of the file, the last of which may be shorter:
+    four bytes each, little-endian, in base64. Empty for chunks of version 1, of which only the
+    whole can be checked.
+    """
 
     bytes: Count
     crc: Crc
     footer_bytes: Count
     footer_crc: Crc
+    pieces: str = ""
 
     def __post_init__(self) -> None:
         if self.footer_bytes > self.bytes:
             raise ValueError(f"expected a footer of {self.bytes} bytes at most, got {self}")
+        if self.pieces and len(self.piece_crcs) != -(-self.bytes // PIECE_BYTES):
+            raise ValueError(f"expected a checksum for each piece of {self.bytes} bytes")
+
+    @property
+    def piece_crcs(self) -> list[int]:
+        """The checksum of each piece, in order. Raises ValueError if that is not their form."""
+        try:
+            packed = base64.b64decode(self.pieces, validate=True)
+            return [int(crc) for crc in np.frombuffer(packed, _CRC)]
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(f"expected checksums of pieces in base64, got {error}") from error
 
     @property
     def footer_start(self) -> int:
@@ -74,9 +95,15 @@ class Checksum:
 
     def require_whole(self, files: Files, path: Path) -> None:
         """Raise MissingFile, or Corruption unless every byte is as written."""
-        crc = 0
-        for start in range(0, self.bytes, PIECE_BYTES):
-            crc = zlib.crc32(_read(files, path, start, min(start + PIECE_BYTES, self.bytes)), crc)
+        crc, pieces = 0, self.piece_crcs if self.pieces else []
+        for number, start in enumerate(range(0, self.bytes, PIECE_BYTES)):
+            end = min(start + PIECE_BYTES, self.bytes)
+            data = _read(files, path, start, end)
+            if pieces and zlib.crc32(data) != pieces[number]:
+                raise Corruption(
+                    f"chunk {path}: checksum of bytes {start}..{end} does not match", start
+                )
+            crc = zlib.crc32(data, crc)
         if crc != self.crc:
             raise Corruption(f"chunk {path}: checksum of bytes 0..{self.bytes} does not match", 0)
 
@@ -88,6 +115,7 @@ class SummedFile:
         self._file = file
         self._bytes = self._crc = self._footer_crc = 0
         self._footer_start: int | None = None
+        self._pieces: list[int] = []
 
     @property
     def closed(self) -> bool:
@@ -97,8 +125,19 @@ class SummedFile:
         self._crc = zlib.crc32(data, self._crc)
         if self._footer_start is not None:
             self._footer_crc = zlib.crc32(data, self._footer_crc)
+        self._sum_pieces(memoryview(data))
         self._bytes += len(data)
         return self._file.write(data)
+
+    def _sum_pieces(self, data: memoryview) -> None:
+        at = self._bytes
+        while data:
+            number, within = divmod(at, PIECE_BYTES)
+            part = data[: PIECE_BYTES - within]
+            if number == len(self._pieces):
+                self._pieces.append(0)
+            self._pieces[number] = zlib.crc32(part, self._pieces[number])
+            data, at = data[len(part) :], at + len(part)
 
     def flush(self) -> None:
         self._file.flush()
@@ -110,7 +149,8 @@ class SummedFile:
     def checksum(self) -> Checksum:
         """Of all that was written."""
         footer_bytes = self._bytes - (self._footer_start or 0)
-        return Checksum(self._bytes, self._crc, footer_bytes, self._footer_crc)
+        packed = base64.b64encode(np.array(self._pieces, _CRC).tobytes()).decode()
+        return Checksum(self._bytes, self._crc, footer_bytes, self._footer_crc, packed)
 
 
 def damaged_columns(path: Path, metadata: pq.FileMetaData) -> Iterator[Corruption]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from storage.catalog import Chunk
 from storage.checksum import Checksum, SummedFile
-from storage.columns import parse_types, unite
+from storage.columns import END_S, FIRST_S, PER_SECOND, parse_types, unite, within_years
 from storage.errors import Corruption, MissingFile
 from storage.files import Files, naming
 from storage.keys import Hash, Stored
@@ -139,6 +139,29 @@ def chunk_metadata(files: Files, path: Path, chunk: Chunk) -> pq.FileMetaData:
     return metadata
 
 
+def columns_outside_years(metadata: pq.FileMetaData) -> frozenset[str]:
+    """The columns of which a chunk of version 1 has times outside the years 1 to 9999, or may."""
+    schema = metadata.schema.to_arrow_schema()
+    times = [i for i, field in enumerate(schema) if pa.types.is_timestamp(field.type)]
+    found = set()
+    for group in range(metadata.num_row_groups):
+        for i in times:
+            statistics = metadata.row_group(group).column(i).statistics
+            if (
+                statistics is not None
+                and statistics.null_count == metadata.row_group(group).num_rows
+            ):
+                continue
+            if statistics is None or not statistics.has_min_max:
+                found.add(schema.names[i])
+                continue
+            per_second = PER_SECOND[schema.types[i].unit]
+            first, end = FIRST_S * per_second, END_S * per_second
+            if statistics.min_raw < first or statistics.max_raw >= end:
+                found.add(schema.names[i])
+    return frozenset(found)
+
+
 def _as_stored(type: pa.DataType) -> pa.DataType:
     """Parquet has no timestamps in seconds."""
     seconds = pa.types.is_timestamp(type) and type.unit == "s"
@@ -219,8 +242,10 @@ class ChunkKeys:
         times = table[UPLOAD_TIME].cast(pa.int64())
         inside = pc.and_(pc.greater_equal(times, self._first_ms), pc.less(times, self._end_ms))
         found = table.filter(inside).select(list(columns))
-        return pa.RecordBatch.from_arrays(
-            [column.combine_chunks() for column in found.columns], schema=found.schema
+        return within_years(
+            pa.RecordBatch.from_arrays(
+                [column.combine_chunks() for column in found.columns], schema=found.schema
+            )
         )
 
 

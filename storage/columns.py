@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import AfterValidator
 
 from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, ColumnType, Schema
+
+Mask = npt.NDArray[np.bool_]
 
 ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "string": pa.string(),
@@ -20,6 +25,11 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "time_s": pa.timestamp("s", tz="UTC"),
     "time_us": pa.timestamp("us", tz="UTC"),
 }
+
+FIRST_S, END_S = -62_135_596_800, 253_402_300_800
+"""The years 1 to 9999, in seconds since 1970, the end not included: the times that readers in any
+language take."""
+PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
 
 SYSTEM_FIELDS = (
     pa.field(PARTITION, pa.string()),
@@ -33,6 +43,34 @@ def arrow_schema(schema: Schema) -> pa.Schema:
     declared = [pa.field(column.name, ARROW_TYPES[column.type]) for column in schema.columns]
     kept = [pa.field(RAW, pa.binary())] if schema.raw else []
     return pa.schema([*SYSTEM_FIELDS, *declared, *kept])
+
+
+def outside_years(times: pa.Array) -> Mask | None:
+    """Which of these timestamps are not in the years 1 to 9999; None if all are."""
+    per_second = PER_SECOND[times.type.unit]
+    numbers = times.cast(pa.int64())
+    low, high = (bound.as_py() for bound in pc.min_max(numbers).values())
+    first, end = FIRST_S * per_second, END_S * per_second
+    if low is None or (low >= first and high < end):
+        return None
+    outside = pc.or_(pc.less(numbers, first), pc.greater_equal(numbers, end)).fill_null(False)
+    mask: Mask = outside.to_numpy(zero_copy_only=False)
+    return mask
+
+
+def within_years(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with null for each time outside the years 1 to 9999. Version 1 stored any."""
+    for at, field in enumerate(batch.schema):
+        if pa.types.is_timestamp(field.type):
+            outside = outside_years(batch.column(at))
+            if outside is not None:
+                batch = batch.set_column(at, field, nulled(batch.column(at), outside))
+    return batch
+
+
+def nulled(column: pa.Array, where: Mask) -> pa.Array:
+    """The column with null at these rows."""
+    return pc.if_else(pa.array(where), pa.scalar(None, column.type), column)
 
 
 def column_types(schema: pa.Schema) -> dict[str, str]:

@@ -34,6 +34,8 @@ REASONS = (
     "too large",
     "empty",
 )
+OF_A_COLUMN = frozenset({"no key"})
+"""Reasons for which the detail begins with the name of a column and a colon."""
 
 
 @dataclass(frozen=True)

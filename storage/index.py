@@ -5,15 +5,22 @@ holds 12 bytes a slot (hash, row number) and is kept between 53 % and 80 % full,
 to 22.5 bytes. It only ever answers with candidates: `KeySet` confirms every hit on the full key, so
 two keys with one hash are both kept and neither is dropped.
 
-Hashes are stable across processes and versions, since `hash_partitions` routes by them:
-each value's bytes are taken eight at a time, little-endian and zero-padded, folded as
+Keys come from clients, who may aim at one hash or one slot. So a partition's index hashes by
+SipHash under a seed of its own (`KeyHash`); a slot is the hash times a random number of this
+process (multiply-shift: Dietzfelbinger et al., 1997); and of one hash at most SAME_MAX rows have
+slots: the others are the caller's to find.
+
+`hash_keys` is stable across processes and versions, since `hash_partitions` routes by it: each
+value's bytes are taken eight at a time, little-endian and zero-padded, folded as
 h = (h ^ word) * K1; h ^= h >> 32, starting from the byte length times K2, and finished with
 the finaliser of MurmurHash3 (Austin Appleby, public domain). Columns are chained in order.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numba
@@ -21,12 +28,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from storage.siphash import siphash13, siphash13_word
+
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 _LOAD_MAX = 0.80
 _GROWTH = 1.5
 _SLOTS_MIN = 64
+SAME_MAX = 64
+"""Rows of one hash in an index."""
+_CROWDED_BYTES = 40
+"""What a row in a crowd takes, about."""
+_SPREAD = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)
 K1 = np.uint64(0x9E3779B97F4A7C15)
 K2 = np.uint64(0xC2B2AE3D27D4EB4F)
 
@@ -81,14 +95,31 @@ def _hash_words(words: Any, out: Any) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _find(table: Any, rows: Any, hashes: Any, slots: Any, found: Any) -> int:
+def _seeded_bytes(k0: Any, k1: Any, offsets: Any, data: Any, out: Any) -> None:
+    for i in range(len(out)):
+        out[i] = siphash13(k0 ^ out[i], k1, data, offsets[i], offsets[i + 1])
+
+
+@numba.njit(cache=True, nogil=True)
+def _seeded_words(k0: Any, k1: Any, words: Any, out: Any) -> None:
+    for i in range(len(out)):
+        out[i] = siphash13_word(k0 ^ out[i], k1, words[i])
+
+
+@numba.njit(cache=True, nogil=True)
+def _home(h: Any, spread: Any, capacity: Any) -> Any:
+    return np.int64((((h * spread) >> np.uint64(32)) * capacity) >> np.uint64(32))
+
+
+@numba.njit(cache=True, nogil=True)
+def _find(table: Any, rows: Any, spread: Any, hashes: Any, slots: Any, found: Any) -> int:
     """From each slot (or home, if -1) go to the next entry with that hash; -1 if there is none."""
     capacity = np.uint64(len(table))
     hits = 0
     for i in range(len(hashes)):
         h = hashes[i]
         if slots[i] < 0:
-            slot = np.int64(((h >> np.uint64(32)) * capacity) >> np.uint64(32))
+            slot = _home(h, spread, capacity)
         else:
             slot = slots[i] + 1
             if slot == len(table):
@@ -107,26 +138,37 @@ def _find(table: Any, rows: Any, hashes: Any, slots: Any, found: Any) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _insert(table: Any, rows: Any, hashes: Any, row: Any) -> None:
+def _insert(table: Any, rows: Any, spread: Any, hashes: Any, row: Any, left_out: Any) -> int:
+    """Rows `row`, `row` + 1, …; those for which there are SAME_MAX of their hash are written to
+    `left_out` (as indexes into `hashes`): how many."""
     capacity = np.uint64(len(table))
+    count = 0
     for i in range(len(hashes)):
         h = hashes[i]
-        slot = np.int64(((h >> np.uint64(32)) * capacity) >> np.uint64(32))
+        slot = _home(h, spread, capacity)
+        same = 0
         while table[slot] != 0:
+            if table[slot] == h:
+                same += 1
             slot += 1
             if slot == len(table):
                 slot = 0
+        if same >= SAME_MAX:
+            left_out[count] = i
+            count += 1
+            continue
         table[slot] = h
         rows[slot] = row + i
+    return count
 
 
 @numba.njit(cache=True, nogil=True)
-def _rehash(old_table: Any, old_rows: Any, table: Any, rows: Any) -> None:
+def _rehash(old_table: Any, old_rows: Any, spread: Any, table: Any, rows: Any) -> None:
     capacity = np.uint64(len(table))
     for i in range(len(old_table)):
         h = old_table[i]
         if h != 0:
-            slot = np.int64(((h >> np.uint64(32)) * capacity) >> np.uint64(32))
+            slot = _home(h, spread, capacity)
             while table[slot] != 0:
                 slot += 1
                 if slot == len(table):
@@ -164,48 +206,91 @@ def hash_keys(columns: Sequence[pa.Array]) -> U64:
     out: U64 = np.zeros(len(columns[0]), dtype=np.uint64)
     for column in columns:
         if pa.types.is_string(column.type):
-            _, offsets, data = column.buffers()
-            bounds = np.frombuffer(offsets, dtype=np.int32)[
-                column.offset : column.offset + len(column) + 1
-            ]
-            payload = np.frombuffer(data, dtype=np.uint8) if data else np.zeros(0, np.uint8)
-            _hash_bytes(bounds, payload, out)
+            _hash_bytes(*_text(column), out)
         else:
-            values = column.cast(pa.int64()) if pa.types.is_boolean(column.type) else column
-            _hash_words(values.to_numpy(zero_copy_only=False).view(np.uint64), out)
+            _hash_words(_words(column), out)
     out[out == 0] = 1
     return out
 
 
+@dataclass(frozen=True)
+class KeyHash:
+    """The hash by which a partition's keys are indexed: as `hash_keys`, but under a secret `seed`
+    of 32 hex digits, by SipHash-1-3, each column's hash mixed into the key for the next. Without a
+    seed it is `hash_keys`. Stable: hash files and drop logs have it."""
+
+    seed: str = ""
+
+    def __call__(self, columns: Sequence[pa.Array]) -> U64:
+        if not self.seed:
+            return hash_keys(columns)
+        out: U64 = np.zeros(len(columns[0]), dtype=np.uint64)
+        k0, k1 = np.uint64(int(self.seed[:16], 16)), np.uint64(int(self.seed[16:], 16))
+        for column in columns:
+            if pa.types.is_string(column.type):
+                _seeded_bytes(k0, k1, *_text(column), out)
+            else:
+                _seeded_words(k0, k1, _words(column), out)
+        out[out == 0] = 1
+        return out
+
+    @classmethod
+    def random(cls) -> KeyHash:
+        return cls(os.urandom(16).hex())
+
+
+def _text(column: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Offsets and bytes of a string column."""
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, dtype=np.int32)
+    text = np.frombuffer(data, dtype=np.uint8) if data else np.zeros(0, np.uint8)
+    return bounds[column.offset : column.offset + len(column) + 1], text
+
+
+def _words(column: pa.Array) -> U64:
+    """The values of any other key column as 64 bits each."""
+    values = column.cast(pa.int64()) if pa.types.is_boolean(column.type) else column
+    words: U64 = values.to_numpy(zero_copy_only=False).view(np.uint64)
+    return words
+
+
 class DedupIndex:
-    """Hash to row numbers of one block. Thread safety: one thread at a time."""
+    """Hash to row numbers of one block. `crowds` has the rows that got no slot, by their hash, in
+    order. Thread safety: one thread at a time."""
 
     def __init__(self, expected: int = 0) -> None:
         slots = max(_SLOTS_MIN, int(expected / _LOAD_MAX) + 1)
         self._table: U64 = np.zeros(slots, dtype=np.uint64)
         self._rows: npt.NDArray[np.uint32] = np.zeros(slots, dtype=np.uint32)
         self._count = 0
+        self.crowds: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         return self._count
 
     @property
     def nbytes(self) -> int:
-        return self._table.nbytes + self._rows.nbytes
+        crowded = sum(map(len, self.crowds.values()))
+        return self._table.nbytes + self._rows.nbytes + crowded * _CROWDED_BYTES
 
     def insert(self, hashes: U64) -> None:
         """Add rows len(self), len(self) + 1, ... with these hashes."""
         self._grow(self._count + len(hashes))
-        _insert(self._table, self._rows, hashes, self._count)
+        left_out: I64 = np.empty(len(hashes), dtype=np.int64)
+        table, rows = self._table, self._rows
+        count = _insert(table, rows, _SPREAD, hashes, self._count, left_out)
+        for i in left_out[:count].tolist():
+            self.crowds.setdefault(int(hashes[i]), []).append(self._count + i)
         self._count += len(hashes)
 
     def find(self, hashes: U64, slots: I64) -> tuple[int, I64]:
         """Number of hits, and for each hash a row that has it or -1.
 
-        `slots` starts as -1 and is moved on, so the next call gives the next candidate.
+        `slots` starts as -1 and is moved on, so the next call gives the next candidate; after
+        SAME_MAX calls there is none.
         """
         found: I64 = np.empty(len(hashes), dtype=np.int64)
-        return _find(self._table, self._rows, hashes, slots, found), found
+        return _find(self._table, self._rows, _SPREAD, hashes, slots, found), found
 
     def _grow(self, count: int) -> None:
         slots = len(self._table)
@@ -215,5 +300,5 @@ class DedupIndex:
             slots = int(slots * _GROWTH)
         table = np.zeros(slots, dtype=np.uint64)
         rows = np.zeros(slots, dtype=np.uint32)
-        _rehash(self._table, self._rows, table, rows)
+        _rehash(self._table, self._rows, _SPREAD, table, rows)
         self._table, self._rows = table, rows

@@ -1,7 +1,8 @@
 """Key sets: exact membership of dedup keys in one block or chunk, within bounded memory.
 
 A `KeySet` has a `DedupIndex` of hashes and, where memory allows, the keys themselves as Arrow
-batches. A hit of the index is always confirmed on the full key. What memory does not allow is read
+batches. A hit of the index is always confirmed on the full key; where more keys than an index takes
+share a hash, a plain dict of keys decides. What memory does not allow is read
 back from where the keys are stored for good (a `KeySource`), so bounds cost time, never exactness.
 Beside the keys go the hashes of the rows' payloads (see `payload`), if they are compared.
 
@@ -28,6 +29,7 @@ from storage.payload import Payload, Probe
 
 Hash = Callable[[Sequence[pa.Array]], U64]
 Mask = npt.NDArray[np.bool_]
+Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class KeySet:
         self._pending: list[pa.RecordBatch] = []
         self._pending_hashes: list[U64] = []
         self._pending_payloads: list[Payload | None] = []
+        self._crowds: dict[int, dict[Key, int]] = {}
 
     @classmethod
     def empty(cls, source: KeySource, cache: KeyCache) -> KeySet:
@@ -155,8 +158,29 @@ class KeySet:
             same = self._same(rows, keys.take(pa.array(asked[todo])))
             result[todo[same]] = rows[same]
             todo, slots = todo[~same], slots[~same]
+        if index.crowds:
+            self._find_in_crowds(index.crowds, hashes, keys.take(pa.array(asked)), result)
         self._cache.trim()
         return result
+
+    def _find_in_crowds(
+        self, crowds: dict[int, list[int]], hashes: U64, keys: pa.RecordBatch, result: I64
+    ) -> None:
+        """Complete the `result` of `find` for keys with a hash that many others have."""
+        among = np.isin(hashes, np.fromiter(crowds, np.uint64, len(crowds)))
+        todo = np.flatnonzero(among & (result < 0))
+        for at, key in zip(todo.tolist(), key_tuples(keys.take(pa.array(todo))), strict=True):
+            hash = int(hashes[at])
+            result[at] = self._crowd(hash, crowds[hash]).get(key, -1)
+
+    def _crowd(self, hash: int, rows: list[int]) -> dict[Key, int]:
+        """The keys of these rows, all of one hash. No two rows of a set have one key."""
+        known = self._crowds.setdefault(hash, {})
+        if new := rows[len(known) :]:
+            for owner, at, local in self._by_owner(np.array(new, dtype=np.int64)):
+                found = key_tuples(self._batch(owner).take(pa.array(local)))
+                known.update(zip(found, (new[i] for i in at.tolist()), strict=True))
+        return known
 
     def differs(self, rows: I64, probe: Probe, probed: I64) -> Mask:
         """For each of this set's `rows`, whether its payload is another than that of the row of
@@ -175,6 +199,7 @@ class KeySet:
             for ordinal in range(len(self._keys)):
                 self._cache.forget(self, ordinal)
             self._index = None
+            self._crowds = {}
             self._starts, self._places, self._keys, self._settled = [], [], [], 0
             self._payloads = []
         else:
@@ -292,11 +317,20 @@ def _joined(payloads: Sequence[Payload | None]) -> Payload | None:
 
 
 def equal_rows(left: pa.RecordBatch, right: pa.RecordBatch) -> Mask:
-    """Row by row equality of two batches of the same columns, without nulls."""
+    """Row by row equality of two batches of the same columns; null equals nothing."""
     result: Mask = np.ones(left.num_rows, dtype=bool)
     for mine, theirs in zip(left.columns, right.columns, strict=True):
-        result &= pc.equal(mine, theirs).to_numpy(zero_copy_only=False)
+        result &= pc.equal(mine, theirs).fill_null(False).to_numpy(zero_copy_only=False)
     return result
+
+
+def key_tuples(keys: pa.RecordBatch) -> list[Key]:
+    """The keys as Python values; times as numbers, which any 64 bits are."""
+    columns = [
+        column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
+        for column in keys.columns
+    ]
+    return list(zip(*(column.to_pylist() for column in columns), strict=True))
 
 
 def earlier_rows(hashes: U64, keys: pa.RecordBatch, rows: I64) -> I64:
@@ -314,9 +348,9 @@ def earlier_rows(hashes: U64, keys: pa.RecordBatch, rows: I64) -> I64:
 
 def _earlier_one_by_one(keys: pa.RecordBatch) -> I64:
     """The same by a plain table: for the rare batch in which two keys share a hash."""
-    seen: dict[tuple[object, ...], int] = {}
+    seen: dict[Key, int] = {}
     result: I64 = np.full(keys.num_rows, -1, dtype=np.int64)
-    for row, key in enumerate(zip(*(column.to_pylist() for column in keys.columns), strict=True)):
+    for row, key in enumerate(key_tuples(keys)):
         first = seen.setdefault(key, row)
         if first != row:
             result[row] = first

@@ -4,6 +4,7 @@
     buffers are zstd-compressed; one record batch per flush; reject logs have the same format
     each batch's metadata has the CRC-32 of schema and batch, its own eight digits taken as zeros
 
+Times outside the years 1 to 9999, which version 1 stored, are read as null.
 A file says nothing of how much of it counts. An `Extent` does: the first `bytes` bytes of `file`
 hold `rows` rows, and `crc` is the CRC-32 (zlib) of exactly these bytes, so a reader that follows a
 growing log carries the checksum on instead of reading again. The batches' own checksums are for a
@@ -22,7 +23,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.ipc as ipc
 
-from storage.columns import require_plain
+from storage.columns import require_plain, within_years
 from storage.errors import Corruption, MissingFile
 from storage.files import Appender, Files
 from storage.layout import checked
@@ -284,7 +285,7 @@ def _decode(
     try:
         for text in texts:
             for batch in ipc.open_stream(pa.py_buffer(text), options=options):
-                batches.append(batch.select(list(columns)))
+                batches.append(within_years(batch.select(list(columns))))
     except (pa.ArrowException, OSError, MemoryError) as error:
         at = spans[len(batches)].start
         raise Corruption(

@@ -1,14 +1,16 @@
 """The keys of a block's logs as a key set reads them back, and the hash file beside each log, so
 that a start need not read the logs.
 
-    hash file := "hashes1\\n", record*: one for each record batch of the log
+    hash file := first line, record*: one for each record batch of the log
+    first line := "hashes1\\n", or where the hash has a seed "hashes2 ", the CRC-32 of the seed's
+                  text in 8 hex digits, "\\n"
     record    := CRC-32 of what follows, rows (u32), start, end (u64), start CRC, end CRC (u32),
                  hash (u64) * rows; little-endian
 
 A hash file only repeats what the log says: it is never synced, no commit names it, and one that
 can't be written is given up. It counts if its records are whole and their spans make up the extent
-that is asked for, byte by byte and with its checksums; else the log is read. The hashes are those
-of `index.hash_keys`: if that ever changed, so would the first line.
+that is asked for, byte by byte and with its checksums, and was written with the same hash; else the
+log is read. If `index.hash_keys` or `KeyHash` ever changed, so would the first line.
 """
 
 from __future__ import annotations
@@ -22,23 +24,32 @@ import numpy as np
 import pyarrow as pa
 
 from storage.files import Appender, Files
-from storage.index import U64
+from storage.index import U64, KeyHash, hash_keys
 from storage.keys import Hash, Stored
 from storage.layout import hash_file_name
 from storage.log import Extent, LogReader, Span, read_span, schema_of_span
 from storage.payload import Payload, hash_payload
 
 MAGIC = b"hashes1\n"
+"""Of hashes without a seed."""
 _CRC, _PLACE = struct.Struct("<I"), struct.Struct("<IQQII")
 _HEADER_BYTES, _HASH = _CRC.size + _PLACE.size, np.dtype("<u8")
+
+
+def first_line(hash: Hash) -> bytes:
+    """What a file of such hashes begins with."""
+    if isinstance(hash, KeyHash) and hash.seed:
+        return b"hashes2 %08x\n" % zlib.crc32(hash.seed.encode())
+    return MAGIC
 
 
 class HashWriter:
     """Follows one log of this run; its file is made when there is something to write."""
 
-    def __init__(self, files: Files, folder: Path) -> None:
+    def __init__(self, files: Files, folder: Path, hash: Hash = hash_keys) -> None:
         self._files = files
         self._folder = folder
+        self._first_line = first_line(hash)
         self._file: Appender | None = None
         self._given_up = False
 
@@ -52,22 +63,26 @@ class HashWriter:
         try:
             if self._file is None:
                 self._file = self._files.create(self._folder / hash_file_name(span.file))
-                record = MAGIC + record
+                record = self._first_line + record
             self._file.append(record)
         except OSError:
             self._given_up = True
 
 
-def read_hashes(files: Files, folder: Path, extent: Extent) -> list[tuple[Span, U64]] | None:
-    """The spans of one extent with the hashes of their keys; None if they are not all known."""
+def read_hashes(
+    files: Files, folder: Path, extent: Extent, hash: Hash = hash_keys
+) -> list[tuple[Span, U64]] | None:
+    """The spans of one extent with the hashes of their keys by `hash`; None if they are not all
+    known."""
     try:
         data = files.read(folder / hash_file_name(extent.file))
     except OSError:
         return None
-    if not data.startswith(MAGIC):
+    start = first_line(hash)
+    if not data.startswith(start):
         return None
     found: list[tuple[Span, U64]] = []
-    at, rows = len(MAGIC), 0
+    at, rows = len(start), 0
     last: Span | None = None
     while rows < extent.rows and at + _HEADER_BYTES <= len(data):
         (crc,) = _CRC.unpack_from(data, at)
@@ -109,7 +124,7 @@ class LogKeys:
 
     def batches(self) -> Iterator[Stored]:
         for extent in self._extents():
-            known = read_hashes(self._files, self._folder, extent)
+            known = read_hashes(self._files, self._folder, extent, self._hash)
             if known is None:
                 yield from self._read_log(extent)
             else:

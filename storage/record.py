@@ -1,10 +1,15 @@
 """The envelope of every small file and snapshot: JSON with kind, version and checksum.
 
-    {"forebay":"KIND","version":1,"crc":"0f3a…8 hex digits","body":{…}}
+    {"forebay":"KIND","version":2,"crc":"0f3a…8 hex digits","body":{…}}
 
 The checksum is the CRC-32 (zlib) of the body's bytes as they stand. It is data, read by a JSON
 parser and checked field by field: nothing in it is ever executed. The types below are the bounds of
 every number in any record; a value beyond them is Corruption.
+
+A field declared OPTIONAL takes its default where it is missing, and unknown fields are ignored,
+so a field may be added without a new version. Version 1 has no optional fields; it is read as
+version 2 is. A version stands for what its readers must understand: one that this build does not
+know is refused.
 """
 
 from __future__ import annotations
@@ -27,9 +32,14 @@ Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 """A number of things, bytes or milliseconds, or an offset: exact in any JSON."""
 Crc = Annotated[int, Field(ge=0, le=2**32 - 1)]
 SpanMs = Annotated[int, Field(ge=1, le=2**53 - 1)]
+Seed = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]
+"""128 random bits in hex digits, or nothing."""
 TimeMs = Annotated[int, Field(ge=-62_135_596_800_000, le=253_402_300_799_999)]
 """Years 1 to 9999, which is what a datetime holds."""
 
+
+OPTIONAL = {"optional": True}
+"""Metadata of a dataclass field that a record may lack: its default is its value then."""
 _HEAD = re.compile(rb'\{"forebay":"([a-z]+)","version":(\d{1,9}),"crc":"([0-9a-f]{8})","body":')
 
 
@@ -50,7 +60,7 @@ def encode(kind: str, version: int, body: object) -> bytes:
 def decode(kind: str, version: int, data: bytes, name: str) -> dict[str, Any]:
     """The body of `data`, which `name` describes in errors.
 
-    Raises Corruption if it is not such an envelope, FormatVersion if the version is another.
+    Raises Corruption if it is not such an envelope, FormatVersion if its version is higher.
     """
     start, body = _body(kind, version, data, name)
     try:
@@ -64,10 +74,11 @@ def decode(kind: str, version: int, data: bytes, name: str) -> dict[str, Any]:
 
 
 def read(shape: type[T], kind: str, version: int, data: bytes, name: str) -> T:
-    """The body of `data` as a value of the dataclass `shape`: all of its fields must be there, each
-    of the right kind. Errors as above."""
+    """The body of `data` as a value of the dataclass `shape`: all of its fields but optional ones
+    must be there, each of the right kind. Errors as above."""
     body = decode(kind, version, data, name)
-    missing = [field.name for field in fields(shape) if field.name not in body]  # type: ignore[arg-type]
+    required = [one.name for one in fields(shape) if one.metadata != OPTIONAL]  # type: ignore[arg-type]
+    missing = [name for name in required if name not in body]
     try:
         if missing:
             raise ValueError(", ".join(missing))
@@ -93,9 +104,9 @@ def _body(kind: str, version: int, data: bytes, name: str) -> tuple[int, bytes]:
         raise Corruption(f"{name}: expected a forebay {kind} of JSON, got something else", 0)
     if match[1] != kind.encode():
         raise Corruption(f"{name}: expected a {kind}, got a {match[1].decode()}", match.start(1))
-    if int(match[2]) != version:
+    if not 1 <= int(match[2]) <= version:
         raise FormatVersion(
-            f"{name}: this build reads {kind} version {version}, the file has version"
+            f"{name}: this build reads {kind} versions 1 to {version}, the file has version"
             f" {int(match[2])}"
         )
     body = data[match.end() : -1]

@@ -8,6 +8,7 @@ listed extent, and the state never grows with what was replayed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 
 from storage.errors import BadInput
 from storage.files import Files
-from storage.frame import REASONS, Frame
+from storage.frame import OF_A_COLUMN, REASONS, Frame
 from storage.log import Extent, read_log
 from storage.record import Count, TimeMs
 from storage.schema import OFFSET, PARTITION
@@ -76,9 +77,10 @@ Redecode = Callable[[pa.RecordBatch], list[Frame]]
 
 def redecoded(
     files: Files, folder: Path, extent: Extent, wanted: RejectFilter, redecode: Redecode
-) -> tuple[list[pa.RecordBatch], list[Frame]]:
-    """What stays of one file of rejects, and frames with all events that come of the others."""
-    left, frames = [], []
+) -> tuple[list[pa.RecordBatch], list[pa.RecordBatch], list[Frame]]:
+    """What stays of one file of rejects, what does not, and frames with all events that come of
+    that."""
+    left, passed, frames = [], [], []
     for batch in read_log(files, folder, extent):
         rows = np.flatnonzero(wanted.rows(batch))
         stays: Mask = np.ones(batch.num_rows, dtype=bool)
@@ -89,7 +91,28 @@ def redecoded(
                 stays &= ~(mine & np.isin(batch.column(OFFSET), frame.events.column(OFFSET)))
         if stays.any():
             left.append(batch.filter(pa.array(stays)))
-    return left, frames
+        if not stays.all():
+            passed.append(batch.filter(pa.array(~stays)))
+    return left, passed, frames
+
+
+def labels(rejects: pa.RecordBatch) -> Counter[str]:
+    """How many rejects there are of each reason; where a column is at fault, of each "REASON:
+    COLUMN"."""
+    reasons, details = (rejects.column(name).dictionary_encode() for name in ("reason", "detail"))
+    pairs = Counter(zip(_codes(reasons), _codes(details), strict=True))
+    names, texts = reasons.dictionary.to_pylist(), details.dictionary.to_pylist()
+    found: Counter[str] = Counter()
+    for (reason, detail), count in pairs.items():
+        text = texts[detail] if detail >= 0 else ""
+        column = text.partition(":")[0] if names[reason] in OF_A_COLUMN else ""
+        found[f"{names[reason]}: {column}" if column else names[reason]] += count
+    return found
+
+
+def _codes(column: pa.DictionaryArray) -> list[int]:
+    codes: list[int] = column.indices.fill_null(-1).to_pylist()
+    return codes
 
 
 def read_rejects(

@@ -1,6 +1,6 @@
 """Replay requests: which rejects are to be decoded again, asked of the job through files.
 
-    DATA/replay/000004.json     a record (see `record`) of kind "replay", version 1
+    DATA/replay/000004.json     a record (see `record`) of kind "replay", version 2
 
 Numbered in the order in which they were asked, written once, never changed. Each partition carries
 them out in that order and remembers the last number in its state, so one look for the next number's
@@ -28,7 +28,7 @@ from storage.record import Count
 from storage.rejects import RejectFilter
 
 KIND = "replay"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

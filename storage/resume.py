@@ -7,16 +7,20 @@ committed state is gone, are both errors that say what is missing.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 
 from storage.catalog import Catalog, read_catalog
-from storage.columns import parse_types, unite
+from storage.columns import arrow_schema, column_types, parse_types, unite
 from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
 from storage.errors import BadInput, Corruption, MissingFile
 from storage.files import Files
+from storage.index import KeyHash
 from storage.layout import Layout, hash_file_name, incarnation_of
+from storage.rejects import ALL, labels, read_rejects
+from storage.schema import Schema
 from storage.state import PartitionState, read_manifest
 
 
@@ -93,16 +97,41 @@ def require_logs(files: Files, layout: Layout, state: PartitionState, catalog: C
             raise Corruption(f"log {path}: expected {extent.bytes} bytes, got {size}", size)
 
 
-def united_schema(state: PartitionState, schema: pa.Schema) -> pa.Schema:
-    """All columns that this partition ever had. Raises BadInput where a type has changed."""
+def begun_or_resumed(
+    partition: str, committed: PartitionState | None, schema: Schema, block_span_ms: int
+) -> PartitionState:
+    """The state to go on with: the committed one under this schema, or a new one.
+
+    A partition that has never had an event goes on under any key and block span. Raises BadInput if
+    dedup could not be exact, or where the type of a column has changed.
+    """
+    columns = arrow_schema(schema)
+    if committed is None:
+        state = PartitionState(
+            partition, 0, schema.key, block_span_ms, {}, seed=KeyHash.random().seed
+        )
+    else:
+        state = committed
+    if state.counters.accepted:
+        _require_same(state, schema.key, block_span_ms)
+        columns = _united(state, columns)
+    state.key, state.block_span_ms = schema.key, block_span_ms
+    state.schema = column_types(columns)
+    state.paths = {**state.paths, **{column.name: (column.path,) for column in schema.columns}}
+    state.paths = {name: state.paths[name] for name in state.schema if name in state.paths}
+    state.roles = dict(schema.roles)
+    return state
+
+
+def _united(state: PartitionState, schema: pa.Schema) -> pa.Schema:
+    """All columns that this partition ever had."""
     try:
         return unite([parse_types(state.schema), schema])
     except ValueError as error:
         raise BadInput(f"partition {state.partition}: {error}") from error
 
 
-def require_same(state: PartitionState, key: tuple[str, ...], block_span_ms: int) -> None:
-    """Raise BadInput if dedup could not be exact across the restart."""
+def _require_same(state: PartitionState, key: tuple[str, ...], block_span_ms: int) -> None:
     if tuple(state.key) != key:
         raise BadInput(
             f"dedup_key: partition {state.partition} was made with {list(state.key)},"
@@ -113,6 +142,17 @@ def require_same(state: PartitionState, key: tuple[str, ...], block_span_ms: int
             f"block_span: partition {state.partition} was made with {state.block_span_ms} ms,"
             f" got {block_span_ms} ms"
         )
+
+
+def recount_rejects(files: Files, layout: Layout, state: PartitionState) -> None:
+    """Count the rejects by label where the state does not have that, being of version 1."""
+    counters = state.counters
+    if sum(counters.rejected.values()) == counters.rejects:
+        return
+    found: Counter[str] = Counter()
+    for batch in read_rejects(files, layout.rejects(state.partition), state.rejects, ALL):
+        found.update(labels(batch))
+    counters.rejected = dict(found)
 
 
 def runs_with_chunks(committed: PartitionState, catalog: Catalog) -> dict[str, int]:

@@ -42,7 +42,8 @@ class Schema:
 
     `key` names the columns (of `columns`) that make up the dedup key. `upload_time` is the column
     the upload time is taken from, named "upload_time"; None means the broker's own timestamp.
-    `volatile` names the columns that may differ between copies of one event.
+    `volatile` names the columns that may differ between copies of one event. `roles` says which
+    column has the "user", the "event" and the "time", where that is known.
     """
 
     columns: tuple[Column, ...]
@@ -50,6 +51,7 @@ class Schema:
     upload_time: Column | None = None
     raw: bool = True
     volatile: tuple[str, ...] = ()
+    roles: tuple[tuple[str, str], ...] = ()
 
     @property
     def payload(self) -> tuple[str, ...]:

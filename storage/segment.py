@@ -6,14 +6,13 @@ by its row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from storage.index import I64, U64
-from storage.keys import Hash
+from storage.keys import Hash, Key, key_tuples
 from storage.payload import Payload, Probe
 from storage.schema import UPLOAD_TIME
 
@@ -76,7 +75,6 @@ class Segment:
     def payload(self, rows: I64) -> Payload | None:
         return Payload(self.probe.names, self.probe.hashes[rows]) if self.probe else None
 
-    def key_tuples(self, rows: I64) -> Iterable[tuple[object, ...]]:
+    def key_tuples(self, rows: I64) -> list[Key]:
         """The keys of these rows as Python values."""
-        columns = self.keys.take(pa.array(rows)).columns
-        return zip(*(column.to_pylist() for column in columns), strict=True)
+        return key_tuples(self.keys.take(pa.array(rows)))

@@ -4,7 +4,7 @@ The same value serves twice. Returned from a snapshot it commits the logs up to 
 lengths; published at DATA/hot/PARTITION/manifest.json it tells readers what is hot. The published
 one may be ahead of the committed one by what came since the last snapshot.
 
-Format: a record (see `record`) of kind "manifest", version 1; the fields are those of
+Format: a record (see `record`) of kind "manifest", version 2; the fields are those of
 `PartitionState`. Its size depends on the number of blocks, never on the number of events.
 """
 
@@ -20,10 +20,10 @@ from storage.errors import Corruption
 from storage.files import Files
 from storage.layout import BlockId
 from storage.log import Extent
-from storage.record import Count, SpanMs, TimeMs
+from storage.record import OPTIONAL, Count, Seed, SpanMs, TimeMs
 
 KIND = "manifest"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -43,6 +43,8 @@ class Counters:
     after_seal: Count = 0
     nulled: Count = 0
     skipped: Count = 0
+    rejected: dict[str, Count] = field(default_factory=dict)
+    """The `rejects` by reason, and where a column is at fault by "REASON: COLUMN"."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,14 @@ class PartitionState:
     """Number of the last seal that no crash can undo."""
     committed_ms: TimeMs | None = None
     """Stream time at the last snapshot that no crash can undo."""
+    seed: Seed = field(default="", metadata=OPTIONAL)
+    """Of the hash by which keys are indexed (see `index.KeyHash`). Fixed when the partition began;
+    empty in partitions of version 1, which have the hash without a seed."""
+    paths: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict, metadata=OPTIONAL)
+    """Where each declared column is taken from in a message: its JSON paths, of which the first
+    that holds a value counts."""
+    roles: dict[str, str] = field(default_factory=dict, metadata=OPTIONAL)
+    """Which column has the user, the event and the time, as far as the schema says."""
 
     @property
     def blocks(self) -> list[BlockState]:

@@ -211,9 +211,7 @@ def trusting() -> None:
 def touchy() -> None:
     read = Decoder._read
 
-    def touchy_read(
-        self: Decoder, values: list[bytes], reasons: _Reasons
-    ) -> tuple[list[pa.Array], I64]:
+    def touchy_read(self: Decoder, values: list[bytes], reasons: _Reasons) -> list[pa.Array]:
         columns = read(self, values, reasons)
         for row in np.flatnonzero(reasons.mask).tolist():
             for near in range(row - row % REGION_ROWS, row):

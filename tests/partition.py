@@ -22,7 +22,7 @@ from storage.chunks import Chunks
 from storage.columns import arrow_schema
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
-from storage.index import U64, hash_keys
+from storage.index import U64
 from storage.keys import Hash, KeyCache
 from storage.layout import Layout
 from storage.log import Extent, read_log
@@ -132,7 +132,7 @@ class Partition:
     root: Path
     config: BlocksConfig = CONFIG
     cache_bytes: int = BIG_CACHE
-    hash: Hash = hash_keys
+    hash: Hash | None = None
     blocks_per_chunk: int = 2
     now_ms: int = 0
     files: OpenFiles = field(default_factory=OpenFiles)

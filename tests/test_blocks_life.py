@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from storage.index import hash_keys
 from storage.keys import Hash
 from storage.state import PartitionState
 from tests.oracle import Oracle, Place
@@ -103,12 +102,12 @@ few_or_many = st.one_of(
     st.lists(steps, min_size=1, max_size=8), st.lists(steps, min_size=40, max_size=120)
 )
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=5)
-hashes: st.SearchStrategy[Hash] = st.sampled_from([hash_keys, one_hash])
+hashes: st.SearchStrategy[Hash | None] = st.sampled_from([None, one_hash])
 
 
 @given(few_or_many, sizes, st.sampled_from([1, 600, BIG_CACHE]), hashes)
 def test_blocks_agree_with_the_oracle_however_the_input_is_cut(
-    many: list[Step], sizes: list[int], cache_bytes: int, hash: Hash
+    many: list[Step], sizes: list[int], cache_bytes: int, hash: Hash | None
 ) -> None:
     messages = produce(many)
     oracle = judge(messages)
@@ -203,7 +202,7 @@ class Life(RuleBasedStateMachine):
     @initialize(
         cache=st.sampled_from([1, 600, BIG_CACHE]), per_chunk=st.integers(1, 3), hash=hashes
     )
-    def begin(self, cache: int, per_chunk: int, hash: Hash) -> None:
+    def begin(self, cache: int, per_chunk: int, hash: Hash | None) -> None:
         self.partition = Partition(
             Path(self.folder.name), cache_bytes=cache, blocks_per_chunk=per_chunk, hash=hash
         )

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from operators.blocks import BEHIND, BEHIND_PUBLISH_S, EPOCH_LOOK_S, BlocksStep
+from storage.batch import BatchWriter
 from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
 from storage.layout import Layout
 from storage.state import read_manifest
-from tests.partition import CONFIG, NAME, OpenFiles, event, frame
+from tests.partition import CONFIG, NAME, SPAN_MS, START_MS, OpenFiles, event, frame
 
 
 @pytest.fixture
@@ -123,3 +124,29 @@ def test_partition_with_much_before_it_that_does_not_come_awakes_as_others_do(
     due = logic.notify_at()
     assert due is not None
     assert due <= datetime.now(timezone.utc) + timedelta(seconds=0.2)
+
+
+class SealedMeanwhile(OpenFiles):
+    """A seal comes while the partition's first manifest is being published."""
+
+    def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
+        super().replace(path, data, durable=durable)
+        if path.name == "manifest.json" and not (path.parents[2] / "batch.json").exists():
+            with BatchWriter(self, Layout(path.parents[2])) as writer:
+                writer.seal(START_MS + 1000, [SPAN_MS])
+
+
+def test_a_seal_that_comes_while_a_partition_begins_is_carried_out_before_its_first_event(
+    step: BlocksStep,
+) -> None:
+    """It waits for the partitions that have published something, so it may not have waited."""
+    step.files = SealedMeanwhile()
+    logic = step(None)
+    logic.on_batch([frame([event(0, 0, 0)])])
+    logic.snapshot()
+    logic.on_eof()
+    manifest = read_manifest(step.files, step.layout.manifest(NAME))
+    assert manifest is not None
+    assert [block.late for block in manifest.hot] == [1]
+    assert manifest.counters.after_seal == 1
+    step.files.close()

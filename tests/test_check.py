@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+import query
 from cli.main import main
 from query import check as checking
 from query.check import Fault, Report, check
 from query.view import Inside
 from storage import record
 from storage.batch import Batch
-from storage.errors import BadInput
+from storage.errors import BadInput, MissingFile
 from storage.files import Files
 from storage.layout import Layout
 from storage.rejects import ALL
@@ -170,9 +171,9 @@ def test_logs_of_a_block_that_a_chunk_covers_may_be_gone(partition: Partition) -
 
 def test_rows_other_than_the_manifests_are_told(partition: Partition) -> None:
     path = partition.layout.manifest(NAME)
-    body = record.decode("manifest", 1, path.read_bytes(), "manifest")
+    body = record.decode("manifest", 2, path.read_bytes(), "manifest")
     body["rejects"][0]["rows"] += 1
-    path.write_bytes(record.encode("manifest", 1, body))
+    path.write_bytes(record.encode("manifest", 2, body))
     (found,) = faults(partition)
     assert found.file.endswith(body["rejects"][0]["file"])
     assert "rows" in found.what
@@ -213,6 +214,19 @@ def test_a_partition_is_checked_though_its_manifest_is_broken(partition: Partiti
     flip(manifest, 100)
     flip(chunk, chunk.stat().st_size - 20)
     assert {fault.file for fault in faults(partition)} == {str(manifest), str(chunk)}
+
+
+def test_a_manifest_that_is_gone_is_missing_though_a_catalog_is_there(partition: Partition) -> None:
+    manifest = partition.layout.manifest(NAME)
+    manifest.unlink()
+    (fault,) = faults(partition)
+    assert fault.file == str(manifest)
+    assert "none is there" in fault.what
+    with pytest.raises(MissingFile, match=str(manifest)):
+        query.open(partition.root)
+    store = query.open(partition.root, partial=True)
+    (silent,) = store.receipt().silent_partitions
+    assert silent.partition == NAME
 
 
 def test_no_directory_is_bad_input(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The formats on disk, pinned by the files in tests/golden.
+"""The formats on disk, pinned by the files in tests/golden, a folder for each version.
 
 Each golden file is read back to the values below; where the encoder is deterministic the same
 values must give the same bytes. After a change of a format that is meant:
@@ -6,6 +6,7 @@ values must give the same bytes. After a change of a format that is meant:
     REWRITE_GOLDEN=1 python -m pytest tests/test_formats.py
 
 and look at the difference: what older releases wrote must still be read, or the version be raised.
+`1/data.tar.gz` is a data directory of version 1 with the input of its job (see `test_version_1`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from siphash24 import siphash13
 
 from storage import record
 from storage.batch import Batch, Completed, Seal, read_batch
@@ -35,7 +38,8 @@ from storage.drops import DROP_SCHEMA
 from storage.errors import BadInput, Corruption, FormatVersion, MissingFile
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA
-from storage.index import hash_keys
+from storage.index import KeyHash, hash_keys
+from storage.keys import Hash
 from storage.layout import (
     BlockId,
     ChunkId,
@@ -51,12 +55,14 @@ from storage.layout import (
 )
 from storage.log import Extent, LogReader, LogWriter, log_schema, read_log, read_span
 from storage.log_keys import HashWriter, read_hashes
+from storage.record import OPTIONAL
 from storage.rejects import RejectFilter
 from storage.replay import ReplayRequest
 from storage.schema import Column, Schema
 from storage.state import BlockState, Counters, PartitionState
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "golden" / "2"
+GOLDEN_1 = GOLDEN.parent / "1"
 FILES = Files()
 NOON_MS = 1_714_564_800_000
 """2024-05-01 12:00 UTC"""
@@ -89,6 +95,7 @@ DROPS = [
     ("s0", 5, NOON_MS + 1, "conflict", 1, '{"n":2}'),
     ("s1", 1, NOON_MS - 1, "late", 2, None),
 ]
+SEEDED = KeyHash("00112233445566778899aabbccddeeff")
 LOG, REJECT_LOG, DROP_LOG = block_log_name(BLOCK, 3), reject_log_name(2, 3), drop_log_name(1, 3)
 EXTENT = Extent(LOG, 2354, 3, 0)
 MANIFEST = PartitionState(
@@ -105,7 +112,15 @@ MANIFEST = PartitionState(
     next_offsets={"s0": 4, "s1": 1},
     end_offsets={"s0": 9},
     counters=Counters(
-        accepted=3, duplicates=4, conflicts=1, rejects=2, late=1, after_seal=1, nulled=6, skipped=7
+        accepted=3,
+        duplicates=4,
+        conflicts=1,
+        rejects=2,
+        late=1,
+        after_seal=1,
+        nulled=6,
+        skipped=7,
+        rejected={"bad json": 1, "no key: id": 1},
     ),
     hot=[BlockState(BLOCK, NOON_MS + 5, NOON_MS + 3, NOON_MS + 5, (Extent(LOG, 2354, 3, 77),))],
     evicted=[
@@ -125,6 +140,12 @@ MANIFEST = PartitionState(
     seal=Seal(3, NOON_MS, "5ea1"),
     committed_seal=2,
     committed_ms=NOON_MS + 4,
+    seed="00112233445566778899aabbccddeeff",
+    paths={"id": (("id",), ("event", "id")), "n": (("n",),)},
+    roles={"user": "id"},
+)
+MANIFEST_1 = replace(
+    MANIFEST, counters=replace(MANIFEST.counters, rejected={}), seed="", paths={}, roles={}
 )
 CHUNK_ID = ChunkId(4, 5, 3)
 CATALOG = Catalog(
@@ -136,7 +157,9 @@ CATALOG = Catalog(
             blocks=(BlockId(NOON_MS - 300_000, 16), BLOCK),
             batch=2,
             rows=3,
-            checksum=Checksum(bytes=4_000, crc=4_294_967_295, footer_bytes=900, footer_crc=9),
+            checksum=Checksum(
+                4_000, 4_294_967_295, footer_bytes=900, footer_crc=9, pieces="/////w=="
+            ),
             first_ms=NOON_MS - 300_000,
             last_ms=NOON_MS + 5,
             schema=column_types(SCHEMA),
@@ -146,6 +169,9 @@ CATALOG = Catalog(
     dropped=(BlockId(NOON_MS - 300_000, 15),),
     handed_off_rows=8,
     expired_rows=9,
+)
+CATALOG_1 = replace(
+    CATALOG, chunks=(replace(CATALOG.chunks[0], checksum=Checksum(4_000, 4_294_967_295, 900, 9)),)
 )
 BATCH = Batch(
     2,
@@ -181,6 +207,11 @@ RECORDS = [
     Record("batch.json", "batch", BATCH.encode(), Batch.decode, BATCH),
     Record("batch-uncovered.json", "batch", Batch().encode(), Batch.decode, Batch()),
 ]
+RECORDS_1 = [
+    RECORDS[0]._replace(value=MANIFEST_1),
+    RECORDS[1]._replace(value=CATALOG_1),
+    *RECORDS[2:],
+]
 each_record = pytest.mark.parametrize("made", RECORDS, ids=[made.name for made in RECORDS])
 
 
@@ -210,12 +241,12 @@ def write_golden_logs(folder: Path) -> tuple[Extent, ...]:
     return block, rejects, drops
 
 
-def write_golden_hashes(folder: Path) -> Path:
+def write_golden_hashes(folder: Path, hash: Hash) -> Path:
     """Of the keys of the golden block log, in `folder`, where that is written too."""
     events = table(EVENTS, SCHEMA)
-    writer, hashes = LogWriter(FILES, folder, LOG, SCHEMA), HashWriter(FILES, folder)
+    writer, hashes = LogWriter(FILES, folder, LOG, SCHEMA), HashWriter(FILES, folder, hash)
     for part in (events.slice(0, 2), events.slice(2)):
-        hashes.append(writer.append(part), hash_keys([part["id"]]))
+        hashes.append(writer.append(part), hash([part["id"]]))
     return folder / hash_file_name(LOG)
 
 
@@ -242,7 +273,7 @@ def rewritten_if_asked() -> None:
         (GOLDEN / made.name).write_bytes(made.data)
     write_golden_logs(GOLDEN)
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(write_golden_hashes(Path(folder)), GOLDEN)
+        shutil.copy(write_golden_hashes(Path(folder), SEEDED), GOLDEN)
     write_golden_chunk(GOLDEN)
 
 
@@ -254,6 +285,32 @@ def test_golden_record_reads_back(made: Record) -> None:
     assert made.decode((GOLDEN / made.name).read_bytes(), made.name) == made.value
 
 
+@pytest.mark.parametrize("made", RECORDS_1, ids=[made.name for made in RECORDS_1])
+def test_golden_record_of_version_1_reads_back_with_the_defaults_of_new_fields(
+    made: Record,
+) -> None:
+    data = (GOLDEN_1 / made.name).read_bytes()
+    assert b'"version":1,' in data
+    assert made.decode(data, made.name) == made.value
+
+
+@each_record
+def test_a_record_without_its_optional_fields_has_their_defaults_and_others_do_no_harm(
+    made: Record,
+) -> None:
+    body = record.decode(made.kind, 2, made.data, "golden")
+    optional = [one.name for one in fields(made.value) if one.metadata == OPTIONAL]  # type: ignore[arg-type]
+    for name in optional:
+        del body[name]
+    found = made.decode(record.encode(made.kind, 2, {**body, "of tomorrow": 1}), "DATA/x")
+    for one in fields(made.value):  # type: ignore[arg-type]
+        default = one.default if one.default is not MISSING else None
+        if one.default_factory is not MISSING:
+            default = one.default_factory()
+        wanted = default if one.name in optional else getattr(made.value, one.name)
+        assert getattr(found, one.name) == wanted
+
+
 @each_record
 def test_record_is_encoded_to_the_golden_bytes(made: Record) -> None:
     assert made.data == (GOLDEN / made.name).read_bytes()
@@ -261,14 +318,14 @@ def test_record_is_encoded_to_the_golden_bytes(made: Record) -> None:
 
 @each_record
 def test_record_of_another_version_is_refused_by_name(made: Record) -> None:
-    data = made.data.replace(b'"version":1', b'"version":2')
-    with pytest.raises(FormatVersion, match=rf"DATA/x: .*{made.kind} version 1.* version 2"):
+    data = made.data.replace(b'"version":2', b'"version":3')
+    with pytest.raises(FormatVersion, match=rf"DATA/x: .*{made.kind} versions 1 to 2.* version 3"):
         made.decode(data, "DATA/x")
 
 
 @each_record
 def test_record_of_another_kind_is_corruption(made: Record) -> None:
-    other = record.encode("other", 1, {})
+    other = record.encode("other", 2, {})
     with pytest.raises(Corruption, match=f"DATA/x: expected a {made.kind}, got a other"):
         made.decode(other, "DATA/x")
 
@@ -277,7 +334,7 @@ def test_record_of_another_kind_is_corruption(made: Record) -> None:
 def test_record_without_its_fields_is_corruption(made: Record) -> None:
     for body in ({}, {"unknown": 1}):
         with pytest.raises(Corruption, match="DATA/x"):
-            made.decode(record.encode(made.kind, 1, body), "DATA/x")
+            made.decode(record.encode(made.kind, 2, body), "DATA/x")
 
 
 @given(st.sampled_from(RECORDS), st.data())
@@ -327,18 +384,30 @@ def test_log_is_written_to_the_golden_bytes(tmp_path: Path) -> None:
         assert extent == golden_extent(extent.file, extent.rows)
 
 
-def test_golden_hash_file_tells_the_hashes_of_the_golden_log() -> None:
-    found = read_hashes(FILES, GOLDEN, golden_extent(LOG, 3))
+each_hash = pytest.mark.parametrize(
+    ("golden", "hash"), [(GOLDEN_1, hash_keys), (GOLDEN, SEEDED)], ids=["1", "2"]
+)
+
+
+@each_hash
+def test_golden_hash_file_tells_the_hashes_of_the_golden_log(golden: Path, hash: Hash) -> None:
+    found = read_hashes(FILES, golden, golden_extent(LOG, 3), hash)
     assert found is not None
-    read = [read_span(FILES, GOLDEN, span, SCHEMA, ["id"]) for span, _ in found]
+    read = [read_span(FILES, golden, span, SCHEMA, ["id"]) for span, _ in found]
     assert [batch["id"].to_pylist() for batch in read] == [["a", "b"], ["é\0"]]
     hashes = [hashes.tolist() for _, hashes in found]
-    assert hashes == [hash_keys(batch.columns).tolist() for batch in read]
+    assert hashes == [hash(batch.columns).tolist() for batch in read]
 
 
-def test_hash_file_is_written_to_the_golden_bytes(tmp_path: Path) -> None:
-    written = write_golden_hashes(tmp_path)
-    assert written.read_bytes() == (GOLDEN / written.name).read_bytes()
+@each_hash
+def test_hash_file_is_written_to_the_golden_bytes(golden: Path, hash: Hash, tmp_path: Path) -> None:
+    written = write_golden_hashes(tmp_path, hash)
+    assert written.read_bytes() == (golden / written.name).read_bytes()
+
+
+@pytest.mark.parametrize("other", [hash_keys, KeyHash("1" * 32)], ids=["none", "another"])
+def test_a_hash_file_of_another_seed_is_not_believed(other: Hash) -> None:
+    assert read_hashes(FILES, GOLDEN, golden_extent(LOG, 3), other) is None
 
 
 @pytest.mark.parametrize(
@@ -363,6 +432,34 @@ def test_hash_file_is_written_to_the_golden_bytes(tmp_path: Path) -> None:
 def test_hashes_of_keys_never_change(columns: list[pa.Array], hashes: list[int]) -> None:
     """Hash files have them, and hash partitions are made by them."""
     assert hash_keys(columns).tolist() == hashes
+
+
+@pytest.mark.parametrize(
+    ("columns", "hashes"),
+    [
+        (
+            [pa.array(["", "a", "é\0", "0123456789abcdef"])],
+            [2627183982908191593, 1249002994887685143, 7464596306440513817, 6763695858694666986],
+        ),
+        (
+            [pa.array([0, 1, -(2**63)])],
+            [12074849131188446391, 2738643458272058895, 15789783976655832204],
+        ),
+        ([pa.array(["a", "b"]), pa.array([1, 2])], [12278845176540909876, 8526755997799392213]),
+    ],
+    ids=["text", "numbers", "pairs"],
+)
+def test_seeded_hashes_of_keys_never_change(columns: list[pa.Array], hashes: list[int]) -> None:
+    """Hash files and drop logs have them."""
+    assert SEEDED(columns).tolist() == hashes
+
+
+def test_seeded_hashes_are_siphash() -> None:
+    """Of one column by a library of its own, with the seed's halves as key."""
+    key = b"".join(int(SEEDED.seed[at : at + 16], 16).to_bytes(8, "little") for at in (0, 16))
+    texts = ["", "a", "0123456", "01234567", "012345678", "é" * 40]
+    wanted = [int(siphash13(text.encode(), key=key).intdigest()) % 2**64 for text in texts]
+    assert SEEDED([pa.array(texts)]).tolist() == wanted
 
 
 def test_log_reads_back_chosen_columns_only() -> None:
@@ -524,8 +621,8 @@ def test_hostile_file_name_is_refused(name: str) -> None:
 def test_hostile_file_name_in_a_manifest_or_catalog_is_an_error_that_names_it(name: str) -> None:
     quoted = re.escape(repr(name))
     for made, real in ((RECORDS[0], LOG), (RECORDS[1], CATALOG.chunks[0].file)):
-        body = record.decode(made.kind, 1, made.data, "golden")
-        data = record.encode(made.kind, 1, _replaced(body, real, name))
+        body = record.decode(made.kind, 2, made.data, "golden")
+        data = record.encode(made.kind, 2, _replaced(body, real, name))
         with pytest.raises((BadInput, Corruption), match=quoted):
             made.decode(data, "DATA/x")
 

@@ -212,13 +212,13 @@ class Changed:
 
     @property
     def data(self) -> bytes:
-        return record.encode(self.made.kind, 1, self.body)
+        return record.encode(self.made.kind, 2, self.body)
 
 
 @st.composite
 def changed_records(draw: st.DrawFn) -> Changed:
     made = draw(each_record)
-    body = record.decode(made.kind, 1, made.data, "golden")
+    body = record.decode(made.kind, 2, made.data, "golden")
     for _ in range(draw(st.integers(1, 3))):
         *path, last = draw(st.sampled_from([p for p in paths_in(body) if p] or [("x",)]))
         holder: object = body
@@ -301,17 +301,17 @@ def test_a_manifest_or_catalog_with_an_odd_value_is_answered_or_refused_by_a_que
     layout, rng = Layout(stored), random.Random(kind)
     file = layout.manifest("p00") if kind == "manifest" else layout.catalog("p00")
     good = file.read_bytes()
-    places = [path for path in paths_in(record.decode(kind, 1, good, "x")) if path]
+    places = [path for path in paths_in(record.decode(kind, 2, good, "x")) if path]
     pairs = [(path, odd) for path in places for odd in ODD]
     crashes: dict[str, str] = {}
     for path, odd in pairs if LONG else rng.sample(pairs, 500):
-        body: object = record.decode(kind, 1, good, "x")
+        body: object = record.decode(kind, 2, good, "x")
         holder = body
         for step in path[:-1]:
             holder = holder[step]  # type: ignore[index]
         holder[path[-1]] = odd  # type: ignore[index]
         assert isinstance(body, dict)
-        file.write_bytes(record.encode(kind, 1, body))
+        file.write_bytes(record.encode(kind, 2, body))
         try:
             store = query.open(stored)
             store.partitions()

@@ -15,8 +15,8 @@ from storage.chunks import Chunks
 from storage.columns import arrow_schema
 from storage.errors import Corruption
 from storage.files import Files
-from storage.index import DedupIndex, hash_keys
-from storage.keys import KeyCache, Stored
+from storage.index import I64, SAME_MAX, U64, DedupIndex, KeyHash, hash_keys
+from storage.keys import Hash, KeyCache, Stored
 from storage.layout import incarnation_of
 from storage.log import Extent, LogReader, LogWriter, Span
 from storage.log_keys import MAGIC, HashWriter, LogKeys, read_hashes
@@ -34,6 +34,7 @@ from tests.partition import (
     event,
     frame,
     judge,
+    one_hash,
 )
 from tests.test_blocks import counts
 
@@ -365,3 +366,74 @@ def test_hashes_read_from_a_file_that_is_not_as_written_are_right_or_not_taken(
         assert told(last) is None
     file.write_bytes(magic.replace(b"1", b"2") + records)
     assert told(last) is None
+
+
+# -- many keys of one hash ------------------------------------------------------------------------
+
+
+def crowded(partition: Partition) -> Iterator[list[Message]]:
+    """Batches of keys that all have one hash, far more than an index takes: new ones, and each
+    once more later, in other blocks too."""
+    rng, keys = random.Random(7), list(range(6 * SAME_MAX))
+    sent = [*keys, *rng.sample(keys, len(keys))]
+    for low in range(0, len(sent), 50):
+        part = enumerate(sent[low : low + 50], start=low)
+        yield [event(offset, key, key // 100 * SPAN_MS) for offset, key in part]
+
+
+@pytest.mark.parametrize("cache_bytes", [1, 1 << 30])
+@pytest.mark.parametrize("merged", [False, True])
+def test_keys_of_one_hash_are_told_apart_however_many_there_are(
+    partition: Partition, cache_bytes: int, merged: bool
+) -> None:
+    partition.hash, partition.cache_bytes = one_hash, cache_bytes
+    partition.start()
+    taken: list[Message] = []
+    for number, messages in enumerate(crowded(partition)):
+        partition.append(*messages)
+        taken += messages
+        if number == 9:
+            snapshot = partition.blocks.snapshot()
+            partition.crash()
+            partition.start(snapshot)
+        if merged:
+            partition.merge()
+    partition.blocks.publish()
+    assert_agrees(partition, judge(taken))
+
+
+def test_a_key_whose_hash_many_others_have_costs_a_bounded_number_of_comparisons(
+    partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition.hash = one_hash
+    partition.start()
+    partition.append(*(event(n, n, 0) for n in range(20 * SAME_MAX)))
+    found, looks = DedupIndex.find, []
+
+    def counted(index: DedupIndex, hashes: U64, slots: I64) -> tuple[int, I64]:
+        looks.append(len(hashes))
+        return found(index, hashes, slots)
+
+    monkeypatch.setattr(DedupIndex, "find", counted)
+    first = 20 * SAME_MAX
+    partition.append(*(event(first + n, first + n, 0) for n in range(100)))
+    assert sum(looks) <= 100 * (SAME_MAX + 1)
+    assert counts(partition) == (first + 100, 0)
+
+
+def test_each_partition_indexes_its_keys_under_a_seed_of_its_own_for_ever(tmp_path: Path) -> None:
+    seeds = []
+    for name in "ab":
+        partition = Partition(tmp_path / name).start()
+        partition.append(event(0, 0, 0))
+        snapshot = partition.blocks.snapshot()
+        seeds.append(partition.manifest().seed)
+        partition.crash()
+        partition.start(snapshot)
+        assert partition.manifest().seed == seeds[-1]
+        partition.files.close()
+    assert len(set(seeds)) == 2
+    assert all(re.fullmatch("[0-9a-f]{32}", seed) for seed in seeds)
+    keys = [pa.array(["device"]), pa.array(["id"])]
+    hashes: list[Hash] = [hash_keys, *map(KeyHash, seeds)]
+    assert len({int(hash(keys)[0]) for hash in hashes}) == 3

@@ -381,7 +381,7 @@ def rewrite(path: Path, kind: str, change: Callable[[dict[str, Any]], None]) -> 
     """Change the body of a record and give it a checksum that fits."""
     body = orjson.loads(path.read_bytes())["body"]
     change(body)
-    path.write_bytes(record.encode(kind, 1, body))
+    path.write_bytes(record.encode(kind, 2, body))
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

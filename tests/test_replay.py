@@ -469,9 +469,9 @@ def test_unknown_reason_is_bad_input_that_names_the_known() -> None:
     "change", [{"number": "x"}, {"wanted": {"reasons": ["ugly"]}}, {"runs": 1}]
 )
 def test_request_with_a_field_of_another_kind_is_corruption(change: dict[str, object]) -> None:
-    body = record.decode("replay", 1, ReplayRequest(1, ALL, {}).encode(), "request")
+    body = record.decode("replay", 2, ReplayRequest(1, ALL, {}).encode(), "request")
     with pytest.raises(Corruption, match="DATA/x"):
-        ReplayRequest.decode(record.encode("replay", 1, {**body, **change}), "DATA/x")
+        ReplayRequest.decode(record.encode("replay", 2, {**body, **change}), "DATA/x")
 
 
 def test_step_takes_requests_up_at_its_turns_and_leaves_out_one_it_cannot_read(

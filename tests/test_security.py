@@ -107,11 +107,11 @@ def read_by_another(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader
 def change(data: Path, **fields: object) -> None:
     """Other values in the manifest, and the checksum that fits them."""
     body = {**manifest_of(data), **fields}
-    Layout(data).manifest("p00").write_bytes(record.encode("manifest", 1, body))
+    Layout(data).manifest("p00").write_bytes(record.encode("manifest", 2, body))
 
 
 def manifest_of(data: Path) -> dict[str, Any]:
-    return record.decode("manifest", 1, Layout(data).manifest("p00").read_bytes(), "x")
+    return record.decode("manifest", 2, Layout(data).manifest("p00").read_bytes(), "x")
 
 
 def one_block(data: Path, kind: str = "hot", **extent: object) -> None:
@@ -129,10 +129,10 @@ def one_block(data: Path, kind: str = "hot", **extent: object) -> None:
 def change_chunk(data: Path, **fields: object) -> None:
     """Other values for the first chunk in the catalog, and the checksum that fits them."""
     file = Layout(data).catalog("p00")
-    body = record.decode("catalog", 1, file.read_bytes(), "x")
+    body = record.decode("catalog", 2, file.read_bytes(), "x")
     first, *others = body["chunks"]
     file.write_bytes(
-        record.encode("catalog", 1, {**body, "chunks": [{**first, **fields}, *others]})
+        record.encode("catalog", 2, {**body, "chunks": [{**first, **fields}, *others]})
     )
 
 

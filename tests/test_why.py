@@ -30,7 +30,6 @@ from storage.columns import arrow_schema
 from storage.errors import BadInput
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA, Frame
-from storage.index import hash_keys
 from storage.keys import Hash
 from storage.layout import Layout
 from storage.log import LogReader
@@ -306,14 +305,14 @@ sizes = st.lists(st.integers(1, 30), min_size=1, max_size=5)
     many,
     sizes,
     st.sampled_from([1, 600, BIG_CACHE]),
-    st.sampled_from([hash_keys, one_hash]),
+    st.sampled_from([None, one_hash]),
     st.data(),
 )
 def test_conflicts_and_drops_are_the_oracles_however_input_is_cut_and_whatever_crashes(
     steps: list[tuple[int, int, Values]],
     sizes: list[int],
     cache_bytes: int,
-    hash: Hash,
+    hash: Hash | None,
     data: st.DataObject,
 ) -> None:
     newest_ms, events = 2_000, []
@@ -346,7 +345,7 @@ def test_conflicts_and_drops_are_the_oracles_however_input_is_cut_and_whatever_c
             assert conflicts(partition) == oracle.conflicts
             assert partition.manifest().counters.duplicates == oracle.duplicates
             assert told(partition) == sorted(oracle.dropped)
-            if hash is hash_keys:
+            if hash is None:
                 most = Counter(event.key for _, event in oracle.kept).most_common(1)
                 assert_originals(why(partition, most[0][0]), oracle)
         finally:
