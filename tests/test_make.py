@@ -1,4 +1,4 @@
-"""`make` on machines as newcomers have them, whatever was interrupted, moved, too new or missing."""
+"""`make` on the machine of a newcomer: what was interrupted, moved, is too new, or missing."""
 
 from __future__ import annotations
 
