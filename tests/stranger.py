@@ -15,6 +15,7 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import signal
 import struct
@@ -88,12 +89,14 @@ class Terminal:
     def until(self, pattern: str) -> str:
         """All that it has said, as soon as that has `pattern` in it."""
         while not re.search(pattern, self.told):
+            ready, _, _ = select.select([self.screen], [], [], SECONDS)
+            assert ready, f"{self.command}: silent before it said {pattern!r}:\n{self.told}"
             try:
                 more = os.read(self.screen, 65536)
             except OSError:  # the other side is closed
                 more = b""
             assert more, f"{self.command}: ended before it said {pattern!r}:\n{self.told}"
-            # A narrow terminal breaks lines, and colours them.
+            # Without what colours, and moves the cursor.
             self.told += re.sub(r"\x1b\[[\d;?]*\w", "", more.decode(errors="replace"))
         return self.told
 
