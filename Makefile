@@ -51,7 +51,7 @@ setup:  ## make .venv; the other targets do it by themselves
 	@$(BIN)/python -m compileall -q cli flows operators query storage verify benchmarks tests
 
 reference: setup  ## write REFERENCE.md from the code
-	$(BIN)/python -m tests.reference
+	$(BIN)/python -m tests.manual
 
 # Asks advisory services on the network.
 audit: setup  ## look for known vulnerabilities of what is pinned

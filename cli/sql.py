@@ -36,10 +36,10 @@ def sql(text: str, kind: str, data_dirs: tuple[Path, ...], verify: bool) -> None
     answer = query.open(*roots, verify=verify, iceberg=settings.batch.catalog).sql(text)
     if kind == "parquet":
         answer.write_parquet(sys.stdout.buffer)
-    elif kind == "csv":
-        click.echo(_readable(answer).write_csv(), nl=False)
-    elif kind == "json":
-        click.echo(_readable(answer).write_json())
+    elif kind in ("csv", "json"):  # byte for byte: `click.echo` takes escape sequences out
+        readable = _readable(answer)
+        output = readable.write_csv() if kind == "csv" else readable.write_json() + "\n"
+        sys.stdout.buffer.write(output.encode())
     else:
         width = shutil.get_terminal_size().columns
         wide = answer.width * COLUMN_CHARS > width

@@ -14,12 +14,13 @@ from storage.schema import UPLOAD_TIME, Column, ColumnType
 @dataclass(frozen=True)
 class Preset:
     """`upload_time` is None where the broker's timestamp serves; `volatile` columns are those in
-    which a retry by the sender may differ from the first copy."""
+    which a retry by the sender may differ from the first copy; `roles` as in `Schema`."""
 
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     upload_time: Column | None = None
     volatile: tuple[str, ...] = ()
+    roles: tuple[tuple[str, str], ...] = ()
 
 
 def parse_path(text: str) -> tuple[str, ...]:
@@ -42,6 +43,10 @@ def _type(text: str) -> ColumnType:
         "time": "time", "time_s": "time_s", "time_us": "time_us",
     }  # fmt: skip
     return types[text]
+
+
+def _roles(user: str, event: str, time: str) -> tuple[tuple[str, str], ...]:
+    return ("user", user), ("event", event), ("time", time)
 
 
 def _uploaded(path: str) -> Column:
@@ -70,6 +75,7 @@ PRESETS: dict[str, Preset] = {
         key=("device_id", "insert_id"),
         upload_time=_uploaded("server_upload_time"),
         volatile=("uuid",),
+        roles=_roles("user_id", "event_type", "event_time"),
     ),
     "segment": Preset(
         _columns(
@@ -87,6 +93,7 @@ PRESETS: dict[str, Preset] = {
         key=("message_id",),
         upload_time=_uploaded("receivedAt"),
         volatile=("timestamp", "sent_at", "ip"),
+        roles=_roles("user_id", "event", "timestamp"),
     ),
     "posthog": Preset(
         _columns(
@@ -99,6 +106,7 @@ PRESETS: dict[str, Preset] = {
         ),
         key=("uuid",),
         upload_time=_uploaded("created_at"),
+        roles=_roles("distinct_id", "event", "timestamp"),
     ),
     "snowplow": Preset(
         _columns(
@@ -115,6 +123,7 @@ PRESETS: dict[str, Preset] = {
         ),
         key=("event_id", "event_fingerprint"),
         upload_time=_uploaded("collector_tstamp"),
+        roles=_roles("user_id", "event_name", "derived_tstamp"),
     ),
     "mixpanel": Preset(
         _columns(
@@ -128,6 +137,7 @@ PRESETS: dict[str, Preset] = {
             country="properties.mp_country_code",
         ),
         key=("event", "distinct_id", "time", "insert_id"),
+        roles=_roles("distinct_id", "event", "time"),
     ),
     "cloudevents": Preset(
         _columns(
@@ -139,6 +149,7 @@ PRESETS: dict[str, Preset] = {
             datacontenttype="datacontenttype",
         ),
         key=("source", "id"),
+        roles=_roles("subject", "type", "time"),
     ),
     "github": Preset(
         _columns(
@@ -156,5 +167,6 @@ PRESETS: dict[str, Preset] = {
         ),
         key=("id",),
         upload_time=_uploaded("created_at"),
+        roles=_roles("actor_login", "type", "created_at"),
     ),
 }

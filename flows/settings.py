@@ -374,6 +374,7 @@ class Settings(BaseSettings):
             key=self.dedup_key or declared.key,
             raw=self.raw,
             volatile=self.volatile or preset.volatile,
+            roles=preset.roles,
         )
 
 

@@ -171,7 +171,8 @@ class Decoder:
         """Step 4: the columns with exact numbers, and null for what is none or no time."""
         suspects, low = [], 0
         for part in messages:
-            suspects += (self._exact.suspects(part) + low).tolist()
+            read = [column.slice(low, len(part)) for column in columns]
+            suspects += (self._exact.suspects(part, read) + low).tolist()
             low += len(part)
         found = [one for row in suspects for one in self._exact.found(row, values[row])]
         for n, column in enumerate(self._columns):

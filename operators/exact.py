@@ -1,11 +1,12 @@
 """Exact numbers: finds the messages in which a number has a fraction or an exponent that a column
 could lose, and takes the number from their text.
 
-The fast reader cuts 1.5 to 1, and orjson rounds 9007199254740993.0 to a double, without a word. For
-an integer column, and for a time that is part of the dedup key, both would make one key of two. So
-the text of each message is searched for `"NAME":`, with the last name of such a column's path,
-before a number with a point or an exponent; for times of the key also before text with a fraction.
-A name with an escape in it counts as found. What is found too often costs time, never a value.
+The fast reader cuts 1.5 to 1 and takes what is little less than -2**63 for that; orjson rounds
+9007199254740993.0 to a double; both without a word. For an integer column, and for a time that is
+part of the dedup key, that would make one key of two. So the text of each message is searched for
+`"NAME":`, with the last name of such a column's path, before a number with a point or an exponent;
+for times of the key also before text with a fraction. A name with an escape in it counts as found.
+What is found too often costs time, never a value.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.columns import Mask
 from storage.schema import Column
@@ -160,9 +162,13 @@ class Exact:
         self._bounds = np.cumsum([0, *map(len, names)], dtype=np.int64)
         self._texts = len(ints)
 
-    def suspects(self, messages: pa.Array) -> npt.NDArray[np.int64]:
-        """The rows of a binary column in whose text one of the columns may have a fraction."""
+    def suspects(self, messages: pa.Array, columns: Sequence[pa.Array]) -> npt.NDArray[np.int64]:
+        """The rows of a binary column in whose text one of the columns, as read, may have a
+        fraction or less than 64 bits hold."""
         found: Mask = np.zeros(len(messages), dtype=bool)
+        for column in columns:
+            if pa.types.is_integer(column.type) and pc.min_max(column)["min"].as_py() == INT_MIN:
+                found |= pc.equal(column, INT_MIN).fill_null(False).to_numpy(zero_copy_only=False)
         if self._columns and len(messages):
             _, offsets, data = messages.buffers()
             rows = np.frombuffer(offsets, np.int32)[messages.offset :][: len(messages) + 1]
@@ -178,7 +184,7 @@ class Exact:
         """What the message at `row` says of the columns, where it has a number or text that they
         can't just be read from."""
         try:
-            document = json.loads(message.decode(), parse_float=_decimal)
+            document = json.loads(message.decode(), parse_float=_decimal, parse_int=_decimal)
         except (ValueError, RecursionError):
             # None but the most lenient reader takes it, so nothing in it can be told to be exact.
             return [Found(row, n, None) for n, _ in self._columns]

@@ -284,6 +284,27 @@ def test_changed_key_is_bad_input(partition: Partition) -> None:
         partition.start(snapshot)
 
 
+def test_a_partition_without_any_event_goes_on_under_another_key_columns_and_span(
+    partition: Partition,
+) -> None:
+    """A first guess of the schema that makes all messages rejects must not last for ever."""
+    partition.start()
+    partition.append(Message(("s0", 0), None), Message(("s0", 1), None))
+    snapshot = partition.blocks.snapshot()
+    partition.crash()
+    columns = (Column("part", ("part",)), Column("id", ("id",)))
+    other = replace(SCHEMA, columns=columns, key=("part",))
+    partition.config = replace(CONFIG, schema=other, block_span_ms=2 * SPAN_MS)
+    partition.start(snapshot)
+    partition.blocks.publish()
+    manifest = partition.manifest()
+    assert (manifest.key, manifest.block_span_ms) == (("part",), 2 * SPAN_MS)
+    assert manifest.schema["part"] == "string"
+    assert "real" not in manifest.schema
+    assert manifest.paths == {"part": (("part",),), "id": (("id",),)}
+    assert (manifest.counters.rejects, manifest.next_offsets) == (2, {"s0": 2})
+
+
 def test_changed_block_span_is_bad_input(partition: Partition) -> None:
     snapshot = _some_log(partition)
     partition.config = replace(CONFIG, block_span_ms=SPAN_MS + 1)

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from decimal import Decimal
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
-from typing import TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +26,8 @@ from operators.messages import Messages
 from storage.columns import arrow_schema
 from storage.frame import Frame
 from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, ColumnType, Schema
+from tests import reference
+from tests.reference import Read, Value
 
 ROOT = Path(__file__).parent.parent
 NOW_MS = 1_700_000_000_000
@@ -49,115 +48,13 @@ SCHEMA = Schema(
 DECODER = Decoder(DecodeConfig(SCHEMA, SKEW_MS, BYTES_MAX))
 GOOD = b'{"id":"a","up":%d}' % NOW_MS
 
-Value = str | int | float | bool | bytes | None
-
-
-@dataclass(frozen=True)
-class Read:
-    """What became of one message: a reject's reason, or an event's columns (times in ms)."""
-
-    reason: str | None = None
-    columns: tuple[Value, ...] = ()
-    nulled: int = 0
-
 
 # -- the reference ------------------------------------------------------------------------------
 
 
-class WrongTypeError(Exception):
-    """A value is not of its column's type."""
-
-
 def expected(message: bytes) -> Read:
     """By the rules, from the message alone."""
-    if len(message) > BYTES_MAX:
-        return Read("too large")
-    if not message:
-        return Read("empty")
-    try:
-        text = message.decode()
-        document = json.loads(text, parse_constant=_no_constant, parse_float=Decimal)
-        json.dumps(json.loads(text), ensure_ascii=False).encode()  # no half of a surrogate pair
-    except ValueError:
-        return Read("bad json")
-    if not isinstance(document, dict):
-        return Read("bad json")
-    found: dict[str, Value] = {}
-    nulled = 0
-    for column in SCHEMA.decoded:
-        try:
-            at = _at(document, column.path)
-            if column.name == UPLOAD_TIME and _is_number(at):
-                found[column.name] = int(at)  # however far off: that has a reason of its own
-                continue
-            found[column.name] = _typed(at, column.type)
-        except WrongTypeError:
-            found[column.name] = None
-            nulled += 1
-    upload_ms = found[UPLOAD_TIME]
-    if not found["id"]:
-        return Read("no key")
-    if not isinstance(upload_ms, int):
-        return Read("no upload time")
-    if not UPLOAD_MIN_MS <= upload_ms < UPLOAD_MAX_MS:
-        return Read("absurd upload time")
-    if upload_ms > NOW_MS + SKEW_MS:
-        return Read("future upload time")
-    return Read(None, (*found.values(), message), nulled)
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"expected JSON, got {text}")
-
-
-def _at(document: object, path: tuple[str, ...]) -> object:
-    for name in path:
-        if document is None:
-            return None
-        if not isinstance(document, dict):
-            raise WrongTypeError
-        document = document.get(name)
-    return document
-
-
-def _typed(value: object, type: ColumnType) -> Value:
-    if value is None:
-        return None
-    if type == "string" and isinstance(value, str):
-        return value
-    if type == "bool" and isinstance(value, bool):
-        return value
-    if type == "int" and _is_number(value) and value == int(value) and -(2**63) <= value < 2**63:
-        return int(value)
-    if type == "float" and _is_number(value):
-        return float(value)
-    if type == "time" and _is_number(value):
-        return _in_years(int(value))
-    if type == "time" and isinstance(value, str):
-        return _in_years(_text_ms(value))
-    raise WrongTypeError
-
-
-def _is_number(value: object) -> TypeGuard[int | Decimal]:
-    return isinstance(value, int | Decimal) and not isinstance(value, bool)
-
-
-def _in_years(ms: int) -> int:
-    """A time that a datetime can hold: the years 1 to 9999."""
-    if not -62_135_596_800_000 <= ms < 253_402_300_800_000:
-        raise WrongTypeError
-    return ms
-
-
-def _text_ms(text: str) -> int:
-    if not re.fullmatch(
-        r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{3})?(Z|[+-]\d\d:\d\d)?", text, re.ASCII
-    ):
-        raise WrongTypeError
-    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return round(moment.timestamp() * 1000)
+    return reference.read(message, SCHEMA, NOW_MS + SKEW_MS, BYTES_MAX)
 
 
 # -- what the decoder gives ---------------------------------------------------------------------

@@ -23,7 +23,7 @@ from storage import errors
 from storage.frame import REJECT_SCHEMA
 from tests.broker import _free_port
 from tests.image import ROOT, services
-from tests.reference import REFERENCE, commands, page, settings
+from tests.manual import REFERENCE, commands, page, settings
 from tests.stranger import Block, Stranger, blocks
 
 README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"

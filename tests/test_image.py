@@ -22,7 +22,7 @@ from cli.generate import files
 from cli.load import Load, LoadSpec
 from tests.broker import Broker
 from tests.image import COMPOSE, ROOT, Image, build, context, copy_context, services
-from tests.reference import commands
+from tests.manual import commands
 
 EVENTS = 3000
 
