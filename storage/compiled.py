@@ -3,15 +3,22 @@
 numba looks for a place when a function is declared: beside the module, or in the user's cache
 folder. An installation that may not be written to, run without a home, has neither; then each
 process compiles for itself, which takes seconds of its start, and says so once.
+
+SUBTLE: numba keeps one file for each list of argument types, and an index of which is which. Two
+processes that compile a function for different types at once may both take the next number, so
+that the index has one's types and the file the other's code. numba does not look, and from then on
+each start would fail, or hash what is not there. So what is loaded is used only if it is of the
+types asked for; else it is compiled again, which mends the file.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+from numba.core.sigutils import normalize_signature
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +30,8 @@ _told: list[str] = []
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """`function`, compiled at its first call, without Python's lock."""
     try:
-        made = numba.njit(cache=True, nogil=True)(function)
+        made: Any = numba.njit(cache=True, nogil=True)(function)
+        made._cache.load_overload = _of_these_types(made._cache.load_overload)
     except RuntimeError as error:  # no place for the cache
         if not _told:
             _told.append(str(error))
@@ -33,3 +41,14 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
             )
         made = numba.njit(nogil=True)(function)
     return cast(Callable[P, R], made)
+
+
+def _of_these_types(load: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`load`, which takes a signature and a target, without what is of another signature."""
+
+    def load_overload(signature: Any, target: Any) -> Any:
+        found = load(signature, target)
+        wanted, _ = normalize_signature(signature)  # type: ignore[no-untyped-call]
+        return found if found is not None and tuple(found.signature.args) == wanted else None
+
+    return load_overload
