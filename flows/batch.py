@@ -3,7 +3,7 @@
 Steps, each safe to repeat after a crash:
 1. seal up to the end of the day (see `handoff`): what is to be handed over never changes any more;
 2. count it, by interval; find what has the dedup key of another, across partitions and of late
-   events also against the table: DuckDB, within the memory bound, on disk beyond it;
+   events also against the table, within the memory bound (see `duplicates`);
 3. write it, interval by interval in order of upload time, to files that no table names yet, and
    that no other run writes (see `leftovers`);
 4. compare the rows written with those counted, and commit all files at once, with the seal's id
@@ -16,26 +16,24 @@ Memory holds one slice of SLICE_ROWS rows or SLICE_BYTES, or one interval if tha
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Literal
 
-import duckdb
 import orjson
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 import query
+from flows.duplicates import Duplicates, duplicates
 from flows.handoff import Handoff
 from flows.leftovers import Note, clean
 from flows.table import TIME, EventTable, Landed, attempts
 from query.iceberg import scan_table
-from query.store import stream
 from storage.batch import Batch
 from storage.errors import BadInput, Corruption
 from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
@@ -43,10 +41,7 @@ from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
 DAY_MS = 86_400_000
 SLICE_ROWS, FILE_ROWS, ROW_GROUP_ROWS = 1_000_000, 8_000_000, 131_072
 SLICE_BYTES, FIRST_ROWS = 512 << 20, 131_072
-SHORT_BYTES = 64
-"""As long as a SHA-256 in hexadecimal."""
 SORTED_BY = [UPLOAD_TIME, PARTITION, OFFSET]
-PLACE = {"t": UPLOAD_TIME, "p": PARTITION, "o": OFFSET}
 NUMBER, OFFSETS, ROWS, DUPLICATES, LATE = (
     f"forebay.{name}" for name in ("batch-number", "offsets", "rows", "duplicates", "late")
 )
@@ -166,13 +161,12 @@ class _Run:
         What was written is added only to the table that it was compared with. If another has
         changed that meanwhile, it is compared and written again.
         """
-        written, head = None, self._table.head
+        landed, written, head = self._table.landed(self._seal), None, self._table.head
+        if landed is None and self._was_completed:
+            return DayReport(day, self._number, 0, 0, 0, "completed before")
         for _ in attempts():
-            landed = self._table.landed(self._seal)
             if landed is not None:
-                return self._taken(day, landed, written.note.files if written else [])
-            if self._was_completed:
-                return DayReport(day, self._number, 0, 0, 0, "completed before")
+                break
             if written is not None and head != self._table.head:
                 written.note.drop(self._table.delete)
                 written = None
@@ -182,7 +176,10 @@ class _Run:
                 written.note.drop(self._table.delete)
                 return DayReport(day, self._number, 0, written.duplicates, written.late, "written")
             self._table.append(written.note.files, self._seal, self._properties(written))
-        raise self._table.not_landed()
+            landed = self._table.landed(self._seal)
+        if landed is None:
+            raise self._table.not_landed()
+        return self._taken(day, landed, written.note.files if written else [])
 
     def _taken(self, day: date, landed: Landed, own: list[str]) -> DayReport:
         """What the table has for this seal, when it is what was counted."""
@@ -200,13 +197,12 @@ class _Run:
         counts = self._counts()
         total, late = int(counts["rows"].sum()), int(counts["late"].sum())
         progress(0, total)
-        with self._workplace() as work:
-            self._find_duplicates(work, counts)
-            duplicates = int(work.sql("select count(*) from duplicates").fetchall()[0][0])
+        with duplicates(self._folder / "work", self._config.memory_bytes) as found:
+            copies = found.find(self._store().sealed(), self._known(counts), self._key)
             note = Note(self._notes, self._seal)
-            rows = self._write_files(work, counts, note, lambda n: progress(n, total))
-        self._require(total - duplicates, rows)
-        return _Written(note, rows, duplicates, late)
+            rows = self._write_files(found, counts, note, lambda n: progress(n, total))
+        self._require(total - copies, rows)
+        return _Written(note, rows, copies, late)
 
     def _properties(self, written: _Written) -> dict[str, str]:
         """Of the snapshot."""
@@ -235,52 +231,6 @@ class _Run:
             .collect()
         )
 
-    @contextmanager
-    def _workplace(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A database of this run's own; what a run that was killed left of its own is deleted. It
-        is in memory, with what is beyond the bound on disk: a file's path may have no `?`."""
-        folder = self._folder / "work"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        bounds: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": f"{self._config.memory_bytes}B",
-            "temp_directory": str(folder / "spilled"),
-            "preserve_insertion_order": "false",
-        }
-        try:
-            with duckdb.connect(config=bounds) as work:
-                work.execute("set timezone = 'UTC'")
-                yield work
-        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
-            raise BadInput(
-                f"batch.memory: expected enough, or room below {folder}, to find duplicates, got"
-                f" {str(error).splitlines()[0]}"
-            ) from error
-        shutil.rmtree(folder)
-
-    def _find_duplicates(self, work: duckdb.DuckDBPyConnection, counts: pl.DataFrame) -> None:
-        """Fill `duplicates` with the place of each row that is not the first with its key.
-
-        All names are ours: `t`, `p` and `o` say where a row is, `k0`, `k1`, ... are its key. DuckDB
-        takes names that differ by case for one, and a declared column can have any.
-        """
-        key = {f"k{number}": name for number, name in enumerate(self._key)}
-        columns = [pl.col(name).alias(own) for own, name in {**PLACE, **key}.items()]
-        sealed = stream(self._store().sealed().select(columns))
-        work.register("sealed", sealed)
-        work.register("known", stream(self._known(counts).select(columns)))
-        texts = {own for own in key if pa.types.is_large_string(sealed.schema.field(own).type)}
-        names = ", ".join([*PLACE, *(_short(own) if own in texts else own for own in key)])
-        work.execute(
-            f"create table duplicates as"
-            f" select t, p, o from ("
-            f"  select *, row_number() over (partition by {', '.join(key)}"
-            f"   order by fresh, t, p, o) as place"
-            f"  from (select {names}, false as fresh from known union all"
-            f"        select {names}, true as fresh from sealed))"
-            f" where place > 1 and fresh order by t"
-        )
-
     def _known(self, counts: pl.DataFrame) -> pl.LazyFrame:
         """What the table has for the times of late events, and beyond the boundary, where only a
         run can have written that was not completed."""
@@ -297,7 +247,7 @@ class _Run:
 
     def _write_files(
         self,
-        work: duckdb.DuckDBPyConnection,
+        found: Duplicates,
         counts: pl.DataFrame,
         note: Note,
         progress: Callable[[int], None],
@@ -308,7 +258,7 @@ class _Run:
         with ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
             for start, end, expected in _slices(counts, self._spans_ms, size):
-                frame, done = self._slice(work, start, end), done + expected
+                frame, done = self._slice(found, start, end), done + expected
                 progress(done)
                 if frame.is_empty():
                     continue  # a row group without rows has no statistics to prune by
@@ -339,17 +289,10 @@ class _Run:
         table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
         return table.rename_columns(self._table.schema.names).cast(_large(self._table.schema))
 
-    def _slice(
-        self, work: duckdb.DuckDBPyConnection, start: datetime, end: datetime
-    ) -> pl.DataFrame:
+    def _slice(self, found: Duplicates, start: datetime, end: datetime) -> pl.DataFrame:
         inside = (pl.col(UPLOAD_TIME) >= start) & (pl.col(UPLOAD_TIME) < end)
         rows = self._store().sealed().filter(inside).collect()
-        gone = work.sql(
-            "select p, o from duplicates where t >= ? and t < ?",
-            params=[start, end],
-        )
-        dropped = pl.DataFrame(gone.to_arrow_table()).rename({"p": PARTITION, "o": OFFSET})
-        rows = rows.join(dropped, on=[PARTITION, OFFSET], how="anti")
+        rows = rows.join(found.between(start, end), on=[PARTITION, OFFSET], how="anti")
         return rows.select(self._names).sort(SORTED_BY)
 
     def _path(self, day: date, name: str) -> str:
@@ -361,15 +304,6 @@ class _Run:
                 f"table {self._config.table}: expected {expected} rows as counted in the real-time"
                 f" layer, got {found}; nothing was handed over"
             )
-
-
-def _short(text: str) -> str:
-    """A key's text in SQL, bounded in size, for DuckDB can't spill what is larger than its blocks:
-    beyond SHORT_BYTES its SHA-256, in a form that no shorter text has."""
-    return (
-        f"case when strlen({text}) > {SHORT_BYTES} then 'h' || sha256({text}) else {text} end"
-        f" as {text}"
-    )
 
 
 def _large(schema: pa.Schema) -> pa.Schema:

@@ -230,6 +230,14 @@ def test_a_catalog_that_never_takes_the_commit_is_told_and_a_later_run_does_the_
     assert_once(place, pair[0])
 
 
+def test_a_commit_that_is_taken_at_the_last_try_is_found(
+    pair: tuple[Job, Job], place: dict[str, str], commits: list[Answer]
+) -> None:
+    commits += [lost(CommitFailedException("busy"), made=False)] * 5
+    assert run_day([pair[0].data], _config(place), day(0)).outcome == "written"
+    assert_once(place, pair[0])
+
+
 def test_a_commit_that_was_refused_after_it_landed_is_corruption_and_not_completed(
     pair: tuple[Job, Job], place: dict[str, str], commits: list[Answer]
 ) -> None:
