@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
 
@@ -12,10 +13,22 @@ import click
 from storage.errors import PERMANENT, ForebayError
 
 
+def _open_standard_streams() -> None:
+    """Else what is opened next takes the number of one that was closed by who started this process:
+    workers would have the lock as their standard output, and write into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            lowest_free = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(lowest_free, True)
+
+
 @click.command()
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
 def run(workers: int) -> None:
     """Run the job until its input ends or SIGTERM. Workers may be more or fewer in another run."""
+    _open_standard_streams()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

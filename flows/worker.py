@@ -101,7 +101,8 @@ def leave(code: int) -> NoReturn:
     """End the process at once. All that counts is closed; to take the interpreter down as well
     would cost 0.2 s, and after a failure, threads of the engine that run on would abort it."""
     logging.shutdown()
-    sys.stdout.flush()
+    if sys.stdout:
+        sys.stdout.flush()
     os._exit(code)
 
 

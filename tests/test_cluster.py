@@ -194,6 +194,24 @@ def test_of_two_jobs_that_start_at_once_on_a_new_data_directory_one_runs(
         assert "Traceback" not in "".join(told)
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_job_whose_standard_streams_are_closed_runs_to_its_end(
+    closed: str, make_job: MakeJob, tmp_path: Path
+) -> None:
+    """What it opens must not take their place: workers inherit what is at 0, 1 and 2."""
+    events = tmp_path / "events"
+    events.mkdir()
+    (events / "a.ndjson").write_bytes(b"{}\n")
+    job = make_job(FILES__PATH=str(events))
+    job.folder.mkdir(parents=True)
+    command = f'exec "$0" -m cli.main run {closed}'
+    process = subprocess.Popen(["sh", "-c", command, sys.executable], env=job.environment)
+    job.processes.append(process)
+    assert process.wait(LONG_S) == 0
+    assert job.partitions()["rejects"].to_list() == [1]
+    assert Layout(job.data).lock.read_bytes() == b""
+
+
 def test_workers_find_each_other_without_a_refused_connection(
     make_job: MakeJob, tmp_path: Path
 ) -> None:

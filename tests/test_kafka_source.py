@@ -80,3 +80,16 @@ def test_nothing_lingers_where_much_is_queued(reader: _Reader, crowd: tuple[int,
     rows, size = crowd
     reader.put(1, replace(piece(0, rows, now), bytes=size * rows))
     assert [one.offsets[0] for one in reader.take(quiet)] == [0]
+
+
+def test_the_end_of_a_partition_is_queued_behind_its_messages_and_moves_the_next_offset(
+    reader: _Reader,
+) -> None:
+    queue = reader.add(0, 0)
+    old = time.monotonic() - LINGER_S
+    reader.put(0, piece(0, 2, old))
+    reader.put(0, Piece.end(5, old))
+    assert queue.next_offset == 5
+    pieces = reader.take(queue)
+    assert [one.next_offset for one in pieces] == [2, 5]
+    assert (reader._rows, reader._bytes, reader._waiting, queue.pieces) == (0, 0, 0, [])

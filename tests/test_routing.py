@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.testing import TestingSink, TestingSource, cluster_main
 from typing_extensions import override
 
-from operators.repartition import hash_partitions
+from operators.repartition import hash_partitions, repartition
 from operators.routing import MODULUS, partition_name, route, state_key
 from operators.thread import PerThread
 from storage.layout import PartitionKey
+from tests.partition import event, frame
 
 ROOT = Path(__file__).parent.parent
 KEYS = ["", "é", "a~b", *(str(number) for number in range(40))]
@@ -214,3 +216,18 @@ def test_what_a_worker_thread_has_made_is_found_by_its_later_steps() -> None:
     op.output("out", op.map("ask", op.redistribute("spread", items), ask), TestingSink([]))
     cluster_main(flow, [], 0, worker_count_per_proc=2)
     assert sorted(made) == sorted(threads)
+
+
+def test_where_a_source_ends_all_hash_partitions_know_how_far_it_is_and_one_has_its_counters() -> (
+    None
+):
+    events = frame([event(7, 0, 0)])
+    targets = hash_partitions(4)
+    more = repartition(replace(events, end_offset=9, nulled=2, skipped=3), ("id", "part"), targets)
+    ended = repartition(replace(events, end_offset=8, nulled=2, skipped=3), ("id", "part"), targets)
+    assert len(more) == 1
+    assert [part.partition for part in ended] == [target.name for target in targets]
+    assert {part.next_offset for part in ended} == {8}
+    assert sum(part.events.num_rows for part in ended) == 1
+    assert sum(part.nulled for part in ended) == 2
+    assert sum(part.skipped for part in ended) == 3
