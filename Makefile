@@ -1,81 +1,74 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both do all set-up in .venv.
-# Packages come from the pip configuration of this machine, pinned by hash in constraints-dev.txt.
+# What one can do in a checkout; `make` alone lists it. All set-up is done in .venv, by setup.sh.
 
 BIN := .venv/bin
-READY := .venv/ready
 BENCH ?= all
 PORT ?= 9092
 KILLS ?= 500
+LONG := long or spark
 
-.PHONY: demo test check torture fuzz kafka bench audit constraints clean setup
+.PHONY: help setup demo test test-long check torture fuzz kafka bench reference audit constraints clean
 
-demo: setup
+help:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: setup  ## run the real job over a million events, kill it half-way, count
 	$(BIN)/forebay demo
 
-test: setup
-	$(BIN)/python -m pytest
+test: setup  ## run the tests (those of Kafka need Java 17 and Maven)
+	$(BIN)/python -m pytest -m "not ($(LONG))"
 
-check: $(READY)
+test-long: setup  ## run the tests that take minutes or install packages
+	$(BIN)/python -m pytest -m "$(LONG)"
+
+check: setup  ## lint, types, layer contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# Crash stories with ever new seeds, until so many kills (about half an hour on two cores).
-torture: setup
-	$(BIN)/forebay verify --long --kills $(KILLS)
-
-# Fuzz, crashes, power losses, disk and broker faults with new seeds and a hundred times the cases.
-fuzz: setup
-	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_power_loss.py \
-	  tests/test_disk_faults.py tests/test_blocks.py tests/test_replay.py tests/test_handoff.py \
-	  tests/test_crash_sweep.py tests/test_broker_trouble.py tests/test_keys.py
-
-# Runs until Ctrl-C; the one line it prints is the address.
-kafka: $(READY)
+# The one line that it prints is the address.
+kafka: setup  ## run an Apache Kafka on localhost:9092 until Ctrl-C (PORT=N: on another port)
 	$(BIN)/python -m tests.broker --port $(PORT)
 
-# BENCH=NAME EVENTS=N runs one of them, at that size.
-bench: setup
+bench: setup  ## measure what it costs (BENCH=NAME: one of them; EVENTS=N: at that size)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
 	  -e '.[bench]'
 	$(BIN)/python -m benchmarks $(BENCH) $(if $(EVENTS),--events $(EVENTS))
 
+# About half an hour on two cores.
+torture: setup  ## tell crash stories with ever new seeds, until KILLS=500 kills
+	$(BIN)/forebay verify --long --kills $(KILLS)
+
+# Fuzz, crashes, power losses, disk and broker faults.
+fuzz: setup  ## search for faults with new seeds and a hundred times the cases
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_power_loss.py \
+	  tests/test_disk_faults.py tests/test_blocks.py tests/test_replay.py tests/test_handoff.py \
+	  tests/test_crash_sweep.py tests/test_broker_trouble.py tests/test_keys.py
+
 # Compiled here, for some environments forbid it to the processes that import: each would do it anew.
-setup: $(READY)
+setup:  ## make .venv; the other targets do it by themselves
+	@./setup.sh
 	@$(BIN)/python -m compileall -q cli flows operators query storage verify benchmarks tests
 
-# A Python 3.10 to 3.12, for the engine has no wheels for others; else uv fetches one, if uv is here.
-$(READY): constraints-dev.txt pyproject.toml
-	@set -e; found=; \
-	for python in python3.12 python3.11 python3.10 python3 python; do \
-	  if $$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
-	     >/dev/null 2>&1; then found=$$python; break; fi; \
-	done; \
-	if [ -x $(BIN)/python ]; then :; \
-	elif [ -n "$$found" ]; then $$found -m venv .venv; \
-	elif command -v uv >/dev/null; then uv venv --seed --python 3.12 .venv; \
-	else echo "expected Python 3.10, 3.11 or 3.12 on PATH, or uv to fetch one; found neither" >&2; \
-	  exit 1; fi
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes \
-	  -r constraints-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --no-build-isolation -e .
-	@touch $@
+reference: setup  ## write REFERENCE.md from the code
+	$(BIN)/python -m tests.manual
 
-# Known vulnerabilities of what is pinned (asks advisory services on the network).
-audit: $(READY)
-	python3 -m venv build/audit
+# Asks advisory services on the network.
+audit: setup  ## look for known vulnerabilities of what is pinned
+	$(BIN)/python -m venv build/audit
 	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	build/audit/bin/pip-audit --require-hashes --disable-pip -r constraints.txt
 
-# Pins anew what pyproject.toml allows (needs uv).
-constraints:
-	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
-	  --no-header --no-annotate -o constraints.txt pyproject.toml
-	uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
-	  --no-header --no-annotate --extra dev -c constraints.txt -o constraints-dev.txt pyproject.toml
+# The image has what constraints.txt and constraints-build.txt pin: the job with the extra `batch`,
+# and what its wheel is built with, in the versions that the tests run with.
+constraints:  ## pin anew what pyproject.toml allows; UPGRADE=--upgrade: everything
+	uv=$$(./setup.sh uv) && compile() { "$$uv" pip compile -q --universal --python-version 3.10 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate $(UPGRADE) "$$@"; } && \
+	compile --extra dev -o constraints-dev.txt pyproject.toml && \
+	compile --extra batch -c constraints-dev.txt -o constraints.txt pyproject.toml && \
+	echo hatchling | compile -c constraints-dev.txt -o constraints-build.txt -
 
-clean:
-	rm -rf .venv build data dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
+# Events are in no folder of these.
+clean:  ## remove .venv, build/ and caches
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
 	  .hypothesis

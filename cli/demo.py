@@ -30,8 +30,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import query
-from cli.generate import files
 from cli.load import COUNTS, Load, LoadSpec
+from cli.outlet import files
 from cli.target import own_folder
 from flows.settings import ENV_PREFIX
 from storage.errors import BadInput

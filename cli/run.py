@@ -18,6 +18,8 @@ def run(workers: int) -> None:
     """Run the job until its input ends or SIGTERM. Workers may be more or fewer in another run."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))
     # Only now what takes time to import: a stop that comes early ends with 0 as well. It stays, so
     # the garbage collector need not look through it.
     gc.disable()

@@ -8,7 +8,7 @@ small, which can take minutes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,14 @@ def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
         job.close()
 
 
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job that has read all of `tests.days`: to be copied."""
+    from tests.days import fill
+
+    return fill(tmp_path_factory.mktemp("filled") / "job")
+
+
 @pytest.fixture
 def partition(tmp_path: Path) -> Iterator[Partition]:
     partition = Partition(tmp_path)
@@ -67,11 +75,9 @@ def partition(tmp_path: Path) -> Iterator[Partition]:
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A real Apache Kafka; without Java the tests skip, unless REQUIRE_KAFKA is set."""
+    """A real Apache Kafka; without Java the tests skip (see below)."""
     lack = missing()
     if lack:
-        if os.environ.get("REQUIRE_KAFKA"):
-            pytest.fail(lack)
         pytest.skip(lack)
     with Broker(tmp_path_factory.mktemp("broker")) as running:
         yield running
@@ -89,3 +95,15 @@ def lane(tmp_path: Path) -> Iterator[Lanes]:
     yield make
     for one in made:
         one.files.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where REQUIRE_KAFKA or REQUIRE_SPARK is set, a test of theirs that is skipped has failed."""
+    report = yield
+    required = [name for name in ("kafka", "spark") if os.environ.get(f"REQUIRE_{name.upper()}")]
+    if report.skipped and any(map(item.get_closest_marker, required)):
+        report.outcome = "failed"
+    return report

@@ -20,9 +20,10 @@ import pytest
 import zstandard
 from click.testing import CliRunner, Result
 
-from cli.generate import SUFFIXES, device_of, moment_ms
+from cli.generate import moment_ms
 from cli.load import Load, LoadSpec
 from cli.main import main
+from cli.outlet import SUFFIXES, device_of
 from flows.settings import Settings, load, shown
 from storage.batch import Batch
 from storage.errors import PERMANENT

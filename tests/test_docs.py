@@ -1,0 +1,363 @@
+"""The documentation is what the code does: every block of it is run or checked, and every command,
+setting, table, counter and exit code is there, and no other.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from cli.main import main
+from flows.settings import ENV_PREFIX, Settings
+from query.receipt import _PARTITION_SCHEMA
+from query.store import TABLES
+from storage import errors
+from storage.frame import REJECT_SCHEMA
+from tests.broker import _free_port
+from tests.image import ROOT, services
+from tests.manual import REFERENCE, commands, page, settings
+from tests.stranger import Block, Stranger, blocks
+
+README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"
+PAGES = (README, DOCKER, ARCHITECTURE, "CHANGELOG.md", REFERENCE.name)
+TEXT = {name: (ROOT / name).read_text() for name in PAGES}
+KAFKA = "## Run it on your topic"
+"""From this heading of README.md on, blocks need a broker."""
+
+
+def _blocks(name: str, *, kafka: bool = False) -> list[Block]:
+    """Those of a page; of README.md, those before or after the heading KAFKA."""
+    begins = TEXT[README][: TEXT[README].index(KAFKA)].count("\n")
+    return [b for b in blocks(name) if name != README or (b.line > begins) == kafka]
+
+
+# What a block's commands must have said or done, by the command's beginning.
+
+
+def _generated(stranger: Stranger, told: str) -> None:
+    stranger.counted |= json.loads(told)
+
+
+def _as_generated(stranger: Stranger, _: str) -> None:
+    """The totals are those that `generate` printed."""
+    totals, expected = stranger.status()["totals"], stranger.counted
+    names = ("accepted", "duplicates", "rejects", "late")
+    assert {n: totals[n] for n in names} == {n: expected[n] for n in names}
+
+
+def _handed_over(stranger: Stranger, told: str) -> None:
+    """The first of May, which is over; the second is not."""
+    found = re.fullmatch(r"2024-05-01: batch 1, ([\d,]+) events, 0 duplicates.*, 0 late\n", told)
+    assert found, told
+    stranger.counted["day"] = int(found[1].replace(",", ""))
+
+
+def _exported(stranger: Stranger, _: str) -> None:
+    """The same day, taken in steps."""
+    assert pl.read_parquet(stranger.folder / "day.parquet").height == stranger.counted["day"]
+
+
+def _says(*patterns: str) -> Callable[[Stranger, str], None]:
+    def check(_: Stranger, told: str) -> None:
+        for pattern in patterns:
+            assert re.search(pattern, told), f"expected {pattern!r} in:\n{told}"
+
+    return check
+
+
+CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
+    "forebay generate": _generated,
+    "forebay status": _as_generated,
+    "python -m bytewax.run": _as_generated,
+    "forebay sql \"select event_type": _says("page_view"),
+    "forebay sql \"select count(*) from events_all": _says("200000"),
+    "forebay sql \"select reason": _says("bad json", "absurd upload time"),
+    "forebay sql \"select plan": _says("pro"),
+    "forebay batch run --catch-up": _handed_over,
+    "forebay sql --format parquet": _exported,
+    "forebay batch show": _says(r"batch number +1", r"covered until +2024-05-02T00:00:00Z"),
+    "forebay batch seal": _says("sealed until 2024-05-02T00:00:00Z"),
+    "forebay batch complete": _says("batch 1, covered until 2024-05-02T00:00:00Z"),
+    "forebay batch late": _says("0 late events"),
+    "forebay retention": _says(r"goes: \d+ of"),
+    "forebay rejects list": _says("bad json"),
+    "forebay rejects replay": _says("no rejects to replay"),
+    "forebay why": _says("kept: partition part-00000"),
+    "forebay check": _says("all as written"),
+    "forebay config check": _says("no faults"),
+    "FOREBAY_CONFIG=secure.toml forebay config check": _says("secure.toml.*no faults"),
+    "forebay config show": _says("data_dir = "),
+}  # fmt: skip
+
+
+# Commands that go on until they are stopped: what is awaited of each, and how it is stopped.
+
+
+def _broker_answers(stranger: Stranger) -> None:
+    stranger.start("make kafka").until(rf"127\.0\.0\.1:{stranger.port}")
+
+
+def _job_takes_all(stranger: Stranger) -> None:
+    """It goes on while the blocks after it run."""
+    stranger.start("forebay run --workers 2").until("INFO started 2 workers")
+    expected = stranger.counted["messages"]
+    taken = 0
+    while taken < expected:
+        totals = stranger.status()["totals"]
+        taken = sum(totals[name] for name in ("accepted", "duplicates", "rejects"))
+        assert stranger.terminals[-1].process.poll() is None, stranger.terminals[-1].told
+    _as_generated(stranger, "")
+
+
+def _watch_shows_totals(stranger: Stranger) -> None:
+    watch = stranger.start("forebay status --watch")
+    watch.until("accepted 200,000")
+    watch.until("messages/s")
+    watch.stop(signal.SIGINT)
+
+
+LASTING: dict[str, Callable[[Stranger], None]] = {
+    "make kafka": _broker_answers,
+    "forebay run --workers 2": _job_takes_all,
+    "forebay status --watch": _watch_shows_totals,
+}
+
+
+# Blocks that can't be run here: why, and what is checked of each in place of that.
+
+
+def _in_ci(block: Block) -> None:
+    """They are what CI runs: here they would run within one of them."""
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert set(block.commands) <= set(lines)
+
+
+def _composed(block: Block) -> None:
+    """There is no Docker engine here: services, profiles and variables are those of compose.yaml,
+    and what a service is told to run is a command of ours. (`tests/test_image.py` runs them.)"""
+    for line in block.commands:
+        for command in line.split(" && "):
+            check_compose(command)
+
+
+def _picture(block: Block) -> None:
+    """A picture of the data flow: each step is a module."""
+    steps = {"decode", "blocks", "chunks"}
+    assert steps <= set(re.findall(r"\w+", block.text))
+    assert all((ROOT / "operators" / f"{step}.py").exists() for step in steps)
+
+
+def _layout(block: Block) -> None:
+    """What is on disk: checked when README.md has been followed, see `assert_layout`."""
+    assert all(line.startswith("DATA/") for line in block.text.splitlines())
+
+
+def _help(block: Block) -> None:
+    """Made from the code, and compared with it below."""
+    assert block.text.startswith("Usage: forebay")
+
+
+CHECKED: dict[tuple[str, str], Callable[[Block], None]] = {
+    (README, "make demo"): _in_ci,
+    (DOCKER, "docker compose up"): _composed,
+    (DOCKER, "WORKERS=4 JOB_MEMORY=8g docker compose"): _composed,
+    (ARCHITECTURE, "Kafka ─► source"): _picture,
+    (ARCHITECTURE, "DATA/lock"): _layout,
+    (REFERENCE.name, "Usage: forebay"): _help,
+}
+
+
+def check_of(block: Block) -> Callable[[Block], None] | None:
+    """The check that stands for running the block."""
+    found = [
+        check
+        for (name, start), check in CHECKED.items()
+        if name == block.page and block.text.startswith(start)
+    ]
+    return found[0] if found else None
+
+
+def check_compose(command: str) -> None:
+    """A `docker compose` command: VARIABLE=… docker compose [--profile P] VERB … [SERVICE ARGS]."""
+    words = shlex.split(command)
+    found = services({})
+    taken = set(re.findall(r"\$\{(\w+):-", (ROOT / "docker" / "compose.yaml").read_text()))
+    while "=" in words[0]:
+        assert words.pop(0).split("=")[0] in taken, command
+    assert words[:2] == ["docker", "compose"], command
+    rest = words[2:]
+    if rest[0] == "--profile":
+        assert any(rest[1] in service.get("profiles", ()) for service in found.values()), command
+        rest = rest[2:]
+    verb, *rest = rest
+    assert verb in ("up", "run", "stop", "start", "logs", "down"), command
+    while rest and rest[0].startswith("-"):
+        assert rest.pop(0) in ("--build", "--detach", "--rm", "--volumes"), command
+    if rest:
+        service, *arguments = rest
+        assert service in found, command
+        if verb == "run":
+            assert_parses(arguments or found[service]["command"])
+
+
+def assert_parses(arguments: list[str]) -> None:
+    """A command of ours with options that it has."""
+    done = CliRunner().invoke(main, [*arguments, "--help"])
+    assert done.exit_code == 0, f"forebay {' '.join(arguments)}: {done.output}"
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stranger]:
+    made = Stranger(tmp_path_factory.mktemp("stranger"), _free_port())
+    yield made
+    made.close()
+
+
+def follow(stranger: Stranger, found: list[Block]) -> None:
+    """Do what each block says, in order."""
+    for block in found:
+        if check := check_of(block):
+            check(block)
+        elif block.language == "toml":
+            stranger.write(block)
+        elif block.language == "python":
+            stranger.python(block.text)
+        else:
+            assert block.language == "sh", f"{block}: expected a language, or a check of its own"
+            for command in block.commands:
+                do(stranger, block, command)
+
+
+def do(stranger: Stranger, block: Block, command: str) -> None:
+    if command in LASTING:
+        LASTING[command](stranger)
+        return
+    told = stranger.run(command)
+    claims = [claim for start, claim in CLAIMS.items() if command.startswith(start)]
+    assert claims or not re.search(r"\bforebay [a-z]", command) or command == "forebay run", (
+        f"{block}: expected a claim about {command!r} in CLAIMS"
+    )
+    for claim in claims:
+        claim(stranger, told)
+
+
+def test_readme_works_word_for_word_without_kafka(stranger: Stranger) -> None:
+    follow(stranger, _blocks(README))
+    assert_layout(stranger.folder / "data")
+
+
+@pytest.mark.kafka
+def test_readme_works_word_for_word_on_kafka(tmp_path: Path) -> None:
+    stranger = Stranger(tmp_path, _free_port())
+    try:
+        stranger.have_jars()
+        stranger.run("source .venv/bin/activate")
+        follow(stranger, _blocks(README, kafka=True))
+        kafka, job, _ = stranger.terminals
+        assert job.stop(signal.SIGTERM) == 0, job.told
+        assert_layout(stranger.folder / "data")
+        kafka.stop(signal.SIGINT)
+    finally:
+        stranger.close()
+
+
+def assert_layout(data: Path) -> None:
+    """Every file of a data directory is one that ARCHITECTURE.md names."""
+    [block] = [b for b in blocks(ARCHITECTURE) if check_of(b) is _layout]
+    names = [line.split()[0].removeprefix("DATA/") for line in block.text.splitlines()]
+    parts = {"PARTITION": r"[^/]+", "TOPIC": r"[^/]+", "BLOCK": r"[\w-]+", "FIRST-LAST": r"[\w-]+"}
+    patterns = []
+    for name in names:
+        pattern = re.escape(name).replace(r"\-", "-").replace("rejects-N", r"rejects-\d+")
+        pattern = pattern.replace("drops-N", r"drops-\d+").replace("replay/N", r"replay/\d+")
+        for word, one in parts.items():
+            pattern = pattern.replace(word, one)
+        pattern = re.sub(r"\bRUN\b", r"\\d+", pattern)
+        pattern = pattern.replace("date=D", r"date=[\d-]+").replace("hour=H", r"hour=\d+")
+        patterns.append(pattern + (".*" if name.endswith("/") else ""))
+    found = [p.relative_to(data).as_posix() for p in data.rglob("*") if p.is_file()]
+    assert found
+    unknown = [name for name in found if not any(re.fullmatch(p, name) for p in patterns)]
+    assert not unknown, f"{ARCHITECTURE}: expected every file to be named there, got {unknown[:3]}"
+
+
+@pytest.mark.parametrize("name", [DOCKER, ARCHITECTURE, "CHANGELOG.md", REFERENCE.name])
+def test_each_block_that_is_not_run_has_a_check_of_its_own(name: str) -> None:
+    for block in _blocks(name):
+        check = check_of(block)
+        assert check, f"{block}: expected a check in CHECKED, for no test runs this page"
+        check(block)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_command_that_a_page_names_exists(name: str) -> None:
+    known = {" ".join(words) for words in commands()}
+    groups = {words[0] for words in commands() if len(words) > 1}
+    for text in re.findall(r"`([^`\n]*)`", re.sub(r"```.*?```", "", TEXT[name], flags=re.S)):
+        if "docker compose" in text:
+            check_compose(text)
+        for words in re.findall(r"\bforebay ([a-z][a-z |]*)", text):
+            first, *rest = words.split()
+            assert first.split("|")[0] in known, f"{name}: forebay {words}"
+            if first in groups and rest:
+                for one in rest[0].split("|"):
+                    assert f"{first} {one}" in known, f"{name}: forebay {words}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_target_of_make_that_a_page_names_exists(name: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", TEXT[name], re.MULTILINE)) <= set(targets)
+
+
+def test_each_command_and_setting_is_in_the_reference_as_the_code_has_it() -> None:
+    assert REFERENCE.read_text() == page(), "REFERENCE.md is not what the code says: make reference"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_setting_that_a_page_names_exists(name: str) -> None:
+    known = {setting for setting, _, _ in settings()}
+    tops = {setting.split(".")[0] for setting in known} | {"config"}
+    inner = {setting.split(".")[-1] for setting in known}
+    for variable in re.findall(rf"{ENV_PREFIX}([A-Z_]+[A-Z])", TEXT[name]):
+        setting = variable.lower().replace("__", ".")
+        assert setting in known | tops, f"{name}: {ENV_PREFIX}{variable}"
+    for setting in re.findall(r"`((?:[a-z_]+\.)?[a-z_]+) = ", TEXT[name]):
+        assert setting in known | inner, f"{name}: {setting}"
+
+
+def test_tables_and_columns_are_those_that_the_readme_has() -> None:
+    found = _rows("table")
+    assert found == list(TABLES)
+    assert _rows("column of rejects") == REJECT_SCHEMA.names
+    assert sorted(_rows("column")) == sorted(_PARTITION_SCHEMA)
+
+
+def test_exit_codes_are_those_that_the_readme_has() -> None:
+    ours = {code for name, code in vars(errors).items() if name.isupper() and type(code) is int}
+    assert ours
+    rows = re.findall(r"^\| (\d+) \|", _table("exit code"), re.MULTILINE)
+    assert {int(row) for row in rows} == {0, 1, 2, *ours}
+
+
+def test_secrets_in_the_readme_are_settings_that_take_them() -> None:
+    assert "librdkafka" in type(Settings.model_fields["kafka"].default).model_fields
+
+
+def _table(heading: str) -> str:
+    """The table of README.md whose first heading this is."""
+    return TEXT[README].split(f"\n| {heading} |", 1)[1].split("\n\n", 1)[0]
+
+
+def _rows(heading: str) -> list[str]:
+    """What the first cells name, in order."""
+    cells = [line.split("|")[1] for line in _table(heading).splitlines()[2:]]
+    return [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
