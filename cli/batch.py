@@ -24,6 +24,7 @@ from rich.progress import (
 
 import query
 from cli.filters import time_ms
+from cli.target import force_option, new_file
 from flows.handoff import Handoff
 from flows.settings import load
 from query.view import take_view
@@ -124,13 +125,15 @@ def show(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
     "--export", "file", type=click.Path(path_type=Path, dir_okay=False),
     help="Write the late table to this Parquet file.",
 )  # fmt: skip
+@force_option
 @data_dirs_option
-def late(file: Path | None, data_dirs: tuple[Path, ...]) -> None:
+def late(file: Path | None, force: bool, data_dirs: tuple[Path, ...]) -> None:
     """The late table: events that came for a time that was handed over. `batch run` takes it with
     the next day; for a batch layer of your own it is in the table `events_sealed` after a seal."""
     store = query.open(*_roots(data_dirs))
     if file is not None:
-        store.late().sink_parquet(file)
+        with new_file(file, force=force) as temporary:
+            store.late().sink_parquet(temporary)
     found = _late_by_day(store)
     for row in found.iter_rows(named=True):
         click.echo(f"{row['day']}  {row['events']:,}")

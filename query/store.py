@@ -13,7 +13,6 @@ catalog says, nor, with `verify`, before all of it was.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,6 +27,7 @@ from polars.io.plugins import register_io_source
 
 from query.batches import Between, Pulled, arrow_of, event_batches
 from query.chunk_files import chunk_files
+from query.directory import data_directory, require_data_directory
 from query.hot import HotCache
 from query.iceberg import can_read_tables, scan_table
 from query.receipt import Receipt, partitions_of, receipt_of, time_of
@@ -47,11 +47,6 @@ from storage.text import did_you_mean, shortened
 TABLE, ALL_EVENTS, LATE = "events", "events_all", "events_late"
 SEALED, REJECTS = "events_sealed", "rejects"
 TABLES = (TABLE, ALL_EVENTS, LATE, SEALED, REJECTS)
-ENTRIES = frozenset(
-    ("batch", "batch.json", "batch.lock", "chunks", "drops", "ended", "hot", "lock", "recovery",
-     "rejects", "replay", "sources", "topics"),
-)  # fmt: skip
-"""What may be in a data directory (see `storage.layout`)."""
 STREAMED = (TABLE, ALL_EVENTS, LATE, REJECTS)
 Layers = Literal["realtime", "all"]
 RETRIES = 5
@@ -358,7 +353,7 @@ def open(
     """
     if not data_dirs:
         raise BadInput("query.open: expected at least one data directory, got none")
-    roots = [_root(one) for one in data_dirs]
+    roots = [data_directory(one) for one in data_dirs]
     if iceberg is not None and not isinstance(iceberg, Mapping):
         raise BadInput(f"query.open: iceberg: expected a mapping, got {type(iceberg).__name__}")
     if not partial:
@@ -367,25 +362,6 @@ def open(
     if len({root.resolve() for root in roots}) < len(roots):
         raise BadInput(f"query.open: expected each data directory once, got {data_dirs}")
     return Store(roots, partial=partial, verify=verify, iceberg=iceberg)
-
-
-def require_data_directory(root: Path) -> None:
-    """Raise BadInput, in a line, unless it is a directory that can be read and is empty or has what
-    Forebay keeps in one. (Hidden files and what a file system has of its own are let be.)"""
-    try:
-        found = {entry.name for entry in os.scandir(root)}
-    except FileNotFoundError:
-        raise BadInput(
-            f"{root}: expected a readable data directory, got none; `forebay run` makes it"
-        ) from None
-    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
-        raise BadInput(f"{root}: expected a readable data directory, got {error}") from error
-    others = {name for name in found if not name.startswith(".") and name != "lost+found"}
-    if others and not others & ENTRIES:
-        raise BadInput(
-            f"{root}: expected a data directory of Forebay's, got a folder with"
-            f" {', '.join(sorted(others)[:3])}"
-        )
 
 
 def _part(view: View, table: str) -> tuple[list[PartitionView], Between]:
@@ -399,12 +375,6 @@ def _part(view: View, table: str) -> tuple[list[PartitionView], Between]:
 def _require_filter(wanted: object) -> None:
     if not isinstance(wanted, RejectFilter):
         raise BadInput(f"rejects: expected a RejectFilter, got {wanted!r}")
-
-
-def _root(data_dir: object) -> Path:
-    if not isinstance(data_dir, str | PathLike) or not str(data_dir):
-        raise BadInput(f"query.open: expected paths of data directories, got {data_dir!r}")
-    return Path(data_dir)
 
 
 def stream(

@@ -121,11 +121,13 @@ def data(tmp_path: Path) -> Iterator[Path]:
     lane.files.close()
 
 
-@pytest.mark.parametrize("command", [("rejects", "export"), ("export",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [("rejects", "export"), ("export",), ("batch", "late", "--export")], ids=" ".join
+)
 def test_an_export_overwrites_a_file_only_if_it_is_forced(
     command: tuple[str, ...], data: Path, tmp_path: Path
 ) -> None:
-    file = tmp_path / "out.ndjson"
+    file = tmp_path / ("out.parquet" if "batch" in command else "out.ndjson")
     file.write_text("mine")
     arguments = (*command, str(file), "--data-dir", str(data))
     refused = forebay(*arguments)
@@ -136,7 +138,7 @@ def test_an_export_overwrites_a_file_only_if_it_is_forced(
     assert file.read_text() == "mine"
     forced = forebay(*arguments, "--force")
     assert forced.returncode == 0, forced.stderr
-    assert file.read_text() != "mine"
+    assert file.read_bytes() != b"mine"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
