@@ -24,7 +24,7 @@ from flows.settings import Settings
 from operators.decode import DecodeConfig, Decoder
 from operators.kafka import POLL_MESSAGES, Piece
 from operators.messages import Messages
-from operators.topic import KafkaConfig, topic_partitions
+from operators.topic import Broker, KafkaConfig
 from storage.chunk import ZSTD_LEVEL, repeating
 from storage.columns import arrow_schema
 from storage.files import Files
@@ -84,8 +84,9 @@ def main(bootstrap: str, topic: str, messages: int, schema: str, folder: str | N
     columns = settings.schema_of_events
     decoder = Decoder(DecodeConfig(columns, settings.future_skew, int(settings.message_bytes_max)))
     written = Written(Path(folder), arrow_schema(columns), messages) if folder else None
-    consumer = Consumer(config.consumer())
-    partitions = [key.number for key in topic_partitions(config)]
+    consumer = Consumer({**config.consumer(), "enable.partition.eof": False})
+    found = Broker(config).topic(None, 1)
+    partitions = range(found.partitions if found else 0)
     consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
     left, events = messages, 0
     while left > 0:

@@ -25,7 +25,7 @@ from benchmarks.lines import PLAIN
 from benchmarks.measure import Child, Failed, Figure, scratch
 from benchmarks.report import Bound, Report
 from benchmarks.topic import Topic, broker, generated
-from flows.settings import BROKER
+from flows.sections import BROKER
 from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
 from tests.broker import Broker
 

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from flows.batch import DayReport
 
 SHOWN = 5
+NOTES = {
+    "written": "",
+    "taken up": " (written by a run that did not complete it; now completed)",
+    "completed before": " (completed before: nothing to do)",
+}
 
 data_dirs_option = click.option(
     "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
@@ -185,7 +190,7 @@ def _tell(report: DayReport, as_json: bool) -> None:
     click.echo(
         f"{report.day}: batch {report.number}, {report.rows:,} events,"
         f" {report.duplicates:,} duplicates across partitions, {report.late:,} late"
-        + (" (written by a run that was killed)" if report.again else "")
+        + NOTES[report.outcome]
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -12,9 +13,23 @@ from pydantic.fields import FieldInfo
 
 from flows.duration import duration_ms, duration_text
 from flows.realtime import kafka_config
-from flows.settings import Settings, config_file, declared, load, shown
+from flows.secrets import HIDDEN, masked, shown_property
+from flows.settings import (
+    DAY_MS,
+    ENV_PREFIX,
+    NO_SOURCE,
+    Settings,
+    config_file,
+    declared,
+    load,
+    shown,
+)
 from operators.files import FilesConfig, file_partitions
-from storage.errors import BadInput
+from query.view import take_view
+from storage.columns import arrow_schema
+from storage.errors import BadInput, ForebayError
+from storage.files import Files
+from storage.text import plain
 
 
 @click.group()
@@ -23,18 +38,53 @@ def config() -> None:
 
 
 @config.command()
-def check() -> None:
+@click.option(
+    "--connect", is_flag=True,
+    help="Ask the broker, or look at the files, and try the schema on a few messages.",
+)  # fmt: skip
+def check(connect: bool) -> None:
     """Report every fault at once: the name, what was expected, what came."""
     faults = []
     try:
         settings = load()
     except BadInput as error:
-        faults.append(str(error))
+        faults += str(error).splitlines()
         settings = None
     faults += _source_faults(settings)
+    faults += [] if settings is None else _data_faults(settings)
+    told: list[str] = []
+    if connect and settings is not None and not faults:
+        from cli.connect import ask
+
+        answer = ask(settings)
+        told, faults = answer.lines, answer.faults
+    for line in told:
+        click.echo(line)
     if faults:
         raise BadInput("\n".join(faults))
-    click.echo(f"{config_file()} and FOREBAY_*: no faults")
+    for note in _notes(settings):
+        click.echo(f"note: {note}")
+    click.echo(f"{_checked()}: no faults")
+
+
+def _checked() -> str:
+    """Where the settings come from."""
+    file = config_file()
+    variables = ", ".join(sorted(name for name in os.environ if name.startswith(ENV_PREFIX)))
+    own = plain(variables) if variables else f"no {ENV_PREFIX}*"
+    if file.is_file():
+        return f"{file} and the environment ({own})"
+    return f"defaults and the environment ({own}); there is no file at {file.absolute()}"
+
+
+def _notes(settings: Settings | None) -> list[str]:
+    """What works, but perhaps not as was meant."""
+    if settings is None or DAY_MS % settings.block_span == 0:
+        return []
+    return [
+        f"block_span: {duration_text(settings.block_span)} does not divide a day, so only some days"
+        " can be handed over; it is fixed for the life of this data directory"
+    ]
 
 
 def _source_faults(settings: Settings | None) -> list[str]:
@@ -43,9 +93,13 @@ def _source_faults(settings: Settings | None) -> list[str]:
         try:
             Consumer(kafka_config(settings).consumer()).close()
         except KafkaException as error:
-            return [f"kafka.librdkafka: {error.args[0].str()}"]
+            told = _told(settings, error)
+            return [f"kafka.librdkafka: expected properties that it takes, got: {told}"]
         return []
-    if declared("source", "files") != "files":
+    source = declared("source", None)
+    if source is None and declared("kafka", None) is not None:
+        return [NO_SOURCE]
+    if source not in (None, "files"):
         return []
     section = declared("files", {})
     path = section.get("path", "events") if isinstance(section, dict) else "events"
@@ -54,6 +108,49 @@ def _source_faults(settings: Settings | None) -> list[str]:
     except BadInput as error:
         return [str(error)]
     return []
+
+
+def _data_faults(settings: Settings) -> list[str]:
+    """What the data that is there was made with, where the settings say otherwise: it is fixed once
+    an event was kept."""
+    if not settings.data_dir.is_dir():
+        return []
+    try:
+        view = take_view(Files(), [settings.data_dir], partial=True)
+        states = [p.state for p in view.partitions if p.state.counters.accepted]
+        known = view.schema
+    except ForebayError as error:
+        return [f"data_dir: expected data that can be read, got: {error}"]
+    wanted = settings.schema_of_events
+    faults = {
+        f"dedup_key: expected {list(state.key)}, as the data in {settings.data_dir} was made with,"
+        f" got {list(wanted.key)}"
+        for state in states
+        if state.key != wanted.key
+    }
+    faults |= {
+        f"block_span: expected {duration_text(state.block_span_ms)!r}, as the data in"
+        f" {settings.data_dir} was made with, got {duration_text(settings.block_span)!r}"
+        for state in states
+        if state.block_span_ms != settings.block_span
+    }
+    own = arrow_schema(wanted)
+    faults |= {
+        f"columns: {name}: expected {known.field(name).type}, as the data in {settings.data_dir}"
+        f" has it, got {own.field(name).type}; a new type needs a new name"
+        for name in own.names
+        if states and name in known.names and known.field(name).type != own.field(name).type
+    }
+    return sorted(faults)
+
+
+def _told(settings: Settings, error: KafkaException) -> str:
+    """What librdkafka says of its properties, without their values: it quotes them."""
+    told = masked(str(error.args[0].str()))
+    for name, value in settings.kafka.librdkafka.items():
+        if shown_property(name, value) == HIDDEN and str(value):
+            told = told.replace(str(value), HIDDEN)
+    return plain(told)
 
 
 @config.command()

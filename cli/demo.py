@@ -3,6 +3,9 @@
 Steps: write a seeded load to files, with redelivered batches, late events and broken lines; run the
 job; kill all of its processes with SIGKILL half-way; run it again to the end; compare every total
 with the load's own. Then the job over the GitHub sample. Any difference is an error.
+
+The folder it works in is its own: another is refused, and only what an earlier demo made there is
+deleted. The jobs have settings of their own, whatever forebay.toml or the environment say.
 """
 
 from __future__ import annotations
@@ -10,7 +13,6 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,15 +30,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import query
-from cli.generate import files
 from cli.load import COUNTS, Load, LoadSpec
+from cli.outlet import files
+from cli.target import own_folder
+from flows.settings import ENV_PREFIX
 from storage.errors import BadInput
+from storage.files import Files
+from storage.layout import Layout
 from storage.schema import UPLOAD_TIME
 
 POLL_S = 0.2
 KILL_AT = 0.5
 CHART_ROWS = 8
 BLOCKS = " ▁▂▃▄▅▆▇█"
+MARKER = ".forebay-demo"
+MADE = (
+    "events", "data", "data.toml", "github", "github-data", "github-data.toml", "job.log",
+)  # fmt: skip
 SAMPLE = Path("tests/data/github-events-2021-07-21.ndjson.gz")
 TOP = (
     "select event_type, count(*) as events, count(distinct user_id) as users from events"
@@ -57,35 +67,47 @@ class _Job:
     kill_at: float
 
     @property
+    def settings(self) -> Path:
+        return self.data.with_suffix(".toml")
+
+    @property
     def messages(self) -> int:
         return sum(self.expected[name] for name in ("accepted", "duplicates", "rejects"))
 
     def start(self, log: Path) -> subprocess.Popen[bytes]:
         """The job as a user starts it, in a process group of its own."""
-        settings = {
-            "FOREBAY_DATA_DIR": str(self.data),
-            "FOREBAY_SCHEMA": self.schema,
-            "FOREBAY_SOURCE": "files",
-            "FOREBAY_FILES__PATH": str(self.events),
-        }
+        self.settings.write_text(
+            f'source = "files"\ndata_dir = {_toml(self.data)}\nschema = {_toml(self.schema)}\n'
+            f"files = {{ path = {_toml(self.events)} }}\n"
+        )
+        kept = {name: text for name, text in os.environ.items() if not _is_setting(name)}
+        environment = {**kept, f"{ENV_PREFIX}CONFIG": str(self.settings)}
         command = [sys.executable, "-m", "cli.main", "run", "--workers", "2"]
         with log.open("ab") as out:
             return subprocess.Popen(
-                command, env={**os.environ, **settings}, stdout=out, stderr=out,
-                start_new_session=True,
-            )  # fmt: skip
+                command, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
 
 
 @click.command()
-@click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("build/demo"))
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path), default=Path("build/demo"),
+    show_default=True, help="A new or empty folder, or that of an earlier demo, which is replaced.",
+)  # fmt: skip
 @click.option("--events", type=click.IntRange(1000), default=1_000_000, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--github", type=click.Path(path_type=Path), default=SAMPLE, show_default=True)
 def demo(folder: Path, events: int, seed: int, github: Path) -> None:
     """Run the job on a load, kill it half-way, and show that nothing is lost or doubled."""
+    for name in ("data", "github-data"):
+        if Files().locked(Layout(folder / name).lock):
+            raise BadInput(f"{folder / name}: expected no job to run on it, one does")
+    with own_folder(folder, MARKER, MADE):
+        _demo(folder, events, seed, github)
+
+
+def _demo(folder: Path, events: int, seed: int, github: Path) -> None:
     console = Console()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*bar, console=console) as progress:
         jobs = [_generated(folder, events, seed, progress)]
@@ -93,10 +115,10 @@ def demo(folder: Path, events: int, seed: int, github: Path) -> None:
             jobs.append(_github(folder, github))
         else:
             console.print(f"no GitHub sample at {github}: leaving it out")
-        seconds = {job.name: _run(job, folder / "job.log", progress) for job in jobs}
+        runs = {job.name: _run(job, folder / "job.log", progress) for job in jobs}
     stores = {job.name: query.open(job.data) for job in jobs}
     wrong = [fault for job in jobs for fault in _differences(job, stores[job.name])]
-    console.print(_summary(jobs, stores, seconds))
+    console.print(_summary(jobs, stores, runs))
     store = stores[jobs[0].name]
     console.print(f"\n[bold]{TOP}[/]")
     with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
@@ -105,11 +127,20 @@ def demo(folder: Path, events: int, seed: int, github: Path) -> None:
     console.print(_chart(store, console.width - 12), highlight=False)
     if wrong:
         raise click.ClickException("\n".join(wrong))
+    killed = ", after a SIGKILL half-way" if any(run.killed for run in runs.values()) else ""
     console.print(
-        f"\nEvery total equals the load's own, after a SIGKILL half-way. Ask more:\n"
+        f"\nEvery total equals the load's own{killed}. Ask more:\n"
         f"  forebay sql --data-dir {jobs[0].data} 'select count(*) from events'",
         highlight=False,
     )
+
+
+def _is_setting(name: str) -> bool:
+    return name.upper().startswith(ENV_PREFIX)
+
+
+def _toml(value: object) -> str:
+    return orjson.dumps(str(value)).decode()
 
 
 def _generated(folder: Path, events: int, seed: int, progress: Progress) -> _Job:
@@ -136,10 +167,18 @@ def _github(folder: Path, sample: Path) -> _Job:
     return _Job("github", "github", target.parent, folder / "github-data", expected, math.inf)
 
 
-def _run(job: _Job, log: Path, progress: Progress) -> float:
-    """Run, kill half-way, run to the end; the seconds all that took."""
+@dataclass(frozen=True)
+class _Run:
+    """What came of a job: the seconds all of it took, and whether it was killed half-way."""
+
+    seconds: float
+    killed: bool
+
+
+def _run(job: _Job, log: Path, progress: Progress) -> _Run:
+    """Run, kill half-way (unless it is faster than that), run to the end."""
     task = progress.add_task(f"ingesting {job.name}", total=job.messages)
-    started_s = time.monotonic()
+    started_s, killed = time.monotonic(), False
 
     def taken() -> int:
         count = _taken(job.data)
@@ -147,18 +186,28 @@ def _run(job: _Job, log: Path, progress: Progress) -> float:
         return count
 
     process = job.start(log)
-    _wait(process, lambda: taken() >= job.kill_at)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        progress.console.print(f"SIGKILL at {taken():,} of {job.messages:,} messages; again")
-        process.wait()
-        process = job.start(log)
-        _wait(process, lambda: taken() < 0)
+    try:
+        _wait(process, lambda: taken() >= job.kill_at)
+        if process.poll() is None:
+            _kill(process)
+            killed = True
+            progress.console.print(f"SIGKILL at {taken():,} of {job.messages:,} messages; again")
+            process = job.start(log)
+            _wait(process, lambda: taken() < 0)
+    finally:
+        _kill(process)
     if process.returncode:
         tail = log.read_text(errors="replace")[-2000:]
         raise click.ClickException(f"the job ended with {process.returncode}:\n{tail}")
     taken()
-    return time.monotonic() - started_s
+    return _Run(time.monotonic() - started_s, killed)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to all of a job's processes; nothing if it has ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
@@ -200,14 +249,14 @@ def _differences(job: _Job, store: query.Store) -> list[str]:
     return faults
 
 
-def _summary(jobs: list[_Job], stores: dict[str, query.Store], seconds: dict[str, float]) -> Table:
+def _summary(jobs: list[_Job], stores: dict[str, query.Store], runs: dict[str, _Run]) -> Table:
     table = Table("", *(job.name for job in jobs), title="after the restart", box=None)
     reports: dict[str, dict[str, Any]] = {}
     for job in jobs:
         partitions = stores[job.name].partitions()
         names = ("accepted", "duplicates", "rejects", "late", "hot_events", "cold_events", "chunks")
         reports[job.name] = {name: f"{int(partitions[name].sum()):,}" for name in names}
-        rate = job.messages / seconds[job.name]
+        rate = job.messages / runs[job.name].seconds
         reports[job.name]["messages/s, start-up and restart included"] = f"{rate:,.0f}"
     for name in reports[jobs[0].name]:
         table.add_row(name, *(reports[job.name][name] for job in jobs))

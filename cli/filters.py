@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 
 import click
 
 from storage.frame import REASONS
-from storage.rejects import RejectFilter
+from storage.rejects import YEARS_MS, RejectFilter
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,13 +22,16 @@ def time_ms(_context: click.Context, _option: click.Parameter, text: str | None)
     if text is None:
         return None
     try:
-        time = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        time = datetime.fromisoformat(re.sub(r"[zZ]\Z", "+00:00", text))
     except ValueError as error:
         raise click.BadParameter(
             f"expected a time such as 2024-05-01T12:00, got {text!r}"
         ) from error
     time = time if time.tzinfo else time.replace(tzinfo=timezone.utc)
-    return round(time.timestamp() * 1000)
+    ms = (time - _EPOCH) // timedelta(milliseconds=1)
+    if not YEARS_MS[0] <= ms <= YEARS_MS[1]:
+        raise click.BadParameter(f"expected a time of the years 1 to 9999 in UTC, got {text!r}")
+    return ms
 
 
 _OPTIONS = (
@@ -33,7 +39,9 @@ _OPTIONS = (
         "--reason", "reasons", multiple=True, type=click.Choice(REASONS), help="Repeatable."
     ),
     click.option("--partition", "partitions", multiple=True, help="It came from; repeatable."),
-    click.option("--offset", "offsets", multiple=True, type=int, help="Repeatable."),
+    click.option(
+        "--offset", "offsets", multiple=True, type=click.IntRange(0, 2**53 - 1), help="Repeatable."
+    ),
     click.option("--since", "since_ms", callback=time_ms, help="Broker time, included."),
     click.option("--until", "until_ms", callback=time_ms, help="Broker time, not included."),
 )

@@ -1,26 +1,33 @@
-"""The `forebay` command: every subcommand, and how errors are told.
+"""The `forebay` command: every subcommand, and how errors are reported.
 
 A subcommand is imported when it is asked for, so that the supervisor stays small and `--help` fast.
+An error that a user may meet is a line or a few, not a traceback. Ctrl-C ends quietly with 130, a
+reader that has gone (`| head`) with 141, as a shell would tell of a process that a signal ended.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
+from flows.secrets import masked
 from storage.errors import ForebayError
+from storage.text import did_you_mean, plain_lines
 
 COMMANDS = (
-    "run", "sql", "status", "rejects", "why", "batch", "retention", "check", "generate", "demo",
-    "verify", "config",
+    "run", "sql", "status", "files", "export", "rejects", "why", "batch", "retention", "check",
+    "generate", "demo", "verify", "config",
 )  # fmt: skip
 """Each is a command of its name in a module of its name."""
+INTERRUPTED, NO_READER = 130, 141
 
 
 class _Commands(click.Group):
-    """Errors that a user may meet are told in a line or a few, not as a traceback."""
+    """Imports a command when it is asked for, and turns errors into lines."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -31,11 +38,36 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(f"cli.{cmd_name}"), cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            raise click.UsageError(f"no such command {name!r}{did_you_mean(name, COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
+        if sys.stdout is None:  # closed by who started this process
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         try:
-            return super().invoke(ctx)
+            answer = super().invoke(ctx)
+            sys.stdout.flush()
         except ForebayError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(_shown(error)) from error
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # What is left in the buffer would raise again when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(NO_READER) from None
+        except OSError as error:
+            raise click.ClickException(_shown(error)) from error
+        return answer
+
+
+def _shown(error: Exception) -> str:
+    """What a terminal and a log may have of it: what it quotes may be hostile, or a secret."""
+    return plain_lines(masked(str(error)))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

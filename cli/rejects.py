@@ -16,7 +16,10 @@ import pyarrow.parquet as pq
 
 import query
 from cli.filters import filtered, wanted
-from flows.settings import load
+from cli.roots import data_dirs_option, roots_of
+from cli.table import echo_table
+from cli.target import force_option, new_file
+from flows.running import job_runs
 from operators.repartition import is_hash_partition
 from query.view import take_view
 from storage.errors import BadInput
@@ -25,6 +28,7 @@ from storage.frame import REJECT_SCHEMA
 from storage.layout import Layout
 from storage.rejects import RejectFilter
 from storage.replay import ask
+from storage.text import plain, plain_lines, shortened
 
 SHOWN_CHARACTERS = 60
 
@@ -33,10 +37,6 @@ Feed = Callable[[Callable[[pa.RecordBatch], None]], None]
 one_dir = click.option(
     "--data-dir", type=click.Path(path_type=Path), help="[default: that of the settings]"
 )
-data_dirs_option = click.option(
-    "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
-    help="Repeat for several nodes.  [default: that of the settings]",
-)  # fmt: skip
 
 
 @click.group()
@@ -64,15 +64,18 @@ def list_(limit: int, as_json: bool, data_dirs: tuple[Path, ...], **options: Any
 
 
 def _print_table(shown: pl.DataFrame) -> None:
-    rows = [("partition", "offset", "broker time", "reason", "message")]
-    for row in shown.iter_rows(named=True):
-        text = _text(row["message"]).replace("\n", "\\n")[:SHOWN_CHARACTERS]
-        time = _time(row["broker_time"])
-        rows.append((row["_partition"], str(row["_offset"]), time, _reason(row), text))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows if shown.height else [("no rejects",)]:
-        padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=False))
-        click.echo("  ".join(padded).rstrip())
+    rows = [
+        (
+            row["_partition"], str(row["_offset"]), _time(row["broker_time"]), _reason(row),
+            _beginning(row["message"] or b""),
+        )
+        for row in shown.iter_rows(named=True)
+    ]  # fmt: skip
+    if rows:
+        headings = ("partition", "offset", "broker time", "reason", "message")
+        echo_table(headings, rows, right=("offset",))
+    else:
+        click.echo("no rejects")
 
 
 @rejects.command()
@@ -90,7 +93,7 @@ def show(partition: str, offset: int, raw: bool, data_dirs: tuple[Path, ...]) ->
         if raw:
             sys.stdout.buffer.write(row["message"] or b"")
             continue
-        click.echo(f"partition    {row['_partition']}\noffset       {row['_offset']}")
+        click.echo(f"partition    {plain(row['_partition'])}\noffset       {row['_offset']}")
         click.echo(f"broker time  {_time(row['broker_time'])}\nreason       {_reason(row)}")
         click.echo(f"bytes        {len(row['message'] or b'')}\n\n{_text(row['message'])}")
 
@@ -98,8 +101,9 @@ def show(partition: str, offset: int, raw: bool, data_dirs: tuple[Path, ...]) ->
 @rejects.command()
 @filtered
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@force_option
 @data_dirs_option
-def export(file: Path, data_dirs: tuple[Path, ...], **options: Any) -> None:
+def export(file: Path, force: bool, data_dirs: tuple[Path, ...], **options: Any) -> None:
     """Write rejects to FILE.ndjson or FILE.parquet.
 
     NDJSON has a message that is UTF-8 as `message`, another as `message_base64`.
@@ -109,16 +113,10 @@ def export(file: Path, data_dirs: tuple[Path, ...], **options: Any) -> None:
     if file.suffix not in writers:
         raise BadInput(f"rejects export: expected {', '.join(writers)}; got {file.name!r}")
     store = _store(data_dirs)
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
+    with new_file(file, force=force) as temporary:
         rows = writers[file.suffix](
             temporary, lambda write: store.export_rejects(wanted(options), write)
         )
-        temporary.replace(file)
-    except OSError as error:
-        raise BadInput(f"rejects export: expected to write {file}, got {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     click.echo(f"{rows} rejects in {file}")
 
 
@@ -131,7 +129,7 @@ def replay(data_dir: Path | None, **options: Any) -> None:
     What passes becomes an event, or a duplicate, exactly once; what fails stays a reject. The job
     does it within seconds if it runs, else when it is started.
     """
-    files, layout = Files(), Layout(data_dir or load().data_dir)
+    files, layout = Files(), Layout(*roots_of([data_dir] if data_dir else []))
     view = take_view(files, [layout.root])
     names = [partition.state.partition for partition in view.partitions]
     if any(map(is_hash_partition, names)):
@@ -151,14 +149,14 @@ def replay(data_dir: Path | None, **options: Any) -> None:
         click.echo(
             f"request {request.number} was carried out in this run; {count} rejects fail yet"
         )
-    elif any(Files().locked(layout.hot(name) / "lock") for name in names):
+    elif job_runs(files, layout):
         click.echo(f"request {request.number}: {count} rejects; the job takes it up within seconds")
     else:
         click.echo(f"request {request.number}: {count} rejects; no job runs, the next one does it")
 
 
 def _store(data_dirs: tuple[Path, ...]) -> query.Store:
-    return query.open(*(data_dirs or [load().data_dir]))
+    return query.open(*roots_of(data_dirs))
 
 
 def _lines(file: Path, feed: Feed) -> int:
@@ -191,13 +189,17 @@ def _line(row: dict[str, Any]) -> bytes:
 
 
 def _reason(row: dict[str, Any]) -> str:
-    return ": ".join(part for part in (row["reason"], row["detail"]) if part)
+    return ": ".join(plain(part) for part in (row["reason"], row["detail"]) if part)
+
+
+def _beginning(message: bytes) -> str:
+    text = plain(message[: 4 * SHOWN_CHARACTERS].decode(errors="backslashreplace"))
+    return shortened(text, SHOWN_CHARACTERS)
 
 
 def _text(message: bytes | None) -> str:
     """For people: bytes that are no UTF-8, and control characters, as escapes."""
-    text = (message or b"").decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return plain_lines((message or b"").decode(errors="backslashreplace"))
 
 
 def _time(time: Any) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 import orjson
-from rich.console import Console
-from rich.table import Table
 
+from cli.roots import data_dirs_option, roots_of
+from cli.table import echo_table
 from flows.settings import Settings, load
 from query.view import NodeView, PartitionView, take_view
 from storage.batch import Batch
@@ -20,6 +20,7 @@ from storage.layout import utc_text
 from storage.retention import HANDED_OFF, Retention
 from storage.state import BlockState
 
+HEADINGS = ("partition", "what", "name", "first", "last", "rows", "bytes", "fate")
 GOES, STAYS = "goes", "stays"
 
 
@@ -41,35 +42,33 @@ class _Item:
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only what would go now, each with its reason.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of objects.")
-@click.option(
-    "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
-    help="Repeat for several nodes.  [default: that of the settings]",
-)  # fmt: skip
+@data_dirs_option
 def retention(dry_run: bool, as_json: bool, data_dirs: tuple[Path, ...]) -> None:
     """List blocks and chunks, whether they stay or go, and why. The job deletes what goes: as soon
     as a day was handed over, and every tick interval; files follow after the grace period."""
     settings = load()
-    view = take_view(Files(), list(data_dirs) or [settings.data_dir])
+    view = take_view(Files(), roots_of(data_dirs, settings.data_dir))
     items = [item for node in view.nodes for item in _items(node, settings)]
     if dry_run:
         items = [item for item in items if item.fate != STAYS]
     if as_json:
         click.echo(orjson.dumps(items, option=orjson.OPT_INDENT_2))
         return
-    table = Table("partition", "", "name", "first", "last", box=None, header_style="bold")
-    for heading in ("rows", "bytes"):
-        table.add_column(heading, justify="right")
-    table.add_column("")
-    for item in items:
-        table.add_row(
+    rows = [
+        (
             item.partition, item.what, item.name, item.first, item.last, f"{item.rows:,}",
             f"{item.bytes:,}", f"{item.fate}: {item.reason}",
-        )  # fmt: skip
-    Console().print(table)
+        )
+        for item in items
+    ]  # fmt: skip
+    if rows:
+        echo_table(HEADINGS, rows, right=("rows", "bytes"))
+    else:
+        click.echo("nothing goes now" if dry_run else "nothing is kept yet")
     for fate in sorted({item.fate for item in items}):
         mine = [item for item in items if item.fate == fate]
-        rows, size = sum(item.rows for item in mine), sum(item.bytes for item in mine)
-        click.echo(f"{fate}: {len(mine)} of {rows:,} events and {size:,} bytes")
+        events, size = sum(item.rows for item in mine), sum(item.bytes for item in mine)
+        click.echo(f"{fate}: {len(mine)} of {events:,} events and {size:,} bytes")
 
 
 def _items(node: NodeView, settings: Settings) -> Iterator[_Item]:

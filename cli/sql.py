@@ -1,30 +1,34 @@
-"""`forebay sql`: one query over hot and cold, printed in the format asked for."""
+"""`forebay sql`: one query over hot and cold, printed in the format asked for.
+
+A table is for people: its text can't steer their terminal. The other formats have the values as
+they are: JSON has null where a float is no number, CSV reads back.
+"""
 
 from __future__ import annotations
 
-import shutil
+import io
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import click
 import polars as pl
 
 import query
+from cli.roots import data_dirs_option, roots_of
+from cli.table import table, terminal_width
 from flows.settings import load
+from query.calendar import on_calendar
+from storage.text import plain
 
-TABLE_ROWS, RECORDS = 1000, 100
-COLUMN_CHARS = 12
-"""What a column takes at least to be readable."""
+ROWS_MAX = 1000
 FORMATS = ("table", "json", "csv", "parquet")
 
 
 @click.command()
 @click.argument("text")
 @click.option("--format", "kind", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option(
-    "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
-    help="Repeat for several nodes.  [default: that of the settings]",
-)  # fmt: skip
+@data_dirs_option
 @click.option(
     "--verify", is_flag=True, help="First hold every byte of chunks against its checksum."
 )
@@ -32,39 +36,40 @@ def sql(text: str, kind: str, data_dirs: tuple[Path, ...], verify: bool) -> None
     """Answer a SQL query over the tables `events`, `events_all` (with the batch layer's),
     `events_late` and `rejects`."""
     settings = load()
-    roots = data_dirs or [settings.data_dir]
-    answer = query.open(*roots, verify=verify, iceberg=settings.batch.catalog).sql(text)
+    roots = roots_of(data_dirs, settings.data_dir)
+    store = query.open(*roots, verify=verify, iceberg=settings.batch.catalog)
+    answer = on_calendar(store.sql(text))
+    # As bytes: of text, click takes out what it believes to be colours.
     if kind == "parquet":
-        answer.write_parquet(sys.stdout.buffer)
-    elif kind in ("csv", "json"):  # byte for byte: `click.echo` takes escape sequences out
-        readable = _readable(answer)
-        output = readable.write_csv() if kind == "csv" else readable.write_json() + "\n"
-        sys.stdout.buffer.write(output.encode())
+        out = io.BytesIO()
+        answer.write_parquet(out)
+        sys.stdout.buffer.write(out.getbuffer())
+        sys.stdout.buffer.flush()
+    elif kind == "csv":
+        click.echo(_readable(answer).write_csv().encode(), nl=False)
+    elif kind == "json":
+        click.echo(_readable(answer).write_json().encode())
     else:
-        width = shutil.get_terminal_size().columns
-        wide = answer.width * COLUMN_CHARS > width
-        click.echo(_records(_readable(answer)) if wide else _table(_readable(answer), width))
-        shown = RECORDS if wide else TABLE_ROWS
-        if answer.height > shown:
-            click.echo(f"{answer.height} rows, of which {shown} are shown", err=True)
+        _print(_readable(answer))
 
 
-def _table(answer: pl.DataFrame, width: int) -> str:
-    with pl.Config(
-        tbl_rows=TABLE_ROWS, tbl_cols=-1, fmt_str_lengths=80, tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True, tbl_width_chars=width,
-    ):  # fmt: skip
-        return str(answer)
+def _print(answer: pl.DataFrame) -> None:
+    """As a table, or a block of lines each row where a terminal is too narrow for that."""
+    shown = [[_cell(value) for value in row] for row in answer.head(ROWS_MAX).iter_rows()]
+    numbers = [name for name, dtype in answer.schema.items() if dtype.is_numeric()]
+    lines = table(answer.columns, shown, right=numbers, width=terminal_width())
+    click.echo("\n".join(lines))
+    if answer.height > ROWS_MAX:
+        click.echo(f"{answer.height} rows, of which {ROWS_MAX} are shown", err=True)
 
 
-def _records(answer: pl.DataFrame) -> str:
-    """One value a line, for rows too wide for a table."""
-    name_chars = max(map(len, answer.columns))
-    lines = []
-    for number, row in enumerate(answer.head(RECORDS).iter_rows(named=True), start=1):
-        lines.append(f"row {number}")
-        lines += [f"  {name:<{name_chars}}  {value}" for name, value in row.items()]
-    return "\n".join(lines)
+def _cell(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, datetime):
+        text = str(value).removesuffix("+00:00")
+        return text[:-3] if value.microsecond and value.microsecond % 1000 == 0 else text
+    return plain(str(value))
 
 
 def _readable(answer: pl.DataFrame) -> pl.DataFrame:

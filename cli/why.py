@@ -9,26 +9,25 @@ import click
 import orjson
 
 import query
+from cli.roots import data_dirs_option, roots_of
 from flows.settings import load
 from query.why import Answer, Copy, key_names
 from storage.errors import BadInput
+from storage.text import plain
 
 
 @click.command()
 @click.argument("key", nargs=-1)
 @click.option("--json", "text", help='The key as {"device_id": "d1", "insert_id": "i1"}.')
 @click.option("--format", "kind", type=click.Choice(("text", "json")), default="text")
-@click.option(
-    "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
-    help="Repeat for several nodes.  [default: that of the settings]",
-)  # fmt: skip
+@data_dirs_option
 def why(key: tuple[str, ...], text: str | None, kind: str, data_dirs: tuple[Path, ...]) -> None:
     """Say what became of the messages with a dedup KEY (its columns in order).
 
     Each is kept (where), was dropped as a duplicate (of which event), or is a reject (why).
     """
     settings = load()
-    store = query.open(*(data_dirs or [settings.data_dir]), iceberg=settings.batch.catalog)
+    store = query.open(*roots_of(data_dirs, settings.data_dir), iceberg=settings.batch.catalog)
     names = key_names(store.view())
     paths = {column.name: column.path for column in settings.schema_of_events.columns}
     answer = store.why(_key(key, text, names), paths)
@@ -36,7 +35,7 @@ def why(key: tuple[str, ...], text: str | None, kind: str, data_dirs: tuple[Path
         click.echo(orjson.dumps(asdict(answer), option=orjson.OPT_INDENT_2))
         return
     for copy in answer.copies:
-        click.echo(_told(copy))
+        click.echo(plain(_told(copy)))
     if not any(copy.what == "event" for copy in answer.copies):
         click.echo(_missing(answer))
 

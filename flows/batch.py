@@ -4,37 +4,36 @@ Steps, each safe to repeat after a crash:
 1. seal up to the end of the day (see `handoff`): what is to be handed over never changes any more;
 2. count it, by interval; find what has the dedup key of another, across partitions and of late
    events also against the table: DuckDB, within the memory bound, on disk beyond it;
-3. write it, interval by interval in order of upload time, to files that no table names yet; their
-   names come from the seal, so a run that is repeated writes them again;
+3. write it, interval by interval in order of upload time, to files that no table names yet, and
+   that no other run writes (see `leftovers`);
 4. compare the rows written with those counted, and commit all files at once, with the seal's id
-   among the snapshot's properties: a run that finds it there does not write again;
+   among the snapshot's properties: a run that finds it there does not write again (see `table`);
 5. complete the handoff, which moves the boundary and names the table as it is now.
 
-Memory holds one slice of SLICE_ROWS rows, or one interval if that has more.
+Memory holds one slice of SLICE_ROWS rows or SLICE_BYTES, or one interval if that has more.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import duckdb
 import orjson
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyiceberg.catalog import load_catalog
-from pyiceberg.exceptions import NoSuchTableError
-from pyiceberg.table import Table
-from pyiceberg.transforms import DayTransform
 
 import query
 from flows.handoff import Handoff
+from flows.leftovers import Note, clean
+from flows.table import TIME, EventTable, Landed, attempts
 from query.iceberg import scan_table
 from query.store import stream
 from storage.batch import Batch
@@ -43,14 +42,18 @@ from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
 
 DAY_MS = 86_400_000
 SLICE_ROWS, FILE_ROWS, ROW_GROUP_ROWS = 1_000_000, 8_000_000, 131_072
+SLICE_BYTES, FIRST_ROWS = 512 << 20, 131_072
+SHORT_BYTES = 64
+"""As long as a SHA-256 in hexadecimal."""
 SORTED_BY = [UPLOAD_TIME, PARTITION, OFFSET]
-SEAL, NUMBER, OFFSETS, ROWS, DUPLICATES, LATE = (
-    f"forebay.{name}" for name in ("seal", "batch-number", "offsets", "rows", "duplicates", "late")
+PLACE = {"t": UPLOAD_TIME, "p": PARTITION, "o": OFFSET}
+NUMBER, OFFSETS, ROWS, DUPLICATES, LATE = (
+    f"forebay.{name}" for name in ("batch-number", "offsets", "rows", "duplicates", "late")
 )
 """Properties of a snapshot."""
-TIME = pa.timestamp("us", tz="UTC")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
+Outcome = Literal["written", "taken up", "completed before"]
 Progress = Callable[[int, int], None]
 """Told rows done and rows in all."""
 
@@ -67,14 +70,25 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class DayReport:
-    """What one run handed over. `again`: the rows had been written by a run that was killed."""
+    """What one run handed over. `outcome`: the rows were written now; taken up, for another run of
+    the same seal had added them but not completed; or all was completed before."""
 
     day: date
     number: int
     rows: int
     duplicates: int
     late: int
-    again: bool
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Files that no table names yet, and what was counted."""
+
+    note: Note
+    rows: int
+    duplicates: int
+    late: int
 
 
 def run_day(
@@ -92,7 +106,9 @@ def run_day(
         batches = handoff.seal(max([_day_ms(day) + DAY_MS, *open_ms]))
         run = _Run([Path(root) for root in roots], config, batches)
         report = run.write(day, progress)
-        done = handoff.complete(_now_ms(), late=True, table=run.table.metadata_location)
+        # What is handed over is deleted here some time later: no power loss may take it there.
+        os.sync()
+        done = handoff.complete(_now_ms(), late=True, table=run.metadata)
         return replace(report, number=max(batch.number for batch in done))
 
 
@@ -117,6 +133,7 @@ class _Run:
         self._config = config
         self._folder = roots[0] / "batch"
         self._folder.mkdir(exist_ok=True)
+        self._notes = self._folder / "runs"
         self._seal = ".".join(batch.seal.id for batch in batches if batch.seal)
         self._number = max(batch.number for batch in batches) + 1
         self._was_completed = all(batch.complete for batch in batches)
@@ -131,36 +148,74 @@ class _Run:
             str(node.root): {p.state.partition: p.state.next_offsets for p in node.partitions}
             for node in view.nodes
         }
-        self._schema = pa.schema(
+        schema = pa.schema(
             [field.with_type(TIME) if pa.types.is_timestamp(field.type) else field
              for field in view.schema]
         )  # fmt: skip
-        self.table = self._open_table()
+        self._names = schema.names
+        self._table = EventTable(config.table, config.catalog, self._folder, schema, view.table)
+
+    @property
+    def metadata(self) -> str:
+        """The metadata file of the table as it was last seen."""
+        return self._table.table.metadata_location
 
     def write(self, day: date, progress: Progress) -> DayReport:
-        """Have all rows in the table: written now, or by a run that was killed after that."""
-        done = next((s for s in self.table.snapshots() if _property(s, SEAL) == self._seal), None)
-        if done is not None:
-            rows, duplicates, late = (
-                int(_property(done, p) or 0) for p in (ROWS, DUPLICATES, LATE)
-            )
-            self._require(rows, int(_property(done, "added-records") or 0))
-            return DayReport(day, self._number, rows, duplicates, late, True)
-        if self._was_completed:
-            return DayReport(day, self._number, 0, 0, 0, True)
+        """Have all rows in the table once: written now, or by another run of this seal.
+
+        What was written is added only to the table that it was compared with. If another has
+        changed that meanwhile, it is compared and written again.
+        """
+        written, head = None, self._table.head
+        for _ in attempts():
+            landed = self._table.landed(self._seal)
+            if landed is not None:
+                return self._taken(day, landed, written.note.files if written else [])
+            if self._was_completed:
+                return DayReport(day, self._number, 0, 0, 0, "completed before")
+            if written is not None and head != self._table.head:
+                written.note.drop(self._table.delete)
+                written = None
+            if written is None:
+                written, head = self._write(progress), self._table.head
+            if not written.note.files:
+                written.note.drop(self._table.delete)
+                return DayReport(day, self._number, 0, written.duplicates, written.late, "written")
+            self._table.append(written.note.files, self._seal, self._properties(written))
+        raise self._table.not_landed()
+
+    def _taken(self, day: date, landed: Landed, own: list[str]) -> DayReport:
+        """What the table has for this seal, when it is what was counted."""
+        rows, duplicates, late = (
+            int(landed.properties.get(name, 0)) for name in (ROWS, DUPLICATES, LATE)
+        )
+        self._require(rows, landed.rows)
+        clean(self._notes, self._seal, landed.files, self._table.delete)
+        outcome: Outcome = "completed before" if self._was_completed else "taken up"
+        if own and set(own) <= set(landed.files):
+            outcome = "written"
+        return DayReport(day, self._number, rows, duplicates, late, outcome)
+
+    def _write(self, progress: Progress) -> _Written:
         counts = self._counts()
         total, late = int(counts["rows"].sum()), int(counts["late"].sum())
         progress(0, total)
         with self._workplace() as work:
             self._find_duplicates(work, counts)
             duplicates = int(work.sql("select count(*) from duplicates").fetchall()[0][0])
-            paths, rows = self._write_files(work, counts, lambda n: progress(n, total))
+            note = Note(self._notes, self._seal)
+            rows = self._write_files(work, counts, note, lambda n: progress(n, total))
         self._require(total - duplicates, rows)
-        self._commit(paths, {ROWS: rows, DUPLICATES: duplicates, LATE: late})
-        snapshot = self.table.current_snapshot()
-        if paths:
-            self._require(rows, int((snapshot and _property(snapshot, "added-records")) or 0))
-        return DayReport(day, self._number, rows, duplicates, late, False)
+        return _Written(note, rows, duplicates, late)
+
+    def _properties(self, written: _Written) -> dict[str, str]:
+        """Of the snapshot."""
+        counted = {ROWS: written.rows, DUPLICATES: written.duplicates, LATE: written.late}
+        return {
+            NUMBER: str(self._number),
+            OFFSETS: orjson.dumps(self._offsets).decode(),
+            **{name: str(count) for name, count in counted.items()},
+        }
 
     def _store(self) -> query.Store:
         """A new one each time: it keeps what it has read of hot blocks."""
@@ -182,43 +237,57 @@ class _Run:
 
     @contextmanager
     def _workplace(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A database of this run's own; what a run that was killed left of its own is deleted."""
+        """A database of this run's own; what a run that was killed left of its own is deleted. It
+        is in memory, with what is beyond the bound on disk: a file's path may have no `?`."""
         folder = self._folder / "work"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        with duckdb.connect(str(folder / "work.duckdb")) as work:
-            work.execute(f"set memory_limit = '{self._config.memory_bytes}B'")
-            work.execute(f"set temp_directory = '{folder / 'spilled'}'")
-            work.execute("set preserve_insertion_order = false; set timezone = 'UTC'")
-            yield work
+        bounds: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": f"{self._config.memory_bytes}B",
+            "temp_directory": str(folder / "spilled"),
+            "preserve_insertion_order": "false",
+        }
+        try:
+            with duckdb.connect(config=bounds) as work:
+                work.execute("set timezone = 'UTC'")
+                yield work
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            raise BadInput(
+                f"batch.memory: expected enough, or room below {folder}, to find duplicates, got"
+                f" {str(error).splitlines()[0]}"
+            ) from error
         shutil.rmtree(folder)
 
     def _find_duplicates(self, work: duckdb.DuckDBPyConnection, counts: pl.DataFrame) -> None:
-        """Fill `duplicates` with the place of each row that is not the first with its key."""
-        columns = [*SORTED_BY, *self._key]
+        """Fill `duplicates` with the place of each row that is not the first with its key.
+
+        All names are ours: `t`, `p` and `o` say where a row is, `k0`, `k1`, ... are its key. DuckDB
+        takes names that differ by case for one, and a declared column can have any.
+        """
+        key = {f"k{number}": name for number, name in enumerate(self._key)}
+        columns = [pl.col(name).alias(own) for own, name in {**PLACE, **key}.items()]
         sealed = stream(self._store().sealed().select(columns))
-        known = stream(self._known(counts).select(columns))
-        key = ", ".join(f'"{name}"' for name in self._key)
         work.register("sealed", sealed)
-        work.register("known", known)
+        work.register("known", stream(self._known(counts).select(columns)))
+        texts = {own for own in key if pa.types.is_large_string(sealed.schema.field(own).type)}
+        names = ", ".join([*PLACE, *(_short(own) if own in texts else own for own in key)])
         work.execute(
             f"create table duplicates as"
-            f" select {UPLOAD_TIME}, {PARTITION}, {OFFSET} from ("
-            f"  select *, row_number() over (partition by {key}"
-            f"   order by fresh, {UPLOAD_TIME}, {PARTITION}, {OFFSET}) as place"
-            f"  from (select *, false as fresh from known union all by name"
-            f"        select *, true as fresh from sealed))"
-            f" where place > 1 and fresh order by {UPLOAD_TIME}"
+            f" select t, p, o from ("
+            f"  select *, row_number() over (partition by {', '.join(key)}"
+            f"   order by fresh, t, p, o) as place"
+            f"  from (select {names}, false as fresh from known union all"
+            f"        select {names}, true as fresh from sealed))"
+            f" where place > 1 and fresh order by t"
         )
 
     def _known(self, counts: pl.DataFrame) -> pl.LazyFrame:
         """What the table has for the times of late events, and beyond the boundary, where only a
         run can have written that was not completed."""
         schema = dict(pl.DataFrame(self._store().view().schema.empty_table()).schema)
-        if self.table.current_snapshot() is None:
+        if self._table.head is None:
             return pl.LazyFrame(schema=schema)
-        metadata = self.table.metadata_location
-        rows = scan_table(metadata, schema, self._config.catalog, self._roots)
+        rows = scan_table(self.metadata, schema, self._config.catalog, self._roots)
         known = pl.col(UPLOAD_TIME) >= _time(max(self._covered, default=0))
         times = counts.filter(pl.col("late") > 0)["start"]
         if not times.is_empty():
@@ -227,37 +296,48 @@ class _Run:
         return rows.filter(known)
 
     def _write_files(
-        self, work: duckdb.DuckDBPyConnection, counts: pl.DataFrame, progress: Callable[[int], None]
-    ) -> tuple[list[str], int]:
-        """Files of one day each, sorted; their paths and the rows in them."""
-        writer: pq.ParquetWriter | None = None
-        paths: list[str] = []
+        self,
+        work: duckdb.DuckDBPyConnection,
+        counts: pl.DataFrame,
+        note: Note,
+        progress: Callable[[int], None],
+    ) -> int:
+        """Files of one day each, sorted; the rows in them."""
         day, in_file, rows, done = None, 0, 0, 0
-        columns = pq.SortingColumn.from_ordering(
-            self._schema, [(name, "ascending") for name in SORTED_BY]
-        )
-        try:
-            for start, end, expected in _slices(counts, self._spans_ms):
+        size = _Size()
+        with ExitStack() as stack:
+            writer: pq.ParquetWriter | None = None
+            for start, end, expected in _slices(counts, self._spans_ms, size):
                 frame, done = self._slice(work, start, end), done + expected
                 progress(done)
                 if frame.is_empty():
                     continue  # a row group without rows has no statistics to prune by
+                table = self._arrow(frame)
+                size.learn(table)
                 if writer is None or day != start.date() or in_file >= FILE_ROWS:
-                    if writer is not None:
-                        writer.close()
+                    stack.close()
                     day, in_file = start.date(), 0
-                    paths.append(self._path(day, len(paths)))
-                    out = self.table.io.new_output(paths[-1]).create(overwrite=True)
-                    writer = pq.ParquetWriter(
-                        out, self._schema, compression="zstd", sorting_columns=columns
-                    )
-                table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(self._schema)
+                    note.add(self._path(day, f"{note.run}-{len(note.files):05d}"))
+                    writer = self._writer(stack, note.files[-1])
                 writer.write_table(table, ROW_GROUP_ROWS)
                 in_file, rows = in_file + len(frame), rows + len(frame)
-        finally:
-            if writer is not None:
-                writer.close()
-        return paths, rows
+        return rows
+
+    def _writer(self, stack: ExitStack, path: str) -> pq.ParquetWriter:
+        """Both it and its file are closed with the stack."""
+        out = stack.enter_context(self._table.table.io.new_output(path).create())
+        schema = self._table.schema
+        order = [schema.names[self._names.index(name)] for name in SORTED_BY]
+        columns = pq.SortingColumn.from_ordering(schema, [(one, "ascending") for one in order])
+        return stack.enter_context(
+            pq.ParquetWriter(
+                out, _large(schema), compression="zstd", sorting_columns=columns, store_schema=False
+            )
+        )
+
+    def _arrow(self, frame: pl.DataFrame) -> pa.Table:
+        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        return table.rename_columns(self._table.schema.names).cast(_large(self._table.schema))
 
     def _slice(
         self, work: duckdb.DuckDBPyConnection, start: datetime, end: datetime
@@ -265,17 +345,15 @@ class _Run:
         inside = (pl.col(UPLOAD_TIME) >= start) & (pl.col(UPLOAD_TIME) < end)
         rows = self._store().sealed().filter(inside).collect()
         gone = work.sql(
-            f"select {PARTITION}, {OFFSET} from duplicates"
-            f" where {UPLOAD_TIME} >= ? and {UPLOAD_TIME} < ?",
+            "select p, o from duplicates where t >= ? and t < ?",
             params=[start, end],
         )
-        dropped = pl.DataFrame(gone.to_arrow_table())
+        dropped = pl.DataFrame(gone.to_arrow_table()).rename({"p": PARTITION, "o": OFFSET})
         rows = rows.join(dropped, on=[PARTITION, OFFSET], how="anti")
-        return rows.select(self._schema.names).sort(SORTED_BY)
+        return rows.select(self._names).sort(SORTED_BY)
 
-    def _path(self, day: date, number: int) -> str:
-        folder = f"{self.table.location()}/data/upload_time_day={day}"
-        return f"{folder}/{self._seal}-{number:05d}.parquet"
+    def _path(self, day: date, name: str) -> str:
+        return f"{self._table.table.location()}/data/upload_time_day={day}/{name}.parquet"
 
     def _require(self, expected: int, found: int) -> None:
         if expected != found:
@@ -284,50 +362,44 @@ class _Run:
                 f" layer, got {found}; nothing was handed over"
             )
 
-    def _commit(self, paths: list[str], counted: dict[str, int]) -> None:
-        if not paths:
-            return
-        with self.table.transaction() as transaction:
-            transaction.add_files(
-                paths,
-                snapshot_properties={
-                    SEAL: self._seal,
-                    NUMBER: str(self._number),
-                    OFFSETS: orjson.dumps(self._offsets).decode(),
-                    **{name: str(count) for name, count in counted.items()},
-                },
-            )
 
-    def _open_table(self) -> Table:
-        """The table, made if there is none, with all columns that events have by now."""
-        folder = self._folder.resolve()
-        own = {
-            "type": "sql",
-            "uri": f"sqlite:///{folder / 'catalog.db'}",
-            "warehouse": f"file://{folder / 'warehouse'}",
-        }
-        catalog = load_catalog("forebay", **(self._config.catalog or own))
-        try:
-            table = catalog.load_table(self._config.table)
-        except NoSuchTableError:
-            namespace, _, _ = self._config.table.rpartition(".")
-            catalog.create_namespace_if_not_exists(namespace)
-            table = catalog.create_table(self._config.table, schema=self._schema)
-        if table.spec().is_unpartitioned():
-            with table.update_spec() as spec:
-                spec.add_field(UPLOAD_TIME, DayTransform(), "upload_time_day")
-        with table.update_schema() as change:
-            change.union_by_name(self._schema)
-        return table
+def _short(text: str) -> str:
+    """A key's text in SQL, bounded in size, for DuckDB can't spill what is larger than its blocks:
+    beyond SHORT_BYTES its SHA-256, in a form that no shorter text has."""
+    return (
+        f"case when strlen({text}) > {SHORT_BYTES} then 'h' || sha256({text}) else {text} end"
+        f" as {text}"
+    )
 
 
-def _slices(counts: pl.DataFrame, spans_ms: set[int]) -> Iterator[tuple[datetime, datetime, int]]:
-    """Ranges of upload times within a day, of at most SLICE_ROWS rows where spans allow it."""
+def _large(schema: pa.Schema) -> pa.Schema:
+    """With texts that may be more than 2 GB together: the same in Parquet."""
+    large = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    return pa.schema([field.with_type(large.get(field.type, field.type)) for field in schema])
+
+
+class _Size:
+    """How many rows a slice may have, so that it has at most SLICE_BYTES where spans allow it."""
+
+    def __init__(self) -> None:
+        self.rows_max = min(FIRST_ROWS, SLICE_ROWS)
+
+    def learn(self, rows: pa.Table) -> None:
+        """Rows to come are taken to be as large as those of this slice."""
+        fitting = SLICE_BYTES * len(rows) // max(1, rows.nbytes)
+        self.rows_max = max(1, min(SLICE_ROWS, fitting))
+
+
+def _slices(
+    counts: pl.DataFrame, spans_ms: set[int], size: _Size
+) -> Iterator[tuple[datetime, datetime, int]]:
+    """Ranges of upload times within a day, of as many rows as `size` has when they begin to be
+    counted, or one interval if that has more."""
     span = timedelta(milliseconds=min(spans_ms, default=DAY_MS))
     start, end, held = _EPOCH, _EPOCH, 0
     for row in counts.iter_rows(named=True):
         at = row["start"]
-        if held and (held + row["rows"] > SLICE_ROWS or at.date() != start.date()):
+        if held and (held + row["rows"] > size.rows_max or at.date() != start.date()):
             yield start, end, held
             held = 0
         start, end, held = start if held else at, at + span, held + row["rows"]
@@ -364,10 +436,6 @@ def _first_ms(roots: Sequence[Path]) -> int | None:
     firsts = [part.first_ms for p in view.partitions for part in p.hot]
     firsts += [part.first_ms for p in view.partitions for part in p.chunks]
     return min(firsts, default=None)
-
-
-def _property(snapshot: Any, name: str) -> str | None:
-    return snapshot.summary.get(name) if snapshot.summary else None
 
 
 def _day_ms(day: date) -> int:

@@ -3,16 +3,23 @@
 What always holds:
 
 - The recovery store is there, whole, before a worker starts.
+- No worker runs the dataflow before all have built it, so that none waits for a peer that does not
+  come: until then a stop, or one that fails, ends all at once, and nothing has begun.
 - When one worker dies, all are ended (SIGKILL: their state is safe) and all start again, after a
   back-off; never fewer than N go on.
 - A stop (SIGTERM or SIGINT) is forwarded; each worker then closes its last epoch with a snapshot.
-- An error that a restart would meet again ends the job.
+- An error that a restart would meet again ends the job, during a stop as well.
+- When a worker asks for it, all are stopped, and start again at once.
+- Exit code 0 means that the last run ended with a last snapshot, or had not begun.
+- Input that could not be read ends nothing: all workers go on to their ends, and the exit code of
+  the job is INCOMPLETE.
 - The file `ended` is there when the last run committed all that it published, and no job runs.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import signal
@@ -27,12 +34,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from flows.recovery import init_recovery, take_data_directory
-from storage.errors import PERMANENT
+from flows.recovery import begin, init_recovery, take_data_directory
+from storage.errors import INCOMPLETE, PERMANENT
 from storage.files import Files
 from storage.layout import Layout
 
 STOP_S, SETTLE_S = 60.0, 2.0
+BUILT, AGAIN = b"b", b"a"
+"""What a worker says on its standard input, a socket: it has built the dataflow; all must start
+again."""
+GO = b"g"
+"""The answer, once all have built it."""
 BACKOFF_S, BACKOFF_S_MAX, HEALTHY_S = 1.0, 30.0, 60.0
 WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
@@ -49,11 +61,13 @@ log = logging.getLogger("forebay.cluster")
 
 
 @dataclass(frozen=True)
-class _Ended:
-    """A worker process ended; `run` tells an old run's workers from this one's."""
+class _Event:
+    """What a worker process has said, or the exit code with which it has ended; `run` tells an old
+    run's workers from this one's."""
 
     run: int
-    code: int
+    said: bytes = b""
+    code: int | None = None
 
 
 class Cluster:
@@ -76,14 +90,17 @@ class Cluster:
         self._module = module
         self._environment = {**WORKER_ENVIRONMENT, **environment}
         self._output = output
-        self._events: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._channels: list[socket.socket] = []
         self._run = 0
+        self._stopped = self._restarting = False
         self._lock: BinaryIO | None = None
 
     def run(self) -> int:
-        """Exit code of the job: 0 when the input has ended or a stop was asked for."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        """Exit code of the job: 0 when the input has ended or a stop was asked for; INCOMPLETE when
+        the input has ended, but some of it could not be read."""
+        for number in stop_signals():
             signal.signal(number, lambda *_: self._events.put(None))
         backoff_s = BACKOFF_S
         while True:
@@ -93,45 +110,73 @@ class Cluster:
             except OSError as error:  # a disk that is full, or read-only
                 log.error("%s", error)
                 code = 1
-            if code in (0, PERMANENT):
+            if self._stopped and code not in (0, INCOMPLETE, PERMANENT):
+                log.error("a worker ended with %d, without a last snapshot", code)
+                return 1
+            if code == 0 and self._restarting and not self._stopped:
+                continue
+            if code in (0, INCOMPLETE, PERMANENT):
                 return code
             if time.monotonic() - started_s > HEALTHY_S:
                 backoff_s = BACKOFF_S
             log.error("a worker ended with %d; all start again in %.0f s", code, backoff_s)
             if self._stop_within(backoff_s):
-                return 0
+                log.error("stopped after a run without a last snapshot")
+                return 1
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
 
     def once(self) -> int:
-        """One run of all workers: 0 if all ended well, else the first bad exit code."""
+        """One run of all workers: 0 or INCOMPLETE if all ended well, else the first bad exit code;
+        1 if they did not end in time."""
         layout = Layout(self._data_dir)
         self._lock = self._lock or take_data_directory(layout)
         init_recovery(layout.recovery)
-        self._files.remove(layout.ended)
         self._start()
-        left = self._workers
-        deadline: float | None = None
         try:
-            while left:
-                event = self._next(deadline)
-                if event is None and deadline is not None:
-                    if time.monotonic() < deadline:
-                        continue  # a stop that is asked for again
-                    log.warning("workers did not stop in time; killing them")
-                    return 0
-                if event is None:
-                    log.info("stopping %d workers", left)
-                    deadline = time.monotonic() + STOP_S
-                    for process in self._processes:
-                        process.send_signal(signal.SIGTERM)
-                elif event.run == self._run:
-                    left -= 1
-                    if event.code:
-                        return 0 if deadline is not None else self._cause(event.code)
-            self._files.touch(layout.ended)
-            return 0
+            return self._supervise(layout)
         finally:
             self._end()
+
+    def _supervise(self, layout: Layout) -> int:
+        """Until all workers have ended, or one has failed."""
+        self._restarting = False
+        unbuilt = left = self._workers
+        code, deadline = 0, math.inf
+        while left:
+            try:
+                event = self._next(deadline)
+            except queue.Empty:
+                log.error("workers did not stop within %.0f s; killing them", STOP_S)
+                return 1
+            if event and event.run != self._run:
+                continue
+            self._stopped |= event is None
+            self._restarting |= event is not None and event.said == AGAIN
+            if event and event.said == BUILT:
+                unbuilt -= 1
+                if not unbuilt:
+                    self._begin(layout)
+            elif event and event.code is not None:
+                left -= 1
+                if event.code not in (0, INCOMPLETE):
+                    return self._cause(event.code)
+                code = max(code, event.code)
+            if unbuilt and (self._stopped or left < self._workers):
+                return 0  # nothing has begun
+            if (self._stopped or self._restarting) and deadline == math.inf:
+                log.info("stopping %s", _workers(left))
+                deadline = time.monotonic() + STOP_S
+                for process in self._processes:
+                    process.send_signal(signal.SIGTERM)
+        self._files.touch(layout.ended)
+        return code
+
+    def _begin(self, layout: Layout) -> None:
+        """Let the workers, which have all built the dataflow, run it."""
+        begin(layout)
+        for channel in self._channels:
+            with suppress(OSError):  # of a worker that has ended; its exit code comes
+                channel.send(GO)
 
     def close(self) -> None:
         """Let the data directory go. (The end of the process does as well.)"""
@@ -141,19 +186,16 @@ class Cluster:
 
     def _cause(self, code: int) -> int:
         """PERMANENT if any worker ends so: one that has lost its peer may end before the peer."""
-        deadline = time.monotonic() + (0.0 if code == -signal.SIGKILL else SETTLE_S)
+        deadline = time.monotonic() + (0.0 if code in (-signal.SIGKILL, PERMANENT) else SETTLE_S)
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
         return PERMANENT if any(p.returncode == PERMANENT for p in self._processes) else code
 
-    def _next(self, deadline: float | None) -> _Ended | None:
-        """The next worker that ended; None for a stop, or for the deadline."""
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            return self._events.get(timeout=timeout)
-        except queue.Empty:
-            return None
+    def _next(self, deadline: float) -> _Event | None:
+        """What a worker has done next; None for a stop. Raises queue.Empty at the deadline."""
+        timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+        return self._events.get(timeout=timeout)
 
     def _stop_within(self, seconds: float) -> bool:
         """Whether a stop is asked for before so long has passed."""
@@ -169,28 +211,46 @@ class Cluster:
     def _start(self) -> None:
         self._run += 1
         addresses = _free_addresses(self._workers)
-        self._processes = []
         for number in range(self._workers):
-            process = subprocess.Popen(
-                [sys.executable, "-m", self._module, str(number), *addresses],
-                stdin=subprocess.PIPE,
-                stdout=self._output,
-                stderr=self._output,
-                env={"PYTHONSAFEPATH": "1", **self._environment},  # no modules of this folder
-            )
+            ours, theirs = socket.socketpair()
+            self._channels.append(ours)
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", self._module, str(number), *addresses],
+                    stdin=theirs.fileno(),
+                    stdout=self._output,
+                    stderr=self._output,
+                    env={"PYTHONSAFEPATH": "1", **self._environment},  # no modules of this folder
+                )
             self._processes.append(process)
-            threading.Thread(target=self._watch, args=(self._run, process), daemon=True).start()
-        log.info("started %d workers on %s", self._workers, self._data_dir)
+            threading.Thread(
+                target=self._watch, args=(self._run, process, ours), daemon=True
+            ).start()
+        log.info("started %s on %s", _workers(self._workers), self._data_dir)
 
-    def _watch(self, run: int, process: subprocess.Popen[bytes]) -> None:
-        self._events.put(_Ended(run, process.wait()))
+    def _watch(self, run: int, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
+        with suppress(OSError):  # a worker that was killed
+            while said := channel.recv(1):
+                self._events.put(_Event(run, said))
+        self._events.put(_Event(run, code=process.wait()))
 
     def _end(self) -> None:
         for process in self._processes:
             process.kill()
             process.wait()
-            if process.stdin:
-                process.stdin.close()
+        for channel in self._channels:
+            channel.close()
+        self._processes, self._channels = [], []
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Those that ask for a stop: SIGHUP, of a closed terminal, too, unless nohup has it ignored."""
+    hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangup else [])]
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
 
 
 def _free_addresses(count: int) -> list[str]:

@@ -9,18 +9,19 @@ Step ids and state keys name the state in the recovery store: they never change.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource
 
-from flows.recovery import take_data_directory
+from flows.recovery import begin, take_data_directory
 from flows.settings import Settings, load
 from operators.blocks import BlocksStep
 from operators.chunks import ChunksSink
@@ -32,29 +33,45 @@ from operators.messages import Messages
 from operators.repartition import hash_partitions, is_hash_partition, repartition
 from operators.replay import decode_again
 from operators.routing import state_key
-from operators.stop import stop_on_signals, stopping
-from operators.topic import KafkaConfig, require_same_topic, topic_id, topic_partitions
+from operators.stop import stop_on_signals
+from operators.topic import Broker, Found, KafkaConfig, partition_key, require_same_topic
 from storage.blocks import BlocksConfig
 from storage.errors import BadInput
 from storage.files import Files
 from storage.frame import Frame
 from storage.layout import Layout, PartitionKey
+from storage.sources import (
+    Source,
+    Topic,
+    claim_sources,
+    claim_topic,
+    keep_source,
+    read_sources,
+    read_topic,
+)
 
 _locks: list[BinaryIO] = []
+
+log = logging.getLogger("forebay.kafka")
 
 
 def __getattr__(name: str) -> Dataflow:
     if name == "flow":
         settings = load()
         if not _one_of_many():
-            _locks.append(take_data_directory(Layout(settings.data_dir)))
+            layout = Layout(settings.data_dir)
+            _locks.append(take_data_directory(layout))
+            begin(layout)
         return build(settings)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def build(settings: Settings, files: Files | None = None) -> Dataflow:
+def build(
+    settings: Settings, files: Files | None = None, restart: Callable[[], None] | None = None
+) -> Dataflow:
     """The dataflow of these settings, over `files` (by default the real ones). Waits for the
-    broker, if Kafka is the source and away.
+    broker, if Kafka is the source and away. `restart` asks for a stop and another start of all
+    workers, if there is someone to ask.
 
     Raises BadInput if the settings don't fit the source or the data directory; SystemExit if asked
     to stop while waiting.
@@ -63,13 +80,11 @@ def build(settings: Settings, files: Files | None = None) -> Dataflow:
     files, layout = files or Files(), Layout(settings.data_dir)
     files.make_directory(layout.root)
     schema = settings.schema_of_events
-    files.make_directory(layout.sources)
-    known = {path.name for path in layout.sources.iterdir()}
-    source, partitions = _source(settings, layout, known)
-    if stopping():
-        raise SystemExit(0)
-    for partition in partitions:
-        files.touch(layout.sources / partition.name)
+    source, partitions = (
+        _files(settings, layout, files)
+        if settings.source == "files"
+        else _kafka(settings, layout, files, restart)
+    )
     owners = hash_partitions(settings.hash_partitions) or partitions
     _require_same_division(layout.partitions(), owners, settings.hash_partitions)
     keys = {owner.name: state_key(owner) for owner in owners}
@@ -126,32 +141,101 @@ def _one_of_many() -> bool:
     )
 
 
-def _source(
-    settings: Settings, layout: Layout, known: set[str]
-) -> tuple[FixedPartitionedSource[Messages, Any], Sequence[PartitionKey]]:
-    """The source, and its partitions that are there; `known` are all that ever were."""
-    if settings.source == "files":
-        files = FilesConfig(settings.files.path, settings.batch_rows, layout.root)
-        paths = file_partitions(files)
-        gone = sorted(known - {key.name for key in paths})
-        return FileSource(files, paths, gone), sorted(paths)
-    kafka = kafka_config(settings)
-    partitions = topic_partitions(kafka)
-    gone = sorted(known - {key.name for key in partitions})
-    id = topic_id(kafka) if partitions else None
-    if id is not None:
-        _keep_topic(layout.topic(kafka.topic), id)
-    return KafkaSource(kafka, partitions, gone, id), partitions
+Sources = tuple[FixedPartitionedSource[Messages, Any], Sequence[PartitionKey]]
+"""A source, and its partitions that are there."""
 
 
-def _keep_topic(path: Path, id: str) -> None:
-    """Keep the topic's id for the next start. Raises BadInput if another one was kept before."""
-    files = Files()
-    if path.is_file():
-        require_same_topic(path.name, files.read(path).decode(), id)
-    else:
-        files.make_directory(path.parent)
-        files.replace(path, id.encode(), durable=True)
+def _files(settings: Settings, layout: Layout, files: Files) -> Sources:
+    topics = sorted(path.name for path in layout.topics.glob("[!.]*"))
+    if topics:
+        raise BadInput(
+            f'source: expected "kafka", for this data directory has events of topic {topics[0]},'
+            ' got "files"; files need a data directory of their own'
+        )
+    config = FilesConfig(settings.files.path, settings.batch_rows, layout.root)
+    paths = file_partitions(config)
+    names = [key.name for key in paths]
+    known = claim_sources(files, layout, dict.fromkeys(names, Source()))
+    return FileSource(config, paths, sorted(set(known) - set(names))), sorted(paths)
+
+
+def _kafka(
+    settings: Settings, layout: Layout, files: Files, restart: Callable[[], None] | None
+) -> Sources:
+    config, path = kafka_config(settings), layout.topic(settings.kafka.topic)
+    kept, known = read_topic(files, path), read_sources(files, layout)
+    before = sum(name.startswith(f"{config.topic}-") for name in known)
+    found = Broker(config).topic(kept.id if kept else None, before)
+    if found is None:
+        raise SystemExit(0)
+    _require_same_source(config.topic, kept, found, known)
+    if kept is None:
+        # Without ids, version 1 kept nothing of a topic but what it had read of it. A topic that
+        # was created while it was waited for had no partitions at the first start.
+        count = len(known) or (0 if found.new else found.partitions)
+        kept = claim_topic(files, path, Topic(found.id, count))
+        _require_same_source(config.topic, kept, found, known)
+    topic = kept
+
+    def claim(partitions: int) -> dict[str, Source]:
+        keys = [partition_key(config.topic, number) for number in range(partitions)]
+        return claim_sources(files, layout, {key.name: topic.source(key.number) for key in keys})
+
+    sources = claim(found.partitions)
+    source = KafkaSource(
+        config,
+        found.id,
+        {name: one.first_offset for name, one in sources.items()},
+        began=lambda name, offset: keep_source(files, layout, name, Source(offset)),
+        grown=_Growth(config.topic, claim, restart),
+    )
+    return source, [partition_key(config.topic, number) for number in range(found.partitions)]
+
+
+def _require_same_source(
+    topic: str, kept: Topic | None, found: Found, known: Mapping[str, Source]
+) -> None:
+    """Raises BadInput if what was read before is not of this topic."""
+    if kept and kept.id and found.id:
+        require_same_topic(topic, kept.id, found.id)
+    names = {partition_key(topic, number).name for number in range(found.partitions)}
+    if gone := sorted(set(known) - names):
+        raise BadInput(
+            f"topic {topic}: expected partition {gone[0]}, which was read before, got {len(names)}"
+            " partitions without it; another topic, or one created anew, needs a data directory of"
+            " its own"
+        )
+
+
+class _Growth:
+    """What is done when a topic has more partitions: they are known from then on, and read by the
+    next start, which is asked for if there is someone to ask. Thread-safe."""
+
+    def __init__(
+        self, topic: str, claim: Callable[[int], object], restart: Callable[[], None] | None
+    ) -> None:
+        self._topic = topic
+        self._claim = claim
+        self._restart = restart
+        self._partitions = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, partitions: int) -> None:
+        with self._lock:
+            if partitions <= self._partitions:
+                return
+            self._partitions = partitions
+            self._claim(partitions)
+            log.warning(
+                "topic %s has %d partitions now; %s",
+                self._topic,
+                partitions,
+                "all workers start again to read the new ones from their beginning"
+                if self._restart
+                else "the new ones are read, from their beginning, when this job is started again",
+            )
+            if self._restart:
+                self._restart()
 
 
 def kafka_config(settings: Settings) -> KafkaConfig:

@@ -21,8 +21,7 @@ LOCK_S = 1.0
 
 
 def take_data_directory(layout: Layout) -> BinaryIO:
-    """Keep other jobs off until the file returned is closed, or the process ends. From then on the
-    last run has not ended well, until this one does.
+    """Keep other jobs off until the file returned is closed, or the process ends.
 
     Raises BadInput if there is another job, MissingFile if the data has lost its store.
     """
@@ -35,9 +34,16 @@ def take_data_directory(layout: Layout) -> BinaryIO:
             f"{layout.recovery}: expected the recovery store of the data in {layout.root}, got"
             " none; restore it, or move the whole data directory away to start anew"
         )
+    for folder in (layout.topics, layout.sources):
+        files.drop_claims(folder)
+    return lock
+
+
+def begin(layout: Layout) -> None:
+    """From now on the last run has not ended well, until this one does."""
+    files = Files()
     files.remove(layout.ended)
     files.sync_directory(layout.root)
-    return lock
 
 
 def _locked(files: Files, layout: Layout) -> BinaryIO:

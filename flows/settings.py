@@ -9,8 +9,7 @@ whole milliseconds; sizes are bytes, or text such as "512MiB".
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -20,124 +19,56 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ByteSize,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
     field_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from flows.duration import HOUR_MS, MINUTE_MS, Duration, duration_text
-from flows.fault import SECRET, fault
+from flows.fault import NAMED, faults
 from flows.schemas import PRESETS, Preset, parse_path
+from flows.secrets import without_secrets
+from flows.sections import (
+    BROKER,
+    TIME_TYPES,
+    BatchSettings,
+    ColumnSettings,
+    FilesSettings,
+    KafkaSettings,
+    upload_path,
+)
+from flows.toml import read_toml
 from storage.errors import BadInput
-from storage.schema import RESERVED, UPLOAD_TIME, Column, ColumnType, Schema, path_faults
+from storage.layout import Layout
+from storage.schema import (
+    UPLOAD_TIME,
+    Column,
+    ColumnType,
+    Schema,
+    path_faults,
+)
+from storage.text import did_you_mean, plain
 
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"
-BROKER = "broker"
-OWNED = (
-    "bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store",
-    "auto.offset.reset", "enable.partition.eof",
-)  # fmt: skip
-"""What Forebay must decide itself for its promise to hold."""
-
-
+DAY_MS = 86_400_000
 _LEAST_MS = {
     "block_span": 1000, "dedup_window": 1000, "epoch_interval": 50, "publish_interval": 10,
     "grace": 1000, "tick_interval": 100,
 }  # fmt: skip
 
-JsonPath = Annotated[
-    tuple[str, ...],
-    BeforeValidator(lambda v: parse_path(v) if isinstance(v, str) else v),
-    Field(min_length=1),
-]
 
-
-def _named(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", text):
-        raise ValueError("expected letters, digits and _")
-    if text in RESERVED:
-        raise ValueError(f"expected another name than {', '.join(sorted(RESERVED))}")
-    return text
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ColumnSettings(_Section):
-    """A column of your own; `path` is "a.b.c", or a list of keys where a key contains a dot."""
-
-    name: Annotated[str, AfterValidator(_named)]
-    path: JsonPath
-    type: ColumnType = "string"
-
-
-class FilesSettings(_Section):
-    path: Path = Field(
-        Path("events"),
-        description="An NDJSON file (plain, .gz or .zst), or a folder of them: a partition each.",
-    )
-
-
-class KafkaSettings(_Section):
-    bootstrap: str = Field("localhost:9092", description="Brokers as HOST:PORT, by comma.")
-    topic: str = Field("events", description="The one topic this job reads.")
-    group: str = Field(
-        "forebay", description="Consumer group shown to lag tools; nothing is read from it."
-    )
-    start: Literal["earliest", "latest"] = Field(
-        "earliest", description="Where a partition begins that has no offset yet."
-    )
-    on_gap: Literal["stop", "skip"] = Field(
-        "stop",
-        description="If the broker no longer has the next offset: stop with an error, or go on at"
-        " the first one it has, count and log the gap.",
-    )
-    linger: Duration = Field(
-        50,
-        description="How long a batch may wait to fill up. Shorter: fresher; longer: cheaper. At"
-        " least 10 ms for each partition of which messages wait in the worker, if not too many do.",
-    )
-    librdkafka: dict[str, str | int | float | bool] = Field(
-        default_factory=dict,
-        description="Passed through as it is: security.protocol, sasl.*, ssl.*, fetch.*",
-    )
-
-    @field_validator("librdkafka")
-    @classmethod
-    def _not_owned(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(set(value) & set(OWNED)):
-            raise ValueError(f"expected none of the properties Forebay sets itself, got {taken}")
-        return value
-
-
-class BatchSettings(_Section):
-    table: str = Field(
-        "forebay.events",
-        pattern=r"^\w+(\.\w+)+$",
-        description="The Iceberg table of the reference batch layer, NAMESPACE.NAME.",
-    )
-    catalog: dict[str, str] = Field(
-        default_factory=dict,
-        description="pyiceberg's properties of the catalog: type, uri, warehouse, s3.*. Default: a"
-        " SQLite catalog and a warehouse in data_dir.",
-    )
-    memory: ByteSize = Field(
-        ByteSize(1 << 30),
-        ge=64 << 20,
-        description="What finding duplicates may hold in memory. Less: more on disk.",
-    )
+NO_SOURCE = 'source: expected source = "kafka" beside [kafka], got none; the default is files'
 
 
 class _Environment(EnvSettingsSource):
@@ -182,15 +113,19 @@ class Settings(BaseSettings):
         description="Columns that together name an event. Default: the preset's. Fixed for the life"
         " of a data directory.",
     )
-    upload_time: str = Field(
+    upload_time: Annotated[str, AfterValidator(upload_path)] = Field(
         "",
         description=f'JSON path of the upload time, or "{BROKER}" for the broker\'s timestamp.'
         " Default: the preset's.",
     )
-    upload_time_type: Literal["time", "time_s", "time_us"] = Field(
+    upload_time_type: Annotated[
+        Literal["time", "time_s", "time_us"],
+        BeforeValidator(lambda v: TIME_TYPES.get(v, v) if isinstance(v, str) else v),
+    ] = Field(
         "time",
         validate_default=True,
-        description="The unit of a numeric upload_time: ms, s or us. Text is read by itself.",
+        description="The unit of a numeric upload_time: time (or ms), time_s (s), time_us (us)."
+        " Text is read by itself.",
     )
     raw: bool = Field(
         True,
@@ -274,6 +209,7 @@ class Settings(BaseSettings):
         0,
         ge=0,
         le=4096,
+        validate_default=True,
         description="Not 0: divide events by a hash of the dedup key, for topics whose producers"
         " don't key. Costs a copy of each batch between workers.",
     )
@@ -290,14 +226,15 @@ class Settings(BaseSettings):
         return (
             init_settings,
             _Environment(settings_cls),
-            TomlConfigSettingsSource(settings_cls, toml_file=config_file()),
+            InitSettingsSource(settings_cls, read_toml(config_file())),
         )
 
     @field_validator("event_schema")
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in (*PRESETS, "none"):
-            raise ValueError(f"expected one of {', '.join(PRESETS)}, or none")
+            near = did_you_mean(value, (*PRESETS, "none"))
+            raise ValueError(f"expected one of {', '.join(PRESETS)}, or none; got {value!r}{near}")
         return value
 
     @field_validator("columns")
@@ -306,11 +243,19 @@ class Settings(BaseSettings):
         cls, value: tuple[ColumnSettings, ...], info: ValidationInfo
     ) -> tuple[ColumnSettings, ...]:
         preset = PRESETS.get(info.data.get("event_schema", ""))
-        seen = {column.name for column in preset.columns} if preset else set()
+        seen = {column.name.casefold(): column.name for column in preset.columns} if preset else {}
         for column in value:
-            if column.name in seen:
+            folded = column.name.casefold()
+            known = seen.get(folded)
+            seen[folded] = column.name
+            if known is None:
+                continue
+            if known == column.name:
                 raise ValueError(f"expected each column once, got {column.name!r} again")
-            seen.add(column.name)
+            raise ValueError(
+                f"expected names that differ by more than case, got {column.name!r} beside"
+                f" {known!r}: SQL takes them for one"
+            )
         return value
 
     @field_validator("dedup_key")
@@ -322,8 +267,7 @@ class Settings(BaseSettings):
         names = [column.name for column in (*preset.columns, *info.data["columns"])]
         if not value and not preset.key:
             raise ValueError("expected at least one column, for no preset gives a key")
-        if unknown := [name for name in value if name not in names]:
-            raise ValueError(f"expected columns among {', '.join(names)}; got {unknown}")
+        _require_columns(value, names)
         if len(set(value)) < len(value):
             raise ValueError("expected each column once")
         types = {column.name: column.type for column in (*preset.columns, *info.data["columns"])}
@@ -340,8 +284,7 @@ class Settings(BaseSettings):
             return value
         preset = PRESETS.get(info.data["event_schema"], Preset((), ()))
         names = [column.name for column in (*preset.columns, *info.data["columns"])]
-        if unknown := [name for name in value if name not in names]:
-            raise ValueError(f"expected columns among {', '.join(names)}; got {unknown}")
+        _require_columns(value, names)
         return value
 
     @field_validator("upload_time_type")
@@ -362,6 +305,26 @@ class Settings(BaseSettings):
         least_ms = _LEAST_MS[str(info.field_name)]
         if value < least_ms:
             raise ValueError(f"expected at least {duration_text(least_ms)}")
+        return value
+
+    @field_validator("hash_partitions")
+    @classmethod
+    def _together(cls, value: int, info: ValidationInfo) -> int:
+        """Checked here, when all that must fit together is known."""
+        grace_ms = info.data.get("grace")
+        for name in ("epoch_interval", "publish_interval"):
+            ms = info.data.get(name)
+            if grace_ms is not None and ms is not None and grace_ms < ms:
+                raise PydanticCustomError(
+                    NAMED,
+                    "expected at least {name_of} ({least}), got '{came}'",
+                    {
+                        "name": "grace",
+                        "name_of": name,
+                        "least": duration_text(ms),
+                        "came": duration_text(grace_ms),
+                    },
+                )
         return value
 
     @property
@@ -403,31 +366,64 @@ def config_file() -> Path:
 
 def load(**overrides: Any) -> Settings:
     """The effective settings. Raises BadInput that lists every fault, one a line."""
-    faults = [*_unknown_environment(os.environ)]
+    found = [*_unknown_environment(os.environ)]
     named = os.environ.get(f"{ENV_PREFIX}CONFIG")
     if named and not Path(named).is_file():
-        faults.append(f"{ENV_PREFIX}CONFIG: expected a file, got {named!r}")
+        found.append(f"{ENV_PREFIX}CONFIG: expected a file, got {plain(repr(named))}")
+    settings = None
     try:
         settings = Settings(**overrides)
+        found += _span_faults(settings)
     except ValidationError as error:
-        faults += [fault(cast(Mapping[str, Any], one)) for one in error.errors()]
-    except (ValueError, OSError) as error:  # no TOML, or a variable that is no JSON
-        faults.append(f"{config_file()}: {error}")
-    if faults:
-        raise BadInput("\n".join(faults))
+        errors = [cast(Mapping[str, Any], one) for one in error.errors()]
+        found += faults(errors, _names, _sections_with, declared("columns", ()))
+    except BadInput as error:
+        found += [] if str(error).startswith(f"{named}: ") and found else [str(error)]
+    if found or settings is None:
+        raise BadInput("\n".join(found))
     return settings
+
+
+def _span_faults(settings: Settings) -> list[str]:
+    """A block span that does not divide a day would let `batch run` hand over few days only. It is
+    fixed for the life of the data, so data that was made with one is still read."""
+    span_ms = settings.block_span
+    if DAY_MS % span_ms == 0 or Layout(settings.data_dir).partitions():
+        return []
+    return [
+        "block_span: expected a time that divides a day, such as 1m, 5m or 1h, for days are handed"
+        f" over whole; got {duration_text(span_ms)!r}"
+    ]
+
+
+def _names(section: tuple[str, ...]) -> Iterable[str]:
+    """The names that a section has."""
+    fields = {field.alias or name: field for name, field in Settings.model_fields.items()}
+    if not section:
+        return fields
+    if section[0] == "columns":
+        return ColumnSettings.model_fields
+    default = fields[section[0]].default if section[0] in fields else None
+    return type(default).model_fields if isinstance(default, BaseModel) else ()
 
 
 def declared(name: str, default: Any) -> Any:
     """What file and environment say of a top-level name, though other names have faults."""
-    for source in (_Environment(Settings), TomlConfigSettingsSource(Settings, config_file())):
-        try:
-            found = source()
-        except (ValueError, OSError):
-            continue
-        if name in found:
-            return found[name]
-    return default
+    environment = _Environment(Settings)()
+    if name in environment:
+        return environment[name]
+    try:
+        return read_toml(config_file()).get(name, default)
+    except BadInput:
+        return default
+
+
+def require_source(settings: Settings) -> None:
+    """Raise BadInput where the files are meant only because nothing says otherwise: there is
+    [kafka], and there are none."""
+    named = declared("source", None) or declared("files", None)
+    if not named and declared("kafka", None) is not None and not settings.files.path.exists():
+        raise BadInput(NO_SOURCE)
 
 
 def shown(settings: Settings) -> dict[str, Any]:
@@ -435,22 +431,43 @@ def shown(settings: Settings) -> dict[str, Any]:
     values = settings.model_dump(mode="json", by_alias=True)
     values["dedup_key"] = list(settings.schema_of_events.key)
     values["upload_time"] = _upload_time_text(settings.schema_of_events)
-    for passed in (values["kafka"]["librdkafka"], values["batch"]["catalog"]):
-        for name in passed:
-            if SECRET.search(name):
-                passed[name] = "********"
-    return values
+    return without_secrets(values)
 
 
 def _upload_time_text(schema: Schema) -> str:
     return ".".join(schema.upload_time.path) if schema.upload_time else BROKER
 
 
+def _require_columns(names: Iterable[str], known: list[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        near = did_you_mean(unknown[0], known)
+        raise ValueError(f"expected columns among {', '.join(known)}; got {unknown}{near}")
+
+
 def _unknown_environment(environment: Mapping[str, str]) -> list[str]:
     known = {"CONFIG", *(name.upper() for name in Settings.model_fields), "SCHEMA"}
     known -= {"EVENT_SCHEMA"}
-    return [
-        f"{name}: expected one of the settings, got an unknown name"
-        for name in sorted(environment)
-        if name.startswith(ENV_PREFIX) and name[len(ENV_PREFIX) :].split("__")[0] not in known
-    ]
+    found = []
+    for name in sorted(environment):
+        own = name[len(ENV_PREFIX) :].split("__")[0]
+        if name.startswith(ENV_PREFIX) and own not in known:
+            text = name[len(ENV_PREFIX) :]
+            near = did_you_mean(text, _variables())
+            for section in _sections_with(text.casefold()):
+                near = f"; did you mean '{section.upper()}__{text}'?"
+            near = near.replace("mean '", f"mean '{ENV_PREFIX}")
+            found.append(plain(f"{name}: expected one of the settings, got an unknown name{near}"))
+    return found
+
+
+def _sections_with(name: str) -> list[str]:
+    """The sections that have such a name, which may have been given without its section."""
+    return [section for section in ("files", "kafka", "batch") if name in _names((section,))]
+
+
+def _variables() -> Iterable[str]:
+    """All names that may follow FOREBAY_."""
+    yield "CONFIG"
+    for name in _names(()):
+        yield name.upper()
+        yield from (f"{name}__{inner}".upper() for inner in _names((name,)))

@@ -2,9 +2,11 @@
 
     python -m flows.worker PROCESS ADDRESS...
 
-It ends when its standard input does, so that no worker outlives its supervisor. Exit codes: 0 the
-input ended or a stop was asked for; PERMANENT an error that a restart would meet again; 1 another
-error; else what the engine makes of the loss of a peer.
+Its standard input is a socket to the supervisor. It ends when that does, so that no worker outlives
+its supervisor; it says there when it has built the dataflow, runs it when it is told to, and may
+ask for another start of all workers. Exit codes: 0 the input ended or a stop was asked for;
+INCOMPLETE the input ended, but some of it could not be read; PERMANENT an error that a restart
+would meet again; 1 another error; else what the engine makes of the loss of a peer.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import errno
 import gc
 import logging
 import os
+import queue
 import sys
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 from bytewax._bytewax import cluster_main
@@ -27,8 +32,10 @@ from bytewax.recovery import (
     RecoveryConfig,
 )
 
-from operators.failure import failure, note
-from storage.errors import PERMANENT, Corruption, ForebayError
+from flows.cluster import AGAIN, BUILT
+from operators.failure import failure, note, unread
+from operators.stop import stop_on_signals, stopping
+from storage.errors import INCOMPLETE, PERMANENT, Corruption, ForebayError
 from storage.files import Files, naming
 from storage.layout import Layout
 
@@ -36,32 +43,41 @@ _RESOURCE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO)
 )
 _PROBE_BYTES = 1 << 20
+UNREAD_LINES_MAX = 50
 GARBAGE_OBJECTS = 100_000
 """New objects before the collector looks for cycles among them: more than there are messages in a
 poll, which have none."""
+LISTEN_S, LISTEN_LOOK_S = 5.0, 0.005
+_SOCKETS, _LISTENING = Path("/proc/net/tcp"), "0A"
 _STORE_ERRORS = (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError)
+
+_go: queue.SimpleQueue[None] = queue.SimpleQueue()
 
 log = logging.getLogger("forebay.worker")
 
 
 def main(process: int, addresses: list[str], files: Files | None = None) -> int:
     """Run until the input ends or a stop is asked for; `files` as in `build`."""
+    stop_on_signals()
     # What is imported and built now stays: to look for garbage in it would take a fifth of a start.
     gc.disable()
     from flows.realtime import build
     from flows.settings import load
 
     logging.basicConfig(format=f"%(asctime)s worker {process} %(levelname)s %(message)s")
-    threading.Thread(target=_end_with_supervisor, daemon=True).start()
+    threading.Thread(target=_listen, daemon=True).start()
     try:
         settings = load()
         recovery = RecoveryConfig(
             str(Layout(settings.data_dir).recovery), backup_interval=timedelta(0)
         )
-        flow = build(settings, files)
+        flow = build(settings, files, lambda: _say(AGAIN))
         gc.freeze()
         gc.set_threshold(GARBAGE_OBJECTS)
         gc.enable()
+        _say(BUILT)
+        _go.get()
+        _wait_for_listeners(addresses[:process])
         cluster_main(
             flow,
             addresses if len(addresses) > 1 else [],
@@ -92,7 +108,7 @@ def leave(code: int) -> NoReturn:
 def _told(error: BaseException | None) -> int:
     """Say what went wrong; the exit code for it."""
     if error is None:
-        return 0
+        return 0 if stopping() else _ended(unread())
     if isinstance(error, ForebayError):
         log.error("%s: %s", type(error).__name__, error)
         return PERMANENT
@@ -108,6 +124,17 @@ def _told(error: BaseException | None) -> int:
             _store_problem() or "now it can",
         )
     return 1
+
+
+def _ended(left: list[str]) -> int:
+    """The exit code at the end of the input, of which `left` could not be read."""
+    if not left:
+        return 0
+    lines = left[:UNREAD_LINES_MAX]
+    if len(left) > len(lines):
+        lines.append(f"and {len(left) - len(lines)} more, see above")
+    log.error("the input has ended; what could not be read of it:\n%s", "\n".join(lines))
+    return INCOMPLETE
 
 
 def _store_problem() -> OSError | None:
@@ -136,10 +163,30 @@ def _cause(error: BaseException | None) -> ForebayError | None:
     return error
 
 
-def _end_with_supervisor() -> None:
+def _say(word: bytes) -> None:
+    """To the supervisor."""
+    os.write(sys.stdin.fileno(), word)
+
+
+def _listen() -> None:
+    """To the supervisor, which lets this worker go, and whose end is the worker's too."""
     while os.read(sys.stdin.fileno(), 1):
-        pass
+        _go.put(None)
     os._exit(1)
+
+
+def _wait_for_listeners(addresses: list[str]) -> None:
+    """Until these peers listen, to which the engine connects: it would tell of each refusal. They
+    are not connected to, for they count whoever comes."""
+    ports = {int(address.rpartition(":")[2]) for address in addresses}
+    deadline = time.monotonic() + LISTEN_S
+    while ports and time.monotonic() < deadline:
+        try:
+            sockets = [line.split() for line in _SOCKETS.read_text().splitlines()[1:]]
+        except OSError:  # not Linux
+            return
+        ports -= {int(one[1].rpartition(":")[2], 16) for one in sockets if one[3] == _LISTENING}
+        time.sleep(LISTEN_LOOK_S if ports else 0)
 
 
 if __name__ == "__main__":

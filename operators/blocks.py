@@ -28,6 +28,7 @@ from bytewax.operators import StatefulBatchLogic
 from typing_extensions import override
 
 from operators.failure import noted
+from operators.reject_watch import RejectWatch
 from operators.stop import stopping
 from operators.thread import PerThread
 from storage.batch import BatchFile
@@ -49,6 +50,8 @@ it awakes where each epoch must commit its state: less than any epoch."""
 BEHIND, BEHIND_PUBLISH_S = 5, 1.0
 """A partition is behind if more waits than so many times what is new since the last publication.
 Readers see old events then, however often it publishes; and each publication costs a few ms."""
+KEPT_BYTES_MAX, KEPT_EVERY_S = 10**10, 86_400.0
+"""Beyond how much it is said that nothing deletes what is kept, and how often."""
 
 log = logging.getLogger("forebay.blocks")
 
@@ -60,7 +63,9 @@ class _Worker:
     cache: KeyCache
     batch: BatchFile
     partitions: list[Blocks] = field(default_factory=list)
+    rejects: RejectWatch = field(default_factory=RejectWatch)
     warn_due: float = 0.0
+    kept_due: float = 0.0
     appended: bool = False
     """Whether anything was taken in since the last sync."""
     pool: ThreadPoolExecutor = field(
@@ -75,14 +80,26 @@ class _Worker:
         list(self.pool.map(lambda log: log.sync(), logs))
         self.appended = False
 
-    def warn(self, after_ms: int, every_s: float) -> None:
-        """Say, now and then, that the batch layer is late, and with how much."""
-        if time.monotonic() < self.warn_due:
+    def warn(self, after_ms: int, retention_ms: int, every_s: float) -> None:
+        """Say, now and then, that the batch layer is late, and with how much; of one that has never
+        begun a handoff, that the disk fills up, unless `retention_ms` (0: none) bounds that."""
+        now = time.monotonic()
+        if now < self.warn_due:
             return
-        self.warn_due = time.monotonic() + every_s
-        waiting = [w for p in self.partitions if (w := p.waiting(self.batch.read()))]
+        self.warn_due = now + every_s
+        batch = self.batch.read()
+        waiting = [w for p in self.partitions if (w := p.waiting(batch))]
         late = [w for w in waiting if w.age_ms > after_ms]
-        if late:
+        kept_bytes = sum(w.bytes for w in waiting)
+        if batch.seal is None:
+            if kept_bytes > KEPT_BYTES_MAX and not retention_ms and now >= self.kept_due:
+                self.kept_due = now + KEPT_EVERY_S
+                log.warning(
+                    "%.1f GB are kept, and nothing deletes them: neither a batch layer takes days"
+                    " over (`forebay batch run`), nor is `retention` set",
+                    kept_bytes / 1e9,
+                )
+        elif late:
             log.warning(
                 "the batch layer is late: %.1f GB of %d partitions wait for it, for up to %.1f h",
                 sum(w.bytes for w in late) / 1e9,
@@ -127,6 +144,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         blocks = self._blocks or self._start(values[0].partition, None)
         self._step.worker.appended = True
         for frame in values:
+            self._step.worker.rejects.take(frame)
             offer = blocks.append(frame)
             if offer:
                 self._offers.append(offer)
@@ -199,7 +217,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         if moved != self._ticked or now >= self._tick_due:
             self._ticked, self._tick_due = moved, now + step.tick_interval_s
             self._offers.append(blocks.tick(batch, step.retention_ms))
-            step.worker.warn(step.batch_late_ms, step.tick_interval_s)
+            step.worker.warn(step.batch_late_ms, step.retention_ms, step.tick_interval_s)
         return sealing
 
     def _publish(self) -> None:

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.columns import Mask
+from storage.compiled import compiled
 from storage.schema import Column
 
 INT_MIN, INT_END = -(2**63), 2**63
@@ -35,12 +35,12 @@ _ZERO, _MINUS, _PLUS, _SPACE, _T = map(np.uint8, b"0-+ t")
 _LOWER, _TEN = np.uint8(32), np.uint8(10)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _is_digit(letter: Any) -> Any:
     return np.uint8(letter - _ZERO) < _TEN
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _name_before(data: Any, start: Any, at: Any) -> Any:
     """Where the quote is that ends the name of the value at `at`; -1 if none stands before it."""
     at -= 1
@@ -54,7 +54,7 @@ def _name_before(data: Any, start: Any, at: Any) -> Any:
     return at if at > start and data[at] == _QUOTE else -1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _is_one_of(data: Any, start: Any, quote: Any, names: Any, bounds: Any, first: Any) -> Any:
     """Whether the name that ends at `quote` is one of `names` from number `first` on, or has an
     escape."""
@@ -78,7 +78,7 @@ def _is_one_of(data: Any, start: Any, quote: Any, names: Any, bounds: Any, first
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _has_fraction(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts: Any) -> Any:
     """Whether the point or exponent at `at`, behind a digit, is in a value of one of `names`: of a
     number, or in text if the name's number is `texts` or more."""
@@ -110,7 +110,7 @@ def _has_fraction(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts
     return quote >= 0 and _is_one_of(data, start, quote, names, bounds, texts)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _mark(text: Any, marks: Any) -> None:
     """Mark each point or exponent between what a number has there. Without a branch, so that it is
     compiled to take many letters at once."""
@@ -122,7 +122,7 @@ def _mark(text: Any, marks: Any) -> None:
         marks[i] = ends & (before < _TEN) & begins
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _search(
     text: Any, offsets: Any, marks: Any, words: Any, names: Any, bounds: Any, texts: Any, found: Any
 ) -> None:

@@ -4,6 +4,9 @@ The engine does not keep it. A worker that has peers panics instead, as they do;
 raises aborts the process without a word. So each entry from the engine into our code is `noted`,
 and no `close` raises: it notes what went wrong. Whoever runs the dataflow asks for the failure
 afterwards, whatever the engine made of it.
+
+What of the input could not be read is no failure, for all else is read to its end: it is noted too,
+and whoever runs the dataflow asks for it at the end.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _noted: list[BaseException] = []
+_unread: list[str] = []
 
 
 def failure() -> BaseException | None:
@@ -25,6 +29,15 @@ def failure() -> BaseException | None:
 
 def note(error: BaseException) -> None:
     _noted.append(error)
+
+
+def unread() -> list[str]:
+    """What of the input could not be read in this run, a line each that says why."""
+    return list(_unread)
+
+
+def note_unread(what: str) -> None:
+    _unread.append(what)
 
 
 def noted(entry: Callable[P, R]) -> Callable[P, R]:

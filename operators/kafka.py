@@ -6,16 +6,21 @@ oldest message has lingered, so an idle partition costs one look at an empty que
 few ms whatever is in it, so messages linger longer where those of many partitions wait.
 
 Offsets live in the snapshot. They are also committed to the consumer group, for lag tools only:
-nothing is ever read back from there. A broker that is away is waited for, with librdkafka's own
-back-off; an offset that the broker no longer has stops the job, or is skipped and counted. No
+nothing is ever read back from there. Where a partition without a snapshot begins is decided once,
+and durable before anything of it is read. A broker that is away is waited for, with librdkafka's
+own back-off; an offset that the broker no longer has stops the job, or is skipped and counted. No
 message is emitted before it is sure to be of the topic that was read from the start (`topic.py`).
+
+A topic can end in offsets that hold no message: markers of transactions, aborted messages. The end
+of a partition, which librdkafka reports, is then queued like a message, and moves the next offset.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from itertools import chain
@@ -23,7 +28,6 @@ from itertools import chain
 import numpy as np
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     OFFSET_END,
     TIMESTAMP_LOG_APPEND_TIME,
     Consumer,
@@ -38,9 +42,8 @@ from operators.failure import noted
 from operators.messages import I64, Messages
 from operators.stop import stopping
 from operators.thread import PerThread
-from operators.topic import METADATA_TIMEOUT_S, KafkaConfig, Watch
-from storage.errors import BadInput, ForebayError
-from storage.layout import PartitionKey
+from operators.topic import Broker, KafkaConfig, Watch, partition_key, refused
+from storage.errors import ForebayError
 
 log = logging.getLogger("forebay.kafka")
 
@@ -55,6 +58,8 @@ IDLE_POLL_S, IDLE_POLL_S_MAX, IDLE_SHARE = 0.005, 0.05, 0.1
 that for which it has been empty; within bounds."""
 COMMIT_EVERY_S = 5.0
 TELL_EVERY_S = 10.0
+CLOSE_S = 1.0
+"""How long a consumer may take to close: it waits for a broker that is away."""
 
 
 class OffsetGone(ForebayError):
@@ -63,11 +68,10 @@ class OffsetGone(ForebayError):
 
 @dataclass
 class _Queue:
-    """What has arrived for one partition and was not emitted yet. `next_offset` is None until
-    something has arrived."""
+    """What has arrived for one partition and was not emitted yet; `next_offset` comes after it."""
 
     number: int
-    next_offset: int | None
+    next_offset: int
     pieces: list[Piece] = field(default_factory=list)
     rows: int = 0
     bytes: int = 0
@@ -77,7 +81,7 @@ class _Queue:
         self.pieces.append(piece)
         self.rows += len(piece.values)
         self.bytes += piece.bytes
-        self.next_offset = int(piece.offsets[-1]) + 1
+        self.next_offset = piece.next_offset
 
     def take(self, rows: int, linger_s: float, sure_s: float) -> list[Piece]:
         """The pieces of a batch, if there is one: full, or old enough. Only what was read before
@@ -99,7 +103,8 @@ class _Queue:
 
 @dataclass(frozen=True)
 class Piece:
-    """Messages of one partition that arrived together."""
+    """Messages of one partition that arrived together; none, where the partition ends in offsets
+    without any."""
 
     values: list[bytes]
     offsets: I64
@@ -108,6 +113,7 @@ class Piece:
     """Whether the times are the broker's own, not the producers'."""
     read_s: float
     bytes: int
+    next_offset: int
 
     @classmethod
     def of(cls, messages: Sequence[Message], read_s: float) -> Piece:
@@ -124,16 +130,34 @@ class Piece:
             bool((stamps[:, 0] == TIMESTAMP_LOG_APPEND_TIME).all()),
             read_s,
             sum(map(len, values)),
+            int(messages[-1].offset()) + 1,  # type: ignore[arg-type]
         )
+
+    @classmethod
+    def end(cls, next_offset: int, read_s: float) -> Piece:
+        """The end of a partition."""
+        none = np.empty(0, np.int64)
+        return cls([], none, none, True, read_s, 0, next_offset)
 
 
 class _Reader:
     """One consumer and the queues of the partitions it feeds. One worker thread uses it."""
 
-    def __init__(self, config: KafkaConfig, id: str | None) -> None:
+    def __init__(
+        self,
+        config: KafkaConfig,
+        id: str | None,
+        partitions: int,
+        grown: Callable[[int], None],
+    ) -> None:
+        """As for KafkaSource."""
         self._config = config
-        self._consumer = Consumer({**config.consumer(), "error_cb": self._told})
-        self._watch = Watch(config, id)
+        self._partitions = partitions
+        self._grown = grown
+        with refused():
+            self._consumer = Consumer({**config.consumer(), "error_cb": self._told})
+        self._broker = Broker(config)
+        self._watch = Watch(self._broker, config.topic, id)
         self._read_s = 0.0
         self._queues: dict[int, _Queue] = {}
         self._rows = self._bytes = self._waiting = 0
@@ -143,27 +167,16 @@ class _Reader:
         self._users = 0
         self._told_due = 0.0
 
-    def add(self, number: int, next_offset: int | None) -> _Queue:
-        """Begin to read a partition; at `start` if there is no offset to go on from."""
+    def first_offset(self, number: int) -> int | None:
+        """Where to begin a partition of which nothing is known; None on a stop."""
+        return self._broker.offset(number, self._config.start)
+
+    def add(self, number: int, next_offset: int) -> _Queue:
+        """Begin to read a partition."""
         queue = self._queues[number] = _Queue(number, next_offset)
-        if next_offset is None and self._config.start == "latest":
-            # A number from the start: what comes later may not be passed over by a restart.
-            queue.next_offset = self._end(number)
-        at = OFFSET_BEGINNING if queue.next_offset is None else queue.next_offset
-        self._assign(number, at)
+        self._assign(number, next_offset)
         self._users += 1
         return queue
-
-    def _end(self, number: int) -> int:
-        """Where the partition ends now; waits for the broker."""
-        while True:
-            try:
-                _, high = self._consumer.get_watermark_offsets(
-                    self._place(number), timeout=METADATA_TIMEOUT_S
-                )
-                return int(high)
-            except KafkaException as error:
-                self._told(error.args[0])
 
     def poll(self) -> None:
         """Take in what has arrived, unless enough is queued or nothing had arrived just now."""
@@ -192,6 +205,9 @@ class _Reader:
         self._watch.look(self._read_s)
         if self._watch.problem:
             self._told(self._watch.problem)
+        if self._watch.partitions > self._partitions:
+            self._partitions = self._watch.partitions
+            self._grown(self._partitions)
         pieces = queue.take(self._config.batch_rows, self.linger_s, self._watch.sure_s)
         self._rows -= sum(len(piece.values) for piece in pieces)
         self._bytes -= sum(piece.bytes for piece in pieces)
@@ -227,7 +243,9 @@ class _Reader:
         self._users -= 1
         if not self._users:
             self._commit()
-            self._consumer.close()
+            closing = threading.Thread(target=self._consumer.close, daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
 
     def _queue(self, arrived: list[Message]) -> None:
         """Sort messages into their partitions' queues, columns apart."""
@@ -243,8 +261,13 @@ class _Reader:
         error, number = message.error(), message.partition()
         if error is None:
             raise AssertionError("bug: a message without an error was reported")
-        if error.code() == KafkaError._AUTO_OFFSET_RESET and number in self._queues:
-            self._close_gap(self._queues[number])
+        queue = self._queues.get(number)  # type: ignore[arg-type]
+        if error.code() == KafkaError._PARTITION_EOF:
+            at = message.offset()
+            if queue is not None and at is not None and at > queue.next_offset:
+                self.put(queue.number, Piece.end(at, self._read_s))
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET and queue is not None:
+            self._close_gap(queue)
         elif error.fatal():
             raise KafkaException(error)
         else:
@@ -258,29 +281,32 @@ class _Reader:
             log.warning("kafka %s is away; waiting: %s", self._config.bootstrap, error.str())
 
     def _close_gap(self, queue: _Queue) -> None:
+        """Go on where the partition begins now, or raise OffsetGone. Nothing, on a stop."""
         self._watch.wait()
-        low, high = self._consumer.get_watermark_offsets(
-            self._place(queue.number), timeout=METADATA_TIMEOUT_S
-        )
+        low = self._broker.offset(queue.number, "earliest")
+        high = self._broker.offset(queue.number, "latest")
+        if low is None or high is None:
+            return
         at = queue.next_offset
         where = f"topic {self._config.topic} partition {queue.number}"
-        if at is None or at > high:
+        if at > high:
             raise OffsetGone(
                 f"{where}: expected offset {at}, the topic ends at {high}; if it was created anew,"
                 " it needs a data directory of its own"
             )
-        if self._config.on_gap != "skip":
+        if at < low and self._config.on_gap != "skip":
             raise OffsetGone(
                 f"{where}: expected offset {at}, the broker begins at {low}: {low - at} messages"
                 ' are gone; set kafka.on_gap to "skip" to go on and have them counted'
             )
-        log.error(
-            "%s: skipping %d messages that are gone, offsets %d to %d", where, low - at, at, low
-        )
-        queue.skipped += low - at
-        queue.next_offset = low
+        if at < low:
+            log.error(
+                "%s: skipping %d messages that are gone, offsets %d to %d", where, low - at, at, low
+            )
+            queue.skipped += low - at
+            self.put(queue.number, Piece.end(low, self._read_s))
         self._consumer.incremental_unassign([self._place(queue.number)])
-        self._assign(queue.number, low)
+        self._assign(queue.number, queue.next_offset)
 
     def _commit(self) -> None:
         self._commit_due = time.monotonic() + COMMIT_EVERY_S
@@ -302,16 +328,14 @@ class _Reader:
 
 
 class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
-    """One topic-partition. Its snapshot is the next offset, None before the first message."""
+    """One topic-partition. Its snapshot is the next offset."""
 
-    def __init__(
-        self, name: str, number: int, reader: _Reader, config: KafkaConfig, resume: int | None
-    ) -> None:
+    def __init__(self, name: str, reader: _Reader, queue: _Queue, batch_rows: int) -> None:
         self._name = name
-        self._batch_rows = config.batch_rows
+        self._batch_rows = batch_rows
         self._reader = reader
-        self._queue = reader.add(number, resume)
-        self._next_offset = self._queue.next_offset
+        self._queue = queue
+        self._next_offset = queue.next_offset
         self._awake: datetime | None = None
         self._emitted = time.monotonic()
 
@@ -331,19 +355,19 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
             self._awake = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
             return []
         self._awake, self._emitted = None, now
-        offsets = np.concatenate([piece.offsets for piece in pieces])
-        self._next_offset = int(offsets[-1]) + 1
+        after_offset, self._next_offset = self._next_offset, pieces[-1].next_offset
         skipped, queue.skipped = queue.skipped, 0
         return [
             Messages(
                 source=self._name,
                 values=list(chain.from_iterable(piece.values for piece in pieces)),
-                offsets=offsets,
+                offsets=np.concatenate([piece.offsets for piece in pieces]),
                 times_ms=np.concatenate([piece.times_ms for piece in pieces]),
                 next_offset=self._next_offset,
                 skipped=skipped,
                 end_offset=self._reader.end_offset(queue.number),
                 read_ms=None if all(p.appended for p in pieces) else time.time_ns() // 1_000_000,
+                after_offset=after_offset,
             )
         ]
 
@@ -352,14 +376,25 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         return self._awake
 
     @override
-    def snapshot(self) -> int | None:
-        if self._next_offset is not None:
-            self._reader.progressed(self._queue.number, self._next_offset)
+    def snapshot(self) -> int:
+        self._reader.progressed(self._queue.number, self._next_offset)
         return self._next_offset
 
     @override
     def close(self) -> None:
         self._reader.remove()
+
+
+class _Stopped(StatefulSourcePartition[Messages, int | None]):
+    """A partition of which a stop came before it was known where it begins."""
+
+    @override
+    def next_batch(self) -> list[Messages]:
+        raise StopIteration
+
+    @override
+    def snapshot(self) -> None:
+        return None
 
 
 class KafkaSource(FixedPartitionedSource[Messages, int | None]):
@@ -368,28 +403,38 @@ class KafkaSource(FixedPartitionedSource[Messages, int | None]):
     def __init__(
         self,
         config: KafkaConfig,
-        partitions: Sequence[PartitionKey],
-        gone: Sequence[str] = (),
-        id: str | None = None,
+        id: str | None,
+        first_offsets: Mapping[str, int | None],
+        *,
+        began: Callable[[str, int], None],
+        grown: Callable[[int], None],
     ) -> None:
-        """`gone` are partitions read before that the topic no longer has; `id` is the topic's, if
-        the broker says."""
+        """`id` is the topic's, None if the broker has none. `first_offsets` has all partitions, and
+        where those begin that have no snapshot; None is decided by `start`, and `began` makes it
+        durable. `grown` is called, by each worker thread, when the topic has more partitions, with
+        their number."""
         self._config = config
-        self._gone = gone
-        self._numbers = {key.name: key.number for key in partitions}
-        self._reader = PerThread(lambda: _Reader(config, id))
+        self._numbers = {
+            partition_key(config.topic, number).name: number for number in range(len(first_offsets))
+        }
+        self._first_offsets = first_offsets
+        self._began = began
+        self._reader = PerThread(lambda: _Reader(config, id, len(first_offsets), grown))
 
     @override
     def list_parts(self) -> list[str]:
-        return sorted({*self._numbers, *self._gone})
+        return sorted(self._numbers)
 
     @override
     @noted
-    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _KafkaPartition:
-        if for_part not in self._numbers:
-            raise BadInput(
-                f"topic {self._config.topic}: expected partition {for_part}, which was read before,"
-                " got none; another topic, or one created anew, needs a data directory of its own"
-            )
-        number = self._numbers[for_part]
-        return _KafkaPartition(for_part, number, self._reader.get(), self._config, resume_state)
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: int | None
+    ) -> StatefulSourcePartition[Messages, int | None]:
+        number, reader = self._numbers[for_part], self._reader.get()
+        at = self._first_offsets[for_part] if resume_state is None else resume_state
+        if at is None:
+            at = reader.first_offset(number)
+            if at is None:
+                return _Stopped()
+            self._began(for_part, at)
+        return _KafkaPartition(for_part, reader, reader.add(number, at), self._config.batch_rows)

@@ -15,7 +15,8 @@ class Messages:
     """`values`, `offsets` and `times_ms` (the broker's timestamps) have one entry a message, in
     offset order. `next_offset` is where the source would go on; `skipped` counts offsets it no
     longer had; `end_offset` is the partition's end as last known. `read_ms` is the wall time at
-    which the messages were read, None if `times_ms` are a clock to be trusted.
+    which the messages were read, None if `times_ms` are a clock to be trusted. Without messages,
+    `after_offset` is where the source was before.
     """
 
     source: str
@@ -26,7 +27,10 @@ class Messages:
     skipped: int = 0
     end_offset: int | None = None
     read_ms: int | None = None
+    after_offset: int | None = None
 
     @property
     def first_offset(self) -> int:
-        return int(self.offsets[0]) if len(self.offsets) else self.next_offset
+        if len(self.offsets):
+            return int(self.offsets[0])
+        return self.next_offset if self.after_offset is None else self.after_offset

@@ -29,7 +29,9 @@ def is_hash_partition(name: str) -> bool:
 
 
 def repartition(frame: Frame, key: tuple[str, ...], targets: Sequence[PartitionKey]) -> list[Frame]:
-    """One frame for each hash partition that gets anything; counters go with the first."""
+    """One frame for each hash partition that gets anything, or for all where the source ends, so
+    that none goes on as if more were waiting; counters go with the first."""
+    ended = frame.end_offset is not None and frame.next_offset >= frame.end_offset
     owners = (hash_keys(frame.events.select(list(key)).columns) % np.uint64(len(targets))).astype(
         np.int64
     )
@@ -38,7 +40,7 @@ def repartition(frame: Frame, key: tuple[str, ...], targets: Sequence[PartitionK
     for number, target in enumerate(targets):
         events = np.flatnonzero(owners == number)
         rejects = np.flatnonzero(reject_owners == number)
-        if len(events) or len(rejects):
+        if ended or len(events) or len(rejects):
             part = replace(
                 frame,
                 partition=target.name,

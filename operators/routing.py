@@ -12,10 +12,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import siphash24
 
+from storage.compiled import compiled
 from storage.layout import PartitionKey
 from storage.siphash import siphash13
 
@@ -48,7 +48,7 @@ def route(key: str) -> int:
     return int(siphash24.siphash13(key.encode() + b"\xff", key=_ZERO_KEY).intdigest()) % 2**64
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _first_salt(text: Any, head: Any, residue: Any) -> Any:
     """The first salt that makes the key's hash `residue`; `text` has room for it after `head`.
 

@@ -3,6 +3,9 @@
 The table is read by its metadata file, not through its catalog: a handoff names one, so boundary
 and table change together, and what is written to the table later is not seen. Needs the extra
 `batch`.
+
+Iceberg reserves the name `_partition`, so the table's column is `source_partition`; in tables made
+before that, and where a declared column has that name, it is `_partition`. Here it is `_partition`.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import polars as pl
 
 from storage.errors import BadInput, Corruption, ForebayError, MissingFile
-from storage.schema import UPLOAD_TIME
+from storage.schema import PARTITION, UPLOAD_TIME
 
 if TYPE_CHECKING:
     from pyiceberg.table import StaticTable
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 # Else Polars warns, at each collect, of a faster planner that is not installed.
 os.environ.setdefault("POLARS_ICEBERG_PLANNER", "pyiceberg")
 FILE_IO = "pyiceberg.io.pyarrow.PyArrowFileIO"
+SOURCE_PARTITION = "source_partition"
 
 
 def can_read_tables() -> bool:
@@ -58,12 +62,16 @@ def scan_table(
     except ForebayError:
         raise
     except FileNotFoundError as error:
-        raise MissingFile(f"table {metadata}: {error}") from error
+        raise MissingFile(
+            f"table {metadata}: {error}; a batch run of the last day names the table as it is now"
+        ) from error
     except Exception as error:  # whatever readers of Avro and JSON make of bytes they don't know
         raise Corruption(f"table {metadata}: can't be read: {error!r}", 0) from error
     rows = pl.scan_iceberg(table)
     if until is not None:
         rows = rows.filter(pl.col(UPLOAD_TIME) < until)
+    if PARTITION not in rows.collect_schema():
+        rows = rows.rename({SOURCE_PARTITION: PARTITION}, strict=False)
     own = rows.collect_schema()
     return rows.with_columns(
         pl.lit(None, dtype).alias(name) if name not in own else pl.col(name).cast(dtype)
@@ -119,5 +127,6 @@ def _local(location: str) -> Path | None:
     uri = urlparse(location)
     if not uri.scheme:
         return Path(location)
-    clear = uri.scheme == "file" and not set("%?#") & set(location)
-    return Path(f"{uri.netloc}{uri.path}") if clear else None
+    path = f"{uri.netloc}{uri.path}"
+    clear = uri.scheme == "file" and location.endswith(path) and unquote(path) == path
+    return Path(path) if clear else None

@@ -13,16 +13,21 @@ catalog says, nor, with `verify`, before all of it was.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
+from query.batches import Between, Pulled, arrow_of, event_batches
+from query.chunk_files import chunk_files
 from query.hot import HotCache
 from query.iceberg import can_read_tables, scan_table
 from query.receipt import Receipt, partitions_of, receipt_of, time_of
@@ -34,15 +39,24 @@ from storage.batch import Placed
 from storage.columns import END_S, FIRST_S, PER_SECOND
 from storage.errors import BadInput, MissingFile
 from storage.files import Files
+from storage.frame import REJECT_SCHEMA
 from storage.rejects import ALL, RejectFilter
 from storage.schema import UPLOAD_TIME
+from storage.text import did_you_mean, shortened
 
 TABLE, ALL_EVENTS, LATE = "events", "events_all", "events_late"
 SEALED, REJECTS = "events_sealed", "rejects"
 TABLES = (TABLE, ALL_EVENTS, LATE, SEALED, REJECTS)
+ENTRIES = frozenset(
+    ("batch", "batch.json", "batch.lock", "chunks", "drops", "ended", "hot", "lock", "recovery",
+     "rejects", "replay", "sources", "topics"),
+)  # fmt: skip
+"""What may be in a data directory (see `storage.layout`)."""
+STREAMED = (TABLE, ALL_EVENTS, LATE, REJECTS)
 Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
+TOLD_CHARACTERS = 1000
 NOT_VALID = (
     pl.exceptions.SQLInterfaceError,
     pl.exceptions.SQLSyntaxError,
@@ -81,6 +95,11 @@ class Store:
         self._sound.keep(path for path, _ in self._view.chunks)
         return self._view
 
+    @property
+    def last_view(self) -> View:
+        """The view that the last answer was made of."""
+        return self._view
+
     def _readable(self, *, events: bool = True, rejects: bool = False) -> View:
         """A new view. With `partial`, without the partitions of which a log that is asked for is
         damaged: they are read beforehand, for a query fails as a whole."""
@@ -95,6 +114,8 @@ class Store:
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
         """All events of a view taken now, from the boundary on; with the batch layer's, if it is
         asked for `all` layers. Collect it within the grace period."""
+        if layers not in get_args(Layers):
+            raise BadInput(f"layers: expected 'realtime' or 'all', got {layers!r}")
         view = self._readable()
         return self._events(view) if layers == "realtime" else self._all(view)
 
@@ -168,6 +189,7 @@ class Store:
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
         """All rejects of a view taken now, or those meant. Collect it within the grace period."""
+        _require_filter(wanted)
         view = self._readable(events=False, rejects=True)
         return scan_rejects(self._files, view.partitions, wanted)
 
@@ -176,6 +198,7 @@ class Store:
 
         Raises MissingFile if files went meanwhile, for the grace period is over.
         """
+        _require_filter(wanted)
         view = self._readable(events=False, rejects=True)
         for batch in reject_batches(self._files, view.partitions, wanted):
             write(batch)
@@ -200,6 +223,9 @@ class Store:
         Raises BadInput if it is not valid or the engine can't answer it, Corruption if that is for
         a damaged chunk.
         """
+
+        if not isinstance(text, str) or not text.strip():
+            raise BadInput(f"query: expected a SQL query, got {text!r}")
 
         def answer() -> pl.DataFrame:
             names = {name for name in TABLES if name in text.casefold()}
@@ -228,10 +254,44 @@ class Store:
         """
         return partitions_of(self.view())
 
+    def stream(self, table: str = TABLE) -> pa.RecordBatchReader:
+        """All rows of `events`, `events_all`, `events_late` or `rejects`, of a view taken now,
+        batch by batch: nothing is read before it is asked for; memory never holds all of it.
+
+        Read it within the grace period. Raises BadInput for another table; MissingFile or
+        Corruption, also from the reader.
+        """
+        if table not in STREAMED:
+            raise BadInput(f"table: expected one of {', '.join(STREAMED)}; got {table!r}")
+        return self._retried(lambda: self._stream(table))
+
+    def files(self, table: str = TABLE) -> pl.DataFrame:
+        """The chunk files that count for `events` or `events_late` in a view taken now, one a row:
+        node, partition, path, rows, bytes, first and last upload time.
+
+        Where `from_time` or `before_time` is not null, only rows whose `upload_time` is at or after
+        the one, or before the other, are of the table. Hot rows are in no file: `receipt` counts
+        them. The files stay for the grace period. Raises BadInput for another table.
+        """
+        if table not in (TABLE, LATE):
+            raise BadInput(f"table: expected {TABLE} or {LATE}, got {table!r}")
+        partitions, between = _part(self._readable(), table)
+        return chunk_files(partitions, between.first_ms, between.end_ms)
+
+    def _stream(self, table: str) -> pa.RecordBatchReader:
+        view = self._readable(events=table != REJECTS, rejects=table == REJECTS)
+        if table == REJECTS:
+            return _reader(REJECT_SCHEMA, reject_batches(self._files, view.partitions, ALL))
+        if table == ALL_EVENTS and view.table is not None:
+            return stream(self._all(view), self._told_as_ours)
+        partitions, between = _part(view, table)
+        schema = arrow_of(view.schema)
+        batches = event_batches(self._files, partitions, schema, between)
+        return _reader(schema, batches)
+
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """All events as a stream of batches, for DuckDB, pyarrow and others."""
-        found = self._retried(lambda: stream(self.scan(), self._told_as_ours))
-        return found.__arrow_c_stream__(requested_schema)
+        return self.stream().__arrow_c_stream__(requested_schema)
 
     def _retried(self, answer: Callable[[], T]) -> T:
         """Ask again of a new view when a file of the old one has gone."""
@@ -298,10 +358,53 @@ def open(
     """
     if not data_dirs:
         raise BadInput("query.open: expected at least one data directory, got none")
-    roots = [Path(one) for one in data_dirs]
+    roots = [_root(one) for one in data_dirs]
+    if iceberg is not None and not isinstance(iceberg, Mapping):
+        raise BadInput(f"query.open: iceberg: expected a mapping, got {type(iceberg).__name__}")
+    if not partial:
+        for root in roots:
+            require_data_directory(root)
     if len({root.resolve() for root in roots}) < len(roots):
         raise BadInput(f"query.open: expected each data directory once, got {data_dirs}")
     return Store(roots, partial=partial, verify=verify, iceberg=iceberg)
+
+
+def require_data_directory(root: Path) -> None:
+    """Raise BadInput, in a line, unless it is a directory that can be read and is empty or has what
+    Forebay keeps in one. (Hidden files and what a file system has of its own are let be.)"""
+    try:
+        found = {entry.name for entry in os.scandir(root)}
+    except FileNotFoundError:
+        raise BadInput(
+            f"{root}: expected a readable data directory, got none; `forebay run` makes it"
+        ) from None
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        raise BadInput(f"{root}: expected a readable data directory, got {error}") from error
+    others = {name for name in found if not name.startswith(".") and name != "lost+found"}
+    if others and not others & ENTRIES:
+        raise BadInput(
+            f"{root}: expected a data directory of Forebay's, got a folder with"
+            f" {', '.join(sorted(others)[:3])}"
+        )
+
+
+def _part(view: View, table: str) -> tuple[list[PartitionView], Between]:
+    """The partitions with what may be of a table, and between which times its rows are."""
+    until_ms = view.covered_until_ms
+    if table == LATE:
+        return view.late, Between(None, until_ms or 0)
+    return view.events, Between(until_ms)
+
+
+def _require_filter(wanted: object) -> None:
+    if not isinstance(wanted, RejectFilter):
+        raise BadInput(f"rejects: expected a RejectFilter, got {wanted!r}")
+
+
+def _root(data_dir: object) -> Path:
+    if not isinstance(data_dir, str | PathLike) or not str(data_dir):
+        raise BadInput(f"query.open: expected paths of data directories, got {data_dir!r}")
+    return Path(data_dir)
 
 
 def stream(
@@ -323,7 +426,14 @@ def stream(
                 return
             yield from _table(frame).to_batches()
 
-    return pa.RecordBatchReader.from_batches(schema, batches())
+    return pa.RecordBatchReader.from_batches(schema, Pulled(batches()))
+
+
+def _reader(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
+    """A reader of the batches, the first of which is read now: an old view is noticed then."""
+    first = next(batches, None)
+    head = () if first is None else (first,)
+    return pa.RecordBatchReader.from_batches(schema, Pulled(chain(head, batches)))
 
 
 def _cold(paths: list[Path], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
@@ -350,7 +460,10 @@ def _polars_schema(schema: pa.Schema) -> dict[str, pl.DataType]:
 
 
 def _not_answered(error: BaseException) -> BadInput:
-    return BadInput(f"query: {(str(error).splitlines() or [type(error).__name__])[0]}")
+    told = (str(error).splitlines() or [type(error).__name__])[0]
+    unknown = re.fullmatch(r"relation '(.*)' was not found", told)
+    near = did_you_mean(unknown[1], TABLES) if unknown else ""
+    return BadInput(f"query: {shortened(told, TOLD_CHARACTERS)}{near}")
 
 
 def _table(frame: pl.DataFrame) -> pa.Table:

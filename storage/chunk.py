@@ -239,6 +239,8 @@ class ChunkKeys:
             raise Corruption(
                 f"chunk {self._path}: row group {group} from offset {at}: {error}", at
             ) from error
+        types = parse_types(self._chunk.schema)
+        table = table.cast(pa.schema([types.field(name) for name in table.column_names]))
         times = table[UPLOAD_TIME].cast(pa.int64())
         inside = pc.and_(pc.greater_equal(times, self._first_ms), pc.less(times, self._end_ms))
         found = table.filter(inside).select(list(columns))

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 PERMANENT = 78
 """Exit code of a process that met an error which a restart would meet again (EX_CONFIG)."""
+INCOMPLETE = 65
+"""Exit code of a job whose input ended, but some of it could not be read (EX_DATAERR)."""
 
 
 class ForebayError(Exception):

@@ -2,7 +2,8 @@
 `forebay verify` can make them fail.
 
 What always holds: a file that a reader may have open is never truncated or written in place; it is
-appended to, or replaced as a whole. `replace` is atomic for readers, and durable if asked.
+appended to, or replaced as a whole. `replace` is atomic for readers, and durable if asked; only one
+process at a time may replace a file, but any number may `claim` one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import fcntl
 import os
 import stat
 import struct
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,6 +66,8 @@ class Appender:
             os.close(descriptor)
 
 
+CLAIM_SUFFIX = ".claim"
+"""Ends the temporary names of `claim`, which are hidden files."""
 FOLDERS_MAX = 10_000
 """How many folders are remembered as durable: the hours of chunks are ever new ones."""
 
@@ -104,6 +108,29 @@ class Files:
         temporary.replace(path)
         if durable:
             self.sync_directory(path.parent)
+
+    def claim(self, path: Path, data: bytes) -> bool:
+        """Create the file `path` with `data`, unless it is there: of those who try at once, one
+        does. Whoever made it, on return it is whole and durable. Whether this call made it."""
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{CLAIM_SUFFIX}")
+        try:
+            with naming(temporary), temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)
+            made = True
+        except FileExistsError:
+            made = False
+        finally:
+            temporary.unlink(missing_ok=True)
+        self.sync_directory(path.parent)
+        return made
+
+    def drop_claims(self, folder: Path) -> None:
+        """Delete what `claim` left in `folder` when it was killed. No one may be claiming there."""
+        for path in folder.glob(f".*{CLAIM_SUFFIX}"):
+            self.remove(path)
 
     def write(self, path: Path) -> BinaryIO:
         """A new file, to be written as a whole and then given its name by `publish`."""
@@ -164,7 +191,7 @@ class Files:
         """Make an empty file, durably, unless there is one."""
         if not path.exists():
             path.open("ab").close()
-            self.sync_directory(path.parent)
+        self.sync_directory(path.parent)
 
     def sync_directory(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -23,11 +23,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from storage.compiled import compiled
 from storage.siphash import siphash13, siphash13_word
 
 U64 = npt.NDArray[np.uint64]
@@ -45,7 +45,7 @@ K1 = np.uint64(0x9E3779B97F4A7C15)
 K2 = np.uint64(0xC2B2AE3D27D4EB4F)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _finish(h: Any) -> Any:
     h ^= h >> np.uint64(33)
     h *= np.uint64(0xFF51AFD7ED558CCD)
@@ -54,7 +54,7 @@ def _finish(h: Any) -> Any:
     return h ^ (h >> np.uint64(33))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def fold_bytes(h: Any, data: Any, at: Any, end: Any) -> Any:
     """`h` with the bytes [at, end) folded in, the last word not yet multiplied."""
     while at + 8 <= end:
@@ -80,7 +80,7 @@ def fold_bytes(h: Any, data: Any, at: Any, end: Any) -> Any:
     return h ^ word
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _hash_bytes(offsets: Any, data: Any, out: Any) -> None:
     for i in range(len(out)):
         start, end = offsets[i], offsets[i + 1]
@@ -88,30 +88,30 @@ def _hash_bytes(offsets: Any, data: Any, out: Any) -> None:
         out[i] = _finish(fold_bytes(h, data, start, end) * K1)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _hash_words(words: Any, out: Any) -> None:
     for i in range(len(out)):
         out[i] = _finish((out[i] ^ words[i]) * K1)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _seeded_bytes(k0: Any, k1: Any, offsets: Any, data: Any, out: Any) -> None:
     for i in range(len(out)):
         out[i] = siphash13(k0 ^ out[i], k1, data, offsets[i], offsets[i + 1])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _seeded_words(k0: Any, k1: Any, words: Any, out: Any) -> None:
     for i in range(len(out)):
         out[i] = siphash13_word(k0 ^ out[i], k1, words[i])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _home(h: Any, spread: Any, capacity: Any) -> Any:
     return np.int64((((h * spread) >> np.uint64(32)) * capacity) >> np.uint64(32))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _find(table: Any, rows: Any, spread: Any, hashes: Any, slots: Any, found: Any) -> int:
     """From each slot (or home, if -1) go to the next entry with that hash; -1 if there is none."""
     capacity = np.uint64(len(table))
@@ -137,7 +137,7 @@ def _find(table: Any, rows: Any, spread: Any, hashes: Any, slots: Any, found: An
     return hits
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _insert(table: Any, rows: Any, spread: Any, hashes: Any, row: Any, left_out: Any) -> int:
     """Rows `row`, `row` + 1, …; those for which there are SAME_MAX of their hash are written to
     `left_out` (as indexes into `hashes`): how many."""
@@ -162,7 +162,7 @@ def _insert(table: Any, rows: Any, spread: Any, hashes: Any, row: Any, left_out:
     return count
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _rehash(old_table: Any, old_rows: Any, spread: Any, table: Any, rows: Any) -> None:
     capacity = np.uint64(len(table))
     for i in range(len(old_table)):
@@ -177,7 +177,7 @@ def _rehash(old_table: Any, old_rows: Any, spread: Any, table: Any, rows: Any) -
             rows[slot] = old_rows[i]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _find_earlier(hashes: Any, table: Any, found: Any) -> None:
     mask = np.uint64(len(table) - 1)
     for i in range(len(hashes)):

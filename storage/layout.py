@@ -4,8 +4,8 @@
     DATA/batch.lock                                    held by the one who hands over
     DATA/lock                                          held by the one job
     DATA/ended                                         an empty file: the last run ended well
-    DATA/sources/PARTITION                             an empty file: this was read at some time
-    DATA/topics/TOPIC                                  the id of the Kafka topic that was read
+    DATA/sources/PARTITION                             a source partition: where it begins
+    DATA/topics/TOPIC                                  the Kafka topic that was read: its id
     DATA/recovery/                                     the engine's own
     DATA/hot/PARTITION/lock                            held by the one writer
     DATA/hot/PARTITION/manifest.json
@@ -107,8 +107,12 @@ class Layout:
     def sources(self) -> Path:
         return self.root / "sources"
 
+    @property
+    def topics(self) -> Path:
+        return self.root / "topics"
+
     def topic(self, name: str) -> Path:
-        return self.root / "topics" / name
+        return self.topics / name
 
     @property
     def recovery(self) -> Path:
@@ -144,6 +148,11 @@ class Layout:
         found = {path.parent.name for path in self.root.glob("hot/*/manifest.json")}
         found |= {path.parent.name for path in self.root.glob("chunks/*/catalog.json")}
         return sorted(name for name in found if _NAME.match(name))
+
+
+def names_partition(name: str) -> bool:
+    """Whether a partition can have this name."""
+    return _NAME.match(name) is not None
 
 
 def block_log_name(block: BlockId, incarnation: int) -> str:

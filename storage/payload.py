@@ -14,28 +14,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from storage.compiled import compiled
 from storage.index import K1, K2, U64, fold_bytes
 
 _NO_BITS = np.zeros(0, np.uint8)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _mixed(h: Any) -> Any:
     h ^= h >> np.uint64(32)
     h *= K1
     return h ^ (h >> np.uint64(29))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _is_null(bits: Any, at: Any) -> Any:
     return len(bits) > 0 and not (bits[at >> 3] >> (at & 7)) & 1
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _add_bytes(offsets: Any, data: Any, bits: Any, first: Any, seed: Any, out: Any) -> None:
     for i in range(len(out)):
         if _is_null(bits, first + i):
@@ -45,7 +45,7 @@ def _add_bytes(offsets: Any, data: Any, bits: Any, first: Any, seed: Any, out: A
         out[i] += _mixed(fold_bytes(h, data, at, end))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _add_words(words: Any, bits: Any, first: Any, seed: Any, out: Any) -> None:
     for i in range(len(out)):
         if not _is_null(bits, first + i):

@@ -27,6 +27,8 @@ from storage.schema import OFFSET, PARTITION
 
 Mask = npt.NDArray[np.bool_]
 
+YEARS_MS = -62_135_596_800_000, 253_402_300_799_999
+"""Milliseconds since 1970 at the beginning of year 1 and the end of year 9999."""
 FILE_BYTES_MAX = 8 << 20
 """A replay holds, and rewrites, one file of rejects at a time."""
 
@@ -46,9 +48,21 @@ class RejectFilter:
     until_ms: TimeMs | None = None
 
     def __post_init__(self) -> None:
-        for reason in self.reasons:
+        for reason in self.reasons if isinstance(self.reasons, tuple) else ():
             if reason not in REASONS:
                 raise BadInput(f"reason: expected one of {', '.join(REASONS)}; got {reason!r}")
+        for name, values, kind in (
+            ("reasons", self.reasons, str),
+            ("partitions", self.partitions, str),
+            ("offsets", self.offsets, int),
+        ):
+            if not isinstance(values, tuple) or not all(type(one) is kind for one in values):
+                raise BadInput(f"{name}: expected a tuple of {kind.__name__}, got {values!r}")
+        for offset in self.offsets:
+            _require_within("offset", offset, 0, 2**53 - 1)
+        for name, ms in (("since", self.since_ms), ("until", self.until_ms)):
+            if ms is not None:
+                _require_within(name, ms, *YEARS_MS)
 
     def rows(self, rejects: pa.RecordBatch) -> Mask:
         """For each row of a batch of REJECT_SCHEMA, whether it is meant."""
@@ -67,6 +81,11 @@ class RejectFilter:
         if self.until_ms is not None:
             wanted &= _mask(pc.less(times, self.until_ms))
         return wanted
+
+
+def _require_within(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise BadInput(f"{name}: expected a whole number from {least} to {most}, got {value!r}")
 
 
 ALL = RejectFilter()

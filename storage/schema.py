@@ -23,6 +23,19 @@ OFFSET = "_offset"
 UPLOAD_TIME = "upload_time"
 RAW = "raw"
 RESERVED = frozenset({PARTITION, OFFSET, UPLOAD_TIME, RAW})
+RESERVED_ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys(
+        ("_file", "_pos", "_deleted", "_spec_id", "_row_id", "_last_updated_sequence_number"),
+        "a metadata column of Iceberg: Spark can't read a table that has it",
+    ),
+    **dict.fromkeys(
+        ("_change_type", "_change_ordinal", "_commit_snapshot_id"),
+        "a metadata column of Iceberg: Spark can't show what changed in a table that has it",
+    ),
+    "source_partition": "the batch layer's name for _partition",
+    "upload_time_day": "the partition field of the batch layer's table",
+}
+"""Lower-case names that a declared column can't have, and who has them."""
 
 ColumnType = Literal["string", "int", "float", "bool", "time", "time_s", "time_us"]
 

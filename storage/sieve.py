@@ -16,10 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from storage.compiled import compiled
 from storage.index import U64
 from storage.layout import BlockId
 
@@ -30,7 +30,7 @@ KEYS_MIN, KEYS_MAX = 1 << 14, 1 << 24
 LAYERS = 4
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _bits(h: Any) -> Any:
     one = np.uint64(1)
     low = np.uint64(63)
@@ -38,14 +38,14 @@ def _bits(h: Any) -> Any:
     return (one << first) | (one << second) | (one << ((h >> np.uint64(46)) & low))
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _add(words: Any, hashes: Any) -> None:
     mask = np.uint64(len(words) - 1)
     for i in range(len(hashes)):
         words[hashes[i] & mask] |= _bits(hashes[i])
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _look(words: Any, hashes: Any, found: Any) -> None:
     mask = np.uint64(len(words) - 1)
     for i in range(len(hashes)):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
+from storage.compiled import compiled
 
-@numba.njit(cache=True, nogil=True)
+
+@compiled
 def siphash13(k0: Any, k1: Any, data: Any, start: Any, end: Any) -> Any:
     """The hash of the bytes [start, end) of `data` under the key (k0, k1), unsigned."""
     a, b = k0 ^ np.uint64(0x736F6D6570736575), k1 ^ np.uint64(0x646F72616E646F6D)
@@ -43,7 +44,7 @@ def siphash13(k0: Any, k1: Any, data: Any, start: Any, end: Any) -> Any:
     return _finished(a, b, c, d)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def siphash13_word(k0: Any, k1: Any, word: Any) -> Any:
     """The same of the eight bytes of `word`, little-endian."""
     a, b = k0 ^ np.uint64(0x736F6D6570736575), k1 ^ np.uint64(0x646F72616E646F6D)
@@ -56,7 +57,7 @@ def siphash13_word(k0: Any, k1: Any, word: Any) -> Any:
     return _finished(a, b, c, d)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _finished(a: Any, b: Any, c: Any, d: Any) -> Any:
     c ^= np.uint64(0xFF)
     for _ in range(3):
@@ -64,7 +65,7 @@ def _finished(a: Any, b: Any, c: Any, d: Any) -> Any:
     return a ^ b ^ c ^ d
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _round(a: Any, b: Any, c: Any, d: Any) -> Any:
     a, c = a + b, c + d
     b, d = _turned(b, 13) ^ a, _turned(d, 16) ^ c
@@ -73,6 +74,6 @@ def _round(a: Any, b: Any, c: Any, d: Any) -> Any:
     return a, b, _turned(c, 32), d
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _turned(word: Any, by: Any) -> Any:
     return (word << np.uint64(by)) | (word >> np.uint64(64 - by))

@@ -1,29 +1,37 @@
 """`forebay batch run` that a test can stop at a step, to kill it there, or give smaller slices.
 
-BATCH_STOP names the step: `sealed`, `writing`, `written`, `committed`, or `halfway`, when the first
-of several nodes has been completed; there the process says so on standard output and waits.
-BATCH_SLICE_ROWS is how many rows a slice may have. At the end it prints its peak memory in bytes.
+BATCH_STOP names the step: `making` (the table is yet to be made), `sealed`, `writing`, `written`,
+`checked` (the catalog has found the commit to fit, and has yet to make it), `committed`, or
+`halfway`, when the first of several nodes has been completed; there the process says so on standard
+output and waits for a line on standard input to go on. BATCH_SLICE_ROWS is how many rows a slice
+may have. At the end it prints its peak memory in bytes.
 """
 
 from __future__ import annotations
 
 import os
 import resource
-import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
+from pyiceberg.catalog.sql import SqlCatalog
+
 from cli.main import main
 from flows import batch
+from flows.table import EventTable
 from storage.batch import BatchWriter
 
-STEPS = ("sealed", "writing", "written", "committed")
+STEPS = ("sealed", "writing", "written", "checked", "committed")
 STOPPED = "stopped"
+_stops = iter([None])
 
 
 def _stop(*_: object) -> None:
-    print(STOPPED, flush=True)
-    signal.pause()
+    """Once in the life of the process."""
+    for _once in _stops:
+        print(STOPPED, flush=True)
+        sys.stdin.readline()
 
 
 def _wrap(
@@ -46,6 +54,17 @@ def _wrap(
     setattr(owner, name, wrapped)
 
 
+def _stop_when_checked() -> None:
+    """A SQL catalog writes the metadata between its check and its change."""
+    write = SqlCatalog._write_metadata
+
+    def written(**arguments: Any) -> None:
+        write(**arguments)
+        _stop()
+
+    SqlCatalog._write_metadata = staticmethod(written)  # type: ignore[assignment]
+
+
 def stop_at(step: str) -> None:
     if step == "sealed":
         _wrap("write", _stop, None)
@@ -54,8 +73,13 @@ def stop_at(step: str) -> None:
         _wrap("_slice", lambda self: _stop() if next(slices) else None, None)
     elif step == "halfway":
         _wrap("complete", None, _stop, BatchWriter)
+    elif step == "making":
+        _wrap("create_namespace", _stop, None, SqlCatalog)
+    elif step == "checked":
+        _wrap("append", lambda _: _stop_when_checked(), None, EventTable)
     else:
-        _wrap("_commit", *((_stop, None) if step == "written" else (None, _stop)))
+        before, after = (_stop, None) if step == "written" else (None, _stop)
+        _wrap("append", before, after, EventTable)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ BROKEN names the bug that it has:
     lenient    a log that is shorter than it was is read as far as it goes
     blind      a log whose checksum is another holds nothing
     mute       an error that ends a worker is told to no one
+    boundless  a time may be of any year
+    trimming   a number with a fraction is cut where an integer is expected
+    seconds    what a chunk has of times in seconds is taken as they are stored there
     plodding   keys are looked up one by one, each in what is read back for it
     trusting   Kafka is read from where the consumer group says, as the consumer itself told it
 """
@@ -44,15 +47,17 @@ import pyarrow as pa
 
 from flows import realtime, settings, worker
 from operators import blocks as step
-from operators import kafka
+from operators import decode, kafka
 from operators.decode import DecodeConfig, Decoder, _Reasons
+from operators.exact import Exact
 from operators.messages import I64
 from operators.reader import REGION_ROWS
 from operators.routing import route
-from storage import blocks
+from storage import blocks, chunk
 from storage.blocks import Blocks, BlocksConfig
 from storage.catalog import Catalog
 from storage.chunk import ChunkKeys
+from storage.columns import parse_types
 from storage.errors import Corruption
 from storage.files import Appender
 from storage.frame import Frame
@@ -193,16 +198,15 @@ def parted() -> None:
 def trusting() -> None:
     add, poll = kafka._Reader.add, kafka._Reader.poll
 
-    def trusting_add(self: kafka._Reader, number: int, next_offset: int | None) -> kafka._Queue:
+    def trusting_add(self: kafka._Reader, number: int, next_offset: int) -> kafka._Queue:
         (place,) = self._consumer.committed([self._place(number)])
         return add(self, number, place.offset if place.offset >= 0 else next_offset)
 
     def telling_poll(self: kafka._Reader) -> None:
         poll(self)
         for queue in self._queues.values():
-            if queue.next_offset is not None:
-                at = self._place(queue.number, queue.next_offset)
-                self._consumer.commit(offsets=[at], asynchronous=False)
+            at = self._place(queue.number, queue.next_offset)
+            self._consumer.commit(offsets=[at], asynchronous=False)
 
     kafka._Reader.add = trusting_add  # type: ignore[method-assign]
     kafka._Reader.poll = telling_poll  # type: ignore[method-assign]
@@ -277,6 +281,21 @@ def mute() -> None:
     worker._told = lambda error: int(error is not None)
 
 
+def boundless() -> None:
+    decode.outside_years = lambda _: None  # type: ignore[attr-defined,assignment]
+
+
+def trimming() -> None:
+    Exact.suspects = lambda *_: np.empty(0, np.int64)  # type: ignore[method-assign]
+
+
+def seconds() -> None:
+    def stored(types: dict[str, str]) -> pa.Schema:
+        return pa.schema([(f.name, chunk._as_stored(f.type)) for f in parse_types(types)])
+
+    chunk.parse_types = stored  # type: ignore[attr-defined]
+
+
 def plodding() -> None:
     find = KeySet.find
 
@@ -302,7 +321,7 @@ BUGS: dict[str, Callable[[], None]] = {
     for bug in (
         keys, hollow, hasty, short, credulous, strict, graceless, leaky, deaf, touchy,
         forgetful, unsettled, parted, trusting, lasting, wavering, salted, lenient, blind, mute,
-        plodding,
+        plodding, boundless, trimming, seconds,
     )
 }  # fmt: skip
 

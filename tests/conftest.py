@@ -58,6 +58,14 @@ def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
         job.close()
 
 
+@pytest.fixture(scope="session")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job that has read all of `tests.days`: to be copied."""
+    from tests.days import fill
+
+    return fill(tmp_path_factory.mktemp("filled") / "job")
+
+
 @pytest.fixture
 def partition(tmp_path: Path) -> Iterator[Partition]:
     partition = Partition(tmp_path)

@@ -72,6 +72,12 @@ class PowerFiles(OpenFiles):
         super().replace(path, data, durable=durable)
         self._keep(path)
 
+    def claim(self, path: Path, data: bytes) -> bool:
+        self._keep(path)
+        made = super().claim(path, data)
+        self._keep(path)
+        return made
+
     def publish(self, temporary: Path, path: Path) -> None:
         self._keep(temporary)
         self._keep(path)

@@ -1,20 +1,11 @@
-"""Handing days over with the batch layer that comes along: real jobs, real runs, real kills.
-
-The load is three days and the start of a fourth, in two files; `keys` says which a day has, shared
-ones in both files. Whatever happens, the table has each key of a day that was handed over once, and
-a query over all layers has each key ever sent once: shared ones once a file before the handoff.
-"""
+"""Handing days over with the batch layer that comes along: real jobs, real runs, real kills."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -24,105 +15,46 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 from duckdb_extensions import import_extension
-from pyiceberg.table import StaticTable
 
 import query
 import query.view
 import query.why
 from cli.main import main
-from flows.batch import DAY_MS, BatchConfig, missing_days, run_day
+from flows.batch import DAY_MS, missing_days, run_day
 from flows.handoff import Handoff
 from storage.batch import Batch, read_batch
 from storage.errors import BadInput
 from storage.files import Files
 from storage.layout import Layout
-from tests.batch_run import STEPS, STOPPED
+from tests.batch_run import STEPS
+from tests.days import (
+    CONFIG,
+    DAYS,
+    EVER,
+    HOUR_MS,
+    PER_DAY,
+    SHARED,
+    MakeJob,
+    a_job,
+    assert_handed_over,
+    batch,
+    day,
+    event,
+    everything,
+    feed,
+    forebay,
+    hand_over,
+    ids,
+    in_table,
+    keys,
+    messages,
+    once,
+    run_job,
+    starts_ms,
+    static,
+    stopped,
+)
 from tests.job import LOOK_S, Job
-
-MakeJob = Callable[..., Job]
-FIRST = date(2024, 5, 1)
-START_MS = 1_714_521_600_000
-HOUR_MS = 3_600_000
-DAYS = range(3)
-CONFIG = BatchConfig("forebay.events", {}, 64 << 20)
-SETTINGS = {
-    "SCHEMA": "none",
-    "COLUMNS": '[{"name": "id", "path": "id"}]',
-    "DEDUP_KEY": '["id"]',
-    "UPLOAD_TIME": "at",
-    "RAW": "false",
-    "BLOCK_SPAN": "1h",
-    "DEDUP_WINDOW": "2h",
-    "BLOCKS_PER_CHUNK": "3",
-    "EPOCH_INTERVAL": "100ms",
-    "TICK_INTERVAL": "100ms",
-    "GRACE": "1s",
-}
-
-
-def event(key: str, at_ms: int, **more: object) -> bytes:
-    return orjson.dumps({"id": key, "at": at_ms, **more})
-
-
-def day(number: int) -> date:
-    return FIRST + timedelta(days=number)
-
-
-def starts_ms(number: int) -> int:
-    return START_MS + number * DAY_MS
-
-
-PER_DAY, SHARED = 240, 20
-
-
-def keys(number: int) -> set[str]:
-    """All keys of a day."""
-    own = {f"{part}-{number}-{n}" for part in "ab" for n in range(PER_DAY)}
-    return own | {f"s-{number}-{n}" for n in range(SHARED)}
-
-
-EVER = {key for number in DAYS for key in keys(number)} | {"a-3", "b-3"}
-
-
-def messages(part: str) -> Iterator[bytes]:
-    """What a file has: in order, some events twice, and some that the other file has too."""
-    for number in DAYS:
-        step_ms = DAY_MS // PER_DAY
-        for n in range(PER_DAY):
-            at_ms = starts_ms(number) + n * step_ms
-            yield from [event(f"{part}-{number}-{n}", at_ms)] * (2 if n % 10 == 0 else 1)
-            if n < SHARED:
-                yield event(f"s-{number}-{n}", at_ms)
-    yield event(f"{part}-3", starts_ms(3) + HOUR_MS)
-
-
-def feed(job: Job, part: str, lines: Iterable[bytes]) -> None:
-    """Append to a file that no job reads now."""
-    folder = job.folder / "events"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{part}.ndjson").open("ab") as file:
-        file.writelines(line + b"\n" for line in lines)
-
-
-def run_job(job: Job) -> None:
-    assert job.ends(job.run()) == 0, job.told()
-
-
-def a_job(make_job: MakeJob, **settings: str) -> Job:
-    job = make_job(**{**SETTINGS, **settings})
-    job.settings.setdefault("FILES__PATH", str(job.folder / "events"))
-    return job
-
-
-@pytest.fixture(scope="module")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a job that has read the load to its end."""
-    job = Job(tmp_path_factory.mktemp("filled") / "job", dict(SETTINGS))
-    job.settings["FILES__PATH"] = str(job.folder / "events")
-    for part in "ab":
-        feed(job, part, messages(part))
-    run_job(job)
-    return job.folder
 
 
 @pytest.fixture
@@ -132,80 +64,6 @@ def job(filled: Path, make_job: MakeJob) -> Job:
     return job
 
 
-def forebay(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-m", "tests.batch_run", *arguments],
-        env=job.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@contextmanager
-def stopped(job: Job, step: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A batch run that has come to a step and waits there; it is killed at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.batch_run", "batch", "run", *arguments],
-        env={**job.environment, "BATCH_STOP": step, "BATCH_SLICE_ROWS": "100"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline().strip() == STOPPED
-        yield process
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-
-
-def hand_over(job: Job, *days: int) -> None:
-    for number in days:
-        run_day([job.data], CONFIG, day(number))
-
-
-def batch(job: Job) -> Batch:
-    return read_batch(Files(), Layout(job.data))
-
-
-def in_table(job: Job) -> pl.DataFrame:
-    """The rows of the table that the boundary is at."""
-    found = batch(job).table
-    return pl.DataFrame() if found is None else pl.DataFrame(_static(found).scan().to_arrow())
-
-
-def _static(metadata: str) -> StaticTable:
-    return StaticTable.from_metadata(metadata)
-
-
-def ids(rows: pl.LazyFrame | pl.DataFrame) -> Counter[str]:
-    return Counter(rows.lazy().select("id").collect()["id"])
-
-
-def once(found: Iterable[str]) -> Counter[str]:
-    return Counter(dict.fromkeys(found, 1))
-
-
-def everything(through: int, *more: str) -> Counter[str]:
-    """What all layers have once the days up to this one are handed over."""
-    found = once({*EVER, *more})
-    found.update(k for n in DAYS if n > through for k in keys(n) if k.startswith("s"))
-    return found
-
-
-def assert_handed_over(job: Job, through: int) -> None:
-    """The table has all days up to this one and nothing else, and all layers have all, once."""
-    below = {key for number in range(through + 1) for key in keys(number)}
-    assert ids(in_table(job)) == once(below)
-    store = query.open(job.data)
-    assert ids(store.scan("all")) == everything(through)
-    assert batch(job).covered_until_ms == starts_ms(through + 1)
-    assert set(ids(store.scan())) == EVER - below
-
-
 # -- a run --------------------------------------------------------------------------------------
 
 
@@ -213,14 +71,14 @@ def test_run_hands_over_each_key_of_a_day_once_sorted_in_one_file(job: Job) -> N
     report = run_day([job.data], CONFIG, day(0))
     assert (report.number, report.rows, report.duplicates) == (1, len(keys(0)), SHARED)
     assert_handed_over(job, 0)
-    rows = in_table(job).select("upload_time", "_partition", "_offset")
+    rows = in_table(job).select("upload_time", "source_partition", "_offset")
     assert rows.equals(rows.sort(pl.all()))
     metadata = batch(job).table
     assert metadata is not None
-    snapshot = _static(metadata).current_snapshot()
+    snapshot = static(metadata).current_snapshot()
     assert snapshot is not None
     assert snapshot.summary is not None
-    assert len(list(_static(metadata).scan().plan_files())) == 1
+    assert len(list(static(metadata).scan().plan_files())) == 1
     assert snapshot.summary["forebay.batch-number"] == "1"
     assert snapshot.summary["forebay.rows"] == str(len(keys(0)))
     lines = {part: sum(1 for _ in messages(part)) for part in "ab"}
@@ -240,7 +98,8 @@ def test_a_run_again_changes_nothing(job: Job) -> None:
     before = {path: path.read_bytes() for path in (job.data / "batch").rglob("*.json")}
     record = Layout(job.data).batch.read_bytes()
     report = run_day([job.data], CONFIG, day(0))
-    assert (report.number, report.rows, report.again) == (1, len(keys(0)), True)
+    assert (report.number, report.rows) == (1, len(keys(0)))
+    assert report.outcome == "completed before"
     assert Layout(job.data).batch.read_bytes() == record
     after = {path: path.read_bytes() for path in (job.data / "batch").rglob("*.json")}
     assert after == before
@@ -255,7 +114,7 @@ def test_a_day_without_events_is_handed_over_and_what_comes_late_for_it_is_not_l
     hand_over(job, 0, 1)
     feed(job, "a", [event("late", starts_ms(1))])
     run_job(job)
-    assert run_day([job.data], CONFIG, day(1)).again
+    assert run_day([job.data], CONFIG, day(1)).outcome == "completed before"
     assert ids(query.open(job.data).late()) == once(["late"])
     feed(job, "a", [event("end", starts_ms(3))])
     run_job(job)
@@ -293,7 +152,8 @@ def test_a_run_killed_at_any_step_is_done_by_the_next(job: Job, step: str) -> No
     assert ids(query.open(job.data).scan("all")) == before
     assert batch(job).covered_until_ms is None
     report = run_day([job.data], CONFIG, day(0))
-    assert (report.rows, report.again) == (len(keys(0)), step == "committed")
+    expected = "taken up" if step == "committed" else "written"
+    assert (report.rows, report.outcome) == (len(keys(0)), expected)
     assert_handed_over(job, 0)
     hand_over(job, 1)
     assert_handed_over(job, 1)
@@ -326,13 +186,13 @@ def test_a_run_that_fails_changes_nothing_that_a_query_sees(job: Job) -> None:
 def test_what_a_killed_run_left_torn_is_written_again(job: Job) -> None:
     with stopped(job, "writing", "--day", str(day(0))):
         pass
-    left = [*(job.data / "batch").rglob("*.parquet"), *(job.data / "batch").rglob("*.duckdb")]
-    assert len(left) == 2
-    for path in left:
-        path.write_bytes(b"torn" * 1000)
+    (left,) = (job.data / "batch").rglob("*.parquet")
+    left.write_bytes(b"torn" * 1000)
     hand_over(job, 0)
     assert_handed_over(job, 0)
-    assert not list((job.data / "batch").rglob("*.duckdb*"))
+    assert not left.exists()
+    assert not (job.data / "batch" / "work").exists()
+    assert not list((job.data / "batch" / "runs").iterdir())
 
 
 # -- what comes late ----------------------------------------------------------------------------
@@ -430,7 +290,8 @@ def until_locked(job: Job, process: subprocess.Popen[bytes]) -> None:
 def test_without_the_extra_it_is_said_what_is_missing(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "flows.batch")
+    for name in ("flows.batch", "flows.table"):
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pyiceberg.catalog", None)
     monkeypatch.setenv("FOREBAY_DATA_DIR", str(job.data))
     told = CliRunner().invoke(main, ["batch", "run", "--catch-up"])
@@ -457,15 +318,16 @@ def test_a_view_taken_over_a_handoff_is_taken_again(
 def test_pyarrow_duckdb_and_polars_read_the_same_rows_from_the_table(job: Job) -> None:
     hand_over(job, 1)
     metadata = batch(job).table
-    expected = in_table(job).sort("_partition", "_offset")
+    expected = in_table(job).sort("source_partition", "_offset")
     assert len(expected) == len(keys(0) | keys(1))
     import_extension("avro")
     import_extension("iceberg")
     with duckdb.connect() as work:
         work.execute("load avro; load iceberg; set timezone = 'UTC'")
         found = work.sql(f"from iceberg_scan('{metadata}')").to_arrow_table()
-    rows = pl.DataFrame(found).select(expected.columns).sort("_partition", "_offset")
+    rows = pl.DataFrame(found).select(expected.columns).sort("source_partition", "_offset")
     assert rows.rows() == expected.rows()
+    expected = expected.rename({"source_partition": "_partition"})
     below = pl.col("upload_time") < datetime.fromtimestamp(starts_ms(2) / 1000, timezone.utc)
     all_layers = query.open(job.data).scan("all").filter(below).collect()
     assert all_layers.select(expected.columns).sort("_partition", "_offset").rows() == (
@@ -606,6 +468,9 @@ def test_a_batch_layer_that_is_late_is_warned_of(
 ) -> None:
     job = a_job(make_job, BATCH_LATE=after)
     feed(job, "a", messages("a"))
+    run_job(job)
+    assert "batch layer" not in job.told(), "there is none"
+    assert forebay(job, "batch", "seal", "--through", str(day(1))).returncode == 0
     run_job(job)
     assert ("the batch layer is late" in job.told()) == warned
 

@@ -10,10 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from operators.blocks import BEHIND, BEHIND_PUBLISH_S, EPOCH_LOOK_S, BlocksStep
+from operators.blocks import (
+    BEHIND,
+    BEHIND_PUBLISH_S,
+    EPOCH_LOOK_S,
+    KEPT_BYTES_MAX,
+    KEPT_EVERY_S,
+    BlocksStep,
+)
 from storage.batch import BatchWriter
 from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
 from storage.layout import Layout
+from storage.retention import Waiting
 from storage.state import read_manifest
 from tests.partition import CONFIG, NAME, SPAN_MS, START_MS, OpenFiles, event, frame
 
@@ -150,3 +158,35 @@ def test_a_seal_that_comes_while_a_partition_begins_is_carried_out_before_its_fi
     assert [block.late for block in manifest.hot] == [1]
     assert manifest.counters.after_seal == 1
     step.files.close()
+
+
+def test_that_nothing_deletes_what_is_kept_is_said_once_a_day_and_only_of_much(
+    step: BlocksStep,
+    clock: list[float],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An upload time of 1970 and one of today: all waits for 56 years, for no one."""
+    logic, size = step(None), [KEPT_BYTES_MAX]
+    monkeypatch.setattr(
+        "storage.blocks.Blocks.waiting", lambda self, batch: Waiting(56 * 365 * 86_400_000, size[0])
+    )
+
+    def warnings(*, passed_s: float, retention_ms: int = 0) -> list[str]:
+        clock[0] += passed_s
+        caplog.clear()
+        step.worker.warn(3_600_000, retention_ms, 60.0)
+        return [record.getMessage() for record in caplog.records]
+
+    logic.on_batch([frame([event(0, 0, 0)])])
+    assert warnings(passed_s=step.tick_interval_s) == []
+    size[0] += 5 * 10**9
+    assert warnings(passed_s=60, retention_ms=1) == []
+    (told,) = warnings(passed_s=60)
+    assert told.startswith("15.0 GB are kept, and nothing deletes them")
+    assert warnings(passed_s=KEPT_EVERY_S - 1) == []
+    assert len(warnings(passed_s=60)) == 1
+    with BatchWriter(step.files, step.layout) as writer:
+        writer.seal(CONFIG.block_span_ms, {CONFIG.block_span_ms})
+    (late,) = warnings(passed_s=60)
+    assert late.startswith("the batch layer is late: 15.0 GB of 1 partitions")

@@ -282,26 +282,6 @@ def quiet(job: Job, again: int) -> bool:
     return time.monotonic() - _quiet_since.setdefault(job.folder, time.monotonic()) > 10
 
 
-def test_partitions_added_are_read_from_their_start_after_a_restart(
-    make_job: MakeJob, broker: Broker
-) -> None:
-    job = kafka_job(make_job, broker, 2)
-    process = job.run()
-    send(job, [event(n) for n in range(100)], 0)
-    send(job, [event(n) for n in range(100, 200)], 1)
-    job.until(process, lambda found: taken(found) == 200)
-    broker.add_partitions(topic_of(job), 5)
-    send(job, [event(n) for n in range(200, 300)], 4)
-    send(job, [event(n) for n in range(300, 350)], 0)
-    job.until(process, lambda found: taken(found) == 250)
-    assert job.stop(process) == 0, job.told()
-    process = job.run(2)
-    found = job.until(process, lambda found: taken(found) == 350)
-    assert job.stop(process) == 0, job.told()
-    assert counts(found) == {"accepted": 350, "duplicates": 0, "rejects": 0}
-    assert insert_ids(job) == ids({"i": range(350)})
-
-
 def stored_offsets(job: Job) -> list[int]:
     """What the broker still has of partition 0, as any consumer sees it."""
     topic, server = topic_of(job), job.settings["KAFKA__BOOTSTRAP"]
@@ -383,6 +363,58 @@ def test_a_topic_deleted_during_a_run_is_told(make_job: MakeJob, broker: Broker)
     job.until(process, lambda _: len(job.told()) > before or time.monotonic() - since > 30)
     assert "no longer available" in job.told()
     assert insert_ids(job) == ids({"i": range(10)})
+
+
+# -- stops and settings -------------------------------------------------------------------------
+
+STOP_S = 6.0
+"""A moment, on a machine that has much else to do; librdkafka's timeouts are longer."""
+
+
+@pytest.mark.parametrize("how", ["run", "bytewax"])
+@pytest.mark.parametrize("when", ["before the start", "during the run"])
+def test_a_stop_while_the_broker_is_away_takes_a_moment(
+    when: str, how: str, make_job: MakeJob, tmp_path: Path, broker: Broker
+) -> None:
+    with Broker(tmp_path / "broker") as own:
+        job = kafka_job(make_job, own, 2)
+        send(job, [event(n) for n in range(10)])
+        if when == "before the start":
+            own.kill()
+        process = getattr(job, how)()
+        if when == "during the run":
+            job.until(process, lambda found: taken(found) == 10)
+            own.kill()
+            job.until(process, lambda _: "is away; waiting" in job.told())
+        else:
+            job.until(process, lambda _: "waiting for topic" in job.told())
+            assert "Connection refused" in job.told()
+        since = time.monotonic()
+        assert job.stop(process) == 0, job.told()
+        assert time.monotonic() - since < STOP_S
+        own.start()
+        process = job.run()
+        job.until(process, lambda found: taken(found) == 10)
+        assert job.stop(process) == 0, job.told()
+    assert insert_ids(job) == ids({"i": range(10)})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("KAFKA__TOPIC", "a/b", "kafka.topic: expected letters, digits, . _ -"),
+        ("KAFKA__LIBRDKAFKA", '{"no.such": 1}', 'No such configuration property: "no.such"'),
+        ("KAFKA__LIBRDKAFKA", '{"fetch.wait.max.ms": "soon"}', "kafka.librdkafka: expected"),
+    ],
+)
+def test_what_no_broker_could_take_ends_the_job_and_is_told_in_a_line(
+    name: str, value: str, told: str, make_job: MakeJob, broker: Broker
+) -> None:
+    job = kafka_job(make_job, broker, 1)
+    job.settings[name] = value
+    assert job.ends(job.run()) == PERMANENT
+    assert told in job.told()
+    assert "Traceback" not in job.told()
 
 
 def test_a_broker_that_refuses_the_login_is_told_without_the_password(

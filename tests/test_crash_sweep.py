@@ -17,10 +17,11 @@ import pytest
 from tests import LONG
 from tests.broken_reader import BUGS as READER_BUGS
 from tests.broken_worker import BUGS
-from verify import stories
+from verify import stories, values
 from verify.dying import Death
 from verify.feed import Traffic
 from verify.harness import Row, Story, Trial, play
+from verify.hostile import hostile
 from verify.reader import Report
 from verify.room import FILE_BYTES_MAX
 from verify.stories import (
@@ -106,12 +107,33 @@ def a_log_that_takes_no_more(trial: Trial) -> None:
     trial.run(None, 1, f"FSIZE={FILE_BYTES_MAX}")
 
 
+def typed_events_come_again(trial: Trial) -> None:
+    trial.typed()
+    evicted_events_come_again(trial)
+
+
+def hostile_values(trial: Trial) -> None:
+    """Each once, before or behind an ordinary copy."""
+    trial.typed()
+    for field in (*values.HOSTILE, *values.HOSTILE_KEYS):
+        name = trial.rng.choice(trial.feed.names)
+        trial.feed.send(3, Traffic(), [name])
+        event = trial.feed.event(trial.feed.now_ms)
+        piece = [b"%(open)b," + field + b"}", b"%(event)b"]
+        trial.feed.append(name, hostile(trial.rng, piece, event))
+
+
 Noticed = Callable[[Row, str], bool]
 
 
 def differs(row: Row, fault: str) -> bool:
     """The story went as it must, but not all came out that went in, or not once."""
     return not fault and bool(row.lost or row.doubled)
+
+
+def differs_and_more(row: Row, _: str) -> bool:
+    """Not all came out, or not once, and whatever else went wrong."""
+    return bool(row.lost or row.doubled)
 
 
 def tells(text: str) -> Noticed:
@@ -125,6 +147,9 @@ STORIES_OF: dict[str, tuple[Story, Noticed]] = {
     "short": (evicted_events_come_again, differs),
     "graceless": (evictions_under_a_reader, tells("views lost some")),
     "deaf": (a_log_that_takes_no_more, tells("Corruption")),
+    "boundless": (hostile_values, differs_and_more),
+    "trimming": (hostile_values, differs),
+    "seconds": (typed_events_come_again, differs),
 }
 
 
@@ -145,7 +170,7 @@ BUG_OF: dict[str, tuple[str, Noticed]] = {
     "flipped byte": ("blind", tells("expected Corruption")),
     "full disk": ("mute", tells("expected one of")),
     "few open files": ("mute", tells("expected one of")),
-    "hostile input": ("touchy", differs),
+    "hostile input": ("touchy", differs_and_more),
     "rejects replayed": ("forgetful", tells("expected each reject once")),
 }
 """What each story of `forebay verify` is there to find."""
@@ -201,6 +226,12 @@ def test_a_sound_build_goes_through_the_cheap_stories(tmp_path: Path) -> None:
         found = list(pool.map(told, CHEAP))
     wrong = [(row, fault) for row, fault in found if fault or row.lost or row.doubled]
     assert not wrong, f"seed {SEED}"
+
+
+@pytest.mark.parametrize("story", [hostile_values, typed_events_come_again])
+def test_values_of_every_type_go_all_the_way(story: Story, tmp_path: Path) -> None:
+    row, fault = play("values", story, tmp_path / "trial", SEED)
+    assert (fault, row.lost, row.doubled) == ("", 0, 0)
 
 
 @pytest.mark.parametrize("bug", STORIES_OF)

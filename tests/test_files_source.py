@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
+import re
+import socket
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from operators.files import FilesConfig, FileSource, Position, file_partitions
+from operators import failure
+from operators.content import WINDOW_BYTES, Position
+from operators.failure import unread
+from operators.files import NAME_CHARS_MAX, FilesConfig, FileSource, file_partitions
 from operators.messages import Messages
-from storage.errors import BadInput, Corruption
+from operators.unpack import PACKED_BYTES, PIECE_BYTES_MAX, unpack
+from storage.errors import BadInput
+from storage.layout import PartitionKey
 
 MTIME_MS = 1_700_000_000_000
 LINES = [b'{"n":%d,"pad":"%b"}' % (n, b"x" * (n * 7 % 90)) for n in range(200)]
 CONTENT = b"\n".join(LINES) + b"\n"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_unread_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failure, "_unread", [])
+
+
+class Match:
+    """Equal to any text in which the pattern is found."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and re.search(self._pattern, other) is not None
+
+    def __repr__(self) -> str:
+        return self._pattern
 
 
 def plain(content: bytes) -> bytes:
@@ -46,6 +73,8 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     "a.ndjson.zst": zstandard.compress,
     "b.ndjson.zst": zstd_frames,
 }
+SKIPPABLE = b"\x53\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"notes"
+each_compressed = pytest.mark.parametrize("name", ["a.ndjson.gz", "a.ndjson.zst"])
 each_packing = pytest.mark.parametrize("name", PACKED)
 
 
@@ -79,7 +108,7 @@ def read(
     return items, positions
 
 
-def messages(items: Sequence[Messages]) -> list[tuple[int, bytes]]:
+def messages(items: Iterable[Messages]) -> list[tuple[int, bytes]]:
     for item in items:
         assert len(item.offsets) == len(item.values) == len(item.times_ms)
     return [
@@ -129,7 +158,7 @@ def test_blank_lines_are_no_messages_but_keep_their_numbers(tmp_path: Path, name
     items, positions = read(write(tmp_path, name, b"\n\na\n\r\nb\n\n"), rows=2)
     assert messages(items) == [(2, b"a"), (4, b"b")]
     assert [item.next_offset for item in items] == [2, 4, 6]
-    assert [line for line, _ in positions] == [2, 4, 6]
+    assert [line for line, *_ in positions] == [2, 4, 6]
 
 
 def test_items_follow_one_another_and_tell_the_end(tmp_path: Path) -> None:
@@ -173,9 +202,9 @@ def test_long_line_is_read_whole(tmp_path: Path) -> None:
     assert messages(items) == [(0, b"a"), (1, line), (2, b"b")]
 
 
-@pytest.mark.parametrize("name", ["a.ndjson.gz", "a.ndjson.zst"])
+@each_compressed
 def test_what_stands_behind_damage_is_left_to_a_run_that_finds_the_file_whole(
-    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, name: str
 ) -> None:
     lines = [os.urandom(2_000).hex().encode() for _ in range(200)]
     path = write(tmp_path, name, b"\n".join(lines) + b"\n")
@@ -185,39 +214,286 @@ def test_what_stands_behind_damage_is_left_to_a_run_that_finds_the_file_whole(
     first = messages(items)
     assert 0 < len(first) < len(lines)
     assert first == list(enumerate(lines))[: len(first)]
-    assert f"{path}: expected the end of a compressed frame" in caplog.text
+    assert unread() == [Match(rf"file {path}: expected the end of .*, got .* at offset \d+")]
     assert read(path, resume=positions[-1])[0] == []
     path.write_bytes(whole)
     assert messages([*items, *read(path, resume=positions[-1])[0]]) == list(enumerate(lines))
 
 
-@pytest.mark.parametrize("name", ["a.ndjson.gz", "a.ndjson.zst"])
-def test_file_that_is_not_compressed_has_no_messages_and_is_named(
-    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+@each_compressed
+@pytest.mark.parametrize("at", [0.4, 0.9])
+def test_every_line_before_a_damaged_byte_is_read_though_one_read_has_both(
+    tmp_path: Path, name: str, at: float
 ) -> None:
+    """Text that repeats, so that one call unpacks all; the lines are counted from the damage."""
+    content = b"".join(b'{"n":%d,"pad":"%b"}\n' % (n, b"x" * 200) for n in range(8_000))
+    path = write(tmp_path, name, content)
+    whole = path.read_bytes()
+    assert len(whole) < PACKED_BYTES
+    damaged = bytearray(whole)
+    cut = int(len(whole) * at)
+    damaged[cut : cut + 40] = os.urandom(40)
+    path.write_bytes(whole[:cut])
+    shorter = len(messages(read(path)[0]))  # those that surely stand before the damage
+    path.write_bytes(damaged)
+    found = messages(read(path)[0])
+    assert len(found) >= shorter - 1 > 500
+    assert [line for _, line in found][: shorter - 1] == content.split(b"\n")[: shorter - 1]
+    assert str(path) in unread()[-1]
+
+
+AS_GZIP_AND_ZSTD_TAKE_IT: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+    "zeros behind a member": ("a.ndjson.gz", lambda packed: packed + bytes(600_000), ""),
+    "bytes behind a member": (
+        "a.ndjson.gz", lambda packed: packed + b"garbage", "other bytes behind the last",
+    ),
+    "a member behind zeros": (
+        "a.ndjson.gz", lambda packed: packed + bytes(512) + packed, "zeros or nothing",
+    ),
+    "an empty member between": (
+        "a.ndjson.gz", lambda packed: gzip.compress(b"") + packed + gzip.compress(b""), "",
+    ),
+    "half of a member behind": (
+        "a.ndjson.gz", lambda packed: packed + packed[:9], "the end of a gzip member",
+    ),
+    "one byte of a member behind": (
+        "a.ndjson.gz", lambda packed: packed + b"\x1f", "the end of a gzip member",
+    ),
+    "zeros behind a frame": ("a.ndjson.zst", lambda packed: packed + bytes(512), "zstd frame or"),
+    "bytes behind a frame": ("a.ndjson.zst", lambda packed: packed + b"garbage", "zstd frame or"),
+    "skippable frames": (
+        "a.ndjson.zst", lambda packed: SKIPPABLE + packed + SKIPPABLE, "",
+    ),
+    "half of a skippable frame": (
+        "a.ndjson.zst", lambda packed: packed + SKIPPABLE[:-1], "the end of a zstd frame",
+    ),
+    "an empty frame between": (
+        "a.ndjson.zst", lambda packed: packed + zstandard.compress(b"") + zstandard.compress(b""),
+        "",
+    ),
+    "half of a magic behind": (
+        "a.ndjson.zst", lambda packed: packed + packed[:3], "the end of a zstd frame",
+    ),
+    "no content size": ("a.ndjson.zst", lambda _: unsized(CONTENT), ""),
+    "a wrong checksum": (
+        "a.ndjson.zst", lambda _: unsized(CONTENT)[:-1] + b"\0", "zstd data, got damage",
+    ),
+    "a wrong CRC": (
+        "a.ndjson.gz", lambda packed: packed[:-8] + bytes(4) + packed[-4:], "incorrect data check",
+    ),
+}  # fmt: skip
+
+
+def unsized(content: bytes) -> bytes:
+    """A frame as a stream writes it: without the size of its content, with a checksum."""
+    packing = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+    return packing.compress(content) + packing.flush()
+
+
+@pytest.mark.parametrize("what", AS_GZIP_AND_ZSTD_TAKE_IT)
+def test_what_is_whole_is_what_gzip_and_zstd_take_and_the_rest_is_told(
+    tmp_path: Path, what: str
+) -> None:
+    name, change, told = AS_GZIP_AND_ZSTD_TAKE_IT[what]
     path = write(tmp_path, name, CONTENT)
-    path.write_bytes(b"not compressed" + path.read_bytes())
+    path.write_bytes(change(path.read_bytes()))
+    assert messages(read(path)[0]) == list(enumerate(LINES))
+    assert unread() == ([Match(rf"file {path}: .*{told}.* at offset \d+")] if told else [])
+
+
+@each_compressed
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "an empty file"),
+        (CONTENT, "a file that is not compressed"),
+        (bytes(512), "something else"),
+        (b"BZh91AY&SY", "bzip2 data"),
+    ],
+)
+def test_file_that_is_not_what_its_name_says_has_no_messages_and_is_named(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
     assert messages(read(path)[0]) == []
-    assert f"{path}: can't be decompressed" in caplog.text
+    assert unread() == [
+        Match(rf"file {path}: expected (gzip|zstd) data, as its name says, got {told} at offset 0")
+    ]
 
 
-@pytest.mark.parametrize("name", ["a.ndjson.gz", "a.ndjson.zst"])
-def test_file_truncated_since_the_snapshot_is_an_error_that_names_it(
+def test_gzip_that_is_zstd_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson.gz"
+    path.write_bytes(zstandard.compress(CONTENT))
+    assert messages(read(path)[0]) == []
+    assert "expected gzip data, as its name says, got zstd data" in unread()[0]
+
+
+@pytest.mark.parametrize("name", [name for name in PACKED if name != "a.ndjson"])
+@given(edits=st.lists(st.tuples(st.integers(0, 4_000), st.binary(max_size=3)), min_size=1))
+@example(edits=[(4, b"\xff")])
+@example(edits=[(5, b"\xff\xff\xff")])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_whatever_is_damaged_ends_the_file_and_nothing_else(
+    tmp_path: Path, name: str, edits: list[tuple[int, bytes]]
+) -> None:
+    """Each edit puts bytes in the place of others, or cuts the file there."""
+    failure._unread.clear()
+    path = write(tmp_path, name, CONTENT)
+    damaged = bytearray(path.read_bytes())
+    for at, text in edits:
+        at %= len(damaged) + 1
+        damaged[at : at + len(text) if text else None] = text
+    path.write_bytes(damaged)
+    items, positions = read(path)
+    assert len(unread()) <= 1
+    position = positions[-1] if positions else (0, 0, 0, 0)
+    assert position[0] == (items[-1].next_offset if items else 0)
+    assert messages(read(path, resume=position)[0]) == []
+
+
+def test_zstd_frame_with_a_larger_window_than_the_limit_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson.zst"
+    long = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    packing = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    frame = packing.compress(CONTENT) + packing.flush()
+    path.write_bytes(zstandard.compress(b"{}\n") + frame)
+    assert messages(read(path)[0]) == [(0, b"{}")]
+    assert "a window of at most 128 MiB, got 256 MiB" in unread()[0]
+
+
+@each_compressed
+def test_no_piece_is_much_larger_than_its_bound_whatever_it_unpacks_to(
     tmp_path: Path, name: str
 ) -> None:
-    path = write(tmp_path, name, CONTENT)
-    _, positions = read(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises((BadInput, Corruption), match=str(path)):
-        read(path, resume=positions[-1])
+    path = write(tmp_path, name, b"\n" * (64 << 20))
+    with path.open("rb") as file:
+        sizes = [len(piece) for piece in unpack(file, name)]
+    assert sum(sizes) == 64 << 20
+    assert max(sizes) <= PIECE_BYTES_MAX
+
+
+OTHER: dict[str, Callable[[bytes], bytes]] = {
+    "another file": lambda content: content.replace(b"pad", b"new") + content,
+    "another file of the same length": lambda content: content.replace(b"pad", b"new"),
+    "another beginning, the same end": lambda content: b"[" + content[1:],
+    "the same beginning, another end": lambda content: content[:-9] + b"y" * 8 + b"\n",
+    "a shorter file": lambda content: content[: len(content) // 2],
+    "an empty file": lambda content: b"",
+    "one line more in front": lambda content: b'{"n":-1}\n' + content,
+    "a last line that went on": lambda content: content[:-1] + b" \n",
+}
+LONG = b"".join(b'{"n":%d,"pad":"%b"}\n' % (n, b"x" * (n % 90)) for n in range(4_000))
+
+
+@pytest.mark.parametrize("content", [CONTENT, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("what", OTHER)
+@each_packing
+def test_file_that_is_not_the_one_read_before_is_left_alone_until_that_is_back(
+    tmp_path: Path, name: str, what: str, content: bytes
+) -> None:
+    path = write(tmp_path, name, content)
+    items, positions = read(path, rows=3000)
+    write(tmp_path, name, OTHER[what](content))
+    again, kept = read(path, resume=positions[-1])
+    assert (again, kept) == ([], [])
+    assert unread() == [
+        Match(rf"file {path}: expected .* read before, got .*; give the new file a name of its own")
+    ]
+    assert resting(path, positions[-1]) == positions[-1]
+    write(tmp_path, name, content + b"{}\n")
+    found = messages([*items, *read(path, resume=positions[-1])[0]])
+    assert found == list(enumerate([*content.split(b"\n")[:-1], b"{}"]))
+
+
+def resting(path: Path, position: Position) -> Position | None:
+    """The snapshot of a partition from which nothing is read."""
+    config = FilesConfig(path)
+    source = FileSource(config, file_partitions(config))
+    partition = source.build_part("step", path.name, position)
+    with pytest.raises(StopIteration):
+        partition.next_batch()
+    return partition.snapshot()
 
 
 @each_packing
-def test_file_shorter_than_it_was_is_bad_input_that_names_it(tmp_path: Path, name: str) -> None:
-    _, positions = read(write(tmp_path, name, CONTENT))
-    path = write(tmp_path, name, CONTENT[: len(CONTENT) // 2])
-    with pytest.raises(BadInput, match=f"{path}: expected at least"):
-        read(path, resume=positions[-1])
+def test_snapshot_of_version_1_goes_on_and_is_followed_by_one_that_tells_files_apart(
+    tmp_path: Path, name: str
+) -> None:
+    path = write(tmp_path, name, LONG)
+    items, positions = read(path, rows=3000)
+    first = positions[0][:2]
+    rest, later = read(path, rows=500, resume=first)
+    assert messages([items[0], *rest]) == list(enumerate(LONG.split(b"\n")[:-1]))
+    assert later[-1] == positions[-1]
+    write(tmp_path, name, OTHER["another file"](LONG)[7:])
+    assert read(path, resume=first)[0] == []
+    assert "expected the 3000 lines" in unread()[-1]
+
+
+@pytest.mark.parametrize("name", ["a.ndjson.gz", "a.ndjson.zst"])
+def test_file_that_was_compressed_anew_goes_on(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name, LONG)
+    items, positions = read(path, rows=3000, turns=1)
+    path.write_bytes(PACKED[name.replace("a.", "b.")](LONG))
+    assert messages([*items, *read(path, resume=positions[-1])[0]]) == list(
+        enumerate(LONG.split(b"\n")[:-1])
+    )
+    assert unread() == []
+
+
+@each_packing
+def test_edit_between_the_first_and_the_last_window_is_not_noticed(
+    tmp_path: Path, name: str
+) -> None:
+    """What the checksums do not tell, for the price of two small reads."""
+    _, positions = read(write(tmp_path, name, LONG), rows=10_000)
+    middle = len(LONG) // 2
+    assert WINDOW_BYTES < middle - 1 < len(LONG) - WINDOW_BYTES
+    path = write(tmp_path, name, LONG[:middle] + b"?" + LONG[middle + 1 :] + b"{}\n")
+    assert messages(read(path, resume=positions[-1])[0]) == [(4000, b"{}")]
+
+
+@each_packing
+def test_last_line_without_its_newline_may_go_on_with_a_carriage_return_or_nothing(
+    tmp_path: Path, name: str
+) -> None:
+    path = write(tmp_path, name, b'{"a":1}\r\n{"a":2}')
+    items, positions = read(path)
+    assert messages(items) == [(0, b'{"a":1}\r'), (1, b'{"a":2}')]
+    assert messages(read(path, resume=positions[-1])[0]) == []
+    write(tmp_path, name, b'{"a":1}\r\n{"a":2}\r\n{"a":3}\r\n')
+    items, later = read(path, resume=positions[-1])
+    assert messages(items) == [(3, b'{"a":3}\r')]  # the rest of the newline is a blank line
+    write(tmp_path, name, b'{"a":1}\r\n{"a":2}\r\n{"a":3}\r\n{}\n')
+    assert messages(read(path, resume=later[-1])[0]) == [(4, b"{}")]
+
+
+def test_number_at_the_end_of_a_file_may_go_on(tmp_path: Path) -> None:
+    items, positions = read(write(tmp_path, "a.ndjson", b"{}\n12"))
+    assert messages(items) == [(0, b"{}")]
+    path = write(tmp_path, "a.ndjson", b"{}\n123\n")
+    assert messages(read(path, resume=positions[-1])[0]) == [(1, b"123")]
+
+
+def test_file_that_is_truncated_while_it_is_read_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.ndjson", CONTENT * 1000)
+    config = FilesConfig(path)
+    partition = FileSource(config, file_partitions(config)).build_part("step", path.name, None)
+    partition.next_batch()
+    os.truncate(path, 5)
+    with suppress(StopIteration):
+        while True:
+            partition.next_batch()
+    assert "it was truncated meanwhile" in unread()[0]
+
+
+def test_long_line_costs_no_neighbour_and_time_in_proportion(tmp_path: Path) -> None:
+    line = b"x" * (90 << 20)
+    items, _ = read(write(tmp_path, "a.ndjson", b"a\n" + line + b"\nb\n"))
+    assert [(offset, len(value)) for offset, value in messages(items)] == [
+        (0, 1), (1, len(line)), (2, 1),
+    ]  # fmt: skip
 
 
 def test_partition_is_named_after_its_path_and_numbered_by_its_name(tmp_path: Path) -> None:
@@ -239,6 +515,181 @@ def test_two_files_never_share_a_partition(tmp_path: Path) -> None:
     for name in ("a/b.json", "a_2fb.json"):
         (tmp_path / name).write_bytes(b"")
     assert len(file_partitions(FilesConfig(tmp_path))) == 2
+
+
+ODD: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a folder": (lambda path: path.symlink_to(path.parent), "expected a plain file, got a folder"),
+    "a pipe": (os.mkfifo, "expected a plain file, got a pipe"),
+    "a socket": (
+        lambda path: socket.socket(socket.AF_UNIX).bind(str(path)),
+        "expected a plain file, got a socket",
+    ),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "expected a plain file, got a device"),
+    "a link to nothing": (lambda path: path.symlink_to("nothing"), "got a link to nothing"),
+    "a link to itself": (lambda path: path.symlink_to(path.name), "symbolic links"),
+    "a read that fails": (lambda path: path.symlink_to("/proc/self/mem"), "Input/output error"),
+}
+
+
+@pytest.mark.parametrize("resume", [None, (3, 20), (3, 20, 1, 2)])
+@pytest.mark.parametrize("what", ODD)
+@pytest.mark.filterwarnings("ignore:unclosed")
+def test_what_cannot_be_read_is_named_and_its_place_is_kept_and_the_others_are_read(
+    tmp_path: Path, what: str, resume: Position | None
+) -> None:
+    make, told = ODD[what]
+    make(tmp_path / "odd.ndjson")
+    write(tmp_path, "a.ndjson", CONTENT)
+    config = FilesConfig(tmp_path)
+    source = FileSource(config, file_partitions(config))
+    assert source.list_parts() == ["a.ndjson", "odd.ndjson"]
+    odd = source.build_part("step", "odd.ndjson", resume)
+    with pytest.raises(StopIteration):
+        odd.next_batch()
+    assert odd.snapshot() in (resume, (0, 0, 0, 0))
+    assert unread() == [Match(rf"file {tmp_path}/odd.ndjson: .*{told}")]
+    (item,) = source.build_part("step", "a.ndjson", None).next_batch()
+    assert messages([item]) == list(enumerate(LINES))
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Root may read everything."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+def test_file_that_may_not_be_read_is_named_and_stops_no_other(
+    tmp_path: Path, nobody: None
+) -> None:
+    if os.geteuid() == os.getuid():
+        write(tmp_path, "a.ndjson", CONTENT).chmod(0)
+    source = FileSource(FilesConfig(tmp_path), {PartitionKey("a", 0): tmp_path / "a.ndjson"})
+    with pytest.raises(StopIteration):
+        source.build_part("step", "a", None).next_batch()
+    assert unread() == [f"file {tmp_path}/a.ndjson: Permission denied"]
+
+
+def test_folder_that_may_not_be_listed_is_named_and_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open", "closed"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, "a.ndjson", CONTENT)
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if path.endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert [key.name for key in file_partitions(FilesConfig(tmp_path))] == ["open_2f_a.ndjson"]
+    assert unread() == [f"folder {tmp_path}/closed: Permission denied"]
+    with pytest.raises(BadInput, match=r"files\.path: expected .* got: Permission denied"):
+        file_partitions(FilesConfig(tmp_path / "closed"))
+
+
+def test_file_that_vanishes_after_it_was_listed_stops_nothing_and_is_not_missed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, "a.ndjson", CONTENT)
+    config = FilesConfig(tmp_path)
+    source = FileSource(config, file_partitions(config))
+    path.unlink()
+    for resume in (None, (3, 20, 1, 2)):
+        partition = source.build_part("step", "a.ndjson", resume)
+        with pytest.raises(StopIteration):
+            partition.next_batch()
+        assert partition.snapshot() == resume
+    assert unread() == []
+    assert caplog.text.count("is gone; what was read of it stays") == 1
+
+
+def test_too_many_open_files_are_no_fault_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FilesConfig(write(tmp_path, "a.ndjson", CONTENT))
+    source = FileSource(config, file_partitions(config))
+
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        source.build_part("step", "a.ndjson", None)
+    assert unread() == []
+
+
+NAMES = [b"\xff\xfe.ndjson", "\u4e2d\U0001f600 \n'.ndjson".encode(), b"%2e%2E;.json", b"-rf.jsonl"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_a_partition_of_its_own(tmp_path: Path, name: bytes) -> None:
+    (path,) = [tmp_path / os.fsdecode(name)]
+    path.write_bytes(CONTENT)
+    write(tmp_path, "a.ndjson", CONTENT)
+    config = FilesConfig(tmp_path)
+    found = file_partitions(config)
+    assert set(found.values()) == {path, tmp_path / "a.ndjson"}
+    source = FileSource(config, found)
+    for part in source.list_parts():
+        assert part.isascii()
+        assert messages(source.build_part("step", part, None).next_batch()) == list(
+            enumerate(LINES)
+        )
+
+
+def test_names_that_are_too_long_for_a_partition_are_told_apart_by_a_digest(
+    tmp_path: Path,
+) -> None:
+    names = ["\u4e2d" * 80 + f"{end}.ndjson" for end in ("a", "b")]
+    for name in names:
+        (tmp_path / name).write_bytes(b"{}\n")
+    found = file_partitions(FilesConfig(tmp_path))
+    assert {path.name for path in found.values()} == set(names)
+    assert {len(key.name) for key in found} == {NAME_CHARS_MAX}
+
+
+def test_what_is_not_read_for_its_name_is_warned_of_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.ndjson", "a.ndjson.1", "b.ndjson.bz2", "C.JSON", "d.log.gz", "notes.txt"):
+        (tmp_path / name).write_bytes(b"{}\n")
+    (tmp_path / "more").symlink_to("/tmp")
+    assert [key.name for key in file_partitions(FilesConfig(tmp_path))] == ["a.ndjson"]
+    (record,) = caplog.records
+    assert "not read: C.JSON, a.ndjson.1, b.ndjson.bz2 and 2 more" in record.getMessage()
+
+
+def test_link_to_a_file_that_is_read_is_not_read_again_but_one_to_another_is(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "events").mkdir()
+    write(tmp_path / "events", "a.ndjson", CONTENT)
+    write(tmp_path, "a.ndjson", CONTENT)
+    (tmp_path / "events" / "latest.ndjson").symlink_to("a.ndjson")
+    (tmp_path / "events" / "other.ndjson").symlink_to(tmp_path / "a.ndjson")
+    (tmp_path / "link").symlink_to("events")
+    for root in ("events", "link"):
+        found = file_partitions(FilesConfig(tmp_path / root))
+        assert {key.name for key in found} == {"a.ndjson", "other.ndjson"}
+
+
+def test_forebays_own_folder_is_not_read_and_may_not_be_the_source(tmp_path: Path) -> None:
+    own = tmp_path / "data"
+    (own / "hot").mkdir(parents=True)
+    (own / "hot" / "manifest.json").write_bytes(b"{}")
+    write(tmp_path, "a.ndjson", CONTENT)
+    (tmp_path / "link.json").symlink_to(own / "hot" / "manifest.json")
+    found = file_partitions(FilesConfig(tmp_path, leave_out=own))
+    assert [key.name for key in found] == ["a.ndjson"]
+    for path in (own, own / "hot"):
+        with pytest.raises(BadInput, match="expected a folder outside of data_dir"):
+            file_partitions(FilesConfig(path, leave_out=own))
 
 
 def test_no_file_at_all_is_bad_input(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.generate import files
 from cli.load import Load, LoadSpec
+from cli.outlet import files
 from tests.broker import Broker
 from tests.image import COMPOSE, ROOT, Image, build, context, copy_context, services
 from tests.manual import commands

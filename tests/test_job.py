@@ -10,6 +10,7 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,9 +24,9 @@ import zstandard
 
 import query
 from cli.load import LoadSpec
-from flows.realtime import _keep_topic
-from flows.recovery import take_data_directory
-from storage.errors import PERMANENT, BadInput, MissingFile
+from flows.cluster import BUILT, GO
+from flows.recovery import begin, take_data_directory
+from storage.errors import PERMANENT, MissingFile
 from storage.layout import Layout
 from tests.job import Generated, Job, assert_exact, generated, taken
 
@@ -155,20 +156,9 @@ def test_data_without_its_recovery_store_is_refused(tmp_path: Path) -> None:
     layout.recovery.mkdir()
     (layout.recovery / "part-0.sqlite3").touch()
     take_data_directory(layout).close()
+    assert layout.ended.exists()
+    begin(layout)
     assert not layout.ended.exists()
-
-
-def test_what_is_kept_of_a_topic_is_its_first_id_whatever_a_killed_start_left(
-    tmp_path: Path,
-) -> None:
-    path = Layout(tmp_path).topic("events")
-    path.parent.mkdir()
-    path.with_name(".events.tmp").write_bytes(b"half an i")
-    for _ in range(2):
-        _keep_topic(path, "first")
-    assert path.read_bytes() == b"first"
-    with pytest.raises(BadInput, match="id first, got one created anew, id second"):
-        _keep_topic(path, "second")
 
 
 def test_another_dedup_key_is_a_clear_error_and_changes_nothing(job: Job, load: Generated) -> None:
@@ -302,12 +292,19 @@ def test_worker_collects_garbage_once_it_runs_and_not_before(
 ) -> None:
     job = make_job(FILES__PATH=str(tmp_path))
     (job.data / "recovery").mkdir(parents=True)
-    with subprocess.Popen(
-        [sys.executable, "-c", WATCHED],
-        env=job.environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        theirs,
+        subprocess.Popen(
+            [sys.executable, "-c", WATCHED],
+            env=job.environment,
+            stdin=theirs.fileno(),
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        assert ours.recv(1) == BUILT
+        ours.send(GO)
         assert process.stdout is not None
         assert process.stdout.read() == "False\nTrue True\n"

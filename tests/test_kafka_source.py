@@ -26,14 +26,14 @@ LINGER_S = 30.0
 def reader() -> Iterator[_Reader]:
     """One whose messages are sure to be of the right topic."""
     config = KafkaConfig("127.0.0.1:1", "topic", linger_s=LINGER_S, batch_rows=100)
-    made = _Reader(config, None)
+    made = _Reader(config, None, 3, lambda _: None)
     yield made
     made._consumer.close()
 
 
 def piece(first: int, rows: int, read_s: float) -> Piece:
     offsets = np.arange(first, first + rows, dtype=np.int64)
-    return Piece([b"{}"] * rows, offsets, offsets, True, read_s, 2 * rows)
+    return Piece([b"{}"] * rows, offsets, offsets, True, read_s, 2 * rows, first + rows)
 
 
 def test_messages_linger_longer_where_those_of_many_partitions_wait(reader: _Reader) -> None:

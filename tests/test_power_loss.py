@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -402,18 +402,18 @@ def test_a_page_that_goes_bad_under_a_stream_is_told_with_its_chunk(
     stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first batch was good; the engine gives up at the next."""
-    collect_batches = pl.LazyFrame.collect_batches
+    store = query.open(stored.root)
+    chunk, _ = store.view().chunks[0]
+    iter_batches = pq.ParquetFile.iter_batches
 
-    def goes_bad(rows: pl.LazyFrame, **options: Any) -> Iterator[pl.DataFrame]:
-        yield next(iter(collect_batches(rows, **options)))
-        overwrite_pages(stored.file("chunk"))
-        raise pl.exceptions.ComputeError("no such page")
+    def goes_bad(file: pq.ParquetFile, *_: object, **options: Any) -> Iterator[pa.RecordBatch]:
+        yield next(iter_batches(file, 1, **options))
+        overwrite_pages(chunk)
+        raise OSError("no such page")
 
-    monkeypatch.setattr(pl.LazyFrame, "collect_batches", goes_bad)
-    found = pa.RecordBatchReader.from_stream(query.open(stored.root))
-    with pytest.raises(
-        pa.ArrowInvalid, match=rf"{stored.file('chunk').name}: checksum of bytes 0\.\."
-    ):
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", goes_bad)
+    found = pa.RecordBatchReader.from_stream(store)
+    with pytest.raises(pa.ArrowInvalid, match=rf"{chunk.name}: checksum of bytes 0\.\."):
         found.read_all()
 
 

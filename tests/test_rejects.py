@@ -114,7 +114,8 @@ def test_export_gives_every_message_back_byte_for_byte(data: Path, tmp_path: Pat
         for row in rows
     ]
     assert found == expected["message"].to_list()
-    forebay("rejects", "export", str(table), "--data-dir", str(data), "--reason", "no key")
+    only = ("--reason", "no key", "--force")
+    forebay("rejects", "export", str(table), "--data-dir", str(data), *only)
     assert pl.read_parquet(table).height == 0
 
 

@@ -11,25 +11,40 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 from unittest.mock import Mock
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
 import cli.verify
 import query
 from cli.main import main
+from operators.decode import DecodeConfig, Decoder
+from operators.messages import Messages
 from storage.files import Files
+from storage.schema import UPLOAD_TIME, Column, ColumnType, Schema
 from tests.oracle import Oracle
 from tests.partition import Partition, event
+from verify import values
 from verify.dying import POINTS, STORING_MS, Death, DyingFiles, every_death
 from verify.feed import START_MS, Feed, Traffic
 from verify.harness import Failure, Row, Trial, play
 from verify.hostile import BYTES_MAX, HARMLESS, PIECES, hostile
 from verify.oracle import Expected, judge
 from verify.reader import Seen
-from verify.stories import MEMORY_SLACK, NTH_MAX, READ_BACK_MAX, STORIES, bounded, read
+from verify.stories import (
+    MEMORY_SLACK,
+    NTH_MAX,
+    READ_BACK_MAX,
+    STORIES,
+    bounded,
+    read,
+    tells_corruption,
+)
 from verify.worker import Note
 
 NOW_MS = START_MS + 10**9
@@ -44,6 +59,14 @@ VERDICTS = {
     **{b"%(open)b," + field + b"}": (1, 0, 0) for field in HARMLESS},
 }
 """Accepted, duplicates and rejects of a piece by its last line; of others all are rejects."""
+
+
+UNTYPED = [piece for piece in PIECES if piece[1:] != [b"%(event)b"]]
+TYPED = Schema(
+    tuple(Column(name, (name,), cast(ColumnType, kind)) for name, kind in values.COLUMNS.items()),
+    values.KEY,
+    Column(UPLOAD_TIME, ("at",), "time"),
+)
 
 
 class _Died(Exception):
@@ -247,6 +270,7 @@ def test_two_oracles_that_share_no_code_agree(seed: int, tmp_path: Path) -> None
             else:
                 oracle.reject((name, offset))
         assert [(name, offset) for offset in expected.events] == oracle.places()
+        del expected.counts["conflicts"]  # the other one knows no values
         counts = {name: getattr(oracle, name) for name in expected.counts}
         assert counts == expected.counts
         assert min(counts.values()) > 10
@@ -261,20 +285,84 @@ def test_clocks_far_off_are_rejects_and_move_nothing(at: bytes) -> None:
     good = b'{"device":"d","id":"y","at":%d}' % START_MS
     expected = judge([good, off], 3000, 6000, NOW_MS)
     assert (expected.counts["rejects"], expected.stream_time_ms) == (1, START_MS)
-    assert expected.events == {0: "y"}
+    assert expected.events == {0: ("d", "y")}
 
 
-@pytest.mark.parametrize("piece", PIECES, ids=lambda piece: repr(piece)[:40])
+@pytest.mark.parametrize("piece", UNTYPED, ids=lambda piece: repr(piece)[:40])
 def test_the_rules_tell_hostile_lines_apart(piece: list[bytes]) -> None:
     event = b'{"device":"d","id":"x","at":%d}' % START_MS
     between = [b'{"device":"d","id":"%b","at":%d}' % (id, START_MS) for id in (b"y", b"z")]
     lines = hostile(random.Random(SEED), piece, event)
     expected = judge([between[0], *lines, between[1]], 3000, 6000, NOW_MS, (BYTES_MAX,))
-    assert (expected.events.pop(0), expected.events.pop(len(lines) + 1)) == ("y", "z")
+    ends = (expected.events.pop(0), expected.events.pop(len(lines) + 1))
+    assert ends == (("d", "y"), ("d", "z"))
     counts = expected.counts
     found = (counts["accepted"] - 2, counts["duplicates"], counts["rejects"])
     assert found == VERDICTS.get(piece[-1], (0, 0, len(piece)))
-    assert set(expected.events.values()) <= {"x"}
+    assert set(expected.events.values()) <= {("d", "x")}
+
+
+JUDGED: list[tuple[str, bytes, str | int | None]] = [
+    ("string", b'"\\ud7ff"', "\ud7ff"), ("string", b"1", None), ("bool", b"true", True),
+    ("bool", b"1", None), ("int", b"1e3", 1000), ("int", b"9007199254740993.0", 2**53 + 1),
+    ("int", b"1.5", None), ("int", b"-9223372036854775809", None), ("int", b'"12"', 12),
+    ("int", b"true", None), ("int", b"1e400", None), ("float", b"1e400", None),
+    ("float", b'"NaN"', None), ("float", b"-0.0", "-0x0.0p+0"), ("float", b'"1.5"', (1.5).hex()),
+    ("time", b"1.5", 1000), ("time_s", b'"2024-05-01 00:00:01.999"', 1_714_521_601_000_000),
+    ("time_us", b'"0001-01-01T00:00:00Z"', -62_135_596_800_000_000),
+    ("time_us", b'"9999-12-31T23:59:59.9999999-08:00"', None),
+    ("time_s", b'"1970-01-01T01:00:00+01:00"', 0), ("time", b"1714521600000000", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "text", "value"), JUDGED)
+def test_the_rules_tell_what_is_a_value(kind: str, text: bytes, value: str | int | None) -> None:
+    event = b'{"device":"d","id":"x","at":%d,"v":%b}' % (START_MS, text)
+    columns = {"device": "string", "id": "string", "v": kind}
+    expected = judge([event], 3000, 6000, NOW_MS, columns=columns)
+    assert expected.events == {0: ("d", "x", value)}
+    in_key = judge([event], 3000, 6000, NOW_MS, columns=columns, key_columns=tuple(columns))
+    cut = text in (b"1.5", b'"2024-05-01 00:00:01.999"') and value is not None
+    assert len(in_key.rejects) == (value is None or cut)
+
+
+@pytest.mark.parametrize("field", [*values.HOSTILE, *values.HOSTILE_KEYS])
+def test_hostile_values_are_decoded_as_the_rules_say(field: bytes) -> None:
+    """The rules share no code with what decodes; each is asked about one message."""
+    own = values.fields(random.Random(SEED), "x")
+    message = b'{"device":"d","id":"x","at":%d%b,%b}' % (START_MS, own, field)
+    expected = judge([message], 1, 1, NOW_MS, (BYTES_MAX,), values.COLUMNS, values.KEY)
+    item = Messages("p", [message], np.zeros(1, np.int64), np.full(1, NOW_MS), 1)
+    (frame,) = Decoder(DecodeConfig(TYPED, 0, BYTES_MAX)).decode([item])
+    rows = pl.DataFrame(pa.Table.from_batches([frame.events])).select(*values.COLUMNS)
+    times = [pl.col(name).dt.epoch("us") for name, t in values.COLUMNS.items() if "time" in t]
+    found = [
+        tuple(value.hex() if isinstance(value, float) else value for value in row)
+        for row in rows.with_columns(times).rows()
+    ]
+    assert found == list(expected.events.values())
+    assert frame.rejects.num_rows == len(expected.rejects)
+
+
+def test_a_copy_with_another_value_is_a_conflict_with_the_event_kept() -> None:
+    columns = {"device": "string", "id": "string", "n": "int"}
+    texts = [b"1", b"1.0", b"2", b'"1"', b"1.5", b"null"]
+    messages = [b'{"device":"d","id":"x","at":%d,"n":%b}' % (START_MS, text) for text in texts]
+    late = b'{"device":"d","id":"y","at":%d}' % (START_MS + 60_000)
+    for middle in ([], [late]):  # the event is in an open block, or in a closed one
+        lines = [messages[0], *middle, *messages[1:]]
+        counts = judge(lines, 3000, 6000, NOW_MS, columns=columns).counts
+        assert (counts["duplicates"], counts["conflicts"]) == (5, 3)
+
+
+@pytest.mark.parametrize("id", ["1", "17", "x"])
+def test_an_event_that_is_spelt_otherwise_is_the_same_event(id: str) -> None:
+    own = values.fields(random.Random(SEED), id)
+    event = b'{"device":"d","id":"%b","at":%d%b}' % (id.encode(), START_MS, own)
+    lines = hostile(random.Random(SEED), [b"%(event)b", b"%(otherwise)b"], event)
+    counts = judge(lines, 3000, 6000, NOW_MS, (BYTES_MAX,), values.COLUMNS, values.KEY).counts
+    assert (counts["accepted"], counts["duplicates"], counts["conflicts"]) == (1, 1, 0)
+    assert lines[0] != lines[1]
 
 
 def test_what_a_replay_passes_is_judged_after_the_messages() -> None:
@@ -286,7 +374,9 @@ def test_what_a_replay_passes_is_judged_after_the_messages() -> None:
     first = judge(messages, 3000, 6000, NOW_MS, (100,))
     assert first.counts == {"accepted": 1, "late": 0, "rejects": 3}
     expected = judge(messages, 3000, 6000, NOW_MS, (100, 1000))
-    assert expected.counts == {"accepted": 2, "late": 0, "duplicates": 1, "rejects": 1}
+    assert expected.counts == {
+        "accepted": 2, "late": 0, "duplicates": 1, "conflicts": 0, "rejects": 1,
+    }  # fmt: skip
     assert (list(expected.events), expected.rejects) == ([1, 0], {3: b"{"})
     assert expected.stream_time_ms == START_MS + 9000
     assert judge(messages, 3000, 6000, NOW_MS, (100, 1000, 1000)) == expected
@@ -304,7 +394,7 @@ def test_a_feed_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
 
 def test_what_was_readable_and_vanished_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     trial = Mock(lost=0, doubled=0)
-    trial.expected.return_value = {"p": Expected(events={0: "a", 1: "b"})}
+    trial.expected.return_value = {"p": Expected(events={0: ("a",), 1: ("b",)})}
     answer = [("p", 1), ("p", 1), ("p", 7)]
     monkeypatch.setattr(
         query, "open", Mock(**{"return_value.sql.return_value.rows": lambda: answer})
@@ -346,6 +436,7 @@ def test_whatever_a_comparison_ends_with_is_told_and_all_is_lost(
 
     def story(trial: Trial) -> None:
         trial.data = tmp_path / "data"
+        trial.columns, trial.key = {"id": "string"}, ("id",)
         trial.feed.send(50, Traffic(broken=0))
         monkeypatch.setattr(trial, "ends", lambda: None)
 
@@ -370,6 +461,28 @@ def test_a_story_that_panics_is_told_with_what_was_found(tmp_path: Path) -> None
     row, fault = play("story", story, tmp_path / "trial", SEED)
     assert fault == "PanicException: out of range"
     assert (row.lost, row.doubled) == (0, 0)
+
+
+LOG = Path("/data/hot/part-0/20240501T0000-000002.1.arrows")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (f"Corruption: log {LOG}: expected checksum 0x1 for bytes 0..9, got 0x2", True),
+        (f"Corruption: log {LOG}: no schema at offset 0: unexpected null field", True),
+        (f"Corruption: log {LOG}: the schema at offset 0 and the record batch at offset 9", True),
+        (f"Corruption: log {LOG}: the record batch at offset 9 can't be read: lz4", True),
+        (f"Corruption: log {LOG.with_name('other.arrows')}: expected 9 bytes, got 8", False),
+        (f"MissingFile: log {LOG}: expected 9 bytes, no file", False),
+        ("Corruption: recovery store: malformed", False),
+    ],
+)
+def test_corruption_is_told_by_whoever_read_the_file_first_in_words_of_its_own(
+    line: str, told: bool
+) -> None:
+    log = f"worker 1 INFO reads {LOG}\nworker 0 ERROR {line}\nworker 1 ERROR lost a peer\n"
+    assert tells_corruption(log, LOG) == told
 
 
 # -- the reader ---------------------------------------------------------------------------------

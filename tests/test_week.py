@@ -38,8 +38,8 @@ from storage.files import Files
 from storage.layout import Layout
 from tests.batch_run import STEPS, STOPPED
 from tests.broker import Broker
+from tests.days import HOUR_MS, SETTINGS, START_MS, ids
 from tests.job import Job
-from tests.test_batch import HOUR_MS, SETTINGS, START_MS, ids
 from verify.reader import Seen
 
 pytestmark = pytest.mark.kafka

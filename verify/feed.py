@@ -8,7 +8,7 @@ time. The same seed gives the same messages.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,8 @@ class Traffic:
 
 
 class Feed:
-    """The messages so far, by partition. `id_bytes`: the least length of an id."""
+    """The messages so far, by partition. `id_bytes`: the least length of an id; `fields`: what an
+    event has of its own besides, by its id."""
 
     def __init__(self, folder: Path, rng: random.Random, partitions: int) -> None:
         folder.mkdir(parents=True)
@@ -47,6 +48,7 @@ class Feed:
         }
         self.now_ms = START_MS
         self.id_bytes = 1
+        self.fields: Callable[[str], bytes] = lambda id: b""
         self._rng = rng
         self._ids = 0
         for name in self.messages:
@@ -81,7 +83,8 @@ class Feed:
         """A new event, or the key `id` again."""
         self._ids += id is None
         key = id or f"{self._ids:0{self.id_bytes}}"
-        return b'{"device":"d%d","id":"%b","at":%d}' % (len(key), key.encode(), at_ms)
+        own = self.fields(key)
+        return b'{"device":"d%d","id":"%b","at":%d%b}' % (len(key), key.encode(), at_ms, own)
 
     def _message(self, traffic: Traffic, recent: list[bytes]) -> bytes:
         rng, share = self._rng, self._rng.random()

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 
@@ -24,9 +25,10 @@ import query
 from flows.cluster import Cluster
 from flows.settings import ENV_PREFIX
 from query import Store
+from verify import values
 from verify.dying import Death
 from verify.feed import Feed
-from verify.oracle import BYTES_MAX, Expected, judge
+from verify.oracle import BYTES_MAX, COLUMNS, Expected, judge
 from verify.worker import DEATH, LIMIT, NOTES, Note
 
 PARTITIONS = 3
@@ -74,6 +76,9 @@ class Trial:
     module: str = "verify.worker"
     brief: bool = False
     settings: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=lambda: COLUMNS)
+    """With their types, and `key` those by which an event is known."""
+    key: tuple[str, ...] = tuple(COLUMNS)
     limits: list[int] = field(default_factory=lambda: [BYTES_MAX])
     data: Path = field(init=False)
     kills: int = 0
@@ -98,18 +103,19 @@ class Trial:
     def rounds(self, count: int) -> range:
         return range(1 if self.brief else count)
 
+    def typed(self) -> None:
+        """From now on events have columns of every type, and `raw`."""
+        self.columns, self.key = values.COLUMNS, values.KEY
+        self.settings.update(values.settings())
+        self.feed.fields = partial(values.fields, self.rng)
+
     def run(
         self, death: Death | None = None, workers: int | None = None, limit: str | None = None
     ) -> int:
         """One run of the job, by 1 to 3 workers: 0 when its input has ended, -SIGKILL when a worker
         died, else the exit code of the first that failed."""
         count = workers or (1 if self.brief else self.rng.choice(WORKERS))
-        own = {"DATA_DIR": str(self.data), "CONFIG": str(self._config), **SETTINGS}
-        own |= {"FILES__PATH": str(self.feed.folder), "MESSAGE_BYTES_MAX": str(self.limits[-1])}
-        own |= self.settings
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
-        environment |= {f"{ENV_PREFIX}{name}": value for name, value in own.items()}
-        environment |= {DEATH: str(death or ""), LIMIT: limit or "", NOTES: str(self._notes)}
+        environment = {**self.environment, DEATH: str(death or ""), LIMIT: limit or ""}
         with self.log.open("ab") as log:
             cluster = Cluster(
                 self.data, count, module=self.module, environment=environment, output=log
@@ -119,6 +125,16 @@ class Trial:
         if code == -SIGKILL:
             self.kills += 1
         return code
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process of the job finds, with nothing of what is configured here."""
+        own = {"DATA_DIR": str(self.data), "CONFIG": str(self._config), **SETTINGS}
+        own |= {"FILES__PATH": str(self.feed.folder), "MESSAGE_BYTES_MAX": str(self.limits[-1])}
+        own |= self.settings
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
+        environment |= {f"{ENV_PREFIX}{name}": value for name, value in own.items()}
+        return {**environment, NOTES: str(self._notes)}
 
     def dies(self, death: Death, workers: int | None = None) -> None:
         """A run that must die so."""
@@ -168,7 +184,7 @@ class Trial:
         )
         now_ms = time.time_ns() // 1_000_000
         return {
-            name: judge(messages, span_ms, window_ms, now_ms, self.limits)
+            name: judge(messages, span_ms, window_ms, now_ms, self.limits, self.columns, self.key)
             for name, messages in self.feed.messages.items()
         }
 
@@ -176,11 +192,15 @@ class Trial:
         """What a query finds now, against the rules; and whatever a reader missed before."""
         expected = self.expected()
         store = query.open(self.data)
-        wanted: Counter[tuple[str, int, str | bytes]] = Counter()
+        wanted: Counter[tuple[object, ...]] = Counter()
+        raw = self.settings.get("RAW") == "true"
         for name, one in expected.items():
-            wanted.update((name, offset, id) for offset, id in one.events.items())
+            sent = self.feed.messages[name]
+            for offset, row in one.events.items():
+                place = (name, offset, *row, *([sent[offset]] if raw else []))
+                wanted[place] += 1
             wanted.update((name, offset, message) for offset, message in one.rejects.items())
-        found = Counter(store.scan().select("_partition", "_offset", "id").collect().rows())
+        found = Counter(self._events(store, ["raw"] if raw else []))
         found.update(store.rejects().select("_partition", "_offset", "message").collect().rows())
         lost, doubled = (wanted - found).total(), (found - wanted).total()
         wanted_counts, found_counts = _wanted_counts(expected), _found_counts(store)
@@ -188,10 +208,20 @@ class Trial:
         doubled = max(doubled, (found_counts - wanted_counts).total())
         return Difference(self.lost + lost, self.doubled + doubled)
 
+    def _events(self, store: Store, more: list[str]) -> Iterator[tuple[object, ...]]:
+        """The rows of a query as the oracle has them."""
+        times = [pl.col(name).dt.epoch("us") for name in self.columns if self._is_time(name)]
+        frame = store.scan().select("_partition", "_offset", *self.columns, *more)
+        for row in frame.with_columns(times).collect().iter_rows():
+            yield tuple(value.hex() if isinstance(value, float) else value for value in row)
+
+    def _is_time(self, name: str) -> bool:
+        return self.columns[name].startswith("time")
+
 
 Counts = Counter[tuple[str, str]]
 """What was counted, by partition and kind; and where it stands, which counts one."""
-KINDS = ("accepted", "duplicates", "rejects", "late")
+KINDS = ("accepted", "duplicates", "conflicts", "rejects", "late")
 
 
 def _wanted_counts(expected: dict[str, Expected]) -> Counts:

@@ -7,25 +7,28 @@ has a newline in it. `verify.oracle` judges them as it does all others.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import random
+import subprocess
+import sys
+from collections import Counter
 
 from query.view import take_view
 from storage.files import Files
 from storage.layout import Layout
 from storage.rejects import ALL
 from storage.replay import ask
+from verify import values
 from verify.dying import MOMENT, Death
 from verify.feed import Traffic
 from verify.harness import Failure, Trial
+from verify.oracle import Value, text_us
 
 BYTES_MAX = 16 << 10
 DEEP, DEEPEST = 300, 5_000
 """What every reader of JSON follows, and what some do not."""
-COLUMNS = (
-    '[{"name": "device", "path": "device"}, {"name": "id", "path": "id"},'
-    ' {"name": "n", "path": "n", "type": "int"}]'
-)
 HARMLESS = [
     b'"x":' + b"[" * DEEP + b"]" * DEEP,
     b'"x":' + b'{"x":' * DEEP + b"1" + b"}" * DEEP,
@@ -46,7 +49,7 @@ HARMLESS = [
     b'"n":%d' % 2**63,
     b'"n":-' + b"9" * 300,
 ]
-"""An event with one of these is an event; what is no number in `n` is null."""
+"""An event with one of these is an event; what is no integer in `n` is null."""
 HARMFUL = [
     b'"x":' + b"[" * DEEPEST,
     b'"x":' + b'{"x":' * DEEP,
@@ -65,6 +68,7 @@ HARMFUL = [
     b'"id":5',
     b'"device":{"device":"d"}',
     b'"x":"\\ud800"',
+    b'"place":"\\ud800"',
     b'"\\udc00\\ud800":1',
     b'"x":"\0"',
     b'"x":"\xff"',
@@ -98,12 +102,14 @@ PIECES = [
     [b"%(too_long)b"],
     [b"%(head)b"],
     [b"%(head)b", b"%(rest)b"],
+    *([b"%(open)b," + field + b"}", b"%(event)b"] for field in values.HOSTILE),
+    *([b"%(open)b," + field + b"}", b"%(event)b"] for field in values.HOSTILE_KEYS),
 ]
 """Lines that come one behind the other, with the names of what `hostile` makes of an event."""
 
 
 def hostile(rng: random.Random, piece: list[bytes], event: bytes) -> list[bytes]:
-    """The lines of a piece, made from this event."""
+    """The lines of a piece, made from this event: it may come before or behind its hostile copy."""
     cut = rng.randrange(1, len(event))
     parts = {
         b"event": event,
@@ -114,7 +120,10 @@ def hostile(rng: random.Random, piece: list[bytes], event: bytes) -> list[bytes]
         b"head": event[:cut],
         b"rest": event[cut:],
     }
-    return [line % parts for line in piece]
+    lines = [line % parts for line in piece]
+    if lines[1:] == [event] and rng.random() < 0.5:
+        lines.reverse()
+    return lines
 
 
 def _padded(event: bytes, size: int) -> bytes:
@@ -124,17 +133,24 @@ def _padded(event: bytes, size: int) -> bytes:
 
 def _spelt_otherwise(event: bytes) -> bytes:
     """The same event, as another producer may write it."""
-    event_at = json.loads(event)
-    device, id = (
-        "".join(f"\\u{ord(letter):04x}" for letter in event_at[name]) for name in ("device", "id")
-    )
-    return f'{{"at": {event_at["at"]},\t"id": "{id}", "device": "{device}"}}'.encode()
+    names = dict(reversed(json.loads(event).items()))
+    at_ms = names.pop("at")
+    own = "".join(f',\t"{name}" :{_spelt(value)}' for name, value in names.items())
+    return f'{{"at": {at_ms}{own}}}'.encode()
+
+
+def _spelt(value: str | float | bool | None) -> str:
+    if isinstance(value, str):
+        return '"' + "".join(f"\\u{ord(letter):04x}" for letter in value) + '"'
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    return f"{value}.0" if isinstance(value, int) else f"{value!r}0"
 
 
 def hostile_input(trial: Trial) -> None:
-    """Hostile lines at random among ordinary ones, with kills in between: whatever comes, what
-    stands beside it is what it would be alone."""
-    trial.settings["COLUMNS"] = COLUMNS
+    """Hostile lines and values at random among ordinary ones, with kills in between: whatever
+    comes, what stands beside it is what it would be alone, and every answer can be printed."""
+    trial.typed()
     trial.limits = [BYTES_MAX]
     for death in (_moment(trial), _any(trial), _any(trial))[: len(trial.rounds(3))]:
         for name in trial.feed.names:
@@ -143,6 +159,51 @@ def hostile_input(trial: Trial) -> None:
                 event = trial.feed.event(trial.feed.now_ms)
                 trial.feed.append(name, hostile(trial.rng, piece, event))
         trial.may_die(death, 1)
+    trial.afterwards.append(lambda: _require_printable(trial))
+
+
+def _require_printable(trial: Trial) -> None:
+    """The command prints every event in each format, with the values that it has."""
+    names = ("_offset", *values.COLUMNS)
+    text = ", ".join(f'"{name}"' for name in names)
+    printed = {
+        kind: _printed(trial, "--format", kind, f"select {text} from events")
+        for kind in ("json", "csv", "table")
+    }
+    wanted = Counter(
+        (offset, *row) for one in trial.expected().values() for offset, row in one.events.items()
+    )
+    found = Counter(
+        (row["_offset"], *(_shown(row[name], kind) for name, kind in values.COLUMNS.items()))
+        for row in json.loads(printed["json"])
+    )
+    lines = list(csv.reader(io.StringIO(printed["csv"], newline="")))
+    if found != wanted:
+        others = list((found - wanted).elements())[:3]
+        raise Failure(f"expected the events in JSON, got others: {others}")
+    if lines[0] != list(names) or len(lines) != wanted.total() + 1:
+        raise Failure(f"expected {wanted.total()} rows of CSV and their names, got {len(lines)}")
+    if not all(name in printed["table"] for name in names):
+        raise Failure("expected a table with every column, got:\n" + printed["table"][:1000])
+
+
+def _shown(value: str | float | bool | None, kind: str) -> Value:
+    """A value in JSON, as the oracle has it."""
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, str) and kind.startswith("time"):
+        time_us = text_us(value)
+        return None if time_us is None else int(time_us)
+    return value
+
+
+def _printed(trial: Trial, *arguments: str) -> str:
+    """What `forebay sql` prints."""
+    command = [sys.executable, "-m", "cli.main", "sql", "--data-dir", str(trial.data), *arguments]
+    done = subprocess.run(command, env=trial.environment, capture_output=True, check=False)
+    if done.returncode:
+        raise Failure(f"expected answers, {arguments[1]} failed:\n{done.stderr.decode()[-2000:]}")
+    return done.stdout.decode()
 
 
 SMALL, LARGE = 200, 600

@@ -1,16 +1,18 @@
 """A disk that is full soon: a small file system of its own where the user may mount one, else a
-limit on the size of files.
+limit on the size of files. How much a job needs on it depends on how fast the host is, so it is
+made small only once there is something on it.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-SMALL, LARGE = "1536k", "256m"
+ROOM_BYTES, LARGE = 512 << 10, "256m"
 FILE_BYTES_MAX = 100_000
 
 
@@ -22,6 +24,13 @@ class Disk:
     folder: Path
     limit: str | None
     reasons: tuple[str, ...]
+
+    def shrink(self) -> None:
+        """Leave but little room."""
+        if self.limit is None:
+            status = os.statvfs(self.folder)
+            used = (status.f_blocks - status.f_bfree) * status.f_frsize
+            _mount(self.folder, f"remount,size={used + ROOM_BYTES}")
 
     def grow(self) -> None:
         """Make room."""
@@ -35,7 +44,7 @@ def small_disk(folder: Path) -> Iterator[Disk]:
     """A disk at the new folder `folder`."""
     folder.mkdir()
     full = "database or disk is full"
-    if not _mount(folder, f"size={SMALL}"):
+    if not _mount(folder, f"size={LARGE}"):
         reasons = ("File too large", "disk I/O error", full)
         yield Disk(folder, f"FSIZE={FILE_BYTES_MAX}", reasons)
         return

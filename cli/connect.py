@@ -1,0 +1,203 @@
+"""`forebay config check --connect`: the source itself is asked, and its messages are tried.
+
+Nothing is changed by it: no topic is created, no offset is committed, nothing is written. Each
+question has a bounded time, and only a few messages are read.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import zstandard
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from flows.realtime import kafka_config
+from flows.secrets import masked
+from flows.settings import Settings
+from operators.decode import DecodeConfig, Decoder
+from operators.files import FilesConfig, file_partitions
+from operators.messages import Messages
+from operators.topic import partition_key
+from storage.outcome import ADVICE, Outcome
+from storage.text import did_you_mean, plain
+
+ANSWER_S, READ_S = 10.0, 5.0
+MESSAGES, PARTITIONS_MAX, FILES_MAX = 100, 16, 8
+HEAD_BYTES = 4 << 20
+
+_AFTER = re.compile(r" \(after \d+ms in state .*\)$")
+"""Makes an error that is repeated look like another one."""
+
+Sample = list[tuple[str, int, int, bytes]]
+"""Partition, offset, broker time in ms, and the message."""
+
+
+@dataclass
+class Answer:
+    """What there is to tell, and what is wrong."""
+
+    lines: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def ask(settings: Settings) -> Answer:
+    """Whether the source can be read, and what its messages would become."""
+    answer = Answer()
+    sample = _topic(settings, answer) if settings.source == "kafka" else _heads(settings, answer)
+    if answer.faults:
+        return answer
+    if not sample:
+        answer.lines.append("messages: none there to try")
+        return answer
+    found = _tried(settings, sample)
+    first, *rest = found.lines()
+    answer.lines += [f"messages: {len(sample):,} tried: {first}", *rest]
+    if not found.accepted:
+        answer.faults.append(
+            f"schema: expected messages that can become events, got none among {len(sample):,}:"
+            f" schema is {settings.event_schema!r}; {ADVICE}"
+        )
+    return answer
+
+
+def _tried(settings: Settings, sample: Sample) -> Outcome:
+    """The messages decoded as the job would; what of it would be an event counts as accepted."""
+    config = DecodeConfig(
+        settings.schema_of_events, settings.future_skew, settings.message_bytes_max
+    )
+    decoder, found = Decoder(config), Outcome()
+    for partition in dict.fromkeys(one[0] for one in sample):
+        mine = [one for one in sample if one[0] == partition]
+        offsets = np.array([one[1] for one in mine], dtype=np.int64)
+        item = Messages(
+            source=partition,
+            values=[one[3] for one in mine],
+            offsets=offsets,
+            times_ms=np.array([one[2] for one in mine], dtype=np.int64),
+            next_offset=int(offsets[-1]) + 1,
+            read_ms=time.time_ns() // 1_000_000,
+        )
+        for frame in decoder.decode([item]):
+            found.accepted += frame.events.num_rows
+            found.take(frame.rejects)
+    return found
+
+
+# -- a topic ------------------------------------------------------------------------------------
+
+
+def _topic(settings: Settings, answer: Answer) -> Sample:
+    """The newest messages of the topic."""
+    kafka = settings.kafka
+    errors: list[KafkaError] = []
+    silent = logging.Logger("forebay.connect", level=logging.CRITICAL + 1)
+    own = {"error_cb": errors.append, "logger": silent}
+    consumer = Consumer({**kafka_config(settings).consumer(), **own})
+    try:
+        # All topics: to ask for one by name might create it.
+        topics = consumer.list_topics(timeout=ANSWER_S).topics
+        known = topics.get(kafka.topic)
+        if known is None or known.error is not None:
+            reason = f": {known.error.str()}" if known is not None and known.error else ""
+            answer.faults.append(
+                f"kafka.topic: expected a topic of {kafka.bootstrap}, got {kafka.topic!r}{reason}"
+                f"{did_you_mean(kafka.topic, topics)}"
+            )
+            return []
+        count = len(known.partitions)
+        answer.lines.append(
+            f"kafka: {kafka.bootstrap} answers; topic {kafka.topic} has {count} partitions"
+        )
+        return _newest(consumer, kafka.topic, sorted(known.partitions))
+    except KafkaException as error:
+        consumer.poll(0)  # has the callback called
+        told = [error.args[0], *errors]
+        reasons = dict.fromkeys(_AFTER.sub("", plain(masked(one.str()))) for one in told)
+        answer.faults.append(
+            f"kafka.bootstrap: expected an answer of {masked(kafka.bootstrap)} within"
+            f" {ANSWER_S:.0f} s, got: {'; '.join(reasons)}"
+        )
+        return []
+    finally:
+        consumer.close()
+
+
+def _newest(consumer: Consumer, topic: str, numbers: list[int]) -> Sample:
+    """Some of the last messages of some partitions, within READ_S."""
+    numbers, deadline = numbers[:PARTITIONS_MAX], time.monotonic() + READ_S
+    share = -(-MESSAGES // len(numbers))
+    ends: dict[int, int] = {}
+    starts = []
+    for number in numbers:
+        place = TopicPartition(topic, number)
+        low, high = consumer.get_watermark_offsets(place, timeout=READ_S)
+        if high > low:
+            ends[number] = high
+            starts.append(TopicPartition(topic, number, max(low, high - share)))
+    consumer.assign(starts)
+    found: Sample = []
+    while ends and (left_s := deadline - time.monotonic()) > 0:
+        for message in consumer.consume(MESSAGES, timeout=min(left_s, 0.2)):
+            if message.error() is not None:
+                continue
+            number, offset = cast(int, message.partition()), cast(int, message.offset())
+            if number in ends:
+                name = partition_key(topic, number).name
+                found.append((name, offset, message.timestamp()[1], message.value() or b""))
+            if offset + 1 >= ends.get(number, 0):
+                ends.pop(number, None)
+    return sorted(found)
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def _heads(settings: Settings, answer: Answer) -> Sample:
+    """The first lines of some of the files."""
+    paths = file_partitions(FilesConfig(settings.files.path, leave_out=settings.data_dir))
+    answer.lines.append(f"files: {len(paths):,} at {plain(str(settings.files.path))}")
+    found: Sample = []
+    share = -(-MESSAGES // min(len(paths), FILES_MAX))
+    for key, path in sorted(paths.items())[:FILES_MAX]:
+        try:
+            at_ms = path.stat().st_mtime_ns // 1_000_000
+            for number, line in enumerate(_head(path)[:share]):
+                if line.strip():
+                    found.append((key.name, number, at_ms, line))
+        except (OSError, EOFError, zstandard.ZstdError) as error:
+            answer.faults.append(
+                f"files.path: expected a file that can be read, got {plain(str(path))}: {error}"
+            )
+    return found
+
+
+def _head(path: Path) -> list[bytes]:
+    """The whole lines among the first bytes of a file, decompressed."""
+    opener = next((o for end, o in _OPENERS.items() if path.name.endswith(end)), _plain)
+    with opener(path) as file:
+        data = file.read(HEAD_BYTES)
+    lines = data.split(b"\n")
+    return lines if len(data) < HEAD_BYTES or len(lines) == 1 else lines[:-1]
+
+
+def _plain(path: Path) -> BinaryIO:
+    return path.open("rb")
+
+
+def _gzip(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb"))
+
+
+def _zstd(path: Path) -> BinaryIO:
+    return cast(BinaryIO, zstandard.open(path, "rb"))
+
+
+_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {".gz": _gzip, ".zst": _zstd}

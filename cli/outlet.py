@@ -1,0 +1,213 @@
+"""Where `forebay generate` sends a load: files, or a Kafka topic.
+
+What always holds: all is written or acknowledged when an outlet's context is left without an error;
+nothing of an earlier run is overwritten. A broker is asked for a bounded time, in short questions,
+so that Ctrl-C is heard within a second.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import click
+import zstandard
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from cli.load import VALUES
+
+PARTITIONS = 4
+SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
+ASK_S = 1.0
+BROKER_TIMEOUT_S = 10.0
+DELIVERY_TIMEOUT_S = 60.0
+_BROKER = re.compile(r"\s*(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::\d{1,5})?\s*\Z")
+_TOPIC = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._-]{1,249}\Z")
+
+
+@dataclass(frozen=True)
+class Outlet:
+    """Where a slice goes, and what its partitions are called there."""
+
+    names: list[str]
+    send: Callable[[list[list[bytes]]], None]
+
+
+@contextmanager
+def files(directory: Path, partitions: int, compress: str) -> Iterator[Outlet]:
+    """One file a partition; all are complete when the context is left."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if found := sorted(path.name for path in directory.glob("part-*")):
+        raise click.ClickException(f"{directory}: expected no part-* files, got {found[0]}")
+    names = [f"part-{number:05d}" for number in range(partitions)]
+    with ExitStack() as stack:
+        outs = []
+        for name in names:
+            file = stack.enter_context(
+                (directory / f"{name}.ndjson{SUFFIXES[compress]}").open("xb")
+            )
+            outs.append(stack.enter_context(_compressed(file, compress)))
+
+        def send(parts: list[list[bytes]]) -> None:
+            for out, messages in zip(outs, parts, strict=True):
+                if messages:
+                    out.write(b"\n".join(messages) + b"\n")
+                    if compress == "none":
+                        out.flush()
+
+        yield Outlet(names, send)
+
+
+def _compressed(file: BinaryIO, compress: str) -> BinaryIO:
+    if compress == "gzip":
+        # No name and no time in the header: the same load gives the same file.
+        return cast(BinaryIO, gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0))
+    if compress == "zstd":
+        return cast(BinaryIO, zstandard.ZstdCompressor().stream_writer(file, closefd=False))
+    return file
+
+
+@contextmanager
+def topic_of(
+    bootstrap: str,
+    topic: str,
+    partitions: int | None,
+    compress: str,
+    properties: Mapping[str, str],
+) -> Iterator[Outlet]:
+    """A topic, created with so many partitions if there is none; all messages are acknowledged when
+    the context is left. `properties` are librdkafka's, of clients that produce and create."""
+    if not all(_BROKER.match(one) for one in bootstrap.split(",")):
+        raise click.UsageError(f"--bootstrap: expected HOST:PORT, by comma, got {bootstrap!r}")
+    if not _TOPIC.match(topic):
+        raise click.UsageError(
+            f"--topic: expected letters, digits, . _ -, at most 249 of them, got {topic!r}"
+        )
+    broker = _Broker(bootstrap, compress, properties)
+    producer = broker.producer
+    count = broker.partitions(topic) or broker.create(topic, partitions or PARTITIONS)
+    if partitions not in (None, count):
+        raise click.ClickException(
+            f"topic {topic!r}: expected {partitions} partitions, got {count}"
+        )
+
+    def check() -> None:
+        if broker.failures:
+            producer.purge()
+            raise click.ClickException(
+                f"topic {topic!r}: expected every message to be acknowledged, got:"
+                f" {broker.failures[0]}"
+            )
+
+    def send(parts: list[list[bytes]]) -> None:
+        for number, messages in enumerate(parts):
+            for message in messages:
+                _produce(producer, topic, number, message)
+            producer.poll(0)
+            check()
+
+    try:
+        yield Outlet([f"{topic}-{number:05d}" for number in range(count)], send)
+        # By twice the time that a delivery may take, each has succeeded or failed.
+        deadline = time.monotonic() + 2 * DELIVERY_TIMEOUT_S
+        while producer.flush(ASK_S) and time.monotonic() < deadline:
+            check()
+        check()
+    except KeyboardInterrupt:
+        producer.purge()
+        raise
+
+
+class _Broker:
+    """The clients, kept as long as their answers are waited for: these end with them."""
+
+    def __init__(self, bootstrap: str, compress: str, properties: Mapping[str, str]) -> None:
+        self._bootstrap = bootstrap
+        self._trouble = ""
+        self.failures: list[str] = []
+        common: dict[str, Any] = {
+            **properties,
+            "bootstrap.servers": bootstrap,
+            "log_level": 2,
+            "error_cb": self._failed,
+        }
+        try:
+            self._admin = AdminClient(common)
+            self.producer = Producer(
+                {
+                    **common,
+                    "enable.idempotence": True,
+                    "compression.type": compress,
+                    "linger.ms": 20,
+                    "queue.buffering.max.messages": 200_000,
+                    "queue.buffering.max.kbytes": 128 * 1024,
+                    "message.timeout.ms": int(1000 * DELIVERY_TIMEOUT_S),
+                    "delivery.report.only.error": True,
+                    "on_delivery": lambda error, _: self.failures.append(str(error)),
+                }
+            )
+        except KafkaException as error:
+            raise click.UsageError(
+                f"--property: expected a property of librdkafka, got: {error.args[0].str()}"
+            ) from error
+
+    def partitions(self, topic: str) -> int:
+        """How many the topic has, 0 if there is none. All topics are listed: asking for one by name
+        might create it."""
+        deadline = time.monotonic() + BROKER_TIMEOUT_S
+        while True:
+            try:
+                topics = self.producer.list_topics(timeout=ASK_S).topics
+                return len(topics[topic].partitions) if topic in topics else 0
+            except KafkaException as error:
+                self.producer.poll(0)
+                if time.monotonic() > deadline:
+                    raise click.ClickException(
+                        f"expected a broker at {self._bootstrap} within {BROKER_TIMEOUT_S:.0f} s,"
+                        f" got: {self._trouble or error.args[0].str()}"
+                    ) from error
+
+    def create(self, topic: str, partitions: int) -> int:
+        """Create the topic, and wait until the producer knows of it; its number of partitions."""
+        made = self._admin.create_topics([NewTopic(topic, partitions)])[topic]
+        deadline = time.monotonic() + BROKER_TIMEOUT_S
+        try:
+            made.result(BROKER_TIMEOUT_S)
+        except (KafkaException, TimeoutError) as error:
+            told = error.args[0].str() if isinstance(error, KafkaException) else "no answer"
+            raise click.ClickException(
+                f"topic {topic!r}: expected to create it with {partitions} partitions, got: {told}"
+            ) from error
+        while (count := self.partitions(topic)) < partitions and time.monotonic() < deadline:
+            time.sleep(ASK_S / 20)
+        return count
+
+    def _failed(self, error: KafkaError) -> None:
+        """Why the broker can't be reached, which a question that timed out does not say."""
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._trouble = error.str()
+
+
+def _produce(producer: Producer, topic: str, partition: int, message: bytes) -> None:
+    """Queue a message, waiting for room. A message that fails makes room as well, so this ends."""
+    while True:
+        try:
+            producer.produce(topic, message, device_of(message), partition)
+        except BufferError:
+            producer.poll(0.1)
+        else:
+            return
+
+
+def device_of(message: bytes) -> bytes | None:
+    """The device id of a message of a load; None if it is too broken to tell."""
+    at = VALUES["device_id"]
+    opened = message[: at.start].endswith(b'"device_id":"')
+    return message[at] if opened and message[at.stop : at.stop + 1] == b'"' else None

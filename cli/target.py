@@ -1,0 +1,102 @@
+"""Where a command writes: a file that was not there, or a folder that it made itself.
+
+What always holds, for every command:
+
+- A file is written under a temporary name beside its own, which it gets when it is whole. What goes
+  wrong before leaves nothing behind; a killed process leaves the temporary file at most.
+- A file that exists is overwritten only with `--force`, and only if it is a plain file.
+- A folder is used again only if it has the marker that an earlier run put there, and then only what
+  such a run makes is deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from storage.errors import BadInput
+from storage.files import Files
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+force_option: Callable[[F], F] = click.option(
+    "--force", is_flag=True, help="Overwrite the file if it exists."
+)
+
+
+@contextmanager
+def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """The temporary name to write to; when the context is left, the file gets its own name.
+
+    Raises BadInput if `path` exists and `force` is not given, or if it can't be written.
+    """
+    target = _target(path, force)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except OSError as error:
+        raise BadInput(f"{path}: expected a file that can be written, got {error}") from error
+    try:
+        yield temporary
+        _target(path, force)  # it may have been made meanwhile
+        temporary.replace(target)
+    except OSError as error:
+        raise BadInput(f"{path}: expected to write it, got {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _target(path: Path, force: bool) -> Path:
+    """What a rename must replace: where `path` leads to, if it is a link."""
+    if not path.name:
+        raise BadInput(f"expected the name of a file, got {str(path)!r}")
+    if os.path.lexists(path):
+        if not force:
+            raise BadInput(f"{path}: expected no such file, got one; --force overwrites it")
+        if not path.is_file():
+            raise BadInput(f"{path}: expected a plain file to overwrite, got something else")
+    return path.resolve()
+
+
+@contextmanager
+def own_folder(folder: Path, marker: str, made: Sequence[str]) -> Iterator[None]:
+    """A folder that is this command's alone for now, without what is `made` in it: it is new, was
+    empty, or has the `marker` file, of which the lock is held.
+
+    Raises BadInput if it is another folder, or another process uses it.
+    """
+    mark = folder / marker
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = sorted(entry.name for entry in folder.iterdir())
+        if others and (mark.is_symlink() or not mark.is_file()):
+            raise BadInput(
+                f"{folder}: expected a new or empty folder, or one with the file {marker} that an"
+                f" earlier run left, got one with {', '.join(others[:3])}"
+            )
+        lock = Files().lock(mark)
+    except OSError as error:
+        raise BadInput(f"{folder}: expected a folder to work in, got {error}") from error
+    with lock:
+        for name in made:
+            _remove(folder / name)
+        yield
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a folder, of which links are never followed."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(f"{path}: expected to delete what an earlier run made, got {error}") from (
+            error
+        )

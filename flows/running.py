@@ -1,0 +1,12 @@
+"""Whether a job runs on a data directory, however it was started: by the locks that it holds."""
+
+from __future__ import annotations
+
+from storage.files import Files
+from storage.layout import Layout
+
+
+def job_runs(files: Files, layout: Layout) -> bool:
+    """A job holds the directory's lock, and its workers those of the partitions."""
+    locks = [layout.lock, *(layout.hot(name) / "lock" for name in layout.partitions())]
+    return any(files.locked(path) for path in locks)

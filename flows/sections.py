@@ -1,0 +1,159 @@
+"""The sections of the settings, and the kinds of values that they are made of.
+
+A value is checked as far as it can be without the others: brokers, topic, paths, names of columns.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    field_validator,
+)
+
+from flows.duration import Duration
+from flows.schemas import parse_path
+from storage.schema import RESERVED, RESERVED_ELSEWHERE, ColumnType
+
+BROKER = "broker"
+OWNED = (
+    "bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store",
+    "auto.offset.reset", "enable.partition.eof",
+)  # fmt: skip
+"""What Forebay must decide itself for its promise to hold."""
+TIME_TYPES = {"ms": "time", "s": "time_s", "us": "time_us"}
+"""A unit may be given for the type that a column of it has."""
+_BROKER = re.compile(
+    r"(?:(?:PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)://)?"
+    r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.%]+\]):(?P<port>[0-9]{1,5})"
+)
+
+
+def _path(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    path = parse_path(value)
+    if not all(path):
+        raise ValueError("expected a path such as a.b.c, or a list of keys")
+    return path
+
+
+JsonPath = Annotated[tuple[str, ...], BeforeValidator(_path), Field(min_length=1)]
+
+
+def _named(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", text):
+        raise ValueError("expected letters, digits and _, at most 128, not beginning with a digit")
+    if text.casefold() in RESERVED:
+        raise ValueError(f"expected another name than {', '.join(sorted(RESERVED))}")
+    if by := RESERVED_ELSEWHERE.get(text.casefold()):
+        raise ValueError(f"expected another name, for it is {by}; got {text!r}")
+    return text
+
+
+def upload_path(text: str) -> str:
+    if text and text != BROKER:
+        _path(text)
+    return text
+
+
+def _brokers(text: str) -> str:
+    for one in text.split(","):
+        found = _BROKER.fullmatch(one.strip())
+        if not found or not 0 < int(found["port"]) < 65536:
+            raise ValueError("expected brokers as HOST:PORT, divided by commas")
+    return text
+
+
+def _topic(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", text) or text in (".", ".."):
+        raise ValueError("expected a topic's name: letters, digits, . _ -, from 1 to 249 of them")
+    return text
+
+
+def _table(text: str) -> str:
+    if not re.fullmatch(r"\w+(\.\w+)+", text):
+        raise ValueError("expected NAMESPACE.NAME of letters, digits and _")
+    return text
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ColumnSettings(_Section):
+    """A column of your own; `path` is "a.b.c", or a list of keys where a key contains a dot."""
+
+    name: Annotated[str, AfterValidator(_named)]
+    path: JsonPath
+    type: ColumnType = "string"
+
+
+class FilesSettings(_Section):
+    path: Path = Field(
+        Path("events"),
+        description="An NDJSON file (plain, .gz or .zst), or a folder of them: a partition each.",
+    )
+
+
+class KafkaSettings(_Section):
+    bootstrap: Annotated[str, AfterValidator(_brokers)] = Field(
+        "localhost:9092", description="Brokers as HOST:PORT, by comma."
+    )
+    topic: Annotated[str, AfterValidator(_topic)] = Field(
+        "events", description="The one topic this job reads."
+    )
+    group: str = Field(
+        "forebay",
+        min_length=1,
+        description="Consumer group shown to lag tools; nothing is read from it.",
+    )
+    start: Literal["earliest", "latest"] = Field(
+        "earliest", description="Where a partition begins that has no offset yet."
+    )
+    on_gap: Literal["stop", "skip"] = Field(
+        "stop",
+        description="If the broker no longer has the next offset: stop with an error, or go on at"
+        " the first one it has, count and log the gap.",
+    )
+    linger: Duration = Field(
+        50,
+        description="How long a batch may wait to fill up. Shorter: fresher; longer: cheaper. At"
+        " least 10 ms for each partition of which messages wait in the worker, if not too many do.",
+    )
+    librdkafka: dict[str, str | int | float | bool] = Field(
+        default_factory=dict,
+        description="Passed through as it is: security.protocol, sasl.*, ssl.*, fetch.*",
+    )
+
+    @field_validator("librdkafka")
+    @classmethod
+    def _not_owned(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(set(value) & set(OWNED)):
+            raise ValueError(f"expected none of the properties Forebay sets itself, got {taken}")
+        return value
+
+
+class BatchSettings(_Section):
+    table: Annotated[str, AfterValidator(_table)] = Field(
+        "forebay.events",
+        description="The Iceberg table of the reference batch layer, NAMESPACE.NAME.",
+    )
+    catalog: dict[str, str] = Field(
+        default_factory=dict,
+        description="pyiceberg's properties of the catalog: type, uri, warehouse, s3.*. Default: a"
+        " SQLite catalog and a warehouse in data_dir.",
+    )
+    memory: ByteSize = Field(
+        ByteSize(1 << 30),
+        ge=64 << 20,
+        description="What finding duplicates may hold in memory. Less: more on disk.",
+    )

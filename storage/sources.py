@@ -1,0 +1,134 @@
+"""What is known of the sources of a data directory before anything of them is read.
+
+    DATA/topics/TOPIC         a record (see `record`) of kind "topic", version 2
+    DATA/sources/PARTITION    a record of kind "source", version 2
+
+Both are claimed (`Files.claim`): of workers that start at once one writes each, and all read what
+it wrote. They are durable before the first message is read.
+
+Where a partition begins is decided once, by the worker that reads it: a restart before the first
+commit begins there too. A partition that the topic did not have at its first start begins at 0.
+
+Version 1 had the bare id in place of a topic's record (none, if the broker has no ids) and an empty
+file for a partition. An empty file is still of version 1, and so of a partition that was there at
+the first start.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from storage import record
+from storage.errors import Corruption
+from storage.files import Files
+from storage.layout import Layout, names_partition
+from storage.record import Count
+
+TOPIC_KIND, SOURCE_KIND = "topic", "source"
+VERSION = 2
+BYTES_MAX = 4096
+"""More than any of these files has."""
+_ID = r"[A-Za-z0-9+/_-]{22}"
+
+TopicId = Annotated[str, Field(pattern=f"^{_ID}$")]
+"""The 128 bits of an id in base64: Kafka's own tools write - and _, librdkafka + and /."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic at its first start: its id, None if the broker has no ids, and how many partitions it
+    had; None if that was version 1, where the empty files of partitions tell."""
+
+    id: TopicId | None
+    partitions: Count | None
+
+    def source(self, number: int) -> Source:
+        """What to keep of a partition of which nothing is kept."""
+        there = self.partitions is not None and number < self.partitions
+        return Source(None if there else 0)
+
+    def encode(self) -> bytes:
+        return record.encode(TOPIC_KIND, VERSION, self)
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> Topic:
+        """Raises Corruption or FormatVersion; `name` describes the data in errors. In version 1 it
+        is the bare id."""
+        if re.fullmatch(_ID.encode(), data):
+            return cls(data.decode(), None)
+        return record.read(cls, TOPIC_KIND, VERSION, data, name)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source partition. `first_offset` is where it begins; None until its source has decided, as
+    a file never does."""
+
+    first_offset: Count | None = None
+
+    def encode(self) -> bytes:
+        return record.encode(SOURCE_KIND, VERSION, self)
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> Source:
+        """Errors as above."""
+        return record.read(cls, SOURCE_KIND, VERSION, data, name) if data else cls()
+
+
+def read_topic(files: Files, path: Path) -> Topic | None:
+    """What is kept of a topic, or None if it was never read. Raises as `Topic.decode`."""
+    try:
+        return Topic.decode(_read(files, path), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def read_sources(files: Files, layout: Layout) -> dict[str, Source]:
+    """Every partition that any source of this data directory has had. Raises as `Source.decode`."""
+    if not layout.sources.is_dir():
+        return {}
+    paths = sorted(path for path in layout.sources.iterdir() if names_partition(path.name))
+    return {path.name: Source.decode(_read(files, path), str(path)) for path in paths}
+
+
+def claim_topic(files: Files, path: Path, topic: Topic) -> Topic:
+    """Keep `topic` unless one is kept; the one that is."""
+    kept = read_topic(files, path)
+    if kept is None:
+        files.make_directory(path.parent)
+        files.claim(path, topic.encode())
+        kept = read_topic(files, path)
+    if kept is None:
+        raise AssertionError(f"bug: {path} is gone")
+    return kept
+
+
+def keep_source(files: Files, layout: Layout, name: str, source: Source) -> None:
+    """Keep what its one reader has decided of a partition that is kept already."""
+    files.replace(layout.sources / name, source.encode(), durable=True)
+
+
+def claim_sources(files: Files, layout: Layout, wanted: Mapping[str, Source]) -> dict[str, Source]:
+    """Keep each of `wanted` of which nothing is kept; all that are kept then, durably."""
+    files.make_directory(layout.sources)
+    known = read_sources(files, layout)
+    for name in sorted(set(wanted) - set(known)):
+        files.claim(layout.sources / name, wanted[name].encode())
+    files.sync_directory(layout.sources)
+    return read_sources(files, layout)
+
+
+def _read(files: Files, path: Path) -> bytes:
+    try:
+        return files.read(path, end=BYTES_MAX)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EISDIR):
+            raise Corruption(f"{path}: expected a plain file, got something else", 0) from error
+        raise

@@ -1,0 +1,31 @@
+"""Text that people read. What comes from outside can't steer their terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def plain(text: str) -> str:
+    """One line: control characters, escape sequences, direction marks and lone surrogates become
+    escapes such as `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def plain_lines(text: str) -> str:
+    """The same, line by line."""
+    return "\n".join(map(plain, text.split("\n")))
+
+
+def shortened(text: str, characters_max: int) -> str:
+    """The beginning of a text that is too long, with an ellipsis."""
+    return text if len(text) <= characters_max else f"{text[: characters_max - 1]}…"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that it is most like, if any."""
+    folded = {one.casefold(): one for one in known}
+    found = get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.7)
+    return f"; did you mean {folded[found[0]]!r}?" if found else ""

@@ -1,0 +1,207 @@
+"""The supervisor over real processes that do as they are told: stops, failures, another start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from flows import cluster
+from flows.cluster import Cluster
+from flows.recovery import begin
+from storage.errors import INCOMPLETE, PERMANENT
+from storage.layout import Layout
+from tests.job import Job
+
+MakeJob = Callable[..., Job]
+LONG_S = 30.0
+
+
+class Run:
+    """A supervisor in a process of its own, over sham workers."""
+
+    def __init__(self, folder: Path, sham: str) -> None:
+        self.data = folder / "data"
+        self.done = folder / "done"
+        self.log = folder / "log"
+        self.done.touch()
+        workers = sham.count(",") + 1
+        code = (
+            "import logging, sys\n"
+            "from pathlib import Path\n"
+            "from flows.cluster import Cluster\n"
+            "logging.basicConfig(level=logging.INFO)\n"
+            f"sys.exit(Cluster(Path({str(self.data)!r}), {workers},"
+            " module='tests.sham_worker').run())\n"
+        )
+        environment = {**os.environ, "SHAM": sham, "SHAM_LOG": str(self.done)}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code], env=environment, stderr=log, start_new_session=True
+            )
+
+    def until(self, text: str, count: int = 1) -> None:
+        """Wait until the workers have done something so often."""
+        deadline = time.monotonic() + LONG_S
+        while self.done.read_text().count(text) < count:
+            assert time.monotonic() < deadline, self.done.read_text() + self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(LONG_S)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[[str], Run]]:
+    runs = []
+
+    def make(sham: str) -> Run:
+        runs.append(Run(tmp_path, sham))
+        return runs[-1]
+
+    yield make
+    for one in runs:
+        if one.process.poll() is None:
+            os.killpg(one.process.pid, signal.SIGKILL)
+        one.process.wait()
+
+
+MakeRun = Callable[[str], Run]
+
+
+@pytest.mark.parametrize(
+    ("sham", "code", "well"),
+    [
+        ("build stop:0,build stop:0", 0, True),
+        ("build stop:0,build stop:78", PERMANENT, False),
+        ("build stop:1,build stop:78", PERMANENT, False),
+        ("build stop:0,build stop:1", 1, False),
+        ("build stop:101", 1, False),
+        ("build stop:0,build stop:65", INCOMPLETE, True),
+    ],
+)
+def test_exit_code_of_a_stop_tells_whether_it_ended_with_a_last_snapshot(
+    sham: str, code: int, well: bool, run: MakeRun
+) -> None:
+    running = run(sham)
+    running.until("runs", sham.count("build"))
+    assert running.stop() == code, running.log.read_text()
+    assert Layout(running.data).ended.exists() == well
+    told = running.log.read_text()
+    assert ("without a last snapshot" in told) == (code == 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_stop_gracefully(number: int, run: MakeRun) -> None:
+    running = run("build stop:0")
+    running.until("runs")
+    assert running.stop(number) == 0, running.log.read_text()
+    assert Layout(running.data).ended.exists()
+    assert "0 stops" in running.done.read_text()
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_stop_before_all_workers_have_built_is_at_once_and_leaves_all_as_it_was(
+    ended: bool, tmp_path: Path, run: MakeRun
+) -> None:
+    """One waits for a broker, the other to be let go: a peer that came would wait for ever."""
+    layout = Layout(tmp_path / "data")
+    layout.root.mkdir()
+    if ended:
+        layout.ended.touch()
+    running = run("hang,build stop:0")
+    running.until("hangs")
+    since = time.monotonic()
+    assert running.stop() == 0
+    assert time.monotonic() - since < 5
+    assert "runs" not in running.done.read_text()
+    assert layout.ended.exists() == ended
+
+
+def test_a_stop_while_the_job_waits_to_start_again_is_no_success(run: MakeRun) -> None:
+    running = run("build exit:1")
+    deadline = time.monotonic() + LONG_S
+    while "all start again" not in running.log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert running.stop() == 1
+    assert "stopped after a run without a last snapshot" in running.log.read_text()
+
+
+def test_when_one_worker_asks_all_start_again_at_once_with_a_last_snapshot(run: MakeRun) -> None:
+    running = run("build stop:0,build again stop:0,build stop:0")
+    running.until("runs", 6)
+    told = running.log.read_text()
+    assert "all start again" not in told
+    assert "ERROR" not in told
+    assert running.done.read_text().count("stops") == 3
+    assert running.stop() == 0, running.log.read_text()
+
+
+def test_workers_that_do_not_stop_in_time_are_killed_and_that_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "STOP_S", 0.5)
+    done = tmp_path / "done"
+    done.touch()
+    environment = {**os.environ, "SHAM": "build hang", "SHAM_LOG": str(done)}
+    job = Cluster(tmp_path / "data", 1, module="tests.sham_worker", environment=environment)
+
+    def stop() -> None:
+        while "hangs" not in done.read_text():
+            time.sleep(0.01)
+        job._events.put(None)
+
+    threading.Thread(target=stop).start()
+    with closing(job):
+        assert job.once() == 1
+    assert not Layout(tmp_path / "data").ended.exists()
+
+
+def test_a_run_has_not_ended_well_from_its_first_moment_to_its_last(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.ended.touch()
+    begin(layout)
+    assert not layout.ended.exists()
+
+
+def test_of_two_jobs_that_start_at_once_on_a_new_data_directory_one_runs(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    events = tmp_path / "events"
+    events.mkdir()
+    (events / "a.ndjson").write_bytes(b"{}\n")
+    for turn in range(3):
+        data = str(tmp_path / f"data-{turn}")
+        jobs = [make_job(FILES__PATH=str(events), DATA_DIR=data) for _ in range(2)]
+        codes = sorted(job.ends(process) for job, process in [(job, job.run()) for job in jobs])
+        told = [job.told() for job in jobs]
+        if codes == [0, 0]:  # one after the other
+            continue
+        assert codes == [0, PERMANENT], told
+        refused = [text for text in told if "another job runs on this data directory" in text]
+        assert len(refused) == 1
+        assert "Traceback" not in "".join(told)
+
+
+def test_workers_find_each_other_without_a_refused_connection(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    events = tmp_path / "events"
+    events.mkdir()
+    for name in "abc":
+        (events / f"{name}.ndjson").write_bytes(b"{}\n")
+    job = make_job(FILES__PATH=str(events))
+    assert job.ends(job.run(3)) == 0, job.told()
+    assert "refused" not in job.told()
+    assert "started 3 workers" in job.told()

@@ -1,0 +1,170 @@
+"""`forebay config check --connect`: what the source answers, and what its messages would become."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+import pytest
+import zstandard
+from click.testing import CliRunner, Result
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+
+from cli.main import main
+from tests.broker import Broker
+
+GOOD = {"device_id": "d", "$insert_id": "i", "server_upload_time": "2024-05-01 00:00:00"}
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working directory, and no settings in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.upper().startswith("FOREBAY_"):
+            monkeypatch.delenv(name)
+
+
+def connect() -> Result:
+    return CliRunner().invoke(main, ["config", "check", "--connect"])
+
+
+def messages(count: int, **fields: object) -> list[bytes]:
+    return [orjson.dumps({**GOOD, "$insert_id": f"i{n}", **fields}) for n in range(count)]
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_the_heads_of_files_are_tried(suffix: str, tmp_path: Path) -> None:
+    content = b"\n".join([*messages(30), b"", b'{"device_id": 5}', b"half"])
+    packed: dict[str, Callable[[bytes], bytes]]
+    packed = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / f"a.ndjson{suffix}").write_bytes(packed[suffix](content))
+    result = connect()
+    assert result.exit_code == 0, result.output
+    assert "files: 1 at events" in result.stdout
+    assert "messages: 32 tried: accepted 30  duplicates 0  rejects 2" in result.stdout
+    assert "  1 bad json" in result.stdout
+    assert list(tmp_path.iterdir()) == [tmp_path / "events"]
+
+
+def test_a_schema_of_other_messages_is_a_fault_with_the_reasons_and_a_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "events").mkdir()
+    lines = messages(3, note="\x1b[31m")
+    (tmp_path / "events" / "a.ndjson").write_bytes(b"\n".join(lines))
+    monkeypatch.setenv("FOREBAY_SCHEMA", "segment")
+    result = connect()
+    assert result.exit_code == 1
+    assert "schema: expected messages that can become events, got none among 3" in result.stderr
+    assert "  3 no key" in result.stdout
+    assert "such as a.ndjson 0: no key" in result.stdout
+    assert "\x1b" not in result.output
+
+
+def test_files_that_cannot_be_read_are_faults_each(tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    for name, content in (("a.json.gz", b"no gzip"), ("b.json.zst", b"no zstd")):
+        (tmp_path / "events" / name).write_bytes(content)
+    result = connect()
+    assert result.exit_code == 1
+    assert [line.split(": ")[-3:-1] for line in result.stderr.splitlines()]
+    assert result.stderr.count("files.path: expected a file that can be read, got events/") == 2
+
+
+def test_a_small_file_that_unpacks_to_much_is_read_to_a_bound(tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    bomb = zstandard.ZstdCompressor().compress(b" " * (1 << 30))
+    (tmp_path / "events" / "a.json.zst").write_bytes(bomb)
+    assert "messages: none there to try" in connect().stdout
+
+
+# -- a topic ------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_does_not_answer_is_a_fault_within_a_bounded_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cli.connect.ANSWER_S", 1.0)
+    monkeypatch.setenv("FOREBAY_SOURCE", "kafka")
+    monkeypatch.setenv("FOREBAY_KAFKA__BOOTSTRAP", "127.0.0.1:1")
+    started_s = time.monotonic()
+    result = connect()
+    assert result.exit_code == 1
+    assert time.monotonic() - started_s < 20
+    assert "kafka.bootstrap: expected an answer of 127.0.0.1:1 within 1 s" in result.stderr
+    assert "Connection refused" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def topic(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"clicks-{uuid.uuid4().hex[:8]}"
+    broker.create_topic(name, 3)
+    monkeypatch.setenv("FOREBAY_SOURCE", "kafka")
+    monkeypatch.setenv("FOREBAY_KAFKA__BOOTSTRAP", broker.address)
+    monkeypatch.setenv("FOREBAY_KAFKA__TOPIC", name)
+    return name
+
+
+def _produce(broker: Broker, topic: str, values: list[bytes]) -> None:
+    producer = Producer({"bootstrap.servers": broker.address})
+    for number, value in enumerate(values):
+        producer.produce(topic, value, partition=number % 3)
+    assert producer.flush(30) == 0
+
+
+@pytest.mark.kafka
+def test_a_topic_is_asked_and_its_newest_messages_are_tried(broker: Broker, topic: str) -> None:
+    _produce(broker, topic, [*messages(500), b"{", b"[]"])
+    result = connect()
+    assert result.exit_code == 0, result.output
+    assert f"topic {topic} has 3 partitions" in result.stdout
+    assert "messages: 102 tried: accepted 100  duplicates 0  rejects 2" in result.stdout
+    assert "  2 bad json" in result.stdout
+
+
+@pytest.mark.kafka
+def test_a_topic_without_messages_is_no_fault(topic: str) -> None:
+    result = connect()
+    assert result.exit_code == 0, result.output
+    assert "messages: none there to try" in result.stdout
+
+
+@pytest.mark.kafka
+def test_a_topic_that_is_not_there_is_a_fault_with_the_name_most_like_it_and_is_not_created(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREBAY_KAFKA__TOPIC", f"{topic[:-1]}_")
+    result = connect()
+    assert result.exit_code == 1
+    assert f"kafka.topic: expected a topic of {broker.address}, got" in result.stderr
+    assert f"did you mean '{topic}'?" in result.stderr
+    topics = AdminClient({"bootstrap.servers": broker.address}).list_topics(timeout=10).topics
+    assert f"{topic[:-1]}_" not in topics
+
+
+@pytest.mark.kafka
+def test_a_broker_that_wants_no_password_tells_who_brings_one(
+    broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.connect.ANSWER_S", 2.0)
+    own = {
+        "security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "me",
+        "sasl.password": "hunter2hunter2",
+    }  # fmt: skip
+    monkeypatch.setenv("FOREBAY_KAFKA__LIBRDKAFKA", orjson.dumps(own).decode())
+    result = connect()
+    assert result.exit_code == 1
+    assert "kafka.bootstrap: expected an answer" in result.stderr
+    assert "hunter2hunter2" not in result.output

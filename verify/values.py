@@ -1,0 +1,121 @@
+"""Typed values: columns of every type, and what producers put into them.
+
+The columns are named as no layer below should mind: words of SQL, and what others name their own
+columns. `KEY` has an integer and two times among them: what is in these follows from the id, so
+that a retry has the key of the first, however either is written, and other values.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+
+from verify.feed import START_MS
+
+COLUMNS = {
+    "device": "string",
+    "id": "string",
+    "place": "string",
+    "n": "int",
+    "fresh": "float",
+    "rowid": "bool",
+    "select": "time",
+    "order": "time_s",
+    "count": "time_us",
+    "_x": "int",
+}
+KEY = ("device", "id", "_x", "select", "order")
+DEPTH = 300
+"""What every reader of JSON follows."""
+_END_US = 253_402_300_800_000_000
+"""The year 10000."""
+_UNITS = {"time": 1000, "time_s": 1, "time_us": 1_000_000}
+
+TEXT = [
+    b'""', b'"\\u0000"', b'"' + "\ud7ff".encode() * 16 + b'"', '"\U0010ffff"'.encode(),
+    b'"\\udbff\\udfff"', '"\u2028\x85\ufeff"'.encode(), b'"\'; drop table \\"events\\" --"',
+    b'"a,b\\n\\"c\\"\\r"',
+]  # fmt: skip
+NO_TEXT = [b"1", b"true", b'["text"]']
+NUMBERS = [
+    b"-9223372036854775808", b"9223372036854775807", b"9007199254740993", b"9007199254740993.0",
+    b"1e3", b"1.0", b"-0", b'"12"', b"1e18",
+]  # fmt: skip
+NO_NUMBERS = [
+    b"9223372036854775808", b"-9223372036854775809", b"1.5", b"-0.7", b"1e19", b"1e-9", b'"1.5"',
+    b'"one"', b"true", b'"\\u0000"', b"-" + b"9" * 300,
+]  # fmt: skip
+FLOATS = [
+    b"1.5", b"-0.0", b"1e400", b"-1e400", b"1e-400", b"5e-324", b'"NaN"', b'"1.5"', b"2",
+    b"9223372036854775808", b"-" + b"9" * 300,
+]  # fmt: skip
+NO_FLOATS = [b'"one"', b"false", b'"\\ud7ff"']
+NO_TRUTHS = [b"1", b'"true"', b"0.0"]
+MOMENTS = [
+    b'"2024-05-01T12:00:00.123456789Z"', b'"2024-05-01 12:00:00.5"', b'"0001-01-01T00:00:00Z"',
+    b'"9999-12-31T23:59:59Z"', b'"2024-05-01T00:00:00+14:00"', b"0", b"1.5",
+]  # fmt: skip
+NO_MOMENTS = [
+    b'"9999-12-31T23:59:59.9999999-08:00"', b'"0000-01-01T00:00:00Z"', b'"+10000-01-01T00:00:00Z"',
+    b'"0001-01-01T00:00:00+00:01"', b'"2024-02-30T00:00:00Z"', b'"noon"', b'""', b'"1714521600000"',
+    b"-9223372036854775808", b"9223372036854775807", b"1714521600000000000", b"true",
+]  # fmt: skip
+NEVER = [
+    b"{}", b"[" * DEPTH + b"]" * DEPTH, b'{"x":' * DEPTH + b"1" + b"}" * DEPTH,
+]  # fmt: skip
+"""In no column a value."""
+
+
+def _moments(kind: str) -> list[bytes]:
+    """The first and the last of a unit, and the numbers next to these."""
+    end = _END_US * _UNITS[kind] // 1_000_000
+    first = -62_135_596_800 * _UNITS[kind]
+    return [b"%d" % number for number in (first, end - 1, first - 1, end)]
+
+
+_OF_TYPE = {
+    "string": TEXT + NO_TEXT,
+    "int": NUMBERS + NO_NUMBERS,
+    "float": FLOATS + NO_FLOATS,
+    "bool": [b"true", b"false", *NO_TRUTHS],
+    **{kind: MOMENTS + NO_MOMENTS + _moments(kind) for kind in _UNITS},
+}
+HOSTILE = [
+    b'"%b":%b' % (name.encode(), text)
+    for name, kind in COLUMNS.items()
+    if name not in KEY
+    for text in [*_OF_TYPE[kind], *NEVER]
+]
+"""An event with one of these is an event."""
+HOSTILE_KEYS = [
+    b'"%b":%b' % (name.encode(), text)
+    for name in KEY[2:]
+    for text in [*_OF_TYPE[COLUMNS[name]], *NEVER]
+]
+"""An event with one of these is another event, or a reject."""
+
+
+def settings() -> dict[str, str]:
+    """What the job is told of these columns."""
+    columns = [{"name": name, "path": name, "type": kind} for name, kind in COLUMNS.items()]
+    return {"COLUMNS": json.dumps(columns), "DEDUP_KEY": json.dumps(KEY), "RAW": "true"}
+
+
+def fields(rng: random.Random, id: str) -> bytes:
+    """What an ordinary event with this id has besides device and id: most columns, in any order."""
+    number = zlib.crc32(id.encode()) % 1000
+    at_ms = START_MS + 1000 * number
+    texts = {
+        "place": rng.choice([b'"here"', b'"there"', b'"\xe4\xb8\xad"', b"null"]),
+        "n": b"%d" % rng.randrange(-5, 5),
+        "fresh": b"%.3f" % rng.random(),
+        "rowid": rng.choice([b"true", b"false"]),
+        "select": rng.choice([b"%d", b"%d.0"]) % at_ms,
+        "order": b"%d" % (at_ms // 1000),
+        "count": b"%d" % (at_ms * 1000 + rng.randrange(1000)),
+        "_x": rng.choice([b"%d", b"%d.0", b'"%d"', b"%d.00"]) % number,
+    }
+    kept = [name for name in texts if name in KEY or rng.random() < 0.9]
+    rng.shuffle(kept)
+    return b"".join(b',"%b":%b' % (name.encode(), texts[name]) for name in kept)
