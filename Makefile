@@ -13,6 +13,7 @@ help:
 
 demo: setup  ## run the real job over a million events, kill it half-way, count
 	$(BIN)/forebay demo
+	@echo "(after 'source .venv/bin/activate', which puts forebay on PATH in this terminal)"
 
 test: setup  ## run the tests (those of Kafka need Java 17 and Maven)
 	$(BIN)/python -m pytest -m "not ($(LONG))"
