@@ -66,7 +66,7 @@ def test_the_stories_have_at_least_fifty_kills_for_certain(
 
 
 def crash_after_a_commit(trial: Trial) -> None:
-    trial.settings.update(PUBLISH_INTERVAL="1h", EPOCH_INTERVAL="50ms")
+    trial.settings.update(PUBLISH_INTERVAL="1h", GRACE="1h", EPOCH_INTERVAL="50ms")
     trial.feed.send(3000, Traffic())
     trial.dies(Death("snapshot-return", "after", 10), 1)  # of the fourth epoch, for 3 partitions
 
@@ -75,9 +75,9 @@ def crash_before_evictions_are_committed(trial: Trial) -> None:
     trial.feed.send(100, Traffic())
     trial.ends(1)
     trial.feed.send(1500, Traffic())
-    trial.settings["EPOCH_INTERVAL"] = "1h"
+    trial.settings.update(EPOCH_INTERVAL="1h", GRACE="1h")
     trial.dies(Death("log-delete", "after", 12), 1)
-    del trial.settings["EPOCH_INTERVAL"]
+    del trial.settings["EPOCH_INTERVAL"], trial.settings["GRACE"]
 
 
 def evicted_events_come_again(trial: Trial) -> None:
@@ -99,7 +99,8 @@ def evictions_under_a_reader(trial: Trial) -> None:
 
 def a_log_that_takes_no_more(trial: Trial) -> None:
     """The first run has one epoch, so that only logs become larger than a file may be."""
-    trial.settings.update(EPOCH_INTERVAL="1h", BLOCK_SPAN="3600s", DEDUP_WINDOW="3600s")
+    trial.settings.update(EPOCH_INTERVAL="1h", GRACE="1h")
+    trial.settings.update(BLOCK_SPAN="3600s", DEDUP_WINDOW="3600s")
     feed = trial.feed
     for name in feed.names:
         ids = [trial.rng.randbytes(200).hex() for _ in range(500)]
