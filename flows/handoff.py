@@ -131,8 +131,8 @@ class Handoff:
     def _require_ended(self, layout: Layout) -> None:
         if not layout.ended.exists():
             raise BadInput(
-                f"{layout.root}: expected a job that runs, or one that ended well; the last one was"
-                " killed: start it again"
+                f"{layout.root}: expected a job that runs, or a last `forebay run` that ended well;"
+                " there is neither: start it again"
             )
 
     def _states(self, layout: Layout) -> list[PartitionState]:
