@@ -28,7 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from storage.compiled import compiled
-from storage.siphash import siphash13, siphash13_word
+from storage.siphash import siphash13, siphash13_word, word_at
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -58,16 +58,7 @@ def _finish(h: Any) -> Any:
 def fold_bytes(h: Any, data: Any, at: Any, end: Any) -> Any:
     """`h` with the bytes [at, end) folded in, the last word not yet multiplied."""
     while at + 8 <= end:
-        word = (
-            np.uint64(data[at])
-            | np.uint64(data[at + 1]) << np.uint64(8)
-            | np.uint64(data[at + 2]) << np.uint64(16)
-            | np.uint64(data[at + 3]) << np.uint64(24)
-            | np.uint64(data[at + 4]) << np.uint64(32)
-            | np.uint64(data[at + 5]) << np.uint64(40)
-            | np.uint64(data[at + 6]) << np.uint64(48)
-            | np.uint64(data[at + 7]) << np.uint64(56)
-        )
+        word = word_at(data, at)
         h = (h ^ word) * K1
         h ^= h >> np.uint64(32)
         at += 8
