@@ -254,6 +254,7 @@ class DedupIndex:
         self._table: U64 = np.zeros(slots, dtype=np.uint64)
         self._rows: npt.NDArray[np.uint32] = np.zeros(slots, dtype=np.uint32)
         self._count = 0
+        self._crowded = 0
         self.crowds: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
@@ -261,8 +262,7 @@ class DedupIndex:
 
     @property
     def nbytes(self) -> int:
-        crowded = sum(map(len, self.crowds.values()))
-        return self._table.nbytes + self._rows.nbytes + crowded * _CROWDED_BYTES
+        return self._table.nbytes + self._rows.nbytes + self._crowded * _CROWDED_BYTES
 
     def insert(self, hashes: U64) -> None:
         """Add rows len(self), len(self) + 1, ... with these hashes."""
@@ -272,6 +272,7 @@ class DedupIndex:
         count = _insert(table, rows, _SPREAD, hashes, self._count, left_out)
         for i in left_out[:count].tolist():
             self.crowds.setdefault(int(hashes[i]), []).append(self._count + i)
+        self._crowded += count
         self._count += len(hashes)
 
     def find(self, hashes: U64, slots: I64) -> tuple[int, I64]:
