@@ -132,6 +132,7 @@ def _demo(folder: Path, events: int, seed: int, github: Path) -> None:
         f"\nEvery total equals the load's own{killed}. Ask more:\n"
         f"  forebay sql --data-dir {jobs[0].data} 'select count(*) from events'",
         highlight=False,
+        soft_wrap=True,  # the command is to be copied
     )
 
 

@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from flows.running import job_runs
 from storage.batch import Batch, BatchWriter
 from storage.errors import BadInput
 from storage.files import Files
@@ -68,7 +69,7 @@ class Handoff:
         """The newest upload time that was committed: a time can be sealed up to there."""
         reached = []
         for layout in self._layouts:
-            running = self._runs(layout)
+            running = job_runs(self._files, layout)
             for state in self._states(layout):
                 reached.append(state.committed_ms if running else state.stream_time_ms)
         return max((ms for ms in reached if ms is not None), default=None)
@@ -90,7 +91,7 @@ class Handoff:
             )
         for layout, writer in zip(self._layouts, self._writers, strict=True):
             spans_ms = {state.block_span_ms for state in self._states(layout)}
-            if self._runs(layout):
+            if job_runs(self._files, layout):
                 writer.seal(until_ms, spans_ms)
             else:
                 with self._files.lock(layout.lock):
@@ -130,14 +131,9 @@ class Handoff:
     def _require_ended(self, layout: Layout) -> None:
         if not layout.ended.exists():
             raise BadInput(
-                f"{layout.root}: expected a job that runs, or one that ended well; the last one was"
-                " killed: start it again"
+                f"{layout.root}: expected a job that runs, or a last `forebay run` that ended well;"
+                " there is neither: start it again"
             )
-
-    def _runs(self, layout: Layout) -> bool:
-        """Whether a job runs, however it was started."""
-        locks = [layout.lock, *(layout.hot(name) / "lock" for name in layout.partitions())]
-        return any(self._files.locked(path) for path in locks)
 
     def _states(self, layout: Layout) -> list[PartitionState]:
         found = (read_manifest(self._files, layout.manifest(name)) for name in layout.partitions())
@@ -149,7 +145,7 @@ class Handoff:
             behind = [s.partition for s in self._states(layout) if s.committed_seal < number]
             if not behind:
                 return
-            if not self._runs(layout):
+            if not job_runs(self._files, layout):
                 self._require_ended(layout)
                 return
             if time.monotonic() > deadline:

@@ -189,7 +189,8 @@ def _kafka(
         began=lambda name, offset: keep_source(files, layout, name, Source(offset)),
         grown=_Growth(config.topic, claim, restart),
     )
-    return source, [partition_key(config.topic, number) for number in range(found.partitions)]
+    # All that are known: a peer may have claimed one that was added after this worker asked.
+    return source, [partition_key(config.topic, number) for number in range(len(sources))]
 
 
 def _require_same_source(

@@ -5,8 +5,8 @@ The fast reader cuts 1.5 to 1 and takes what is little less than -2**63 for that
 9007199254740993.0 to a double; both without a word. For an integer column, and for a time that is
 part of the dedup key, that would make one key of two. So the text of each message is searched for
 `"NAME":`, with the last name of such a column's path, before a number with a point or an exponent;
-for times of the key also before text with a fraction. A name with an escape in it counts as found.
-What is found too often costs time, never a value.
+for times of the key also before text with a fraction or an escape. A name with an escape in it
+counts as found. What is found too often costs time, never a value.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from storage.schema import Column
 
 INT_MIN, INT_END = -(2**63), 2**63
 _PLACES = {"time_s": 0, "time": 3, "time_us": 6}
+TIME_LETTERS_MAX = 64
+"""More than any time has."""
 _FRACTION = re.compile(r"[.,](\d+)")
 _QUOTE, _COLON, _BACKSLASH, _POINT, _E = map(np.uint8, b'":\\.e')
 _ZERO, _MINUS, _PLUS, _SPACE, _T = map(np.uint8, b"0-+ t")
@@ -80,10 +82,10 @@ def _is_one_of(data: Any, start: Any, quote: Any, names: Any, bounds: Any, first
 
 @compiled
 def _has_fraction(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts: Any) -> Any:
-    """Whether the point or exponent at `at`, behind a digit, is in a value of one of `names`: of a
-    number, or in text if the name's number is `texts` or more."""
+    """Whether the point or exponent at `at` is in a value of one of `names`: in a number, or in
+    text if the name's number is `texts` or more."""
     first = at - 1
-    while first > start and _is_digit(data[first]):
+    while first > start and (_is_digit(data[first]) or data[first] == _POINT):
         first -= 1
     letter = data[first]
     if texts == len(bounds) - 1 and letter != _COLON and letter != _MINUS and letter > _SPACE:
@@ -111,15 +113,32 @@ def _has_fraction(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts
 
 
 @compiled
-def _mark(text: Any, marks: Any) -> None:
-    """Mark each point or exponent between what a number has there. Without a branch, so that it is
-    compiled to take many letters at once."""
+def _has_escape(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts: Any) -> Any:
+    """Whether the backslash at `at` is the first in a text, not long before it, of one of the
+    `names` from number `texts` on."""
+    first = at - 1
+    while first > max(start, at - TIME_LETTERS_MAX):
+        if data[first] == _QUOTE or data[first] == _BACKSLASH:
+            break
+        first -= 1
+    if data[first] != _QUOTE:
+        return False
+    quote = _name_before(data, start, first)
+    return quote >= 0 and _is_one_of(data, start, quote, names, bounds, texts)
+
+
+@compiled
+def _mark(text: Any, escapes: Any, marks: Any) -> None:
+    """Mark each point or exponent that may be in a number, as the most lenient reader takes one,
+    and each backslash if `escapes` asks for them. Without a branch, so that it is compiled to take
+    many letters at once."""
     for i in range(1, len(text) - 1):
-        letter, after = text[i], text[i + 1]
-        before = np.uint8(text[i - 1] - _ZERO)
-        ends = (letter == _POINT) | ((letter | _LOWER) == _E)
-        begins = (np.uint8(after - _ZERO) < _TEN) | (after == _MINUS) | (after == _PLUS)
-        marks[i] = ends & (before < _TEN) & begins
+        before, letter, after = text[i - 1], text[i], text[i + 1]
+        digit = np.uint8(before - _ZERO) < _TEN
+        point = (letter == _POINT) & (digit | (before == _MINUS))
+        signed = (np.uint8(after - _ZERO) < _TEN) | (after == _MINUS) | (after == _PLUS)
+        exponent = ((letter | _LOWER) == _E) & (digit | (before == _POINT)) & signed
+        marks[i] = point | exponent | (escapes & (letter == _BACKSLASH))
 
 
 @compiled
@@ -136,7 +155,11 @@ def _search(
                 continue
             while offsets[row + 1] <= at:
                 row += 1
-            if not found[row] and at > offsets[row]:
+            if found[row] or at == offsets[row]:
+                continue
+            if text[at] == _BACKSLASH:
+                found[row] = _has_escape(text, offsets[row], at, names, bounds, texts)
+            else:
                 found[row] = _has_fraction(text, offsets[row], at, names, bounds, texts)
 
 
@@ -175,7 +198,7 @@ class Exact:
             text = np.frombuffer(data or b"", np.uint8)[rows[0] : rows[-1]]
             words = np.zeros(len(text) // 8 + 1, np.uint64)
             marks = words.view(np.bool_)
-            _mark(text, marks)
+            _mark(text, len(self._bounds) - 1 > self._texts, marks)
             rows = rows - rows[0]
             _search(text, rows, marks, words, self._names, self._bounds, self._texts, found)
         return np.flatnonzero(found)
@@ -184,7 +207,8 @@ class Exact:
         """What the message at `row` says of the columns, where it has a number or text that they
         can't just be read from."""
         try:
-            document = json.loads(message.decode(), parse_float=_decimal, parse_int=_decimal)
+            text = message.decode()
+            document = json.loads(text, strict=False, parse_float=_decimal, parse_int=_decimal)
         except (ValueError, RecursionError):
             # None but the most lenient reader takes it, so nothing in it can be told to be exact.
             return [Found(row, n, None) for n, _ in self._columns]

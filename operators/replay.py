@@ -17,21 +17,24 @@ from storage.frame import Frame
 from storage.schema import OFFSET, PARTITION
 
 MESSAGES_MAX = 5_000
+FAR_OFF_MS = -(2**63)
 
 
 def decode_again(decoder: Decoder, rejects: pa.RecordBatch) -> list[Frame]:
-    """Frames of each source's rejects, of MESSAGES_MAX at most; broker times are the first ones."""
+    """Frames of each source's rejects, of MESSAGES_MAX at most; broker times are the first ones.
+    One that is null was further off than any reader takes, and still is."""
     frames = []
     for source in pc.unique(rejects.column(PARTITION)).to_pylist():
         mine = rejects.filter(pc.equal(rejects.column(PARTITION), source))
         for low in range(0, mine.num_rows, MESSAGES_MAX):
             part = mine.slice(low, MESSAGES_MAX)
             offsets = part.column(OFFSET).to_numpy()
+            times = part.column("broker_time").cast(pa.int64())
             item = Messages(
                 source=source,
                 values=part.column("message").to_pylist(),
                 offsets=offsets,
-                times_ms=part.column("broker_time").cast(pa.int64()).to_numpy(),
+                times_ms=times.fill_null(FAR_OFF_MS).to_numpy(),
                 next_offset=int(offsets[-1]) + 1,
                 read_ms=time.time_ns() // 1_000_000,
             )

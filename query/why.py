@@ -27,6 +27,7 @@ from storage.errors import BadInput, MissingFile
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA
 from storage.index import KeyHash
+from storage.keys import equal_rows
 from storage.log import Extent, LogReader
 from storage.rejects import ALL
 from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
@@ -93,9 +94,8 @@ class _Key:
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows of `batch` that have this key."""
-        same = np.ones(batch.num_rows, dtype=bool)
-        for name, column in zip(self.row.schema.names, self.row.columns, strict=True):
-            same &= pc.equal(batch.column(name), column[0]).to_numpy(zero_copy_only=False)
+        keys = batch.select(self.row.schema.names)
+        same = equal_rows(keys, self.row.take(pa.array(np.zeros(batch.num_rows, np.int64))))
         return batch.filter(pa.array(same))
 
 

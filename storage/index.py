@@ -28,7 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from storage.compiled import compiled
-from storage.siphash import siphash13, siphash13_word
+from storage.siphash import siphash13, siphash13_word, word_at
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -58,16 +58,7 @@ def _finish(h: Any) -> Any:
 def fold_bytes(h: Any, data: Any, at: Any, end: Any) -> Any:
     """`h` with the bytes [at, end) folded in, the last word not yet multiplied."""
     while at + 8 <= end:
-        word = (
-            np.uint64(data[at])
-            | np.uint64(data[at + 1]) << np.uint64(8)
-            | np.uint64(data[at + 2]) << np.uint64(16)
-            | np.uint64(data[at + 3]) << np.uint64(24)
-            | np.uint64(data[at + 4]) << np.uint64(32)
-            | np.uint64(data[at + 5]) << np.uint64(40)
-            | np.uint64(data[at + 6]) << np.uint64(48)
-            | np.uint64(data[at + 7]) << np.uint64(56)
-        )
+        word = word_at(data, at)
         h = (h ^ word) * K1
         h ^= h >> np.uint64(32)
         at += 8
@@ -263,6 +254,7 @@ class DedupIndex:
         self._table: U64 = np.zeros(slots, dtype=np.uint64)
         self._rows: npt.NDArray[np.uint32] = np.zeros(slots, dtype=np.uint32)
         self._count = 0
+        self._crowded = 0
         self.crowds: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
@@ -270,8 +262,7 @@ class DedupIndex:
 
     @property
     def nbytes(self) -> int:
-        crowded = sum(map(len, self.crowds.values()))
-        return self._table.nbytes + self._rows.nbytes + crowded * _CROWDED_BYTES
+        return self._table.nbytes + self._rows.nbytes + self._crowded * _CROWDED_BYTES
 
     def insert(self, hashes: U64) -> None:
         """Add rows len(self), len(self) + 1, ... with these hashes."""
@@ -281,6 +272,7 @@ class DedupIndex:
         count = _insert(table, rows, _SPREAD, hashes, self._count, left_out)
         for i in left_out[:count].tolist():
             self.crowds.setdefault(int(hashes[i]), []).append(self._count + i)
+        self._crowded += count
         self._count += len(hashes)
 
     def find(self, hashes: U64, slots: I64) -> tuple[int, I64]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -96,7 +96,18 @@ class KeyCache:
 
 
 INDEX = -1
+KNOWN_KEY_BYTES = 400
+"""What a key takes as a Python value in a dict, about, besides its text."""
 _NONE: U64 = np.zeros(0, dtype=np.uint64)
+
+
+@dataclass
+class _Crowd:
+    """Keys of one hash, beyond those in the index: the first `done` of its crowd's rows."""
+
+    rows: dict[Key, int] = field(default_factory=dict)
+    done: int = 0
+    bytes: int = 0
 
 
 class KeySet:
@@ -114,7 +125,7 @@ class KeySet:
         self._pending: list[pa.RecordBatch] = []
         self._pending_hashes: list[U64] = []
         self._pending_payloads: list[Payload | None] = []
-        self._crowds: dict[int, dict[Key, int]] = {}
+        self._crowds: dict[int, _Crowd] = {}
 
     @classmethod
     def empty(cls, source: KeySource, cache: KeyCache) -> KeySet:
@@ -139,7 +150,7 @@ class KeySet:
         self._pending, self._pending_hashes, self._pending_payloads = [], [], []
         if self._index is not None:
             self._append(place, len(hashes), batch, payload)
-            self._cache.hold(self, INDEX, self._index.nbytes)
+            self._hold_index()
         return hashes
 
     def find(self, hashes: U64, keys: pa.RecordBatch, asked: I64) -> I64:
@@ -174,13 +185,16 @@ class KeySet:
             result[at] = self._crowd(hash, crowds[hash]).get(key, -1)
 
     def _crowd(self, hash: int, rows: list[int]) -> dict[Key, int]:
-        """The keys of these rows, all of one hash. No two rows of a set have one key."""
-        known = self._crowds.setdefault(hash, {})
-        if new := rows[len(known) :]:
+        """The keys of these rows, all of one hash."""
+        crowd = self._crowds.setdefault(hash, _Crowd())
+        if new := rows[crowd.done :]:
             for owner, at, local in self._by_owner(np.array(new, dtype=np.int64)):
-                found = key_tuples(self._batch(owner).take(pa.array(local)))
-                known.update(zip(found, (new[i] for i in at.tolist()), strict=True))
-        return known
+                keys = self._batch(owner).take(pa.array(local))
+                crowd.rows.update(zip(key_tuples(keys), (new[i] for i in at.tolist()), strict=True))
+                crowd.bytes += keys.nbytes + len(local) * KNOWN_KEY_BYTES
+            crowd.done = len(rows)
+            self._hold_index()
+        return crowd.rows
 
     def differs(self, rows: I64, probe: Probe, probed: I64) -> Mask:
         """For each of this set's `rows`, whether its payload is another than that of the row of
@@ -230,15 +244,20 @@ class KeySet:
         self._index = index
         for batch in batches:
             self._append(batch.place, len(batch.hashes), batch.keys)
-        self._cache.hold(self, INDEX, index.nbytes)
+        self._hold_index()
 
     def _ready(self) -> DedupIndex:
         if self._index is None:
             index, batches = self.fetch()
             self.load(index, batches)
             return index
-        self._cache.hold(self, INDEX, self._index.nbytes)
+        self._hold_index()
         return self._index
+
+    def _hold_index(self) -> None:
+        if self._index is not None:
+            crowds = sum(crowd.bytes for crowd in self._crowds.values())
+            self._cache.hold(self, INDEX, self._index.nbytes + crowds)
 
     def _append(
         self,

@@ -14,22 +14,28 @@ from storage.compiled import compiled
 
 
 @compiled
+def word_at(data: Any, at: Any) -> Any:
+    """The eight bytes from `at` on, little-endian."""
+    return (
+        np.uint64(data[at])
+        | np.uint64(data[at + 1]) << np.uint64(8)
+        | np.uint64(data[at + 2]) << np.uint64(16)
+        | np.uint64(data[at + 3]) << np.uint64(24)
+        | np.uint64(data[at + 4]) << np.uint64(32)
+        | np.uint64(data[at + 5]) << np.uint64(40)
+        | np.uint64(data[at + 6]) << np.uint64(48)
+        | np.uint64(data[at + 7]) << np.uint64(56)
+    )
+
+
+@compiled
 def siphash13(k0: Any, k1: Any, data: Any, start: Any, end: Any) -> Any:
     """The hash of the bytes [start, end) of `data` under the key (k0, k1), unsigned."""
     a, b = k0 ^ np.uint64(0x736F6D6570736575), k1 ^ np.uint64(0x646F72616E646F6D)
     c, d = k0 ^ np.uint64(0x6C7967656E657261), k1 ^ np.uint64(0x7465646279746573)
     at = start
     while at + 8 <= end:
-        word = (
-            np.uint64(data[at])
-            | np.uint64(data[at + 1]) << np.uint64(8)
-            | np.uint64(data[at + 2]) << np.uint64(16)
-            | np.uint64(data[at + 3]) << np.uint64(24)
-            | np.uint64(data[at + 4]) << np.uint64(32)
-            | np.uint64(data[at + 5]) << np.uint64(40)
-            | np.uint64(data[at + 6]) << np.uint64(48)
-            | np.uint64(data[at + 7]) << np.uint64(56)
-        )
+        word = word_at(data, at)
         a, b, c, d = _round(a, b, c, d ^ word)
         a ^= word
         at += 8

@@ -37,24 +37,24 @@ WINDOW_MS = 250
 GRACE_MS = 1_000
 START_MS = 1_700_000_000_000
 EXTREMES: dict[str, list[object]] = {
-    "text": [None, "", "\ud7ff" * 16, "\U0010ffff" * 16, "a\0b", "x" * 300],
-    "number": [None, -(2**63), 2**63 - 1, 0],
-    "real": [None, -0.0, 1.7976931348623157e308, 5e-324],
-    "at_s": [None, -62_135_596_800, 253_402_300_799],
-    "at": [None, -62_135_596_800_000, 253_402_300_799_999],
-    "at_us": [None, -62_135_596_800_000_000, 253_402_300_799_999_999],
+    "odd_text": [None, "", "\ud7ff" * 16, "\U0010ffff" * 16, "a\0b", "x" * 300],
+    "odd_number": [None, -(2**63), 2**63 - 1, 0],
+    "odd_real": [None, -0.0, 1.7976931348623157e308, 5e-324],
+    "odd_at_s": [None, -62_135_596_800, 253_402_300_799],
+    "odd_at": [None, -62_135_596_800_000, 253_402_300_799_999],
+    "odd_at_us": [None, -62_135_596_800_000_000, 253_402_300_799_999_999],
 }
 """What `decode` may give in columns of each type; an event has some, by its offset."""
 SCHEMA = Schema(
     columns=(
         Column("id", ("id",)),
         Column("part", ("part",), "int"),
-        Column("text", ("text",)),
-        Column("number", ("number",), "int"),
-        Column("real", ("real",), "float"),
-        Column("at_s", ("at_s",), "time_s"),
-        Column("at", ("at",), "time"),
-        Column("at_us", ("at_us",), "time_us"),
+        Column("odd_text", ("odd_text",)),
+        Column("odd_number", ("odd_number",), "int"),
+        Column("odd_real", ("odd_real",), "float"),
+        Column("odd_at_s", ("odd_at_s",), "time_s"),
+        Column("odd_at", ("odd_at",), "time"),
+        Column("odd_at_us", ("odd_at_us",), "time_us"),
     ),
     key=("id", "part"),
     upload_time=Column("upload_time", ("time",), "time"),

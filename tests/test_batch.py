@@ -270,7 +270,7 @@ def test_data_of_a_job_that_was_killed_is_not_sealed_until_it_has_run_again(
     process = getattr(job, start)()
     until_locked(job, process)
     job.kill(process)
-    with pytest.raises(BadInput, match="the last one was killed: start it again"):
+    with pytest.raises(BadInput, match="there is neither: start it again"):
         hand_over(job, 0)
     run_job(job)
     hand_over(job, 0)

@@ -300,7 +300,7 @@ def test_a_partition_without_any_event_goes_on_under_another_key_columns_and_spa
     manifest = partition.manifest()
     assert (manifest.key, manifest.block_span_ms) == (("part",), 2 * SPAN_MS)
     assert manifest.schema["part"] == "string"
-    assert "real" not in manifest.schema
+    assert "odd_real" not in manifest.schema
     assert manifest.paths == {"part": (("part",),), "id": (("id",),)}
     assert (manifest.counters.rejects, manifest.next_offsets) == (2, {"s0": 2})
 

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 TOTALS = {
     "accepted": 5,
     "duplicates": 1,
-    "conflicts": 0,
+    "conflicts": 1,
     "rejects": 1,
     "late": 1,
     "after_seal": 0,
@@ -373,13 +373,20 @@ def test_a_damaged_data_directory_is_one_line_that_names_the_file(
         ("sql", "select 1 from events", "--data-dir", "away"),
         ("sql", "select 1 from events", "--data-dir", "data", "--data-dir", "data/."),
         ("status", "--data-dir", "data", "--data-dir", "data"),
-        ("config", "check"),
     ],
 )
 def test_what_is_not_there_or_there_twice_is_one_line(
     arguments: tuple[str, ...], data: Path
 ) -> None:
     assert "expected" in told(forebay(*arguments))
+
+
+def test_what_is_not_there_and_what_the_data_were_not_made_with_is_a_line_each(data: Path) -> None:
+    result = forebay("config", "check")
+    assert result.exit_code == 1
+    lines = result.stderr.removeprefix("Error: ").splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["files.path", "block_span", "dedup_key"]
+    assert all(": expected " in line for line in lines)
 
 
 @pytest.mark.parametrize(

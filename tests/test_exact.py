@@ -142,6 +142,54 @@ def test_keys_that_a_reader_would_cut_to_one_stay_apart() -> None:
     assert found == [1, reject, reject, reject, 0, 1, 9007199254740992, 9007199254740993]
 
 
+LENIENT = [
+    "9007199254740993.",
+    "-9007199254740993.",
+    "-.5",
+    "-.9e0",
+    ".5",
+    "1.e-1",
+    "1.e3",
+    "1.",
+    "0.e0",
+    "-.",
+    "1e",
+    "01",
+    "-01.5",
+    "1..5",
+    "+1",
+    "--1",
+    "1-2",
+]
+"""Numbers that are none in JSON, some of which the fast reader takes."""
+
+
+@pytest.mark.parametrize("type", ["int", "time", "time_us"])
+def test_a_number_that_only_a_lenient_reader_takes_is_read_whole_or_a_reject(
+    type: ColumnType,
+) -> None:
+    found = read(decoder(type), *(message(value) for value in LENIENT))
+    assert found[LENIENT.index("01")] == 1
+    others = [one for value, one in zip(LENIENT, found, strict=True) if value != "01"]
+    assert all(isinstance(one, str) for one in others), dict(zip(LENIENT, found, strict=True))
+
+
+@pytest.mark.parametrize("value", ["1.0", "1e0", "1"])
+def test_an_integer_is_one_whatever_else_is_in_the_message(value: str) -> None:
+    assert read(decoder("int"), message(value, more=',"s":"a\tb\u0007"')) == [1]
+
+
+def test_a_time_of_the_key_is_exact_whatever_of_its_text_is_escaped() -> None:
+    made = decoder("time")
+    text = "2024-05-01T00:00:00.0001Z"
+    for at in range(len(text)):
+        escaped = f"{text[:at]}\\u{ord(text[at]):04x}{text[at + 1 :]}"
+        (found,) = read(made, message(f'"{escaped}"'))
+        assert str(found).startswith("no key: key: expected"), escaped
+    whole = text.replace(".0001", "\\u002e001")
+    assert read(made, message(f'"{whole}"')) == [1714521600001]
+
+
 def test_the_last_of_two_equal_names_counts() -> None:
     assert read(decoder("int"), message('1.5,"k":2'), message('2,"k":1.5')) == [
         2,

@@ -16,7 +16,7 @@ from storage.columns import arrow_schema
 from storage.errors import Corruption
 from storage.files import Files
 from storage.index import I64, SAME_MAX, U64, DedupIndex, KeyHash, hash_keys
-from storage.keys import Hash, KeyCache, Stored
+from storage.keys import KNOWN_KEY_BYTES, Hash, KeyCache, Stored
 from storage.layout import incarnation_of
 from storage.log import Extent, LogReader, LogWriter, Span
 from storage.log_keys import MAGIC, HashWriter, LogKeys, read_hashes
@@ -419,6 +419,19 @@ def test_a_key_whose_hash_many_others_have_costs_a_bounded_number_of_comparisons
     partition.append(*(event(first + n, first + n, 0) for n in range(100)))
     assert sum(looks) <= 100 * (SAME_MAX + 1)
     assert counts(partition) == (first + 100, 0)
+
+
+def test_keys_of_a_crowd_count_towards_the_bound_of_the_cache(partition: Partition) -> None:
+    partition.hash = one_hash
+    partition.start()
+    partition.append(*(event(n, n, 0) for n in range(10 * SAME_MAX)))
+    before = partition.blocks._cache.bytes
+    partition.append(event(10 * SAME_MAX, 10 * SAME_MAX - 1, 0))
+    known = 10 * SAME_MAX - SAME_MAX
+    assert partition.blocks._cache.bytes >= before + known * KNOWN_KEY_BYTES
+    (block,) = partition.blocks._live
+    block.keys.close()
+    assert partition.blocks._cache.bytes == 0
 
 
 def test_each_partition_indexes_its_keys_under_a_seed_of_its_own_for_ever(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ import pytest
 from tests.checkout import BASE, TOO_NEW, Checkout
 from tests.image import HOSTS_OWN, ROOT
 
+pytestmark = pytest.mark.long
+
 NOT_NEEDED = {
     "test",
     "tests",

@@ -24,6 +24,7 @@ from click.testing import CliRunner
 import query
 from cli.main import main
 from flows.batch import BatchConfig, run_day
+from flows.duplicates import duplicates
 from query.check import check
 from storage.batch import read_batch
 from storage.files import Files
@@ -117,6 +118,8 @@ def test_rejects_with_a_hostile_broker_time_are_listed_shown_exported_and_explai
         ["rejects", "export", str(tmp_path / "out.ndjson"), *there],
         ["rejects", "export", str(tmp_path / "out.parquet"), *there],
         ["sql", "select * from rejects", *there],
+        ["why", "a3", "2024-05-01T00:00:00.003Z", *there],
+        ["why", "far0", "2024-05-01T00:00:00Z", *there],
     ):
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, (command, result.output, result.exception)
@@ -155,6 +158,26 @@ def test_the_job_goes_on_merges_what_is_hot_and_drops_what_is_known(job: Job) ->
     assert row["cold_events"] > 27
     assert rows.filter(pl.col("id").is_in(FAR)).select("t", "ts", "tu").null_count().row(0) == NULLS
     assert check(Files(), job.data).faults == []
+
+
+def test_its_rejects_are_replayed(job: Job) -> None:
+    result = CliRunner().invoke(main, ["rejects", "replay", "--data-dir", str(job.data)])
+    assert result.exit_code == 0, result.output
+    assert job.ends(job.run()) == 0, job.told()
+    (row,) = job.partitions().to_dicts()
+    assert (row["accepted"], row["rejects"]) == (34, 3)
+
+
+def test_events_with_a_hostile_time_in_their_key_are_no_duplicates_of_one_another(
+    tmp_path: Path,
+) -> None:
+    at = pl.lit(0).cast(pl.Datetime("us", "UTC"))
+    ours = {"id": ["a", "a", "b", "b"], "t": [None, None, 1, 1], "_offset": [0, 1, 2, 3]}
+    sealed = pl.LazyFrame(ours).with_columns(
+        at.alias("upload_time"), pl.lit("p").alias("_partition")
+    )
+    with duplicates(tmp_path / "work", 64 << 20) as found:
+        assert found.find(sealed, sealed.clear(), ["id", "t"]) == 1
 
 
 def test_its_day_is_handed_over(job: Job) -> None:

@@ -54,7 +54,7 @@ HOUR_MS = 3_600_000
 WITH_PAYLOAD = replace(
     SCHEMA,
     columns=(
-        *SCHEMA.columns,
+        *SCHEMA.columns[:2],
         Column("text", ("text",)),
         Column("number", ("number",), "int"),
         Column("flag", ("flag",), "bool"),
