@@ -121,7 +121,7 @@ def test_crash_between_persist_and_offset_commit_doubles_nothing(job: Job, load:
     """Everything is in the logs and published, and no epoch has committed it."""
     load = _named(load, job)
     _produce(job, load)
-    job.settings["EPOCH_INTERVAL"] = "1h"
+    job.settings.update(EPOCH_INTERVAL="1h", GRACE="1h")
     process = job.run()
     job.until(process, lambda found: taken(found) == load.count)
     job.kill(process)

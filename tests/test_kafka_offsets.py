@@ -58,7 +58,7 @@ def test_latest_is_where_the_first_start_found_the_end_though_it_is_killed_befor
     make_job: MakeJob, broker: Broker
 ) -> None:
     job = kafka_job(make_job, broker, 2)
-    job.settings.update(KAFKA__START="latest", EPOCH_INTERVAL="1h")
+    job.settings.update(KAFKA__START="latest", EPOCH_INTERVAL="1h", GRACE="1h")
     send(job, [event(n, "before") for n in range(10)])
     process = job.run(2)
     begun(job, process)
@@ -114,7 +114,7 @@ def test_what_is_gone_before_the_first_commit_is_a_gap_like_any_other(
     make_job: MakeJob, broker: Broker
 ) -> None:
     job = kafka_job(make_job, broker, 1)
-    job.settings.update(KAFKA__START="latest", EPOCH_INTERVAL="1h")
+    job.settings.update(KAFKA__START="latest", EPOCH_INTERVAL="1h", GRACE="1h")
     send(job, [event(n, "before") for n in range(10)])
     process = job.run()
     begun(job, process)
