@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from rich.progress import (
 
 import query
 from cli.filters import time_ms
+from cli.roots import data_dirs_option, roots_of
 from cli.target import force_option, new_file
 from flows.handoff import Handoff
 from flows.settings import load
@@ -44,10 +44,6 @@ NOTES = {
     "completed before": " (completed before: nothing to do)",
 }
 
-data_dirs_option = click.option(
-    "--data-dir", "data_dirs", multiple=True, type=click.Path(path_type=Path),
-    help="Repeat for several nodes.  [default: that of the settings]",
-)  # fmt: skip
 through_option = click.option(
     "--through", "until_ms", required=True, callback=time_ms,
     help="Upload time up to which, not included: 2024-05-02 is the end of the 1st (UTC).",
@@ -68,7 +64,7 @@ def seal(until_ms: int, data_dirs: tuple[Path, ...]) -> None:
     Returns when no crash can undo that. Read the table `events_sealed` then, which has the late
     table too, and say `complete --late`.
     """
-    with Handoff(_roots(data_dirs)) as handoff:
+    with Handoff(roots_of(data_dirs)) as handoff:
         for found in handoff.seal(until_ms):
             number = found.seal.number if found.seal else 0
             click.echo(f"sealed until {utc_text(until_ms)}, seal {number}")
@@ -81,7 +77,7 @@ def seal(until_ms: int, data_dirs: tuple[Path, ...]) -> None:
 def complete(until_ms: int, late: bool, data_dirs: tuple[Path, ...]) -> None:
     """From now on the batch layer answers for earlier upload times. Seals them if that was not
     done: what came since you read them is hidden then, so better `seal` before you read."""
-    with Handoff(_roots(data_dirs)) as handoff:
+    with Handoff(roots_of(data_dirs)) as handoff:
         handoff.seal(until_ms)
         for found in handoff.complete(round(time.time() * 1000), late=late):
             click.echo(f"batch {found.number}, covered until {utc_text(until_ms)}")
@@ -92,7 +88,7 @@ def complete(until_ms: int, late: bool, data_dirs: tuple[Path, ...]) -> None:
 @data_dirs_option
 def show(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
     """The batch number, the boundary, the seal, the late table's size and the last handoffs."""
-    roots = _roots(data_dirs)
+    roots = roots_of(data_dirs)
     view = take_view(Files(), roots)
     late = _late_by_day(query.open(*roots))
     found = {
@@ -130,7 +126,7 @@ def show(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
 def late(file: Path | None, force: bool, data_dirs: tuple[Path, ...]) -> None:
     """The late table: events that came for a time that was handed over. `batch run` takes it with
     the next day; for a batch layer of your own it is in the table `events_sealed` after a seal."""
-    store = query.open(*_roots(data_dirs))
+    store = query.open(*roots_of(data_dirs))
     if file is not None:
         with new_file(file, force=force) as temporary:
             store.late().sink_parquet(temporary)
@@ -159,7 +155,7 @@ def run(day: datetime | None, catch_up: bool, as_json: bool, data_dirs: tuple[Pa
     config = BatchConfig(
         settings.batch.table, dict(settings.batch.catalog), int(settings.batch.memory)
     )
-    roots = _roots(data_dirs)
+    roots = roots_of(data_dirs, settings.data_dir)
     days = missing_days(roots) if day is None else [day.date()]
     for one in days:
         with _progress(quiet=as_json) as bar:
@@ -216,7 +212,3 @@ def _history(found: Batch) -> list[dict[str, object]]:
 
 def _text(ms: int | None) -> str | None:
     return None if ms is None else utc_text(ms)
-
-
-def _roots(data_dirs: Sequence[Path]) -> list[Path]:
-    return list(data_dirs) or [load().data_dir]

@@ -6,26 +6,25 @@ question has a bounded time, and only a few messages are read.
 
 from __future__ import annotations
 
-import gzip
 import logging
 import re
 import time
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import numpy as np
-import zstandard
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from flows.realtime import kafka_config
 from flows.secrets import masked
 from flows.settings import Settings
+from operators.content import Content
 from operators.decode import DecodeConfig, Decoder
 from operators.files import FilesConfig, file_partitions
 from operators.messages import Messages
 from operators.topic import partition_key
+from storage.errors import ForebayError
 from storage.outcome import ADVICE, Outcome
 from storage.text import did_you_mean, plain
 
@@ -146,9 +145,12 @@ def _newest(consumer: Consumer, topic: str, numbers: list[int]) -> Sample:
     found: Sample = []
     while ends and (left_s := deadline - time.monotonic()) > 0:
         for message in consumer.consume(MESSAGES, timeout=min(left_s, 0.2)):
-            if message.error() is not None:
-                continue
             number, offset = cast(int, message.partition()), cast(int, message.offset())
+            error = message.error()
+            if error is not None:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    ends.pop(number, None)  # what is behind its last message are markers
+                continue
             if number in ends:
                 name = partition_key(topic, number).name
                 found.append((name, offset, message.timestamp()[1], message.value() or b""))
@@ -168,36 +170,19 @@ def _heads(settings: Settings, answer: Answer) -> Sample:
     share = -(-MESSAGES // min(len(paths), FILES_MAX))
     for key, path in sorted(paths.items())[:FILES_MAX]:
         try:
-            at_ms = path.stat().st_mtime_ns // 1_000_000
-            for number, line in enumerate(_head(path)[:share]):
-                if line.strip():
-                    found.append((key.name, number, at_ms, line))
-        except (OSError, EOFError, zstandard.ZstdError) as error:
-            answer.faults.append(
-                f"files.path: expected a file that can be read, got {plain(str(path))}: {error}"
-            )
+            with closing(Content(path)) as content:
+                for number, line in enumerate(_head(content)[:share]):
+                    if line.strip():
+                        found.append((key.name, number, content.time_ms, line))
+        except (OSError, ForebayError) as error:
+            answer.faults.append(f"files.path: {plain(str(error))}")
     return found
 
 
-def _head(path: Path) -> list[bytes]:
+def _head(content: Content) -> list[bytes]:
     """The whole lines among the first bytes of a file, decompressed."""
-    opener = next((o for end, o in _OPENERS.items() if path.name.endswith(end)), _plain)
-    with opener(path) as file:
-        data = file.read(HEAD_BYTES)
-    lines = data.split(b"\n")
+    data = bytearray()
+    while len(data) < HEAD_BYTES and (piece := content.read()):
+        data += piece
+    lines = bytes(data).split(b"\n")
     return lines if len(data) < HEAD_BYTES or len(lines) == 1 else lines[:-1]
-
-
-def _plain(path: Path) -> BinaryIO:
-    return path.open("rb")
-
-
-def _gzip(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb"))
-
-
-def _zstd(path: Path) -> BinaryIO:
-    return cast(BinaryIO, zstandard.open(path, "rb"))
-
-
-_OPENERS: dict[str, Callable[[Path], BinaryIO]] = {".gz": _gzip, ".zst": _zstd}

@@ -3,7 +3,8 @@
 What always holds, for every command:
 
 - A file is written under a temporary name beside its own, which it gets when it is whole. What goes
-  wrong before leaves nothing behind; a killed process leaves the temporary file at most.
+  wrong before leaves nothing behind; a killed process leaves the temporary file at most, which
+  keeps no later one from writing, even one with the same process id, as in a container.
 - A file that exists is overwritten only with `--force`, and only if it is a plain file.
 - A folder is used again only if it has the marker that an earlier run put there, and then only what
   such a run makes is deleted.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +39,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     Raises BadInput if `path` exists and `force` is not given, or if it can't be written.
     """
     target = _target(path, force)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     except OSError as error:

@@ -107,11 +107,11 @@ class Cluster:
             started_s = time.monotonic()
             try:
                 code = self.once()
+                failure = f"a worker ended with {code}, without a last snapshot"
             except OSError as error:  # a disk that is full, or read-only
-                log.error("%s", error)
-                code = 1
+                code, failure = 1, str(error)
             if self._stopped and code not in (0, INCOMPLETE, PERMANENT):
-                log.error("a worker ended with %d, without a last snapshot", code)
+                log.error("stopped: %s", failure)
                 return 1
             if code == 0 and self._restarting and not self._stopped:
                 continue
@@ -119,15 +119,15 @@ class Cluster:
                 return code
             if time.monotonic() - started_s > HEALTHY_S:
                 backoff_s = BACKOFF_S
-            log.error("a worker ended with %d; all start again in %.0f s", code, backoff_s)
+            log.error("%s; all start again in %.0f s", failure, backoff_s)
             if self._stop_within(backoff_s):
-                log.error("stopped after a run without a last snapshot")
+                log.error("stopped before that")
                 return 1
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
 
     def once(self) -> int:
         """One run of all workers: 0 or INCOMPLETE if all ended well, else the first bad exit code;
-        1 if they did not end in time."""
+        1 if they did not end in time. Raises OSError if the data directory can't be written."""
         layout = Layout(self._data_dir)
         self._lock = self._lock or take_data_directory(layout)
         init_recovery(layout.recovery)
@@ -168,7 +168,14 @@ class Cluster:
                 deadline = time.monotonic() + STOP_S
                 for process in self._processes:
                     process.send_signal(signal.SIGTERM)
-        self._files.touch(layout.ended)
+        try:
+            self._files.touch(layout.ended)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                f"all workers ended with a last snapshot, but {layout.ended}, which tells that,"
+                f" could not be made: {reason}"
+            ) from error
         return code
 
     def _begin(self, layout: Layout) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from flows.running import job_runs
+from query.directory import require_data_directory
 from storage.batch import Batch, BatchWriter
 from storage.errors import BadInput
 from storage.files import Files
@@ -32,7 +33,8 @@ LOOK_S = 0.05
 
 
 class Handoff:
-    """One handoff of all nodes. Raises BadInput if another is open."""
+    """One handoff of all nodes. Raises BadInput if another is open, or for what is no data
+    directory."""
 
     def __init__(self, roots: Sequence[Path], timeout_s: float = SEAL_S) -> None:
         """`timeout_s` is how long a running job may take to commit a seal."""
@@ -46,8 +48,8 @@ class Handoff:
     def __enter__(self) -> Handoff:
         with ExitStack() as stack:
             for layout in self._layouts:
-                if not layout.root.is_dir():
-                    raise BadInput(f"{layout.root}: expected a data directory, got none")
+                require_data_directory(layout.root)  # before a lock in it makes it look like one
+            for layout in self._layouts:
                 self._writers.append(stack.enter_context(BatchWriter(self._files, layout)))
             self._stack = stack.pop_all()
         return self

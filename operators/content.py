@@ -1,4 +1,4 @@
-"""What a file of the source holds: its decompressed bytes, forward only, from where a run left off.
+r"""What a file of the source holds: its decompressed bytes, read forward from a run's place.
 
 A run that goes on checks that the file is the one it has read from: the content before its place
 must be as long as it was, and its first and last WINDOW_BYTES must have the checksums they had.
@@ -6,8 +6,9 @@ That tells a rotated, rewritten or truncated file for the price of two small rea
 was compressed anew is the same. It doesn't tell an edit between the two windows: the whole content
 would have to be read for that at each start.
 
-A last line may lack its newline when it is read; one is taken to stand there, and the place is
-behind it. The file may go on with a newline, or with a carriage return before it.
+A last line may lack its newline when it is read; `\n` is taken to stand there, and the place is
+behind it. The file may go on with `\n`, or with `\r\n`: then the place moves behind that, and as
+long as only its `\r` is there, `\n` still stands for it.
 """
 
 from __future__ import annotations
@@ -101,21 +102,23 @@ class Content:
         if not count:
             return trace, b""
         over = self._skip(trace, count - 1)
+        if over == b"\r":
+            over += self.read()
         if trace.bytes < count - 1:
             raise BadInput(
                 f"file {self._path}: expected at least {count - 1} bytes as read before, got"
                 f" {trace.bytes}: it is another file or was truncated; {ADVICE}"
             )
-        last, over = over[:1], over[1:]
-        before = copy(trace)
-        before.add(b"\n")
-        if last not in (b"", b"\r", b"\n") or (checksums and before.checksums != (*checksums,)):
+        newline = next((n for n in (b"\r\n", b"\n", b"\r") if over.startswith(n)), b"")
+        known = [_checksums_with(trace, end) for end in (b"\n", newline[:1] or b"\n")]
+        goes_on = newline in (b"", b"\r") and over != newline
+        if goes_on or (checksums and (*checksums,) not in known):
             raise BadInput(
                 f"file {self._path}: expected the {lines} lines ({count} bytes) that were read"
                 f" before, got other content: it is another file or was changed; {ADVICE}"
             )
-        trace.add(last or b"\n")
-        return trace, over
+        trace.add(newline if newline == b"\r\n" else b"\n")
+        return trace, over[len(newline) :]
 
     def _skip(self, trace: Trace, count: int) -> bytes:
         """Add the first `count` bytes, or as many as there are, to the trace; what was read
@@ -148,6 +151,13 @@ class Content:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _checksums_with(trace: Trace, end: bytes) -> tuple[int, int]:
+    """The checksums that the trace would have behind `end`."""
+    longer = copy(trace)
+    longer.add(end)
+    return longer.checksums
 
 
 def _open(path: Path) -> int:

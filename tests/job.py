@@ -87,11 +87,11 @@ class Job:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def stop(self, process: subprocess.Popen[bytes]) -> int:
-        """SIGTERM, once the supervisor listens to it; the exit code."""
+    def stop(self, process: subprocess.Popen[bytes], wait_s: float = STALL_S) -> int:
+        """SIGTERM, once the supervisor listens to it; the exit code. Raises TimeoutExpired."""
         self.until(process, lambda _: self._started() > self.started_before)
         process.send_signal(signal.SIGTERM)
-        return process.wait(STALL_S)
+        return process.wait(wait_s)
 
     def _started(self) -> int:
         """How many runs have told that they started; one killed early has not."""

@@ -475,6 +475,21 @@ def test_a_batch_layer_that_is_late_is_warned_of(
     assert ("the batch layer is late" in job.told()) == warned
 
 
+def test_a_handoff_of_another_folder_leaves_nothing_in_it(tmp_path: Path) -> None:
+    """Nor in one that is not refused: all are looked at before any is locked."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for folder in (ours, theirs):
+        folder.mkdir()
+    (theirs / "letter.txt").write_text("dear")
+    with (
+        pytest.raises(BadInput, match="theirs: expected a data directory"),
+        Handoff([ours, theirs]),
+    ):
+        pass
+    assert list(ours.iterdir()) == []
+    assert [path.name for path in theirs.iterdir()] == ["letter.txt"]
+
+
 # -- bounds -------------------------------------------------------------------------------------
 
 EVENTS = int(os.environ.get("BATCH_EVENTS", "300000"))

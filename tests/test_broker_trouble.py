@@ -367,8 +367,8 @@ def test_a_topic_deleted_during_a_run_is_told(make_job: MakeJob, broker: Broker)
 
 # -- stops and settings -------------------------------------------------------------------------
 
-STOP_S = 6.0
-"""A moment, on a machine that has much else to do; librdkafka's timeouts are longer."""
+STOP_S = 30.0
+"""Enough for any machine; librdkafka's timeouts are longer."""
 
 
 @pytest.mark.parametrize("how", ["run", "bytewax"])
@@ -389,9 +389,7 @@ def test_a_stop_while_the_broker_is_away_takes_a_moment(
         else:
             job.until(process, lambda _: "waiting for topic" in job.told())
             assert "Connection refused" in job.told()
-        since = time.monotonic()
-        assert job.stop(process) == 0, job.told()
-        assert time.monotonic() - since < STOP_S
+        assert job.stop(process, STOP_S) == 0, job.told()
         own.start()
         process = job.run()
         job.until(process, lambda found: taken(found) == 10)

@@ -464,9 +464,59 @@ def test_last_line_without_its_newline_may_go_on_with_a_carriage_return_or_nothi
     assert messages(read(path, resume=positions[-1])[0]) == []
     write(tmp_path, name, b'{"a":1}\r\n{"a":2}\r\n{"a":3}\r\n')
     items, later = read(path, resume=positions[-1])
-    assert messages(items) == [(3, b'{"a":3}\r')]  # the rest of the newline is a blank line
+    assert messages(items) == [(2, b'{"a":3}\r')]
     write(tmp_path, name, b'{"a":1}\r\n{"a":2}\r\n{"a":3}\r\n{}\n')
-    assert messages(read(path, resume=later[-1])[0]) == [(4, b"{}")]
+    assert messages(read(path, resume=later[-1])[0]) == [(3, b"{}")]
+
+
+def reopened(path: Path, position: Position) -> Position | None:
+    """The snapshot of a partition that was built and stopped before its first batch."""
+    config = FilesConfig(path)
+    partition = FileSource(config, file_partitions(config)).build_part("step", path.name, position)
+    try:
+        return partition.snapshot()
+    finally:
+        partition.close()
+
+
+@each_packing
+@pytest.mark.parametrize("pad", [b"", b"x" * (2 * WINDOW_BYTES)], ids=["short", "long"])
+def test_snapshot_at_any_state_of_a_newline_that_was_lacking_is_gone_on_from(
+    pad: bytes, tmp_path: Path, name: str
+) -> None:
+    """The file grows byte by byte; before each run that reads, one is stopped at its start."""
+    first = b'{"a":"%b"}' % pad
+    (item,), (position,) = read(write(tmp_path, name, first))
+    found = messages([item])
+    for content in (first + b"\r", first + b"\r\n", first + b"\r\n{}\r\n[]\n"):
+        path = write(tmp_path, name, content)
+        for _ in range(2):
+            snapshot = reopened(path, position)
+            assert snapshot is not None
+            position = snapshot
+        found += messages(read(path, resume=position)[0])
+        assert unread() == []
+    assert found == [(0, first), (1, b"{}\r"), (2, b"[]")]
+
+
+@each_packing
+@pytest.mark.parametrize("end", [b" \n", b"\r \n", b"\r\r\n", b"x"])
+def test_line_that_was_read_without_its_newline_may_not_go_on(
+    end: bytes, tmp_path: Path, name: str
+) -> None:
+    _, positions = read(write(tmp_path, name, b"{}"))
+    path = write(tmp_path, name, b"{}" + end)
+    assert read(path, resume=positions[-1]) == ([], [])
+    assert "got other content" in unread()[-1]
+
+
+@each_packing
+def test_snapshot_that_has_the_carriage_return_at_its_place_is_gone_on_from(
+    tmp_path: Path, name: str
+) -> None:
+    path = write(tmp_path, name, b'{"a":1}\r\n{}\n')
+    crc = zlib.crc32(b'{"a":1}\r')
+    assert messages(read(path, resume=(1, 8, crc, crc))[0]) == [(1, b"{}")]
 
 
 def test_number_at_the_end_of_a_file_may_go_on(tmp_path: Path) -> None:

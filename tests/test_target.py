@@ -164,6 +164,18 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> Non
     assert content(tmp_path) == {"out": b"theirs"}
 
 
+def test_what_a_killed_process_left_stops_no_later_one_with_its_process_id(
+    tmp_path: Path,
+) -> None:
+    """In a container every command has the same id. Both are of this process here, and what the
+    first has written so far stands there while the second runs."""
+    with new_file(tmp_path / "out", force=True) as left:
+        left.write_text("half")
+        with new_file(tmp_path / "out") as temporary:
+            temporary.write_text("whole")
+        assert content(tmp_path) == {"out": b"whole", left.name: b"half"}
+
+
 @pytest.mark.parametrize("made", ["folder", "pipe", "dangling link"])
 def test_what_is_no_plain_file_is_never_replaced(made: str, tmp_path: Path) -> None:
     path = tmp_path / "out"
