@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import tarfile
-from datetime import date
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 import orjson
@@ -54,6 +54,7 @@ SETTINGS = {
 }
 START_MS = 1_714_521_600_000
 HOUR_MS = 3_600_000
+BEGIN = datetime(2024, 5, 1, tzinfo=timezone.utc)
 NULLS = (10, 10, 6)
 """Of these events, in `t`, `ts` and `tu`: as microseconds four of the ten are good times."""
 FAR = [*(f"far{n}" for n in range(5)), *(f"hot{n}" for n in range(5))]
@@ -161,13 +162,18 @@ def test_the_job_goes_on_merges_what_is_hot_and_drops_what_is_known(job: Job) ->
 def test_events_with_a_hostile_time_in_their_key_are_no_duplicates_of_one_another(
     tmp_path: Path,
 ) -> None:
-    at = pl.lit(0).cast(pl.Datetime("us", "UTC"))
+    at = pl.lit(BEGIN, pl.Datetime("us", "UTC"))
     ours = {"id": ["a", "a", "b", "b"], "t": [None, None, 1, 1], "_offset": [0, 1, 2, 3]}
     sealed = pl.LazyFrame(ours).with_columns(
         at.alias("upload_time"), pl.lit("p").alias("_partition")
     )
-    with duplicates(tmp_path / "work", 64 << 20) as found:
-        assert found.find(sealed, sealed.clear(), ["id", "t"]) == 1
+    known = sealed.filter(pl.col("_offset") == 1)
+    elsewhere = known.with_columns(_offset=pl.lit(9, pl.Int64))
+    for table, expected in ((sealed.clear(), [3]), (known, [1, 3]), (elsewhere, [3])):
+        with duplicates(tmp_path / "work", 64 << 20) as found:
+            assert found.find(sealed, table, ["id", "t"]) == len(expected)
+            copies = found.between(BEGIN, BEGIN + timedelta(days=1))
+            assert sorted(copies["_offset"]) == expected
 
 
 def test_its_day_is_handed_over(job: Job) -> None:
