@@ -27,10 +27,15 @@ from flows.batch import BatchConfig, run_day
 from flows.duplicates import duplicates
 from query.check import check
 from storage.batch import read_batch
+from storage.blocks import BlocksConfig
+from storage.columns import arrow_schema
 from storage.files import Files
+from storage.frame import REJECT_SCHEMA, Frame
 from storage.layout import Layout
+from storage.schema import UPLOAD_TIME, Column, Schema
 from storage.state import read_manifest
 from tests.job import Job
+from tests.partition import NAME, Partition
 from tests.test_formats import GOLDEN_1
 
 SETTINGS = {
@@ -174,6 +179,41 @@ def test_events_with_a_hostile_time_in_their_key_are_no_duplicates_of_one_anothe
             assert found.find(sealed, table, ["id", "t"]) == len(expected)
             copies = found.between(BEGIN, BEGIN + timedelta(days=1))
             assert sorted(copies["_offset"]) == expected
+
+
+def test_a_handoff_lands_events_that_differ_in_hostile_times_only_and_each_once(
+    tmp_path: Path,
+) -> None:
+    columns = (Column("id", ("id",)), Column("t", ("t",), "time"))
+    schema = Schema(columns, ("id", "t"), Column(UPLOAD_TIME, ("at",), "time"), raw=False)
+    config = BlocksConfig(schema, HOUR_MS, 2 * HOUR_MS, 1000)
+    one = Partition(tmp_path, config).start()
+    times = [2**60, 2**60 + 1, 2**60 + 2, START_MS]
+    ours = {
+        "_partition": ["p00"] * 4,
+        "_offset": range(4),
+        UPLOAD_TIME: [START_MS] * 3 + [START_MS + 25 * HOUR_MS],
+        "id": ["a"] * 4,
+        "t": times,
+    }
+    types = arrow_schema(schema)
+    arrays = [pa.array(ours[field.name], field.type) for field in types]
+    no_rejects = pa.RecordBatch.from_pylist([], REJECT_SCHEMA)
+    events = pa.RecordBatch.from_arrays(arrays, schema=types)
+    one.take(Frame(NAME, NAME, 0, 4, events, no_rejects))
+    one.blocks.publish()
+    one.crash()
+    one.layout.ended.touch()
+    place = BatchConfig("forebay.events", {}, 64 << 20)
+    report = run_day([tmp_path], place, date(2024, 5, 1))
+    assert (report.rows, report.duplicates) == (3, 0)
+    landed = query.open(tmp_path).scan("all").sort("_offset").collect()
+    assert landed["t"].to_list() == [None] * 3 + [BEGIN]
+    # A copy that was restored to before the handoff seals the day anew.
+    one.layout.batch.unlink()
+    again = run_day([tmp_path], place, date(2024, 5, 1))
+    assert (again.rows, again.duplicates) == (0, 3)
+    assert query.open(tmp_path).scan("all").collect().height == 4
 
 
 def test_its_day_is_handed_over(job: Job) -> None:
