@@ -68,13 +68,14 @@ class Duplicates:
 
 @contextmanager
 def duplicates(folder: Path, memory_bytes: int) -> Iterator[Duplicates]:
-    """A place to find them; what a run that was killed left in the folder is deleted.
+    """A place to find them; what a run that was killed left in the folder is deleted. Where
+    no lock keeps a second run out, that may delete what a first one has spilled, which then fails.
 
     The database is in memory, with what is beyond the bound on disk: a file's path may have no `?`.
     Raises BadInput if neither has room.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     bounds: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_bytes}B",
         "temp_directory": str(folder / "spilled"),
@@ -89,7 +90,7 @@ def duplicates(folder: Path, memory_bytes: int) -> Iterator[Duplicates]:
             f"batch.memory: expected enough, or room below {folder}, to find duplicates, got"
             f" {str(error).splitlines()[0]}"
         ) from error
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _short(text: str) -> str:
