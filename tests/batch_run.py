@@ -87,7 +87,7 @@ def stop_at(step: str) -> None:
         _wrap("append", before, after, EventTable)
 
 
-def _no_lock(_: Files, path: Path) -> BinaryIO:
+def _no_lock(self: Files, path: Path) -> BinaryIO:
     return path.open("a+b")
 
 

@@ -1,5 +1,5 @@
-"""What runs note of the files that they make: a file is deleted once it is certainly in no table, and
-nothing else is, whatever the folder of the notes has.
+"""What runs note of the files that they make: a file is deleted once it is certainly in no table,
+and nothing else is, whatever the folder of the notes has.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def left(notes: Path) -> set[str]:
 
 def test_files_of_seals_that_landed_go_but_for_those_that_are_named(notes: Path) -> None:
     mine, earlier, open_one = (made(notes, seal) for seal in (MINE, EARLIER, "seal-3"))
-    landed = {MINE: mine.files[:1], EARLIER: []}
+    landed: dict[str, list[str]] = {MINE: mine.files[:1], EARLIER: []}
     clean(notes, landed.get, os.remove)
     assert left(notes) == {mine.files[0], *open_one.files}
     assert [path.name for path in notes.iterdir()] == [open_one.run]
@@ -53,7 +53,7 @@ def test_a_note_that_was_deleted_while_its_run_is_at_work_begins_anew_with_its_s
     notes: Path,
 ) -> None:
     slow = made(notes, MINE)
-    clean(notes, {MINE: [str]}.get, os.remove)
+    clean(notes, {MINE: []}.get, os.remove)
     assert list(notes.iterdir()) == []
     late = add(slow, 9)
     assert left(notes) == {late}
