@@ -16,8 +16,8 @@ Memory holds one slice of SLICE_ROWS rows or SLICE_BYTES, or one interval if tha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -178,20 +178,29 @@ class _Run:
             self._table.append(written.note.files, self._seal, self._properties(written))
             landed = self._table.landed(self._seal)
         if landed is None:
-            raise self._table.not_landed()
-        return self._taken(day, landed, written.note.files if written else [])
+            raise self._table.not_now()
+        return self._taken(day, landed, written.note if written else None)
 
-    def _taken(self, day: date, landed: Landed, own: list[str]) -> DayReport:
+    def _taken(self, day: date, landed: Landed, own: Note | None) -> DayReport:
         """What the table has for this seal, when it is what was counted."""
         rows, duplicates, late = (
             int(landed.properties.get(name, 0)) for name in (ROWS, DUPLICATES, LATE)
         )
         self._require(rows, landed.rows)
-        clean(self._notes, self._seal, landed.files, self._table.delete)
         outcome: Outcome = "completed before" if self._was_completed else "taken up"
-        if own and set(own) <= set(landed.files):
-            outcome = "written"
+        if own:
+            own.drop(self._table.delete, landed.files)
+            outcome = "written" if set(own.files) <= set(landed.files) else outcome
+        clean(self._notes, self._named, self._table.delete)
         return DayReport(day, self._number, rows, duplicates, late, outcome)
+
+    def _named(self, seal: str) -> Container[str] | None:
+        """The files of a seal that has landed. One before, if it can't be told, is left alone."""
+        try:
+            landed = self._table.landed(seal)
+        except Corruption:
+            return None
+        return landed.files if landed else None
 
     def _write(self, progress: Progress) -> _Written:
         counts = self._counts()
@@ -199,10 +208,26 @@ class _Run:
         progress(0, total)
         with duplicates(self._folder / "work", self._config.memory_bytes) as found:
             copies = found.find(self._store().sealed(), self._known(counts), self._key)
-            note = Note(self._notes, self._seal)
-            rows = self._write_files(found, counts, note, lambda n: progress(n, total))
-        self._require(total - copies, rows)
+            with self._noted() as note:
+                rows = self._write_files(found, counts, note, lambda n: progress(n, total))
+                self._require(total - copies, rows)
         return _Written(note, rows, copies, late)
+
+    @contextmanager
+    def _noted(self) -> Iterator[Note]:
+        """A note of files to be written; they are deleted if that fails: no table names them yet.
+        Raises BadInput if it is for their file system."""
+        with ExitStack() as failed:
+            try:
+                note = Note(self._notes, self._seal)
+                failed.callback(note.drop, self._table.delete)
+                yield note
+            except OSError as error:
+                raise BadInput(
+                    f"table {self._config.table}: expected to write its files, got"
+                    f" {type(error).__name__}: {error}; nothing was handed over"
+                ) from error
+            failed.pop_all()
 
     def _properties(self, written: _Written) -> dict[str, str]:
         """Of the snapshot."""

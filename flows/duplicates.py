@@ -34,7 +34,8 @@ class Duplicates:
         self._work = work
 
     def find(self, sealed: pl.LazyFrame, known: pl.LazyFrame, key: Sequence[str]) -> int:
-        """How many of the sealed rows have the key of a known one, or of a sealed one before."""
+        """How many of the sealed rows have the key of a known one, or of a sealed one before; where
+        a part of the key is null, the place as well."""
         keys = {f"k{number}": name for number, name in enumerate(key)}
         columns = [pl.col(name).alias(own) for own, name in {**PLACE, **keys}.items()]
         reader = stream(sealed.select(columns))
@@ -43,16 +44,17 @@ class Duplicates:
         texts = {own for own in keys if pa.types.is_large_string(reader.schema.field(own).type)}
         names = ", ".join([*PLACE, *(_short(own) if own in texts else own for own in keys)])
         # A part of the key is null only where version 1 stored a time that no reader takes: such
-        # keys were told apart when they came.
-        known_key = " and ".join(f"{own} is not null" for own in keys)
+        # keys were told apart when they came, so each is a duplicate only of what has its place.
+        lost = " or ".join(f"{own} is null" for own in keys)
+        alike = [*keys, *(f"case when {lost} then {own} end" for own in ("p", "o"))]
         self._work.execute(
             f"create table duplicates as"
             f" select t, p, o from ("
-            f"  select *, row_number() over (partition by {', '.join(keys)}"
+            f"  select *, row_number() over (partition by {', '.join(alike)}"
             f"   order by fresh, t, p, o) as place"
             f"  from (select {names}, false as fresh from known union all"
             f"        select {names}, true as fresh from sealed))"
-            f" where place > 1 and fresh and {known_key} order by t"
+            f" where place > 1 and fresh order by t"
         )
         return int(self._work.sql("select count(*) from duplicates").fetchall()[0][0])
 
@@ -66,13 +68,14 @@ class Duplicates:
 
 @contextmanager
 def duplicates(folder: Path, memory_bytes: int) -> Iterator[Duplicates]:
-    """A place to find them; what a run that was killed left in the folder is deleted.
+    """A place to find them; what a run that was killed left in the folder is deleted. Where
+    no lock keeps a second run out, that may delete what a first one has spilled, which then fails.
 
     The database is in memory, with what is beyond the bound on disk: a file's path may have no `?`.
     Raises BadInput if neither has room.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     bounds: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_bytes}B",
         "temp_directory": str(folder / "spilled"),
@@ -87,7 +90,7 @@ def duplicates(folder: Path, memory_bytes: int) -> Iterator[Duplicates]:
             f"batch.memory: expected enough, or room below {folder}, to find duplicates, got"
             f" {str(error).splitlines()[0]}"
         ) from error
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _short(text: str) -> str:

@@ -2,15 +2,15 @@
 
     DATA/batch/runs/RUN     JSON text by line: the seal's id, then the files, each before it is made
 
-Two runs of one seal never share a file: its name has the run's id. Which files are left over is
-certain once the seal has landed: whoever else has files for it finds it there, and adds none. So
-what the note of any run for that seal lists and its snapshot does not name is deleted then, and
-never before. A file without a note is not ours, and stays.
+Two runs of one seal never share a file: its name begins with the run's id. Which files are left
+over is certain once the seal has landed: whoever else has files for it finds it there, and adds
+none. So what the note of any run for that seal lists and its snapshot does not name is deleted
+then, and never before. A file without a note is not ours, and stays; so does what is no note of
+ours, and a note, as long as a file that it lists can't be deleted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import uuid
 from collections.abc import Callable, Container
@@ -18,52 +18,80 @@ from pathlib import Path
 
 import orjson
 
+from storage.files import Files
+
 Delete = Callable[[str], None]
 """Deletes a file of the table. Raises FileNotFoundError if there is none."""
+Named = Callable[[str], Container[str] | None]
+"""The files that the snapshot of a seal names, None if that has not landed."""
+RUN_ID = "[0-9a-f]" * 32
+"""A pattern of names."""
 
 
 class Note:
     """The files that one run makes for a seal, each on record before it is made."""
 
     def __init__(self, folder: Path, seal: str) -> None:
-        folder.mkdir(exist_ok=True)
+        self._file_system = Files()
+        self._file_system.make_directory(folder)
         self.run = uuid.uuid4().hex
         self.files: list[str] = []
+        self._seal = seal
         self._path = folder / self.run
-        self._append(seal)
+        self._append()
 
     def add(self, file: str) -> None:
         self._append(file)
         self.files.append(file)
 
-    def drop(self, delete: Delete) -> None:
-        """Delete the files, of which none can be in the table any more, and the note."""
-        _delete(self.files, delete)
-        self._path.unlink()
+    def drop(self, delete: Delete, named: Container[str] = ()) -> None:
+        """Delete the files that are not `named`, none of which can be in the table any more, and
+        the note."""
+        if _delete([file for file in self.files if file not in named], delete):
+            self._path.unlink(missing_ok=True)
 
-    def _append(self, line: str) -> None:
+    def _append(self, *lines: str) -> None:
+        """Durably. Another run of this seal, which has landed it, may have deleted the note: it
+        begins anew then."""
         with self._path.open("ab") as note:
-            note.write(orjson.dumps(line) + b"\n")
+            is_new = note.tell() == 0
+            for line in (self._seal, *lines) if is_new else lines:
+                note.write(orjson.dumps(line) + b"\n")
             note.flush()
             os.fsync(note.fileno())
+        if is_new:
+            self._file_system.sync_directory(self._path.parent)
 
 
-def clean(folder: Path, seal: str, named: Container[str], delete: Delete) -> None:
-    """After the seal has landed: delete what was made for it but is not `named` there."""
-    for note in sorted(folder.glob("*")):
-        found, *files = _lines(note) or [""]
-        if found == seal:
-            _delete([file for file in files if file not in named], delete)
+def clean(folder: Path, named: Named, delete: Delete) -> None:
+    """Delete what was made for seals that have landed, but is not `named` there."""
+    for note in sorted(folder.glob(RUN_ID)):
+        seal, *files = _lines(note) or [""]
+        kept = named(seal) if seal else None
+        own = [file for file in files if file.rpartition("/")[2].startswith(f"{note.name}-")]
+        if kept is not None and _delete([file for file in own if file not in kept], delete):
             note.unlink(missing_ok=True)
 
 
-def _delete(files: list[str], delete: Delete) -> None:
+def _delete(files: list[str], delete: Delete) -> bool:
+    """Whether none of them is there any more."""
+    gone = True
     for file in files:
-        with contextlib.suppress(FileNotFoundError):
+        try:
             delete(file)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            gone = False
+    return gone
 
 
 def _lines(note: Path) -> list[str]:
-    """All whole lines: a crash may have torn the last one, whose file was never made."""
-    whole, _, _ = note.read_bytes().rpartition(b"\n")
-    return [str(orjson.loads(line)) for line in whole.split(b"\n") if line]
+    """All whole lines: a crash may have torn the last one, whose file was never made. None at
+    all if it is no note that can be read, or is gone."""
+    try:
+        whole, _, _ = Files().read(note).rpartition(b"\n")
+        lines = [orjson.loads(line) for line in whole.split(b"\n") if line]
+    except (OSError, orjson.JSONDecodeError):
+        return []
+    return lines if all(isinstance(line, str) for line in lines) else []

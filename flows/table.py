@@ -73,6 +73,9 @@ REFUSED = (
 )
 """What pyiceberg raises for what can't be done, however often it is tried."""
 
+NOT_SHOWN = "no error, but a table without it"
+"""What a catalog answers whose reads are behind its changes."""
+
 
 @dataclass(frozen=True)
 class Landed:
@@ -104,6 +107,7 @@ class EventTable:
     ) -> None:
         self._name = name
         self._handed_over = handed_over
+        self._refused = NOT_SHOWN
         with self._told():
             for _ in attempts():
                 try:
@@ -113,9 +117,9 @@ class EventTable:
                     self._bring_up_to_date(table)
                     break
                 except NOT_NOW as error:
-                    refused = error
+                    self._refused = _one_line(error)
             else:
-                raise self._not_now(refused)
+                raise self.not_now()
         self.table = table
 
     @property
@@ -142,11 +146,12 @@ class EventTable:
     def append(self, paths: list[str], seal: str, properties: Mapping[str, str]) -> None:
         """Try to add these files, if the table is as it was at the last look; then look again.
         Whether they are there now is for `landed` to say. Raises BadInput if they do not fit."""
+        self._refused = NOT_SHOWN
         try:
             with self._told(), self.table.transaction() as change:
                 change.add_files(paths, snapshot_properties={SEAL: seal, **properties})
         except NOT_NOW as error:
-            self.refused = error
+            self._refused = _one_line(error)
         self.look()
 
     def delete(self, path: str) -> None:
@@ -160,11 +165,15 @@ class EventTable:
                 self.table = self._catalog.load_table(self._name)
                 return
             except NOT_NOW as error:
-                refused = error
-        raise self._not_now(refused)
+                self._refused = _one_line(error)
+        raise self.not_now()
 
-    def not_landed(self) -> BadInput:
-        return self._not_now(self.refused)
+    def not_now(self) -> BadInput:
+        """Told by what the catalog last refused."""
+        return BadInput(
+            f"table {self._name}: expected the catalog to take a change, got {self._refused},"
+            f" {TRIES} times; try again later"
+        )
 
     def _added(self, snapshot: Snapshot) -> dict[str, int]:
         io = self.table.io
@@ -234,10 +243,6 @@ class EventTable:
         except REFUSED as error:
             raise BadInput(f"table {self._name}: {type(error).__name__}: {error}") from error
 
-    def _not_now(self, error: Exception) -> BadInput:
-        told = f"table {self._name}: expected the catalog to take a change, got"
-        return BadInput(f"{told} {type(error).__name__}: {error}, {TRIES} times; try again later")
-
 
 def own_catalog(folder: Path) -> dict[str, str]:
     """A SQLite catalog and a warehouse in this folder, whatever characters its path has: a URI is
@@ -258,6 +263,11 @@ def attempts() -> Iterator[int]:
         if number:
             time.sleep(PAUSE_S * 2**number * random.uniform(0.5, 1))
         yield number
+
+
+def _one_line(error: Exception) -> str:
+    """As it is reported: SQLAlchemy adds its statements in more."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _renamed(schema: pa.Schema) -> pa.Schema:

@@ -4,16 +4,20 @@ BATCH_STOP names the step: `making` (the table is yet to be made), `sealed`, `wr
 `checked` (the catalog has found the commit to fit, and has yet to make it), `committed`, or
 `halfway`, when the first of several nodes has been completed; there the process says so on standard
 output and waits for a line on standard input to go on. BATCH_SLICE_ROWS is how many rows a slice
-may have. At the end it prints its peak memory in bytes.
+may have; BATCH_FILE_BYTES how large a file may be, as if the disk were full; BATCH_UNLOCKED has
+locks keep no one out, as on some network file systems. At the end it prints its peak memory in
+bytes.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from pyiceberg.catalog.sql import SqlCatalog
 
@@ -21,6 +25,7 @@ from cli.main import main
 from flows import batch
 from flows.table import EventTable
 from storage.batch import BatchWriter
+from storage.files import Files
 
 STEPS = ("sealed", "writing", "written", "checked", "committed")
 STOPPED = "stopped"
@@ -82,11 +87,20 @@ def stop_at(step: str) -> None:
         _wrap("append", before, after, EventTable)
 
 
+def _no_lock(self: Files, path: Path) -> BinaryIO:
+    return path.open("a+b")
+
+
 if __name__ == "__main__":
     if wanted := os.environ.get("BATCH_STOP"):
         stop_at(wanted)
     if rows := os.environ.get("BATCH_SLICE_ROWS"):
         batch.SLICE_ROWS = int(rows)
+    if size := os.environ.get("BATCH_FILE_BYTES"):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
+    if os.environ.get("BATCH_UNLOCKED"):
+        Files.lock = _no_lock  # type: ignore[method-assign]
     try:
         main()
     finally:

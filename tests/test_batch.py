@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -193,6 +194,29 @@ def test_what_a_killed_run_left_torn_is_written_again(job: Job) -> None:
     assert not left.exists()
     assert not (job.data / "batch" / "work").exists()
     assert not list((job.data / "batch" / "runs").iterdir())
+
+
+def test_a_disk_that_is_full_is_told_in_one_line_and_what_was_written_is_deleted(
+    make_job: MakeJob,
+) -> None:
+    job = a_job(make_job)
+    own = [random.Random(n).randbytes(1000).hex() for n in range(300)]
+    feed(job, "a", [event(key, starts_ms(0) + n) for n, key in enumerate(own)])
+    feed(job, "a", [event("end", starts_ms(1) + HOUR_MS)])
+    run_job(job)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("BATCH_FILE_BYTES", "100000")
+        full = forebay(job, "batch", "run", "--day", str(day(0)))
+    assert full.returncode == 1
+    told = full.stderr
+    assert told.startswith("Error: table forebay.events: expected to write its files, got OSError:")
+    assert told.endswith("nothing was handed over\n")
+    assert told.count("\n") == 1
+    assert batch(job).covered_until_ms is None
+    assert not list((job.data / "batch").rglob("*.parquet"))
+    assert not list((job.data / "batch" / "runs").iterdir())
+    hand_over(job, 0)
+    assert ids(in_table(job)) == once(own)
 
 
 # -- what comes late ----------------------------------------------------------------------------

@@ -19,12 +19,12 @@ import pytest
 from pyiceberg.catalog import load_catalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
-from pyiceberg.table import Table
+from pyiceberg.table import CommitTableResponse, Table
 
 import query
 from flows.batch import BatchConfig, run_day
 from flows.handoff import Handoff
-from flows.table import SEAL, own_catalog
+from flows.table import SEAL, EventTable, own_catalog
 from storage.batch import Batch
 from storage.errors import BadInput, Corruption
 from storage.layout import Layout
@@ -152,6 +152,29 @@ def test_after_an_overtaken_run_was_killed_the_next_run_removes_what_it_left(
     assert_once(place, slow, fast)
 
 
+# -- two runs in one directory, whose locks keep no one out --------------------------------------
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["goes on", "killed"])
+@pytest.mark.parametrize("step", ["sealed", "writing", "written", "checked"])
+def test_two_runs_in_one_directory_leave_no_file_and_no_note(
+    twins: tuple[Job, Job],
+    place: dict[str, str],
+    step: str,
+    killed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BATCH_UNLOCKED", "1")
+    job, _ = twins
+    with stopped(job, step, *DAY) as process:
+        done = forebay(job, "batch", "run", *DAY)
+        assert done.returncode == 0, done.stderr
+        if not killed:
+            go_on(process)
+            assert process.wait(60) in (0, 1)
+    assert_once(place, job)
+
+
 # -- two seals of one day -----------------------------------------------------------------------
 
 
@@ -230,6 +253,16 @@ def test_a_catalog_that_never_takes_the_commit_is_told_and_a_later_run_does_the_
     assert_once(place, pair[0])
 
 
+def test_a_catalog_whose_reads_never_show_the_commit_is_reported(
+    pair: tuple[Job, Job], place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EventTable, "landed", lambda *_: None)
+    monkeypatch.setattr(SqlCatalog, "commit_table", _taken_unseen(SqlCatalog.commit_table))
+    with pytest.raises(BadInput, match=r"got no error, but a table without it, 6 times"):
+        run_day([pair[0].data], _config(place), day(0))
+    assert batch(pair[0]).covered_until_ms is None
+
+
 def test_a_commit_that_is_taken_at_the_last_try_is_found(
     pair: tuple[Job, Job], place: dict[str, str], commits: list[Answer]
 ) -> None:
@@ -290,3 +323,14 @@ def test_a_day_that_was_rolled_back_before_it_was_completed_is_written_again(
 
 def _config(place: dict[str, str]) -> BatchConfig:
     return BatchConfig(CONFIG.table, place, CONFIG.memory_bytes)
+
+
+def _taken_unseen(commit: Callable[..., Any]) -> Callable[..., Any]:
+    """Commits that add rows are taken without an error, and seen by no one."""
+
+    def taken(self: SqlCatalog, at: Table, requirements: Any, updates: Any) -> object:
+        if "add-snapshot" not in {update.action for update in updates}:
+            return commit(self, at, requirements, updates)
+        return CommitTableResponse(metadata=at.metadata, metadata_location=at.metadata_location)
+
+    return taken

@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import tarfile
-from datetime import date
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 
 import orjson
@@ -27,10 +27,15 @@ from flows.batch import BatchConfig, run_day
 from flows.duplicates import duplicates
 from query.check import check
 from storage.batch import read_batch
+from storage.blocks import BlocksConfig
+from storage.columns import arrow_schema
 from storage.files import Files
+from storage.frame import REJECT_SCHEMA, Frame
 from storage.layout import Layout
+from storage.schema import UPLOAD_TIME, Column, Schema
 from storage.state import read_manifest
 from tests.job import Job
+from tests.partition import NAME, Partition
 from tests.test_formats import GOLDEN_1
 
 SETTINGS = {
@@ -54,6 +59,7 @@ SETTINGS = {
 }
 START_MS = 1_714_521_600_000
 HOUR_MS = 3_600_000
+BEGIN = datetime(2024, 5, 1, tzinfo=timezone.utc)
 NULLS = (10, 10, 6)
 """Of these events, in `t`, `ts` and `tu`: as microseconds four of the ten are good times."""
 FAR = [*(f"far{n}" for n in range(5)), *(f"hot{n}" for n in range(5))]
@@ -171,13 +177,53 @@ def test_its_rejects_are_replayed(job: Job) -> None:
 def test_events_with_a_hostile_time_in_their_key_are_no_duplicates_of_one_another(
     tmp_path: Path,
 ) -> None:
-    at = pl.lit(0).cast(pl.Datetime("us", "UTC"))
+    at = pl.lit(BEGIN, pl.Datetime("us", "UTC"))
     ours = {"id": ["a", "a", "b", "b"], "t": [None, None, 1, 1], "_offset": [0, 1, 2, 3]}
     sealed = pl.LazyFrame(ours).with_columns(
         at.alias("upload_time"), pl.lit("p").alias("_partition")
     )
-    with duplicates(tmp_path / "work", 64 << 20) as found:
-        assert found.find(sealed, sealed.clear(), ["id", "t"]) == 1
+    known = sealed.filter(pl.col("_offset") == 1)
+    elsewhere = known.with_columns(_offset=pl.lit(9, pl.Int64))
+    for table, expected in ((sealed.clear(), [3]), (known, [1, 3]), (elsewhere, [3])):
+        with duplicates(tmp_path / "work", 64 << 20) as found:
+            assert found.find(sealed, table, ["id", "t"]) == len(expected)
+            copies = found.between(BEGIN, BEGIN + timedelta(days=1))
+            assert sorted(copies["_offset"]) == expected
+
+
+def test_a_handoff_lands_events_that_differ_in_hostile_times_only_and_each_once(
+    tmp_path: Path,
+) -> None:
+    columns = (Column("id", ("id",)), Column("t", ("t",), "time"))
+    schema = Schema(columns, ("id", "t"), Column(UPLOAD_TIME, ("at",), "time"), raw=False)
+    config = BlocksConfig(schema, HOUR_MS, 2 * HOUR_MS, 1000)
+    one = Partition(tmp_path, config).start()
+    times = [2**60, 2**60 + 1, 2**60 + 2, START_MS]
+    ours = {
+        "_partition": ["p00"] * 4,
+        "_offset": range(4),
+        UPLOAD_TIME: [START_MS] * 3 + [START_MS + 25 * HOUR_MS],
+        "id": ["a"] * 4,
+        "t": times,
+    }
+    types = arrow_schema(schema)
+    arrays = [pa.array(ours[field.name], field.type) for field in types]
+    no_rejects = pa.RecordBatch.from_pylist([], REJECT_SCHEMA)
+    events = pa.RecordBatch.from_arrays(arrays, schema=types)
+    one.take(Frame(NAME, NAME, 0, 4, events, no_rejects))
+    one.blocks.publish()
+    one.crash()
+    one.layout.ended.touch()
+    place = BatchConfig("forebay.events", {}, 64 << 20)
+    report = run_day([tmp_path], place, date(2024, 5, 1))
+    assert (report.rows, report.duplicates) == (3, 0)
+    landed = query.open(tmp_path).scan("all").sort("_offset").collect()
+    assert landed["t"].to_list() == [None] * 3 + [BEGIN]
+    # A copy that was restored to before the handoff seals the day anew.
+    one.layout.batch.unlink()
+    again = run_day([tmp_path], place, date(2024, 5, 1))
+    assert (again.rows, again.duplicates) == (0, 3)
+    assert query.open(tmp_path).scan("all").collect().height == 4
 
 
 def test_its_day_is_handed_over(job: Job) -> None:
