@@ -292,7 +292,7 @@ def test_data_of_a_job_that_was_killed_is_not_sealed_until_it_has_run_again(
     job: Job, start: str
 ) -> None:
     process = getattr(job, start)()
-    until_locked(job, process)
+    until_begun(job, process)
     job.kill(process)
     with pytest.raises(BadInput, match="there is neither: start it again"):
         hand_over(job, 0)
@@ -301,9 +301,10 @@ def test_data_of_a_job_that_was_killed_is_not_sealed_until_it_has_run_again(
     assert_handed_over(job, 0)
 
 
-def until_locked(job: Job, process: subprocess.Popen[bytes]) -> None:
-    """Until the job has the data directory."""
-    while not Files().locked(Layout(job.data).lock):
+def until_begun(job: Job, process: subprocess.Popen[bytes]) -> None:
+    """Until the job has the data directory, and what the last run has left no longer counts."""
+    layout = Layout(job.data)
+    while layout.ended.exists() or not Files().locked(layout.lock):
         try:
             code = process.wait(LOOK_S)
         except subprocess.TimeoutExpired:
