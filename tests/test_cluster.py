@@ -35,7 +35,8 @@ class Run:
         self.done.touch()
         workers = sham.count(",") + 1
         code = (
-            "import logging, sys\n"
+            "import logging, signal, sys\n"
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # whatever started the tests ignores
             "from pathlib import Path\n"
             "from flows.cluster import Cluster\n"
             "logging.basicConfig(level=logging.INFO)\n"

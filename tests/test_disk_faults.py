@@ -426,7 +426,7 @@ def test_a_folder_that_may_not_be_written_is_told_and_the_job_goes_on_when_it_ma
     assert_exact(job, load)
 
 
-@pytest.mark.parametrize("limit", [24, 32, 40] if LONG else [32])
+@pytest.mark.parametrize("limit", [20, 24, 28] if LONG else [24])
 def test_too_many_open_files_are_told_and_harm_nothing(
     limit: int, job: Job, load: Generated
 ) -> None:
