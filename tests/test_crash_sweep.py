@@ -92,7 +92,7 @@ def evictions_under_a_reader(trial: Trial) -> None:
     trial.settings["GRACE"] = "60s"
     trial.data.mkdir()
     with reading(trial, "60") as reader:
-        trial.feed.send(1500, Traffic(step_ms=200))
+        trial.feed.send(6000, Traffic(step_ms=200))
         trial.ends(1)
         report_of(trial, reader)
 
