@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from cli.load import COUNTS, Load, LoadSpec
 from cli.outlet import files
 from cli.target import own_folder
 from flows.settings import ENV_PREFIX
+from storage.directory import ENTRIES
 from storage.errors import BadInput
 from storage.files import Files
 from storage.layout import Layout
@@ -102,7 +104,7 @@ def demo(folder: Path, events: int, seed: int, github: Path) -> None:
     for name in ("data", "github-data"):
         if Files().locked(Layout(folder / name).lock):
             raise BadInput(f"{folder / name}: expected no job to run on it, one does")
-    with own_folder(folder, MARKER, MADE):
+    with own_folder(folder, MARKER, MADE, _is_ours):
         _demo(folder, events, seed, github)
 
 
@@ -134,6 +136,13 @@ def _demo(folder: Path, events: int, seed: int, github: Path) -> None:
         highlight=False,
         soft_wrap=True,  # the command is to be copied
     )
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether a demo made this, to judge by its name and its folder's."""
+    if entry.parent.name in ("data", "github-data"):
+        return entry.name in ENTRIES
+    return re.fullmatch(r"part-\d{5}\.ndjson|events\.ndjson", entry.name) is not None
 
 
 def _is_setting(name: str) -> bool:

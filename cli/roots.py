@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from flows.settings import load
-from query.directory import require_data_directory
+from storage.directory import require_data_directory
 from storage.errors import BadInput
 
 F = TypeVar("F", bound=Callable[..., Any])

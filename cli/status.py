@@ -21,9 +21,9 @@ from cli.roots import data_dirs_option
 from cli.table import number_text, table, terminal_width, time_text
 from flows.running import job_runs
 from flows.settings import load
-from query.directory import require_data_directory
 from query.receipt import COUNTS
 from query.view import View
+from storage.directory import require_data_directory
 from storage.errors import BadInput
 from storage.files import Files
 from storage.layout import Layout

@@ -67,11 +67,14 @@ def _target(path: Path, force: bool) -> Path:
 
 
 @contextmanager
-def own_folder(folder: Path, marker: str, made: Sequence[str]) -> Iterator[None]:
+def own_folder(
+    folder: Path, marker: str, made: Sequence[str], ours: Callable[[Path], bool]
+) -> Iterator[None]:
     """A folder that is this command's alone for now, without what is `made` in it: it is new, was
     empty, or has the `marker` file, of which the lock is held.
 
-    Raises BadInput if it is another folder, or another process uses it.
+    Raises BadInput if it is another folder, if another process uses it, or if not all that stands
+    directly in a folder that was made is `ours`.
     """
     mark = folder / marker
     try:
@@ -86,6 +89,13 @@ def own_folder(folder: Path, marker: str, made: Sequence[str]) -> Iterator[None]
     except OSError as error:
         raise BadInput(f"{folder}: expected a folder to work in, got {error}") from error
     with lock:
+        folders = [folder / name for name in made if not (folder / name).is_symlink()]
+        for entry in [entry for one in folders if one.is_dir() for entry in sorted(one.iterdir())]:
+            if not ours(entry):
+                raise BadInput(
+                    f"{entry.parent}: expected only what an earlier run made, got {entry.name};"
+                    " move it elsewhere"
+                )
         for name in made:
             _remove(folder / name)
         yield

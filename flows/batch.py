@@ -36,6 +36,7 @@ from flows.table import TIME, EventTable, Landed, attempts
 from query.iceberg import scan_table
 from storage.batch import Batch
 from storage.errors import BadInput, Corruption
+from storage.layout import utc_text
 from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
 
 DAY_MS = 86_400_000
@@ -98,7 +99,11 @@ def run_day(
         _require_next(handoff.batches, day)
         # A seal of someone else's, within the day after, is completed with it.
         open_ms = [b.seal.until_ms for b in handoff.batches if b.seal and not b.complete]
-        batches = handoff.seal(max([_day_ms(day) + DAY_MS, *open_ms]))
+        reach_ms, end_ms = handoff.reach_ms(), max([_day_ms(day) + DAY_MS, *open_ms])
+        if reach_ms is None or reach_ms < end_ms:
+            reached = "no event yet" if reach_ms is None else f"events up to {utc_text(reach_ms)}"
+            raise BadInput(f"batch: expected a day that is over, got {day}, with {reached}")
+        batches = handoff.seal(end_ms)
         run = _Run([Path(root) for root in roots], config, batches)
         report = run.write(day, progress)
         # What is handed over is deleted here some time later: no power loss may take it there.

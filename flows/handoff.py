@@ -17,12 +17,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 
 from flows.running import job_runs
-from query.directory import require_data_directory
 from storage.batch import Batch, BatchWriter
+from storage.directory import require_data_directory
 from storage.errors import BadInput
 from storage.files import Files
 from storage.layout import Layout, utc_text
@@ -36,10 +37,10 @@ class Handoff:
     """One handoff of all nodes. Raises BadInput if another is open, or for what is no data
     directory."""
 
-    def __init__(self, roots: Sequence[Path], timeout_s: float = SEAL_S) -> None:
+    def __init__(self, roots: Sequence[str | PathLike[str]], timeout_s: float = SEAL_S) -> None:
         """`timeout_s` is how long a running job may take to commit a seal."""
         self._files = Files()
-        self._layouts = [Layout(root) for root in roots]
+        self._layouts = [Layout(Path(root)) for root in roots]
         self._timeout_s = timeout_s
         self._writers: list[BatchWriter] = []
         self._sealed: list[Batch] = []

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import bytewax.operators as op
@@ -25,6 +26,7 @@ from flows.recovery import begin, take_data_directory
 from flows.settings import Settings, load
 from operators.blocks import BlocksStep
 from operators.chunks import ChunksSink
+from operators.content import head
 from operators.decode import DecodeConfig, Decoder
 from operators.failure import noted
 from operators.files import FilesConfig, FileSource, file_partitions
@@ -41,6 +43,7 @@ from storage.files import Files
 from storage.frame import Frame
 from storage.layout import Layout, PartitionKey
 from storage.sources import (
+    Head,
     Source,
     Topic,
     claim_sources,
@@ -154,9 +157,28 @@ def _files(settings: Settings, layout: Layout, files: Files) -> Sources:
         )
     config = FilesConfig(settings.files.path, settings.batch_rows, layout.root)
     paths = file_partitions(config)
-    names = [key.name for key in paths]
-    known = claim_sources(files, layout, dict.fromkeys(names, Source()))
-    return FileSource(config, paths, sorted(set(known) - set(names))), sorted(paths)
+    before, wanted = read_sources(files, layout), {}
+    for key, path in paths.items():
+        if key.name not in before:
+            content = head(path)
+            _warn_of_copy(path, content, before)
+            wanted[key.name] = Source(head=Head.of(content))
+    known = claim_sources(files, layout, wanted)
+    gone = sorted(set(known) - {key.name for key in paths})
+    return FileSource(config, paths, gone), sorted(paths)
+
+
+def _warn_of_copy(path: Path, content: bytes, known: Mapping[str, Source]) -> None:
+    """A file that was renamed, copied or compressed is a partition of its own, and deduplication
+    goes on within a partition."""
+    same = [name for name, one in known.items() if one.head and one.head.begins(content)]
+    if same:
+        log.warning(
+            "file %s begins as the file of partition %s did: if it is the same one, renamed, copied"
+            " or compressed, each of its events is kept once more, unless hash_partitions is set",
+            path,
+            same[0],
+        )
 
 
 def _kafka(

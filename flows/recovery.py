@@ -5,6 +5,7 @@ Opening it is enough to spoil it for a job that runs, so the data directory's lo
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from pathlib import Path
@@ -12,10 +13,15 @@ from typing import BinaryIO
 
 from bytewax.recovery import init_db_dir
 
+from storage.directory import require_data_directory
 from storage.errors import BadInput, MissingFile
 from storage.files import Files
 from storage.layout import Layout
 
+_NO_FOLDER = frozenset(
+    (errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+)
+"""What keeps a folder from being made however often it is tried."""
 PARTITIONS = 4
 LOCK_S = 1.0
 
@@ -23,10 +29,17 @@ LOCK_S = 1.0
 def take_data_directory(layout: Layout) -> BinaryIO:
     """Keep other jobs off until the file returned is closed, or the process ends.
 
-    Raises BadInput if there is another job, MissingFile if the data has lost its store.
+    Raises BadInput if there is another job, if the folder can't be made or has other things in it,
+    MissingFile if the data has lost its store.
     """
     files = Files()
-    files.make_directory(layout.root)
+    try:
+        files.make_directory(layout.root)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER:
+            raise
+        raise BadInput(f"data_dir: expected a folder that can be made, got {error}") from error
+    require_data_directory(layout.root)
     lock = _locked(files, layout)
     if layout.partitions() and not any(layout.recovery.glob("part-*.sqlite3")):
         lock.close()

@@ -23,7 +23,7 @@ from copy import copy
 from pathlib import Path
 
 from operators.unpack import packed, unpack
-from storage.errors import BadInput, Corruption
+from storage.errors import BadInput, Corruption, ForebayError
 
 WINDOW_BYTES = 64 << 10
 ADVICE = "give the new file a name of its own, and move the old one back if it is still there"
@@ -158,6 +158,23 @@ def _checksums_with(trace: Trace, end: bytes) -> tuple[int, int]:
     longer = copy(trace)
     longer.add(end)
     return longer.checksums
+
+
+def head(path: Path) -> bytes:
+    """The first WINDOW_BYTES of what a file holds, or as much as can be read."""
+    found = b""
+    try:
+        content = Content(path)
+    except (ForebayError, OSError):
+        return found  # told when it is its turn to be read
+    try:
+        while len(found) < WINDOW_BYTES and (piece := content.read()):
+            found += piece
+    except ForebayError:
+        return found[:WINDOW_BYTES]
+    finally:
+        content.close()
+    return found[:WINDOW_BYTES]
 
 
 def _open(path: Path) -> int:

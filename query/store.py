@@ -27,7 +27,6 @@ from polars.io.plugins import register_io_source
 
 from query.batches import Between, Pulled, arrow_of, event_batches
 from query.chunk_files import chunk_files
-from query.directory import data_directory, require_data_directory
 from query.hot import HotCache
 from query.iceberg import can_read_tables, scan_table
 from query.receipt import Receipt, partitions_of, receipt_of, time_of
@@ -37,6 +36,7 @@ from query.view import PartitionView, View, take_view
 from query.why import Answer, explain
 from storage.batch import Placed
 from storage.columns import END_S, FIRST_S, PER_SECOND
+from storage.directory import data_directory, require_data_directory
 from storage.errors import BadInput, MissingFile
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import errno
 import re
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ from storage import record
 from storage.errors import Corruption
 from storage.files import Files
 from storage.layout import Layout, names_partition
-from storage.record import Count
+from storage.record import OPTIONAL, Count, Crc
 
 TOPIC_KIND, SOURCE_KIND = "topic", "source"
 VERSION = 2
@@ -67,11 +68,28 @@ class Topic:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The fingerprint of a file: the CRC-32 of the first `size` bytes that it holds."""
+
+    size: Count
+    crc: Crc
+
+    @classmethod
+    def of(cls, content: bytes) -> Head:
+        return cls(len(content), zlib.crc32(content))
+
+    def begins(self, content: bytes) -> bool:
+        """Whether `content` begins so; nothing is said of an empty file."""
+        return 0 < self.size <= len(content) and zlib.crc32(content[: self.size]) == self.crc
+
+
+@dataclass(frozen=True)
 class Source:
     """A source partition. `first_offset` is where it begins; None until its source has decided, as
-    a file never does."""
+    a file never does. `head` is how a file began when it was first seen."""
 
     first_offset: Count | None = None
+    head: Head | None = field(default=None, metadata=OPTIONAL)
 
     def encode(self) -> bytes:
         return record.encode(SOURCE_KIND, VERSION, self)

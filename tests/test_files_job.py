@@ -10,7 +10,7 @@ import pytest
 import zstandard as zstd
 
 import query
-from storage.errors import INCOMPLETE
+from storage.errors import INCOMPLETE, PERMANENT
 from storage.layout import Layout
 from tests.job import Job
 
@@ -91,6 +91,48 @@ def test_a_file_replaced_under_its_name_stops_itself_only_and_loses_nothing(job:
     (events / "a.ndjson").write_bytes(old + lines("old", 100, 300))
     assert job.ends(job.run()) == 0
     assert ids(job) == sorted(named("old", 400) + named("b", 600) + named("new", 900))
+
+
+@pytest.mark.parametrize("kind", ["renamed", "copied and longer", "compressed"])
+def test_a_file_that_begins_as_another_did_is_told_of(job: Job, kind: str) -> None:
+    events = job.folder / "events"
+    (events / "a.ndjson").write_bytes(lines("a", 300))
+    (events / "b.ndjson").write_bytes(lines("b", 300))
+    (events / "empty.ndjson").write_bytes(b"")
+    assert job.ends(job.run()) == 0
+    assert "begins as the file" not in job.told()
+    if kind == "renamed":
+        (events / "a.ndjson").rename(events / "z.ndjson")
+    elif kind == "copied and longer":
+        (events / "z.ndjson").write_bytes(lines("a", 400))
+    else:
+        (events / "z.ndjson.gz").write_bytes(gzip.compress(lines("a", 300)))
+    (events / "other.ndjson").write_bytes(lines("other", 300))
+    (events / "empty too.ndjson").write_bytes(b"")
+    job.ends(job.run())
+    told = [line for line in job.told().splitlines() if "begins as the file" in line]
+    assert len(told) == 1
+    assert str(events / "z.ndjson") in told[0]
+    assert "of partition a.ndjson did" in told[0]
+
+
+@pytest.mark.parametrize(
+    "kind", ["a folder of other things", "a path of no folder", "below a file"]
+)
+def test_a_data_directory_that_cannot_be_one_ends_the_job_at_once(job: Job, kind: str) -> None:
+    (job.folder / "events" / "a.ndjson").write_bytes(lines("a", 10))
+    mine = job.folder / "mine" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("three years of work")
+    data, expected = {
+        "a folder of other things": (mine.parent, "thesis.txt"),
+        "a path of no folder": (Path("/proc/forebay"), "expected a folder that can be made"),
+        "below a file": (mine / "data", "expected a folder that can be made"),
+    }[kind]
+    job.settings["DATA_DIR"] = str(data)
+    assert job.ends(job.run()) == PERMANENT
+    assert expected in job.told()
+    assert list(mine.parent.iterdir()) == [mine]
 
 
 def test_a_stop_ends_with_0_whatever_could_not_be_read_so_far(job: Job) -> None:

@@ -397,7 +397,7 @@ def test_a_command_without_a_data_directory_is_one_line(
         def refuse(_: object) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr("query.directory.os.scandir", refuse)
+        monkeypatch.setattr("storage.directory.os.scandir", refuse)
     result = forebay(*command, "--data-dir", path)
     assert result.exit_code == 1, result.output
     assert result.stdout == ""

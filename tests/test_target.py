@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.demo import MARKER
+from cli.demo import MADE, MARKER, _is_ours
 from cli.target import new_file, own_folder
 from storage.errors import BadInput
 from storage.files import Files
@@ -61,17 +61,38 @@ def test_demo_runs_again_in_its_own_folder_and_keeps_what_others_put_there(tmp_p
     assert mine.read_text() == "kept"
 
 
+@pytest.mark.parametrize("theirs", ["events/mine.ndjson", "data/mine.txt", "github/part.txt"])
+def test_demo_deletes_nothing_that_somebody_put_into_what_it_made(
+    tmp_path: Path, theirs: str
+) -> None:
+    folder = tmp_path / "demo"
+    with own_folder(folder, MARKER, MADE, _is_ours):
+        for name in ("events/part-00000.ndjson", "data/hot/x", "github/events.ndjson"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+    (folder / theirs).write_text("kept")
+    with (
+        pytest.raises(BadInput, match=f"got {Path(theirs).name}; move it elsewhere"),
+        own_folder(folder, MARKER, MADE, _is_ours),
+    ):
+        pass
+    assert (folder / theirs).read_text() == "kept"
+    (folder / theirs).unlink()
+    with own_folder(folder, MARKER, MADE, _is_ours):
+        assert not (folder / "data").exists()
+
+
 def test_a_folder_that_is_a_file_or_in_use_is_refused_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with (
         pytest.raises(BadInput, match="expected a folder to work in"),
-        own_folder(tmp_path / "file", MARKER, ()),
+        own_folder(tmp_path / "file", MARKER, (), bool),
     ):
         pass
     with (
-        own_folder(tmp_path / "demo", MARKER, ()),
+        own_folder(tmp_path / "demo", MARKER, (), bool),
         pytest.raises(BadInput, match=MARKER),
-        own_folder(tmp_path / "demo", MARKER, ()),
+        own_folder(tmp_path / "demo", MARKER, (), bool),
     ):
         pass
 
@@ -92,9 +113,9 @@ def test_a_link_in_a_folder_of_ours_is_removed_and_not_followed(tmp_path: Path) 
     outside.mkdir()
     (outside / "kept").touch()
     folder = tmp_path / "demo"
-    with own_folder(folder, MARKER, ("data",)):
+    with own_folder(folder, MARKER, ("data",), bool):
         (folder / "data").symlink_to(outside)
-    with own_folder(folder, MARKER, ("data",)):
+    with own_folder(folder, MARKER, ("data",), bool):
         assert not (folder / "data").is_symlink()
     assert (outside / "kept").exists()
 
@@ -105,7 +126,7 @@ def test_a_marker_that_is_a_link_makes_no_folder_ours(tmp_path: Path) -> None:
     (folder / MARKER).symlink_to(tmp_path / "elsewhere")
     with (
         pytest.raises(BadInput, match="expected a new or empty folder"),
-        own_folder(folder, MARKER, ("data",)),
+        own_folder(folder, MARKER, ("data",), bool),
     ):
         pass
     assert not (tmp_path / "elsewhere").exists()
