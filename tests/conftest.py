@@ -45,6 +45,20 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without settings."""
+    for name in os.environ:
+        if name.upper().startswith("FOREBAY_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: None) -> None:
+    """An empty working directory, and an environment without settings."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """Makes jobs, each in a folder of its own; whatever still runs at the end is killed."""
     jobs: list[Job] = []

@@ -27,13 +27,7 @@ WAIT_S = 60.0
 GOOD = {"device_id": "d", "$insert_id": "i", "server_upload_time": "2024-05-01 00:00:00"}
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working directory, and no settings in the environment."""
-    monkeypatch.chdir(tmp_path)
-    for name in os.environ:
-        if name.upper().startswith("FOREBAY_"):
-            monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def connect() -> Result:

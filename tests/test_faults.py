@@ -26,13 +26,7 @@ SENTENCE = re.compile(r"[\w.\[\] ()'-]+: expected [^\x00-\x1f]+[ ,;]got [^\x00-\
 NOT_OURS = re.compile(r"Input should|Value error|Field required|validation error|Unable to parse")
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working directory, and no settings in the environment."""
-    monkeypatch.chdir(tmp_path)
-    for name in os.environ:
-        if name.upper().startswith("FOREBAY_"):
-            monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def faults() -> list[str]:

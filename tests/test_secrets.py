@@ -26,13 +26,7 @@ names = st.text("abcdefghijklmnopqrstuvwxyz.-_", min_size=1, max_size=20)
 passwords = st.text(f"{LETTERS}-_.~!$&+=%", min_size=12, max_size=40)
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working directory, and no settings in the environment."""
-    monkeypatch.chdir(tmp_path)
-    for name in os.environ:
-        if name.upper().startswith("FOREBAY_"):
-            monkeypatch.delenv(name)
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def toml(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,14 +28,6 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: None) -> Write
         (tmp_path / "forebay.toml").write_text(text)
 
     return toml
-
-
-@pytest.fixture
-def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment without settings of its own."""
-    for name in os.environ:
-        if name.upper().startswith("FOREBAY_"):
-            monkeypatch.delenv(name)
 
 
 def faults() -> list[str]:
