@@ -107,7 +107,7 @@ class Cluster:
             started_s = time.monotonic()
             try:
                 code = self.once()
-                failure = f"a worker ended with {code}, without a last snapshot"
+                failure = f"a worker {_end_of(code)}, without a last snapshot"
             except OSError as error:  # a disk that is full, or read-only
                 code, failure = 1, str(error)
             if self._stopped and code not in (0, INCOMPLETE, PERMANENT):
@@ -258,6 +258,14 @@ def stop_signals() -> list[signal.Signals]:
 
 def _workers(count: int) -> str:
     return "1 worker" if count == 1 else f"{count} workers"
+
+
+def _end_of(code: int) -> str:
+    """What an exit code says of how a process ended; one below 0 is that of a signal."""
+    if code >= 0:
+        return f"ended with {code}"
+    memory = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+    return f"was ended by signal {-code} ({signal.strsignal(-code)}){memory}"
 
 
 def _free_addresses(count: int) -> list[str]:

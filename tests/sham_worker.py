@@ -2,9 +2,9 @@
 
 SHAM has the steps of each worker, workers by comma, steps by blank: `build` says that the dataflow
 is built and waits to be let go, `again` asks for another start of all unless it did so before,
-`hang` waits for ever, `exit:N` ends with exit code N, `stop:N` with N when asked to stop, `held:N`
-so as well, but not before someone opens the pipe SHAM_LOG.go to write. What it does goes to
-SHAM_LOG, a line each.
+`hang` waits for ever, `exit:N` ends with exit code N, `kill:N` by signal N, `stop:N` with exit code
+N when asked to stop, `held:N` so as well, but not before someone opens the pipe SHAM_LOG.go to
+write. What it does goes to SHAM_LOG, a line each.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ def main(number: int) -> None:
             os._exit(int(code))
         elif name == "exit":
             os._exit(int(code))
+        elif name == "kill":
+            os.kill(os.getpid(), int(code))
         elif name == "hang":
             did("hangs")
             threading.Event().wait()

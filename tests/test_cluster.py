@@ -129,15 +129,25 @@ def test_a_stop_before_all_workers_have_built_is_at_once_and_leaves_all_as_it_wa
     assert layout.ended.exists() == ended
 
 
-def test_a_stop_while_the_job_waits_to_start_again_is_no_success(run: MakeRun) -> None:
-    running = run("build exit:1")
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("exit:1", "ended with 1"),
+        ("kill:9", "was ended by signal 9 (Killed), as the system does when memory runs out"),
+        ("kill:11", "was ended by signal 11 (Segmentation fault)"),
+    ],
+)
+def test_a_stop_while_the_job_waits_to_start_again_is_no_success(
+    end: str, said: str, run: MakeRun
+) -> None:
+    running = run(f"build {end}")
     deadline = time.monotonic() + LONG_S
     while "all start again" not in running.log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert running.stop() == 1
     told = running.log.read_text()
-    assert "a worker ended with 1, without a last snapshot; all start again in 1 s" in told
+    assert f"a worker {said}, without a last snapshot; all start again in 1 s" in told
     assert "stopped before that" in told
 
 
