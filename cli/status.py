@@ -18,7 +18,7 @@ from rich.text import Text
 
 import query
 from cli.roots import data_dirs_option
-from cli.table import number_text, table, terminal_width, time_text
+from cli.table import number_text, table, terminal_width, time_text, totals
 from flows.running import job_runs
 from flows.settings import load
 from query.receipt import COUNTS
@@ -108,12 +108,13 @@ def _looks(store: query.Store) -> Iterator[tuple[dict[str, Any], float | None]]:
 
 
 def _lines(found: dict[str, Any], rate: float | None) -> list[str]:
-    totals = "  ".join(f"{name} {count:,}" for name, count in found["totals"].items() if count)
+    width = terminal_width()
     batch = f"batch {found['batch_number']}"
     if found["covered_until"] is not None:
         batch += f", covered until {time_text(found['covered_until'])}"
     speed = "" if rate is None else f"  {rate:,.0f} messages/s"
-    lines = [totals or "no events yet", batch + speed, *_jobs(found)]
+    counts = totals(found["totals"], width) if any(found["totals"].values()) else ["no events yet"]
+    lines = [*counts, batch + speed, *_jobs(found)]
     lines += [f"{plain(node)} did not answer" for node in found["silent_nodes"]]
     lines += [
         plain(f"{silent['partition']} can't be read: {silent['reason']}")
@@ -129,7 +130,6 @@ def _lines(found: dict[str, Any], rate: float | None) -> list[str]:
     ]
     rows += [(name, "no message yet", *["-"] * 5) for name in found["unread_partitions"]]
     if rows:
-        width = terminal_width()
         lines += table(("partition", *COLUMNS), rows, right=COLUMNS[1:], width=width)
     return lines
 

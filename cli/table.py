@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 import sys
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from textwrap import wrap
 
 import click
 
@@ -42,6 +43,13 @@ def echo_table(
     """Print it as wide as standard output lets it be."""
     for line in table(headings, rows, right=right, width=terminal_width()):
         click.echo(line)
+
+
+def totals(counts: Mapping[str, int], width: int | None) -> list[str]:
+    """Counts that are not 0 in a line, or in as few as `width` cells allow; a pair stays whole."""
+    joined = GAP.join(f"{name}\u00a0{count:,}" for name, count in counts.items() if count)
+    lines = [joined] if width is None else wrap(joined, width, break_long_words=False)
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def terminal_width() -> int | None:

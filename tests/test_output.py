@@ -193,6 +193,16 @@ def test_no_cell_is_cut_at_a_terminal(command: str, columns: int, data: Path) ->
 # -- status -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("columns", [40, 80, 300])
+def test_totals_break_between_two_of_them_only(columns: int, data: Path) -> None:
+    whole = answered("status", "--data-dir", data).splitlines()[0]
+    lines = at_terminal(columns, "status", "--data-dir", data)
+    first = lines[: lines.index("batch 0")]
+    assert "  ".join(first) == whole
+    assert max(map(len, first)) <= columns
+    assert (len(first) > 1) == (len(whole) > columns)
+
+
 def test_status_watch_in_a_pipe_gives_a_block_a_second_and_ends_with_0(data: Path) -> None:
     with started("status", "--watch", "--data-dir", data) as process:
         assert process.stdout is not None
