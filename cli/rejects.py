@@ -21,14 +21,14 @@ from cli.table import echo_table
 from cli.target import force_option, new_file
 from flows.running import job_runs
 from operators.repartition import is_hash_partition
-from query.view import take_view
+from query.view import View, take_view
 from storage.errors import BadInput
 from storage.files import Files
 from storage.frame import REJECT_SCHEMA
 from storage.layout import Layout
 from storage.rejects import RejectFilter
 from storage.replay import ask
-from storage.text import plain, plain_lines, shortened
+from storage.text import did_you_mean, plain, plain_lines, shortened
 
 SHOWN_CHARACTERS = 60
 
@@ -51,7 +51,9 @@ def rejects() -> None:
 @data_dirs_option
 def list_(limit: int, as_json: bool, data_dirs: tuple[Path, ...], **options: Any) -> None:
     """One line a reject, by partition and offset."""
-    found = _store(data_dirs).rejects(wanted(options)).sort("_partition", "_offset")
+    roots = roots_of(data_dirs)
+    meant = _meant(take_view(Files(), roots), options)
+    found = query.open(*roots).rejects(meant).sort("_partition", "_offset")
     first = found.head(limit + 1).collect()
     shown = first.head(limit)
     if as_json:
@@ -86,7 +88,7 @@ def _print_table(shown: pl.DataFrame) -> None:
 def show(partition: str, offset: int, raw: bool, data_dirs: tuple[Path, ...]) -> None:
     """The reject at an offset: why it is one, and the whole message."""
     meant = RejectFilter(partitions=(partition,), offsets=(offset,))
-    rows = _store(data_dirs).rejects(meant).collect().to_dicts()
+    rows = query.open(*roots_of(data_dirs)).rejects(meant).collect().to_dicts()
     if not rows:
         raise BadInput(f"rejects show: expected a reject at {partition} {offset}, none is there")
     for row in rows:
@@ -112,11 +114,10 @@ def export(file: Path, force: bool, data_dirs: tuple[Path, ...], **options: Any)
     writers = {".ndjson": _lines, ".jsonl": _lines, ".parquet": _parquet}
     if file.suffix not in writers:
         raise BadInput(f"rejects export: expected {', '.join(writers)}; got {file.name!r}")
-    store = _store(data_dirs)
+    roots = roots_of(data_dirs)
+    meant, store = _meant(take_view(Files(), roots), options), query.open(*roots)
     with new_file(file, force=force) as temporary:
-        rows = writers[file.suffix](
-            temporary, lambda write: store.export_rejects(wanted(options), write)
-        )
+        rows = writers[file.suffix](temporary, lambda write: store.export_rejects(meant, write))
     click.echo(f"{rows} rejects in {file}")
 
 
@@ -137,8 +138,7 @@ def replay(data_dir: Path | None, **options: Any) -> None:
             "rejects replay: expected partitions that are the source's own, got hash partitions"
             " (hash_partitions): export the rejects and send them again instead"
         )
-    meant = wanted(options)
-    store = query.open(layout.root)
+    meant, store = _meant(view, options), query.open(layout.root)
     count = store.rejects(meant).select(pl.len()).collect().item()
     if not count:
         click.echo("no rejects to replay")
@@ -155,8 +155,19 @@ def replay(data_dir: Path | None, **options: Any) -> None:
         click.echo(f"request {request.number}: {count} rejects; no job runs, the next one does it")
 
 
-def _store(data_dirs: tuple[Path, ...]) -> query.Store:
-    return query.open(*roots_of(data_dirs))
+def _meant(view: View, options: dict[str, Any]) -> RejectFilter:
+    """Raises BadInput on a partition that nothing was read from: that it has no rejects would be
+    true, and mislead who mistyped it."""
+    meant = wanted(options)
+    states = [partition.state for partition in view.partitions]
+    known = {name for state in states for name in (state.partition, *state.next_offsets)}
+    for name in meant.partitions:
+        if name not in known:
+            raise BadInput(
+                "partition: expected one that messages were read from,"
+                f" got {name!r}{did_you_mean(name, known)}"
+            )
+    return meant
 
 
 def _lines(file: Path, feed: Feed) -> int:

@@ -125,6 +125,20 @@ def test_export_to_another_kind_of_file_is_refused(data: Path) -> None:
     assert "expected .ndjson, .jsonl, .parquet" in result.output
 
 
+@pytest.mark.parametrize("command", ["list", "export", "replay"])
+def test_a_mistyped_partition_is_an_error_and_no_empty_answer(
+    command: str, data: Path, tmp_path: Path
+) -> None:
+    file = [str(tmp_path / "out.ndjson")] if command == "export" else []
+    asked = ["rejects", command, *file, "--data-dir", str(data), "--partition", "S0"]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 1
+    assert "expected one that messages were read from, got 'S0'; did you mean 's0'?" in (
+        result.output
+    )
+    assert not (tmp_path / "out.ndjson").exists()
+
+
 # -- the real job -------------------------------------------------------------------------------
 
 
@@ -177,6 +191,8 @@ def test_replay_of_hash_partitions_is_refused(make_job: Callable[..., Job], tmp_
     result = CliRunner().invoke(main, ["rejects", "replay", "--data-dir", str(job.data)])
     assert result.exit_code == 1
     assert "hash partitions" in result.output
+    asked = ("rejects", "list", "--data-dir", str(job.data), "--partition", "a.ndjson")
+    assert "bad json" in forebay(*asked)
 
 
 def _line(number: int) -> bytes:
