@@ -49,7 +49,7 @@ fuzz: setup  ## search for faults with new seeds and a hundred times the cases
 # Compiled here, for some environments forbid it to the processes that import: each would do it anew.
 setup:  ## make .venv; the other targets do it by themselves
 	@./setup.sh
-	@$(BIN)/python -m compileall -q cli flows operators query storage verify benchmarks tests
+	@$(BIN)/python -m compileall -q forebay benchmarks tests
 
 reference: setup  ## write REFERENCE.md from the code
 	$(BIN)/python -m tests.manual

@@ -21,7 +21,7 @@ from benchmarks import ingest as ingest_benchmark
 from benchmarks.measure import ROOT, Failed
 from benchmarks.peer import PEERS
 from benchmarks.report import Report
-from flows.cluster import WORKER_ENVIRONMENT
+from forebay.flows.cluster import WORKER_ENVIRONMENT
 
 PLAIN = ("scale", "checkpoint", "memory", "recovery", "freshness", "query", "chunks")
 """Modules of this package with `EVENTS` and `run(events, runs, command)`."""

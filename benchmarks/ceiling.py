@@ -20,15 +20,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
-from flows.settings import Settings
-from operators.decode import DecodeConfig, Decoder
-from operators.kafka import POLL_MESSAGES, Piece
-from operators.messages import Messages
-from operators.topic import Broker, KafkaConfig
-from storage.chunk import ZSTD_LEVEL, repeating
-from storage.columns import arrow_schema
-from storage.files import Files
-from storage.log import GrowingLog
+from forebay.flows.settings import Settings
+from forebay.operators.decode import DecodeConfig, Decoder
+from forebay.operators.sources.kafka import POLL_MESSAGES, Piece
+from forebay.operators.sources.messages import Messages
+from forebay.operators.sources.topic import Broker, KafkaConfig
+from forebay.storage.base.disk import Disk
+from forebay.storage.formats.chunk import ZSTD_LEVEL, repeating
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.log import GrowingLog
 
 SYNC_S = 1.0
 MERGED_SHARE = 0.4
@@ -39,7 +39,7 @@ class Written:
     """Takes decoded batches, and writes them."""
 
     def __init__(self, folder: Path, schema: pa.Schema, events: int) -> None:
-        self._log = GrowingLog(Files(), folder, "log.arrows", schema)
+        self._log = GrowingLog(Disk(), folder, "log.arrows", schema)
         self._folder = folder
         self._schema = schema
         self._to_merge = int(events * MERGED_SHARE)

@@ -22,10 +22,10 @@ from benchmarks.events import ROWS, SCHEMA, START_MS, Events, decoded, messages
 from benchmarks.measure import Figure, percentile, scratch
 from benchmarks.partitions import SPAN_MS, Partitions
 from benchmarks.report import Bound, Report
-from storage.chunk import ZSTD_LEVEL, write_chunk
-from storage.columns import arrow_schema
-from storage.log import read_log
-from storage.state import BlockState
+from forebay.storage.formats.chunk import ZSTD_LEVEL, write_chunk
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.log import read_log
+from forebay.storage.formats.state import BlockState
 
 EVENTS = 1_000_000
 BLOCKS = 6

@@ -77,11 +77,11 @@ def polars_like(scan: Callable[[], Any], export: Callable[[Any], Rows]) -> Ask:
     return ask
 
 
-def forebay(folder: str) -> Ask:
-    import query
-    from query.store import stream
+def invoke(folder: str) -> Ask:
+    import forebay
+    from forebay.query.store import stream
 
-    store = query.open(folder)
+    store = forebay.open(folder)
     return polars_like(store.scan, lambda rows: [[sum(b.num_rows for b in stream(rows))]])
 
 
@@ -152,7 +152,7 @@ def main(name: str, folder: str) -> int:
     ask: Ask | None = None
     for line in sys.stdin:
         started_s = time.perf_counter()
-        ask = ask or {"forebay": forebay, "polars": polars, "duckdb": duckdb, "chdb": chdb}[name](
+        ask = ask or {"forebay": invoke, "polars": polars, "duckdb": duckdb, "chdb": chdb}[name](
             folder
         )
         rows = ask(line.strip())

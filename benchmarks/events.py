@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from cli.load import Load, LoadSpec
-from flows.settings import Settings
-from operators.decode import DecodeConfig, Decoder
-from operators.messages import Messages
-from storage.columns import arrow_schema
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.index import I64, U64
-from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
+from forebay.cli.load import Load, LoadSpec
+from forebay.flows.settings import Settings
+from forebay.operators.decode import DecodeConfig, Decoder
+from forebay.operators.sources.messages import Messages
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
+from forebay.storage.formats.hashes import I64, U64
+from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 
 ROWS = 5_000
 POOL_ROWS = 50_000

@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-import query
+import forebay
 from benchmarks.job import TIMEOUT_S, Job, taken
 from benchmarks.lines import PLAIN
 from benchmarks.measure import Child, Failed, Figure, scratch
 from benchmarks.report import Bound, Report
 from benchmarks.topic import Topic, broker, generated
-from flows.sections import BROKER
-from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
+from forebay.flows.sections import BROKER
+from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from tests.broker import Broker
 
 EVENTS = 1_000_000
@@ -136,7 +136,7 @@ def _paced(running: Broker, name: str, rate: float, events: int, folder: Path) -
 
 
 def _sender(topic: Topic, events: int, rate: float, folder: Path) -> Child:
-    command = [sys.executable, "-m", "cli.main", "generate", "--events", str(events)]
+    command = [sys.executable, "-m", "forebay", "generate", "--events", str(events)]
     command += ["--bootstrap", topic.bootstrap, "--topic", topic.name, "--rate", str(rate)]
     return Child([*command, "--seed", "1", *PLAIN], folder / f"{topic.name}.log", {})
 
@@ -145,7 +145,7 @@ class _Reader:
     """Scans a store again and again; notes how old each event was when it first saw it."""
 
     def __init__(self, data: Path) -> None:
-        self._store = query.open(data)
+        self._store = forebay.open(data)
         self._next: dict[str, int] = {}
         self.ages: list[npt.NDArray[np.int64]] = []
         self.scans = 0

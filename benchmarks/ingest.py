@@ -22,7 +22,7 @@ from benchmarks.measure import BUILD, Child, Failed, Figure, Usage
 from benchmarks.peer import PEERS, Peer
 from benchmarks.report import Bound, Report
 from benchmarks.topic import Topic, broker, generated, github_events
-from flows.cluster import WORKER_ENVIRONMENT
+from forebay.flows.cluster import WORKER_ENVIRONMENT
 from tests.broker import Broker
 
 STARTUP_EVENTS = 1_000

@@ -8,9 +8,9 @@ from typing import Protocol
 
 import polars as pl
 
-import query
+import forebay
 from benchmarks.measure import Child, Usage
-from storage.errors import ForebayError
+from forebay.storage.base.errors import ForebayError
 
 TIMEOUT_S = 1_800.0
 TIMES = {
@@ -48,7 +48,7 @@ class Job:
                 for name, value in (TIMES | source.settings | settings).items()
             },
         }
-        command = [sys.executable, "-m", "cli.main", "run", "--workers", str(workers)]
+        command = [sys.executable, "-m", "forebay", "run", "--workers", str(workers)]
         self.child = Child(command, folder / "job.log", environment)
 
     def ingest(self) -> Usage:
@@ -62,7 +62,7 @@ class Job:
 
     def unique(self) -> int:
         """How many events a query finds."""
-        return int(query.open(self.data).scan().select(pl.len()).collect().item())
+        return int(forebay.open(self.data).scan().select(pl.len()).collect().item())
 
 
 def taken(data: Path) -> int:
@@ -70,7 +70,7 @@ def taken(data: Path) -> int:
     if not data.is_dir():
         return 0
     try:
-        found = query.open(data).partitions()
+        found = forebay.open(data).partitions()
     except ForebayError:
         return 0
     return int(found.select(pl.sum_horizontal("accepted", "duplicates", "rejects").sum()).item())

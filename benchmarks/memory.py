@@ -21,7 +21,7 @@ from benchmarks.job import Job
 from benchmarks.lines import lines
 from benchmarks.measure import Child, Failed, Figure, scratch
 from benchmarks.report import Bound, Report
-from storage.index import DedupIndex
+from forebay.storage.dedup.index import DedupIndex
 
 KEYS = (1_000_000, 10_000_000, 30_000_000)
 EVENTS = 10_000_000

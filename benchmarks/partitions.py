@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.events import SCHEMA
-from flows.settings import Settings
-from operators.blocks import SYNC_THREADS
-from storage.blocks import Blocks, BlocksConfig
-from storage.frame import Frame
-from storage.keys import KeyCache
-from storage.layout import Layout
-from storage.offer import Offer
-from tests.partition import OpenFiles
+from forebay.flows.settings import Settings
+from forebay.operators.blocks import SYNC_THREADS
+from forebay.storage.base.layout import Layout
+from forebay.storage.dedup.keys import KeyCache
+from forebay.storage.formats.frame import Frame
+from forebay.storage.partition.blocks import Blocks, BlocksConfig
+from forebay.storage.partition.offer import Offer
+from tests.partition import OpenDisk
 
 SPAN_MS, WINDOW_MS, GRACE_MS = 300_000, 600_000, 600_000
 
@@ -23,7 +23,7 @@ class Partitions:
     """`forebay run` has one such set a worker. Settings are the defaults. Used in a `with`."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self.layout, self.files = Layout(folder), OpenFiles()
+        self.layout, self.files = Layout(folder), OpenDisk()
         config = BlocksConfig(SCHEMA, SPAN_MS, WINDOW_MS, GRACE_MS)
         cache = KeyCache(int(Settings().cache_bytes))
         self._blocks = {

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-import query
+import forebay
 from benchmarks.engines import QUESTIONS, Rows
 from benchmarks.events import START_MS
 from benchmarks.job import Job
@@ -84,7 +84,7 @@ def run(events: int, runs: int, command: str) -> Report:
         job.finish()
         shutil.rmtree(source.folder)
         folders = _folders(job.data, folder)
-        receipt = query.open(job.data)
+        receipt = forebay.open(job.data)
         receipt.scan()
         hot, cold = receipt.receipt().hot_rows, receipt.receipt().cold_rows
         names = {"forebay": job.data, **dict.fromkeys(ENGINES, folders["sorted"])}
@@ -106,7 +106,7 @@ def run(events: int, runs: int, command: str) -> Report:
 def _folders(data: Path, folder: Path) -> dict[str, Path]:
     """The hot blocks alone, the chunks alone, and all events in sorted files."""
     shutil.copytree(data / "hot", folder / "hot" / "hot", copy_function=link)
-    for partition in query.open(data).view().partitions:
+    for partition in forebay.open(data).view().partitions:
         manifest = folder / "hot" / "hot" / partition.state.partition / "manifest.json"
         manifest.unlink()
         alone = replace(partition.state, hot=list(partition.hot), evicted=[])
@@ -116,7 +116,7 @@ def _folders(data: Path, folder: Path) -> dict[str, Path]:
     sorted_files.mkdir()
     for number, path in enumerate(sorted(data.glob("chunks/**/*.parquet"))):
         link(path, cold / f"{number:05d}.parquet")
-    events, time = query.open(data).scan(), pl.col("upload_time")
+    events, time = forebay.open(data).scan(), pl.col("upload_time")
     step = timedelta(minutes=PART_MINUTES)
     low = datetime.fromtimestamp(START_MS / 1000, timezone.utc)
     for number in range(HOURS * 60 // PART_MINUTES + 1):

@@ -144,7 +144,16 @@ def _paced(case: Case, running: Broker, events: int, folder: Path) -> dict[str, 
     startup = case.start(few, place / "few").ingest()
     job = case.start(topic, place / "job")
     job.child.wait_until(lambda: taken(job.data) >= STARTUP_EVENTS, TIMEOUT_S)
-    command = [sys.executable, "-m", "cli.main", "generate", "--events", str(count), "--seed", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "forebay.cli.main",
+        "generate",
+        "--events",
+        str(count),
+        "--seed",
+        "1",
+    ]
     command += ["--bootstrap", topic.bootstrap, "--topic", topic.name, *load, str(case.rate)]
     sender = Child(command, place / "sender.log", {})
     usage = job.ingest()

@@ -16,7 +16,7 @@ import orjson
 from confluent_kafka import Producer
 
 from benchmarks.measure import ROOT, Failed
-from cli.github import github
+from forebay.cli.github import github
 from tests.broker import Broker, missing
 
 SAMPLE = ROOT / "tests" / "data" / "github-events-2021-07-21.ndjson.gz"
@@ -57,7 +57,15 @@ def broker(folder: Path) -> Iterator[Broker]:
 
 def generate(events: int, *options: str) -> dict[str, Any]:
     """`forebay generate`, and the totals that it prints."""
-    command = [sys.executable, "-m", "cli.main", "generate", "--events", str(events), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "forebay.cli.main",
+        "generate",
+        "--events",
+        str(events),
+        *options,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
         raise Failed(f"generate ended with {done.returncode}: {done.stderr.decode()}")

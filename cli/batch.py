@@ -21,21 +21,21 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-import query
-from cli.filters import time_ms
-from cli.roots import data_dirs_option, roots_of
-from cli.target import force_option, new_file
-from flows.handoff import Handoff
-from flows.settings import load
-from query.view import take_view
-from storage.batch import Batch
-from storage.errors import BadInput
-from storage.files import Files
-from storage.layout import utc_text
-from storage.schema import UPLOAD_TIME
+from forebay import query
+from forebay.cli.filters import time_ms
+from forebay.cli.roots import data_dirs_option, roots_of
+from forebay.cli.target import force_option, new_file
+from forebay.flows.handoff import Handoff
+from forebay.flows.settings import load
+from forebay.query.view import take_view
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.times import utc_text
+from forebay.storage.formats.boundary import Boundary
+from forebay.storage.formats.schema import UPLOAD_TIME
 
 if TYPE_CHECKING:
-    from flows.batch import DayReport
+    from forebay.flows.batch import DayReport
 
 SHOWN = 5
 NOTES = {
@@ -89,7 +89,7 @@ def complete(until_ms: int, late: bool, data_dirs: tuple[Path, ...]) -> None:
 def show(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
     """The batch number, the boundary, the seal, the late table's size and the last handoffs."""
     roots = roots_of(data_dirs)
-    view = take_view(Files(), roots)
+    view = take_view(Disk(), roots)
     late = _late_by_day(query.open(*roots))
     found = {
         "batch_number": view.batch_number,
@@ -98,7 +98,7 @@ def show(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
         "late_events": int(late["events"].sum()),
         "table": view.table,
         "nodes": [
-            {"node": str(node.root), "history": _history(node.batch or Batch())}
+            {"node": str(node.root), "history": _history(node.batch or Boundary())}
             for node in view.nodes
         ],
     }
@@ -109,7 +109,7 @@ def show(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
         if name != "nodes":
             click.echo(f"{name.replace('_', ' '):14} {'-' if value is None else value}")
     for node in view.nodes:
-        for one in (node.batch or Batch()).history[-SHOWN:]:
+        for one in (node.batch or Boundary()).history[-SHOWN:]:
             click.echo(
                 f"{node.root}: batch {one.number} covered until {utc_text(one.covered_until_ms)},"
                 f" since {utc_text(one.at_ms)}"
@@ -146,7 +146,7 @@ def run(day: datetime | None, catch_up: bool, as_json: bool, data_dirs: tuple[Pa
     if (day is None) != catch_up:
         raise BadInput("batch run: expected either --day or --catch-up")
     try:
-        from flows.batch import BatchConfig, missing_days, run_day
+        from forebay.flows.batch import BatchConfig, missing_days, run_day
     except ModuleNotFoundError as error:
         raise BadInput(
             f"batch run: expected the packages of forebay[batch], {error.name} is not installed"
@@ -198,7 +198,7 @@ def _late_by_day(store: query.Store) -> pl.DataFrame:
     return store.late().group_by(day).agg(pl.len().alias("events")).sort("day").collect()
 
 
-def _history(found: Batch) -> list[dict[str, object]]:
+def _history(found: Boundary) -> list[dict[str, object]]:
     return [
         {
             "number": one.number,

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 import orjson
 
-from cli.roots import data_dirs_option, roots_of
-from cli.table import echo_table
-from query.check import Report
-from query.check import check as checked
-from storage.files import Files
+from forebay.cli.roots import data_dirs_option, roots_of
+from forebay.cli.table import echo_table
+from forebay.query.check import Report
+from forebay.query.check import check as checked
+from forebay.storage.base.disk import Disk
 
 
 @click.command()
@@ -26,7 +26,7 @@ def check(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
     """
     report = Report()
     for root in roots_of(data_dirs):
-        report.add(checked(Files(), root))
+        report.add(checked(Disk(), root))
     if as_json:
         click.echo(orjson.dumps(asdict(report), option=orjson.OPT_INDENT_2))
     else:

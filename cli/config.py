@@ -11,10 +11,10 @@ from confluent_kafka import Consumer, KafkaException
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
-from flows.duration import duration_ms, duration_text
-from flows.realtime import kafka_config
-from flows.secrets import HIDDEN, masked, shown_property
-from flows.settings import (
+from forebay.flows.duration import duration_ms, duration_text
+from forebay.flows.realtime import kafka_config
+from forebay.flows.secrets import HIDDEN, masked, shown_property
+from forebay.flows.settings import (
     DAY_MS,
     ENV_PREFIX,
     NO_SOURCE,
@@ -24,12 +24,12 @@ from flows.settings import (
     load,
     shown,
 )
-from operators.files import FilesConfig, file_partitions
-from query.view import take_view
-from storage.columns import arrow_schema
-from storage.errors import BadInput, ForebayError
-from storage.files import Files
-from storage.text import plain
+from forebay.operators.sources.files import FilesConfig, file_partitions
+from forebay.query.view import take_view
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, ForebayError
+from forebay.storage.base.text import plain
+from forebay.storage.formats.columns import arrow_schema
 
 
 @click.group()
@@ -54,7 +54,7 @@ def check(connect: bool) -> None:
     faults += [] if settings is None else _data_faults(settings)
     told: list[str] = []
     if connect and settings is not None and not faults:
-        from cli.connect import ask
+        from forebay.cli.connect import ask
 
         answer = ask(settings)
         told, faults = answer.lines, answer.faults
@@ -116,7 +116,7 @@ def _data_faults(settings: Settings) -> list[str]:
     if not settings.data_dir.is_dir():
         return []
     try:
-        view = take_view(Files(), [settings.data_dir], partial=True)
+        view = take_view(Disk(), [settings.data_dir], partial=True)
         states = [p.state for p in view.partitions if p.state.counters.accepted]
         known = view.schema
     except ForebayError as error:

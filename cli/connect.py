@@ -16,17 +16,18 @@ from typing import cast
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from flows.realtime import kafka_config
-from flows.secrets import masked
-from flows.settings import Settings
-from operators.content import Content
-from operators.decode import DecodeConfig, Decoder
-from operators.files import FilesConfig, file_partitions
-from operators.messages import Messages
-from operators.topic import partition_key
-from storage.errors import ForebayError
-from storage.outcome import ADVICE, Outcome
-from storage.text import did_you_mean, plain
+from forebay.flows.realtime import kafka_config
+from forebay.flows.secrets import masked
+from forebay.flows.settings import Settings
+from forebay.operators.decode import DecodeConfig, Decoder
+from forebay.operators.sources.content import Content
+from forebay.operators.sources.files import FilesConfig, file_partitions
+from forebay.operators.sources.messages import Messages
+from forebay.operators.sources.topic import partition_key
+from forebay.storage.base.errors import ForebayError
+from forebay.storage.base.text import did_you_mean, plain
+from forebay.storage.base.times import now_ms
+from forebay.storage.formats.outcome import ADVICE, Outcome
 
 ANSWER_S, READ_S = 10.0, 5.0
 MESSAGES, PARTITIONS_MAX, FILES_MAX = 100, 16, 8
@@ -82,7 +83,7 @@ def _tried(settings: Settings, sample: Sample) -> Outcome:
             offsets=offsets,
             times_ms=np.array([one[2] for one in mine], dtype=np.int64),
             next_offset=int(offsets[-1]) + 1,
-            read_ms=time.time_ns() // 1_000_000,
+            read_ms=now_ms(),
         )
         for frame in decoder.decode([item]):
             found.accepted += frame.events.num_rows

@@ -30,16 +30,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-import query
-from cli.load import COUNTS, Load, LoadSpec
-from cli.outlet import files
-from cli.target import own_folder
-from flows.settings import ENV_PREFIX
-from storage.directory import ENTRIES
-from storage.errors import BadInput
-from storage.files import Files
-from storage.layout import Layout
-from storage.schema import UPLOAD_TIME
+from forebay import query
+from forebay.cli.load import COUNTS, Load, LoadSpec
+from forebay.cli.outlet import files
+from forebay.cli.target import own_folder
+from forebay.flows.settings import ENV_PREFIX
+from forebay.storage.base.directory import ENTRIES
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.schema import UPLOAD_TIME
 
 POLL_S = 0.2
 KILL_AT = 0.5
@@ -84,7 +84,7 @@ class _Job:
         )
         kept = {name: text for name, text in os.environ.items() if not _is_setting(name)}
         environment = {**kept, f"{ENV_PREFIX}CONFIG": str(self.settings)}
-        command = [sys.executable, "-m", "cli.main", "run", "--workers", "2"]
+        command = [sys.executable, "-m", "forebay", "run", "--workers", "2"]
         with log.open("ab") as out:
             return subprocess.Popen(
                 command, env=environment, stdout=out, stderr=out, start_new_session=True
@@ -102,7 +102,7 @@ class _Job:
 def demo(folder: Path, events: int, seed: int, github: Path) -> None:
     """Run the job on a load, kill it half-way, and show that nothing is lost or doubled."""
     for name in ("data", "github-data"):
-        if Files().locked(Layout(folder / name).lock):
+        if Disk().locked(Layout(folder / name).lock):
             raise BadInput(f"{folder / name}: expected no job to run on it, one does")
     with own_folder(folder, MARKER, MADE, _is_ours):
         _demo(folder, events, seed, github)

@@ -22,12 +22,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import query
-from cli.roots import data_dirs_option, roots_of
-from cli.target import force_option, new_file
-from flows.settings import load
-from query.store import STREAMED
-from storage.errors import BadInput, MissingFile
+from forebay import query
+from forebay.cli.roots import data_dirs_option, roots_of
+from forebay.cli.target import force_option, new_file
+from forebay.flows.settings import load
+from forebay.query.store import STREAMED
+from forebay.storage.base.errors import BadInput, MissingFile
 
 TRIES = 3
 ROW_GROUP_BYTES = 64 << 20

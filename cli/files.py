@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import orjson
 
-import query
-from cli.roots import data_dirs_option, roots_of
-from cli.table import echo_table, number_text, time_text
+from forebay import query
+from forebay.cli.roots import data_dirs_option, roots_of
+from forebay.cli.table import echo_table, number_text, time_text
 
 HEADINGS = ("partition", "rows", "bytes", "first", "last", "only", "path")
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 import click
 
-from storage.frame import REASONS
-from storage.rejects import YEARS_MS, RejectFilter
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+from forebay.storage.base.times import FIRST_MS, LAST_MS, ms_of
+from forebay.storage.formats.frame import REASONS
+from forebay.storage.formats.rejects import RejectFilter
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,8 +27,8 @@ def time_ms(_context: click.Context, _option: click.Parameter, text: str | None)
             f"expected a time such as 2024-05-01T12:00, got {text!r}"
         ) from error
     time = time if time.tzinfo else time.replace(tzinfo=timezone.utc)
-    ms = (time - _EPOCH) // timedelta(milliseconds=1)
-    if not YEARS_MS[0] <= ms <= YEARS_MS[1]:
+    ms = ms_of(time)
+    if not FIRST_MS <= ms <= LAST_MS:
         raise click.BadParameter(f"expected a time of the years 1 to 9999 in UTC, got {text!r}")
     return ms
 

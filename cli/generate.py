@@ -25,9 +25,10 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from cli.load import Load, LoadSpec
-from cli.outlet import PARTITIONS, SUFFIXES, Outlet, files, topic_of
-from flows.duration import duration_ms
+from forebay.cli.load import Load, LoadSpec
+from forebay.cli.outlet import PARTITIONS, SUFFIXES, Outlet, files, topic_of
+from forebay.flows.duration import duration_ms
+from forebay.storage.base.times import now_ms
 
 START = "2024-05-01T00:00:00Z"
 SPAN = "1h"
@@ -127,7 +128,7 @@ def generate(
             events=events,
             partitions=PARTITIONS if partitions is None else partitions,
             seed=seed,
-            start_ms=_first(time.time_ns() // 10**6 if now else start, moment_ms(START)),
+            start_ms=_first(now_ms() if now else start, moment_ms(START)),
             span_ms=_first(max(1, round(1000 * events / rate)) if now else span, duration_ms(SPAN)),
             duplicates=duplicates,
             late=late,

@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from flows.secrets import masked
-from storage.errors import ForebayError
-from storage.text import did_you_mean, plain_lines
+from forebay.flows.secrets import masked
+from forebay.storage.base.errors import ForebayError
+from forebay.storage.base.text import did_you_mean, plain_lines
 
 COMMANDS = (
     "run", "sql", "status", "files", "export", "rejects", "why", "batch", "retention", "check",

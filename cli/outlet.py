@@ -21,7 +21,7 @@ import zstandard
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from cli.load import VALUES
+from forebay.cli.load import VALUES
 
 PARTITIONS = 4
 SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}

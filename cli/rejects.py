@@ -14,21 +14,21 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import query
-from cli.filters import filtered, wanted
-from cli.roots import data_dirs_option, roots_of
-from cli.table import echo_table
-from cli.target import force_option, new_file
-from flows.running import job_runs
-from operators.repartition import is_hash_partition
-from query.view import View, take_view
-from storage.errors import BadInput
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA
-from storage.layout import Layout
-from storage.rejects import RejectFilter
-from storage.replay import ask
-from storage.text import did_you_mean, plain, plain_lines, shortened
+from forebay import query
+from forebay.cli.filters import filtered, wanted
+from forebay.cli.roots import data_dirs_option, roots_of
+from forebay.cli.table import echo_table
+from forebay.cli.target import force_option, new_file
+from forebay.flows.running import job_runs
+from forebay.operators.repartition import is_hash_partition
+from forebay.query.view import View, take_view
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.base.text import did_you_mean, plain, plain_lines, shortened
+from forebay.storage.formats.frame import REJECT_SCHEMA
+from forebay.storage.formats.rejects import RejectFilter
+from forebay.storage.formats.replay_request import ask
 
 SHOWN_CHARACTERS = 60
 
@@ -52,7 +52,7 @@ def rejects() -> None:
 def list_(limit: int, as_json: bool, data_dirs: tuple[Path, ...], **options: Any) -> None:
     """One line a reject, by partition and offset."""
     roots = roots_of(data_dirs)
-    meant = _meant(take_view(Files(), roots), options)
+    meant = _meant(take_view(Disk(), roots), options)
     found = query.open(*roots).rejects(meant).sort("_partition", "_offset")
     first = found.head(limit + 1).collect()
     shown = first.head(limit)
@@ -115,7 +115,7 @@ def export(file: Path, force: bool, data_dirs: tuple[Path, ...], **options: Any)
     if file.suffix not in writers:
         raise BadInput(f"rejects export: expected {', '.join(writers)}; got {file.name!r}")
     roots = roots_of(data_dirs)
-    meant, store = _meant(take_view(Files(), roots), options), query.open(*roots)
+    meant, store = _meant(take_view(Disk(), roots), options), query.open(*roots)
     with new_file(file, force=force) as temporary:
         rows = writers[file.suffix](temporary, lambda write: store.export_rejects(meant, write))
     click.echo(f"{rows} rejects in {file}")
@@ -130,7 +130,7 @@ def replay(data_dir: Path | None, **options: Any) -> None:
     What passes becomes an event, or a duplicate, exactly once; what fails stays a reject. The job
     does it within seconds if it runs, else when it is started.
     """
-    files, layout = Files(), Layout(*roots_of([data_dir] if data_dir else []))
+    files, layout = Disk(), Layout(*roots_of([data_dir] if data_dir else []))
     view = take_view(files, [layout.root])
     names = [partition.state.partition for partition in view.partitions]
     if any(map(is_hash_partition, names)):

@@ -9,16 +9,16 @@ from pathlib import Path
 import click
 import orjson
 
-from cli.roots import data_dirs_option, roots_of
-from cli.table import echo_table
-from flows.settings import Settings, load
-from query.view import NodeView, PartitionView, take_view
-from storage.batch import Batch
-from storage.catalog import Chunk
-from storage.files import Files
-from storage.layout import utc_text
-from storage.retention import HANDED_OFF, Retention
-from storage.state import BlockState
+from forebay.cli.roots import data_dirs_option, roots_of
+from forebay.cli.table import echo_table
+from forebay.flows.settings import Settings, load
+from forebay.query.view import NodeView, PartitionView, take_view
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.times import utc_text
+from forebay.storage.formats.boundary import Boundary
+from forebay.storage.formats.catalog import Chunk
+from forebay.storage.formats.state import BlockState
+from forebay.storage.partition.retention import HANDED_OFF, Retention
 
 HEADINGS = ("partition", "what", "name", "first", "last", "rows", "bytes", "fate")
 GOES, STAYS = "goes", "stays"
@@ -47,7 +47,7 @@ def retention(dry_run: bool, as_json: bool, data_dirs: tuple[Path, ...]) -> None
     """List blocks and chunks, whether they stay or go, and why. The job deletes what goes: as soon
     as a day was handed over, and every tick interval; files follow after the grace period."""
     settings = load()
-    view = take_view(Files(), roots_of(data_dirs, settings.data_dir))
+    view = take_view(Disk(), roots_of(data_dirs, settings.data_dir))
     items = [item for node in view.nodes for item in _items(node, settings)]
     if dry_run:
         items = [item for item in items if item.fate != STAYS]
@@ -72,7 +72,7 @@ def retention(dry_run: bool, as_json: bool, data_dirs: tuple[Path, ...]) -> None
 
 
 def _items(node: NodeView, settings: Settings) -> Iterator[_Item]:
-    batch = node.batch or Batch()
+    batch = node.batch or Boundary()
     for partition in node.partitions:
         rule = Retention(batch, partition.state.stream_time_ms, settings.retention)
         for chunk in partition.chunks:
@@ -93,7 +93,7 @@ def _items(node: NodeView, settings: Settings) -> Iterator[_Item]:
         yield from _strays(partition)
 
 
-def _fate(part: Chunk | BlockState, reason: str | None, batch: Batch) -> tuple[str, str]:
+def _fate(part: Chunk | BlockState, reason: str | None, batch: Boundary) -> tuple[str, str]:
     return (GOES, reason) if reason else (STAYS, _kept(part, batch))
 
 
@@ -121,7 +121,7 @@ def _item(partition: PartitionView, part: Chunk | BlockState, fate: str, reason:
     )
 
 
-def _kept(part: Chunk | BlockState, batch: Batch) -> str:
+def _kept(part: Chunk | BlockState, batch: Boundary) -> str:
     until_ms = batch.covered_until_ms
     if until_ms is None or part.first_ms >= until_ms:
         return "not handed over"

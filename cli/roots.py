@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-from flows.settings import load
-from storage.directory import require_data_directory
-from storage.errors import BadInput
+from forebay.flows.settings import load
+from forebay.storage.base.directory import require_data_directory
+from forebay.storage.base.errors import BadInput
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from storage.errors import PERMANENT, ForebayError
+from forebay.storage.base.errors import PERMANENT, ForebayError
 
 
 def _open_standard_streams() -> None:
@@ -36,8 +36,8 @@ def run(workers: int) -> None:
     # Only now what takes time to import: a stop that comes early ends with 0 as well. It stays, so
     # the garbage collector need not look through it.
     gc.disable()
-    from flows.cluster import Cluster
-    from flows.settings import load, require_source
+    from forebay.flows.cluster import Cluster
+    from forebay.flows.settings import load, require_source
 
     gc.freeze()
     gc.enable()
@@ -52,7 +52,7 @@ def run(workers: int) -> None:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(PERMANENT) from error
     if code != PERMANENT:
-        from cli.summary import summary  # reads data, which a supervisor does not
+        from forebay.cli.summary import summary  # reads data, which a supervisor does not
 
         click.echo("\n".join(summary(settings.data_dir)))
     raise SystemExit(code)

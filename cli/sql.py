@@ -14,12 +14,12 @@ from pathlib import Path
 import click
 import polars as pl
 
-import query
-from cli.roots import data_dirs_option, roots_of
-from cli.table import table, terminal_width
-from flows.settings import load
-from query.calendar import on_calendar
-from storage.text import plain
+from forebay import query
+from forebay.cli.roots import data_dirs_option, roots_of
+from forebay.cli.table import table, terminal_width
+from forebay.flows.settings import load
+from forebay.query.calendar import on_calendar
+from forebay.storage.base.text import plain
 
 ROWS_MAX = 1000
 FORMATS = ("table", "json", "csv", "parquet")

@@ -16,18 +16,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-import query
-from cli.roots import data_dirs_option
-from cli.table import number_text, table, terminal_width, time_text, totals
-from flows.running import job_runs
-from flows.settings import load
-from query.receipt import COUNTS
-from query.view import View
-from storage.directory import require_data_directory
-from storage.errors import BadInput
-from storage.files import Files
-from storage.layout import Layout
-from storage.text import plain
+from forebay import query
+from forebay.cli.roots import data_dirs_option
+from forebay.cli.table import number_text, table, terminal_width, time_text, totals
+from forebay.flows.running import job_runs
+from forebay.flows.settings import load
+from forebay.query.receipt import COUNTS
+from forebay.query.view import View
+from forebay.storage.base.directory import require_data_directory
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.base.text import plain
 
 WATCH_S = 1.0
 COLUMNS = ("stream_time", "next_offset", "lag", "accepted", "hot_events", "cold_events")
@@ -147,7 +147,7 @@ def _jobs(found: dict[str, Any]) -> list[str]:
 
 
 def _node(root: Path) -> dict[str, Any]:
-    return {"node": str(root), "job_runs": job_runs(Files(), Layout(root))}
+    return {"node": str(root), "job_runs": job_runs(Disk(), Layout(root))}
 
 
 def _quiet_since(view: View) -> datetime | None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from query.view import PartitionView, View, take_view
-from storage.errors import ForebayError
-from storage.files import Files
-from storage.outcome import ADVICE, Outcome, sample
-from storage.rejects import ALL, read_rejects
+from forebay.query.view import PartitionView, View, take_view
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import ForebayError
+from forebay.storage.formats.outcome import ADVICE, Outcome, sample
+from forebay.storage.formats.rejects import ALL, read_rejects
 
 
 def summary(root: Path) -> list[str]:
     """The lines to end a run with. What can't be read does not fail the job that has ended."""
     try:
-        view = take_view(Files(), [root], partial=True)
+        view = take_view(Disk(), [root], partial=True)
         if not view.partitions:
             return [f"{root}: no message was read yet"]
         found = outcome_of(view)
@@ -43,9 +43,9 @@ def outcome_of(view: View) -> Outcome:
 
 def _newest(partitions: Iterable[PartitionView]) -> Iterator[str]:
     """A reject of each partition that has one, of its newest file."""
-    files = Files()
+    disk = Disk()
     for partition in partitions:
         folder = partition.layout.rejects(partition.state.partition)
-        for batch in read_rejects(files, folder, partition.state.rejects[-1:], ALL):
+        for batch in read_rejects(disk, folder, partition.state.rejects[-1:], ALL):
             yield sample(batch.slice(batch.num_rows - 1).to_pylist()[0])
             break

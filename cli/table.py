@@ -15,7 +15,7 @@ from textwrap import wrap
 
 import click
 
-from storage.text import plain
+from forebay.storage.base.text import plain
 
 GAP = "  "
 

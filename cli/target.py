@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 
 import click
 
-from storage.errors import BadInput
-from storage.files import Files
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,7 +85,7 @@ def own_folder(
                 f"{folder}: expected a new or empty folder, or one with the file {marker} that an"
                 f" earlier run left, got one with {', '.join(others[:3])}"
             )
-        lock = Files().lock(mark)
+        lock = Disk().lock(mark)
     except OSError as error:
         raise BadInput(f"{folder}: expected a folder to work in, got {error}") from error
     with lock:

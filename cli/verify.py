@@ -17,8 +17,8 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from verify.harness import Row, play
-from verify.stories import STORIES
+from forebay.verify.harness import Row, play
+from forebay.verify.stories import STORIES
 
 COLUMNS = ("events", "kills", "lost", "doubled", "seconds")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import click
 import orjson
 
-import query
-from cli.roots import data_dirs_option, roots_of
-from flows.settings import load
-from query.why import Answer, Copy, key_names
-from storage.errors import BadInput
-from storage.text import plain
+from forebay import query
+from forebay.cli.roots import data_dirs_option, roots_of
+from forebay.flows.settings import load
+from forebay.query.why import Answer, Copy, key_names
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import plain
 
 
 @click.command()

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -28,16 +28,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import query
-from flows.duplicates import Duplicates, duplicates
-from flows.handoff import Handoff
-from flows.leftovers import Note, clean
-from flows.table import TIME, EventTable, Landed, attempts
-from query.iceberg import scan_table
-from storage.batch import Batch
-from storage.errors import BadInput, Corruption
-from storage.layout import utc_text
-from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
+from forebay import query
+from forebay.flows.batch_table import TIME, EventTable, Landed, attempts
+from forebay.flows.cross_partition import Duplicates, duplicates
+from forebay.flows.handoff import Handoff
+from forebay.flows.leftovers import Note, clean
+from forebay.query.iceberg import scan_table
+from forebay.storage.base.errors import BadInput, Corruption
+from forebay.storage.base.times import EPOCH, now_ms, time_of, utc_text
+from forebay.storage.formats.boundary import Boundary
+from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 
 DAY_MS = 86_400_000
 SLICE_ROWS, FILE_ROWS, ROW_GROUP_ROWS = 1_000_000, 8_000_000, 131_072
@@ -47,7 +47,6 @@ NUMBER, OFFSETS, ROWS, DUPLICATES, LATE = (
     f"forebay.{name}" for name in ("batch-number", "offsets", "rows", "duplicates", "late")
 )
 """Properties of a snapshot."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 Outcome = Literal["written", "taken up", "completed before"]
 Progress = Callable[[int, int], None]
@@ -108,7 +107,7 @@ def run_day(
         report = run.write(day, progress)
         # What is handed over is deleted here some time later: no power loss may take it there.
         os.sync()
-        done = handoff.complete(_now_ms(), late=True, table=run.metadata)
+        done = handoff.complete(now_ms(), late=True, table=run.metadata)
         return replace(report, number=max(batch.number for batch in done))
 
 
@@ -122,13 +121,13 @@ def missing_days(roots: Sequence[Path]) -> list[date]:
     if reach_ms is None or first_ms is None:
         return []
     first, end = first_ms // DAY_MS, reach_ms // DAY_MS
-    return [(_EPOCH + timedelta(days=n)).date() for n in range(first, end)]
+    return [(EPOCH + timedelta(days=n)).date() for n in range(first, end)]
 
 
 class _Run:
     """What is sealed, on its way into the table."""
 
-    def __init__(self, roots: list[Path], config: BatchConfig, batches: list[Batch]) -> None:
+    def __init__(self, roots: list[Path], config: BatchConfig, batches: list[Boundary]) -> None:
         self._roots = roots
         self._config = config
         self._folder = roots[0] / "batch"
@@ -251,7 +250,7 @@ class _Run:
         """Rows of each block span: all, and those of times that were handed over before."""
         span = f"{min(self._spans_ms, default=DAY_MS)}ms"
         covered = max(self._covered, default=None)
-        late = pl.lit(False) if covered is None else pl.col(UPLOAD_TIME) < _time(covered)
+        late = pl.lit(False) if covered is None else pl.col(UPLOAD_TIME) < time_of(covered)
         return (
             self._store()
             .sealed()
@@ -268,7 +267,7 @@ class _Run:
         if self._table.head is None:
             return pl.LazyFrame(schema=schema)
         rows = scan_table(self.metadata, schema, self._config.catalog, self._roots)
-        known = pl.col(UPLOAD_TIME) >= _time(max(self._covered, default=0))
+        known = pl.col(UPLOAD_TIME) >= time_of(max(self._covered, default=0))
         times = counts.filter(pl.col("late") > 0)["start"]
         if not times.is_empty():
             end = max(times) + timedelta(milliseconds=min(self._spans_ms))
@@ -360,7 +359,7 @@ def _slices(
     """Ranges of upload times within a day, of as many rows as `size` has when they begin to be
     counted, or one interval if that has more."""
     span = timedelta(milliseconds=min(spans_ms, default=DAY_MS))
-    start, end, held = _EPOCH, _EPOCH, 0
+    start, end, held = EPOCH, EPOCH, 0
     for row in counts.iter_rows(named=True):
         at = row["start"]
         if held and (held + row["rows"] > size.rows_max or at.date() != start.date()):
@@ -371,21 +370,21 @@ def _slices(
         yield start, end, held
 
 
-def _require_next(batches: list[Batch], day: date) -> None:
+def _require_next(batches: list[Boundary], day: date) -> None:
     covered = [b.covered_until_ms for b in batches if b.covered_until_ms is not None]
     if covered and _day_ms(day) > max(covered):
         raise BadInput(
-            f"batch: expected {_time(max(covered)):%Y-%m-%d}, the first day that is not handed"
+            f"batch: expected {time_of(max(covered)):%Y-%m-%d}, the first day that is not handed"
             f" over, got {day}; --catch-up does all days in turn"
         )
     if any(until_ms < _day_ms(day) + DAY_MS for until_ms in _begun(batches)):
         raise BadInput(
-            f"batch: expected {_time(min(_begun(batches)) - DAY_MS):%Y-%m-%d}, a day that is sealed"
-            f" and not handed over, got {day}; --catch-up does all days in turn"
+            f"batch: expected {time_of(min(_begun(batches)) - DAY_MS):%Y-%m-%d}, a day that is"
+            f" sealed and not handed over, got {day}; --catch-up does all days in turn"
         )
 
 
-def _begun(batches: list[Batch]) -> list[int]:
+def _begun(batches: list[Boundary]) -> list[int]:
     """Where the days end that a run has sealed, and perhaps written, but not completed."""
     return [
         batch.seal.until_ms
@@ -403,12 +402,4 @@ def _first_ms(roots: Sequence[Path]) -> int | None:
 
 
 def _day_ms(day: date) -> int:
-    return (day - _EPOCH.date()).days * DAY_MS
-
-
-def _time(ms: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=ms)
-
-
-def _now_ms() -> int:
-    return round(datetime.now(timezone.utc).timestamp() * 1000)
+    return (day - EPOCH.date()).days * DAY_MS

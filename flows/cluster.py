@@ -34,10 +34,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from flows.recovery import begin, init_recovery, take_data_directory
-from storage.errors import INCOMPLETE, PERMANENT
-from storage.files import Files
-from storage.layout import Layout
+from forebay.flows.recovery import begin, init_recovery, take_data_directory
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import INCOMPLETE, PERMANENT
+from forebay.storage.base.layout import Layout
 
 STOP_S, SETTLE_S = 60.0, 2.0
 BUILT, AGAIN = b"b", b"a"
@@ -78,14 +78,14 @@ class Cluster:
         data_dir: Path,
         workers: int,
         *,
-        module: str = "flows.worker",
+        module: str = "forebay.flows.worker",
         environment: Mapping[str, str] = os.environ,
         output: BinaryIO | None = None,
     ) -> None:
         """Workers run `module` in `environment`; what they print goes to `output`, by default to
         where this process prints."""
         self._data_dir = data_dir
-        self._files = Files()
+        self._disk = Disk()
         self._workers = workers
         self._module = module
         self._environment = {**WORKER_ENVIRONMENT, **environment}
@@ -169,7 +169,7 @@ class Cluster:
                 for process in self._processes:
                     process.send_signal(signal.SIGTERM)
         try:
-            self._files.touch(layout.ended)
+            self._disk.touch(layout.ended)
         except OSError as error:
             reason = error.strerror or error
             raise OSError(

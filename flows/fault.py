@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from flows.secrets import HIDDEN, masked
-from storage.text import did_you_mean, plain, shortened
+from forebay.flows.secrets import HIDDEN, masked
+from forebay.storage.base.text import did_you_mean, plain, shortened
 
 SECRET = re.compile(
     r"password|passphrase|secret|token|credential|access-key|\.key$|key\.pem|jaas|oauthbearer\.config",

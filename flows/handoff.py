@@ -21,13 +21,14 @@ from os import PathLike
 from pathlib import Path
 from types import TracebackType
 
-from flows.running import job_runs
-from storage.batch import Batch, BatchWriter
-from storage.directory import require_data_directory
-from storage.errors import BadInput
-from storage.files import Files
-from storage.layout import Layout, utc_text
-from storage.state import PartitionState, read_manifest
+from forebay.flows.running import job_runs
+from forebay.storage.base.directory import require_data_directory
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.base.times import utc_text
+from forebay.storage.formats.boundary import Boundary, BoundaryWriter
+from forebay.storage.formats.state import PartitionState, read_manifest
 
 SEAL_S = 60.0
 LOOK_S = 0.05
@@ -39,11 +40,11 @@ class Handoff:
 
     def __init__(self, roots: Sequence[str | PathLike[str]], timeout_s: float = SEAL_S) -> None:
         """`timeout_s` is how long a running job may take to commit a seal."""
-        self._files = Files()
+        self._disk = Disk()
         self._layouts = [Layout(Path(root)) for root in roots]
         self._timeout_s = timeout_s
-        self._writers: list[BatchWriter] = []
-        self._sealed: list[Batch] = []
+        self._writers: list[BoundaryWriter] = []
+        self._sealed: list[Boundary] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> Handoff:
@@ -51,7 +52,7 @@ class Handoff:
             for layout in self._layouts:
                 require_data_directory(layout.root)  # before a lock in it makes it look like one
             for layout in self._layouts:
-                self._writers.append(stack.enter_context(BatchWriter(self._files, layout)))
+                self._writers.append(stack.enter_context(BoundaryWriter(self._disk, layout)))
             self._stack = stack.pop_all()
         return self
 
@@ -64,7 +65,7 @@ class Handoff:
         self._stack.close()
 
     @property
-    def batches(self) -> list[Batch]:
+    def batches(self) -> list[Boundary]:
         """What each node has on record now."""
         return [writer.batch for writer in self._writers]
 
@@ -72,12 +73,12 @@ class Handoff:
         """The newest upload time that was committed: a time can be sealed up to there."""
         reached = []
         for layout in self._layouts:
-            running = job_runs(self._files, layout)
+            running = job_runs(self._disk, layout)
             for state in self._states(layout):
                 reached.append(state.committed_ms if running else state.stream_time_ms)
         return max((ms for ms in reached if ms is not None), default=None)
 
-    def seal(self, until_ms: int) -> list[Batch]:
+    def seal(self, until_ms: int) -> list[Boundary]:
         """Have events that come from now on for upload times below `until_ms` treated as late.
 
         Returns when that is committed, each node's batch. Raises BadInput if it would go back or
@@ -94,10 +95,10 @@ class Handoff:
             )
         for layout, writer in zip(self._layouts, self._writers, strict=True):
             spans_ms = {state.block_span_ms for state in self._states(layout)}
-            if job_runs(self._files, layout):
+            if job_runs(self._disk, layout):
                 writer.seal(until_ms, spans_ms)
             else:
-                with self._files.lock(layout.lock):
+                with self._disk.lock(layout.lock):
                     self._require_ended(layout)
                     writer.seal(until_ms, spans_ms)
         deadline = time.monotonic() + self._timeout_s
@@ -106,7 +107,7 @@ class Handoff:
         self._sealed = self.batches
         return self._sealed
 
-    def complete(self, now_ms: int, *, late: bool, table: str | None = None) -> list[Batch]:
+    def complete(self, now_ms: int, *, late: bool, table: str | None = None) -> list[Boundary]:
         """Move the boundary to the seal: from now on the batch layer answers below it.
 
         `late`: it has taken the late table too; `table`: the metadata file of its Iceberg table.
@@ -139,16 +140,16 @@ class Handoff:
             )
 
     def _states(self, layout: Layout) -> list[PartitionState]:
-        found = (read_manifest(self._files, layout.manifest(name)) for name in layout.partitions())
+        found = (read_manifest(self._disk, layout.manifest(name)) for name in layout.partitions())
         return [state for state in found if state is not None]
 
-    def _wait(self, layout: Layout, batch: Batch, deadline: float) -> None:
+    def _wait(self, layout: Layout, batch: Boundary, deadline: float) -> None:
         number = batch.seal.number if batch.seal else 0
         while True:
             behind = [s.partition for s in self._states(layout) if s.committed_seal < number]
             if not behind:
                 return
-            if not job_runs(self._files, layout):
+            if not job_runs(self._disk, layout):
                 self._require_ended(layout)
                 return
             if time.monotonic() > deadline:

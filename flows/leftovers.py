@@ -18,7 +18,7 @@ from pathlib import Path
 
 import orjson
 
-from storage.files import Files
+from forebay.storage.base.disk import Disk
 
 Delete = Callable[[str], None]
 """Deletes a file of the table. Raises FileNotFoundError if there is none."""
@@ -32,7 +32,7 @@ class Note:
     """The files that one run makes for a seal, each on record before it is made."""
 
     def __init__(self, folder: Path, seal: str) -> None:
-        self._file_system = Files()
+        self._file_system = Disk()
         self._file_system.make_directory(folder)
         self.run = uuid.uuid4().hex
         self.files: list[str] = []
@@ -90,7 +90,7 @@ def _lines(note: Path) -> list[str]:
     """All whole lines: a crash may have torn the last one, whose file was never made. None at
     all if it is no note that can be read, or is gone."""
     try:
-        whole, _, _ = Files().read(note).rpartition(b"\n")
+        whole, _, _ = Disk().read(note).rpartition(b"\n")
         lines = [orjson.loads(line) for line in whole.split(b"\n") if line]
     except (OSError, orjson.JSONDecodeError):
         return []

@@ -1,7 +1,7 @@
 """The real-time dataflow: source → decode → blocks → chunks, keyed by partition.
 
     mkdir -p data/recovery && python -m bytewax.recovery data/recovery 4
-    python -m bytewax.run flows.realtime -r data/recovery -s 1 -b 0
+    python -m bytewax.run forebay.flows.realtime -r data/recovery -s 1 -b 0
 
 `flow` is built from the settings when it is asked for, so that importing this module does nothing.
 Step ids and state keys name the state in the recovery store: they never change.
@@ -22,27 +22,32 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import FixedPartitionedSource
 
-from flows.recovery import begin, take_data_directory
-from flows.settings import Settings, load
-from operators.blocks import BlocksStep
-from operators.chunks import ChunksSink
-from operators.content import head
-from operators.decode import DecodeConfig, Decoder
-from operators.failure import noted
-from operators.files import FilesConfig, FileSource, file_partitions
-from operators.kafka import KafkaSource
-from operators.messages import Messages
-from operators.repartition import hash_partitions, is_hash_partition, repartition
-from operators.replay import decode_again
-from operators.routing import state_key
-from operators.stop import stop_on_signals
-from operators.topic import Broker, Found, KafkaConfig, partition_key, require_same_topic
-from storage.blocks import BlocksConfig
-from storage.errors import BadInput
-from storage.files import Files
-from storage.frame import Frame
-from storage.layout import Layout, PartitionKey
-from storage.sources import (
+from forebay.flows.recovery import begin, take_data_directory
+from forebay.flows.settings import Settings, load
+from forebay.operators.blocks import BlocksStep
+from forebay.operators.chunks import ChunksSink
+from forebay.operators.decode import DecodeConfig, Decoder
+from forebay.operators.failure import noted
+from forebay.operators.redecode import decode_again
+from forebay.operators.repartition import hash_partitions, is_hash_partition, repartition
+from forebay.operators.routing import state_key
+from forebay.operators.sources.content import head
+from forebay.operators.sources.files import FilesConfig, FileSource, file_partitions
+from forebay.operators.sources.kafka import KafkaSource
+from forebay.operators.sources.messages import Messages
+from forebay.operators.sources.topic import (
+    Broker,
+    Found,
+    KafkaConfig,
+    partition_key,
+    require_same_topic,
+)
+from forebay.operators.stop import stop_on_signals
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout, PartitionKey
+from forebay.storage.formats.frame import Frame
+from forebay.storage.formats.source import (
     Head,
     Source,
     Topic,
@@ -52,6 +57,7 @@ from storage.sources import (
     read_sources,
     read_topic,
 )
+from forebay.storage.partition.blocks import BlocksConfig
 
 _locks: list[BinaryIO] = []
 
@@ -70,7 +76,7 @@ def __getattr__(name: str) -> Dataflow:
 
 
 def build(
-    settings: Settings, files: Files | None = None, restart: Callable[[], None] | None = None
+    settings: Settings, disk: Disk | None = None, restart: Callable[[], None] | None = None
 ) -> Dataflow:
     """The dataflow of these settings, over `files` (by default the real ones). Waits for the
     broker, if Kafka is the source and away. `restart` asks for a stop and another start of all
@@ -80,13 +86,13 @@ def build(
     to stop while waiting.
     """
     stop_on_signals()
-    files, layout = files or Files(), Layout(settings.data_dir)
-    files.make_directory(layout.root)
+    disk, layout = disk or Disk(), Layout(settings.data_dir)
+    disk.make_directory(layout.root)
     schema = settings.schema_of_events
     source, partitions = (
-        _files(settings, layout, files)
+        _files(settings, layout, disk)
         if settings.source == "files"
-        else _kafka(settings, layout, files, restart)
+        else _kafka(settings, layout, disk, restart)
     )
     owners = hash_partitions(settings.hash_partitions) or partitions
     _require_same_division(layout.partitions(), owners, settings.hash_partitions)
@@ -110,7 +116,7 @@ def build(
             settings.drops_bytes,
         ),
         layout,
-        files,
+        disk,
         publish_interval_s=settings.publish_interval / 1000,
         tick_interval_s=settings.tick_interval / 1000,
         cache_bytes=settings.cache_bytes,
@@ -124,7 +130,7 @@ def build(
     chunks = ChunksSink(
         to_merge,
         layout,
-        files,
+        disk,
         blocks_per_chunk=settings.blocks_per_chunk,
         grace_ms=settings.grace,
     )
@@ -148,7 +154,7 @@ Sources = tuple[FixedPartitionedSource[Messages, Any], Sequence[PartitionKey]]
 """A source, and its partitions that are there."""
 
 
-def _files(settings: Settings, layout: Layout, files: Files) -> Sources:
+def _files(settings: Settings, layout: Layout, disk: Disk) -> Sources:
     topics = sorted(path.name for path in layout.topics.glob("[!.]*"))
     if topics:
         raise BadInput(
@@ -157,13 +163,13 @@ def _files(settings: Settings, layout: Layout, files: Files) -> Sources:
         )
     config = FilesConfig(settings.files.path, settings.batch_rows, layout.root)
     paths = file_partitions(config)
-    before, wanted = read_sources(files, layout), {}
+    before, wanted = read_sources(disk, layout), {}
     for key, path in paths.items():
         if key.name not in before:
             content = head(path)
             _warn_of_copy(path, content, before)
             wanted[key.name] = Source(head=Head.of(content))
-    known = claim_sources(files, layout, wanted)
+    known = claim_sources(disk, layout, wanted)
     gone = sorted(set(known) - {key.name for key in paths})
     return FileSource(config, paths, gone), sorted(paths)
 
@@ -182,10 +188,10 @@ def _warn_of_copy(path: Path, content: bytes, known: Mapping[str, Source]) -> No
 
 
 def _kafka(
-    settings: Settings, layout: Layout, files: Files, restart: Callable[[], None] | None
+    settings: Settings, layout: Layout, disk: Disk, restart: Callable[[], None] | None
 ) -> Sources:
     config, path = kafka_config(settings), layout.topic(settings.kafka.topic)
-    kept, known = read_topic(files, path), read_sources(files, layout)
+    kept, known = read_topic(disk, path), read_sources(disk, layout)
     before = sum(name.startswith(f"{config.topic}-") for name in known)
     found = Broker(config).topic(kept.id if kept else None, before)
     if found is None:
@@ -195,20 +201,20 @@ def _kafka(
         # Without ids, version 1 kept nothing of a topic but what it had read of it. A topic that
         # was created while it was waited for had no partitions at the first start.
         count = len(known) or (0 if found.new else found.partitions)
-        kept = claim_topic(files, path, Topic(found.id, count))
+        kept = claim_topic(disk, path, Topic(found.id, count))
         _require_same_source(config.topic, kept, found, known)
     topic = kept
 
     def claim(partitions: int) -> dict[str, Source]:
         keys = [partition_key(config.topic, number) for number in range(partitions)]
-        return claim_sources(files, layout, {key.name: topic.source(key.number) for key in keys})
+        return claim_sources(disk, layout, {key.name: topic.source(key.number) for key in keys})
 
     sources = claim(found.partitions)
     source = KafkaSource(
         config,
         found.id,
         {name: one.first_offset for name, one in sources.items()},
-        began=lambda name, offset: keep_source(files, layout, name, Source(offset)),
+        began=lambda name, offset: keep_source(disk, layout, name, Source(offset)),
         grown=_Growth(config.topic, claim, restart),
     )
     # All that are known: a peer may have claimed one that was added after this worker asked.

@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 from bytewax.recovery import init_db_dir
 
-from storage.directory import require_data_directory
-from storage.errors import BadInput, MissingFile
-from storage.files import Files
-from storage.layout import Layout
+from forebay.storage.base.directory import require_data_directory
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, MissingFile
+from forebay.storage.base.layout import Layout
 
 _NO_FOLDER = frozenset(
     (errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
@@ -32,15 +32,15 @@ def take_data_directory(layout: Layout) -> BinaryIO:
     Raises BadInput if there is another job, if the folder can't be made or has other things in it,
     MissingFile if the data has lost its store.
     """
-    files = Files()
+    disk = Disk()
     try:
-        files.make_directory(layout.root)
+        disk.make_directory(layout.root)
     except OSError as error:
         if error.errno not in _NO_FOLDER:
             raise
         raise BadInput(f"data_dir: expected a folder that can be made, got {error}") from error
     require_data_directory(layout.root)
-    lock = _locked(files, layout)
+    lock = _locked(disk, layout)
     if layout.partitions() and not any(layout.recovery.glob("part-*.sqlite3")):
         lock.close()
         raise MissingFile(
@@ -48,23 +48,23 @@ def take_data_directory(layout: Layout) -> BinaryIO:
             " none; restore it, or move the whole data directory away to start anew"
         )
     for folder in (layout.topics, layout.sources):
-        files.drop_claims(folder)
+        disk.drop_claims(folder)
     return lock
 
 
 def begin(layout: Layout) -> None:
     """From now on the last run has not ended well, until this one does."""
-    files = Files()
-    files.remove(layout.ended)
-    files.sync_directory(layout.root)
+    disk = Disk()
+    disk.remove(layout.ended)
+    disk.sync_directory(layout.root)
 
 
-def _locked(files: Files, layout: Layout) -> BinaryIO:
+def _locked(disk: Disk, layout: Layout) -> BinaryIO:
     """A seal without a job holds the lock for a moment, so it is tried for a little while."""
     deadline = time.monotonic() + LOCK_S
     while True:
         try:
-            return files.lock(layout.lock)
+            return disk.lock(layout.lock)
         except BadInput:
             if time.monotonic() > deadline:
                 raise
@@ -75,11 +75,11 @@ def init_recovery(path: Path) -> None:
     """Make the store at `path` if there is none."""
     if any(path.glob("part-*.sqlite3")):
         return
-    files = Files()
+    disk = Disk()
     unfinished = path.with_name(f"{path.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    files.make_directory(unfinished)
+    disk.make_directory(unfinished)
     init_db_dir(unfinished, PARTITIONS)
     shutil.rmtree(path, ignore_errors=True)
     unfinished.replace(path)
-    files.sync_directory(path.parent)
+    disk.sync_directory(path.parent)

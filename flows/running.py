@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from storage.files import Files
-from storage.layout import Layout
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
 
 
-def job_runs(files: Files, layout: Layout) -> bool:
+def job_runs(disk: Disk, layout: Layout) -> bool:
     """A job holds the directory's lock, and its workers those of the partitions."""
     locks = [layout.lock, *(layout.hot(name) / "lock" for name in layout.partitions())]
-    return any(files.locked(path) for path in locks)
+    return any(disk.locked(path) for path in locks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from storage.schema import UPLOAD_TIME, Column, ColumnType
+from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from pydantic import (
     field_validator,
 )
 
-from flows.duration import Duration
-from flows.schemas import parse_path
-from storage.schema import RESERVED, RESERVED_ELSEWHERE, ColumnType
+from forebay.flows.duration import Duration
+from forebay.flows.schemas import parse_path
+from forebay.storage.formats.schema import RESERVED, RESERVED_ELSEWHERE, ColumnType
 
 BROKER = "broker"
 OWNED = (

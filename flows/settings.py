@@ -34,11 +34,11 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from flows.duration import HOUR_MS, MINUTE_MS, Duration, duration_text
-from flows.fault import NAMED, faults
-from flows.schemas import PRESETS, Preset, parse_path
-from flows.secrets import without_secrets
-from flows.sections import (
+from forebay.flows.duration import HOUR_MS, MINUTE_MS, Duration, duration_text
+from forebay.flows.fault import NAMED, faults
+from forebay.flows.schemas import PRESETS, Preset, parse_path
+from forebay.flows.secrets import without_secrets
+from forebay.flows.sections import (
     BROKER,
     TIME_TYPES,
     BatchSettings,
@@ -47,17 +47,17 @@ from flows.sections import (
     KafkaSettings,
     upload_path,
 )
-from flows.toml import read_toml
-from storage.errors import BadInput
-from storage.layout import Layout
-from storage.schema import (
+from forebay.flows.toml import read_toml
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.base.text import did_you_mean, plain
+from forebay.storage.formats.schema import (
     UPLOAD_TIME,
     Column,
     ColumnType,
     Schema,
     path_faults,
 )
-from storage.text import did_you_mean, plain
 
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"

@@ -8,8 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from storage.errors import BadInput
-from storage.text import plain
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import plain
 
 _parser = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 

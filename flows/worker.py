@@ -1,6 +1,6 @@
 """A worker process: one worker of the cluster that `cluster` supervises.
 
-    python -m flows.worker PROCESS ADDRESS...
+    python -m forebay.flows.worker PROCESS ADDRESS...
 
 Its standard input is a socket to the supervisor. It ends when that does, so that no worker outlives
 its supervisor; it says there when it has built the dataflow, runs it when it is told to, and may
@@ -32,12 +32,12 @@ from bytewax.recovery import (
     RecoveryConfig,
 )
 
-from flows.cluster import AGAIN, BUILT
-from operators.failure import failure, note, unread
-from operators.stop import stop_on_signals, stopping
-from storage.errors import INCOMPLETE, PERMANENT, Corruption, ForebayError
-from storage.files import Files, naming
-from storage.layout import Layout
+from forebay.flows.cluster import AGAIN, BUILT
+from forebay.operators.failure import failure, note, unread
+from forebay.operators.stop import stop_on_signals, stopping
+from forebay.storage.base.disk import Disk, naming
+from forebay.storage.base.errors import INCOMPLETE, PERMANENT, Corruption, ForebayError
+from forebay.storage.base.layout import Layout
 
 _RESOURCE = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO)
@@ -56,13 +56,13 @@ _go: queue.SimpleQueue[None] = queue.SimpleQueue()
 log = logging.getLogger("forebay.worker")
 
 
-def main(process: int, addresses: list[str], files: Files | None = None) -> int:
+def main(process: int, addresses: list[str], disk: Disk | None = None) -> int:
     """Run until the input ends or a stop is asked for; `files` as in `build`."""
     stop_on_signals()
     # What is imported and built now stays: to look for garbage in it would take a fifth of a start.
     gc.disable()
-    from flows.realtime import build
-    from flows.settings import load
+    from forebay.flows.realtime import build
+    from forebay.flows.settings import load
 
     logging.basicConfig(format=f"%(asctime)s worker {process} %(levelname)s %(message)s")
     threading.Thread(target=_listen, daemon=True).start()
@@ -71,7 +71,7 @@ def main(process: int, addresses: list[str], files: Files | None = None) -> int:
         recovery = RecoveryConfig(
             str(Layout(settings.data_dir).recovery), backup_interval=timedelta(0)
         )
-        flow = build(settings, files, lambda: _say(AGAIN))
+        flow = build(settings, disk, lambda: _say(AGAIN))
         gc.freeze()
         gc.set_threshold(GARBAGE_OBJECTS)
         gc.enable()
@@ -141,7 +141,7 @@ def _ended(left: list[str]) -> int:
 def _store_problem() -> OSError | None:
     """What keeps anyone from writing to the folder of the recovery store, for the engine does not
     say. Some room is asked for, as the engine does."""
-    from flows.settings import load
+    from forebay.flows.settings import load
 
     probe = Layout(load().data_dir).recovery / f".probe-{os.getpid()}"
     try:

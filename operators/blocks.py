@@ -1,4 +1,4 @@
-"""The `blocks` step: `storage.blocks` as a stateful operator.
+"""The `blocks` step: `storage.partition.blocks` as a stateful operator.
 
 The snapshot is the commit record of the logs. At the close of an epoch all partitions of the worker
 are flushed and their logs synced together, by threads, when the first of them is asked for its
@@ -27,21 +27,23 @@ from datetime import datetime, timedelta, timezone
 from bytewax.operators import StatefulBatchLogic
 from typing_extensions import override
 
-from operators.failure import noted
-from operators.reject_watch import RejectWatch
-from operators.stop import stopping
-from operators.thread import PerThread
-from storage.batch import BatchFile
-from storage.blocks import Blocks, BlocksConfig
-from storage.errors import ForebayError
-from storage.files import Files
-from storage.frame import Frame
-from storage.keys import KeyCache
-from storage.layout import Layout
-from storage.offer import Offer
-from storage.rejects import Redecode
-from storage.replay import read_request
-from storage.state import PartitionState
+from forebay.operators.failure import noted
+from forebay.operators.reject_watch import RejectWatch
+from forebay.operators.stop import stopping
+from forebay.operators.thread import PerThread
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import ForebayError
+from forebay.storage.base.layout import Layout
+from forebay.storage.base.times import now_ms
+from forebay.storage.base.watched import Watched
+from forebay.storage.dedup.keys import KeyCache
+from forebay.storage.formats.boundary import Boundary, watched_boundary
+from forebay.storage.formats.frame import Frame
+from forebay.storage.formats.replay_request import read_request
+from forebay.storage.formats.state import PartitionState
+from forebay.storage.partition.blocks import Blocks, BlocksConfig
+from forebay.storage.partition.offer import Offer
+from forebay.storage.partition.replay import Redecode
 
 SYNC_THREADS = 16
 IDLE_LOOK_S, EPOCH_LOOK_S = 5.0, 0.02
@@ -61,7 +63,7 @@ class _Worker:
     """What the partitions of one worker thread share."""
 
     cache: KeyCache
-    batch: BatchFile
+    batch: Watched[Boundary]
     partitions: list[Blocks] = field(default_factory=list)
     rejects: RejectWatch = field(default_factory=RejectWatch)
     warn_due: float = 0.0
@@ -132,7 +134,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
 
     def _start(self, partition: str, committed: PartitionState | None) -> Blocks:
         self._blocks = self._step.make(partition, committed)
-        self._offers.append(self._blocks.start(_now_ms()))
+        self._offers.append(self._blocks.start(now_ms()))
         # SUBTLE: only now, for a seal waits for the partitions that have published something: it
         # knows of this one, or this one sees the seal before it takes an event.
         self._blocks.notice(self._step.worker.batch.read())
@@ -222,7 +224,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
 
     def _publish(self) -> None:
         if self._blocks:
-            self._blocks.tidy(_now_ms())
+            self._blocks.tidy(now_ms())
             self._blocks.publish()
         self._published_s = time.monotonic()
         self._new = 0
@@ -267,7 +269,7 @@ class BlocksStep:
         self,
         config: BlocksConfig,
         layout: Layout,
-        files: Files,
+        disk: Disk,
         *,
         publish_interval_s: float,
         tick_interval_s: float,
@@ -286,8 +288,10 @@ class BlocksStep:
         self.redecode = redecode
         self.layout = layout
         self._config = config
-        self.files = files
-        self._worker = PerThread(lambda: _Worker(KeyCache(cache_bytes), BatchFile(files, layout)))
+        self.files = disk
+        self._worker = PerThread(
+            lambda: _Worker(KeyCache(cache_bytes), watched_boundary(disk, layout))
+        )
 
     @property
     def worker(self) -> _Worker:
@@ -305,7 +309,3 @@ class BlocksStep:
     def __call__(self, committed: bytes | None) -> _BlocksLogic:
         """The builder that the stateful operator asks for."""
         return _BlocksLogic(self, committed)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -1,4 +1,4 @@
-"""The `chunks` step: `storage.chunks` as a sink, one writer a partition.
+"""The `chunks` step: `storage.partition.chunks` as a sink, one writer a partition.
 
 Offers are handled in order on one thread beside each worker, so that ingest never waits for a merge
 and memory holds one merge at a time. The sink keeps nothing in snapshots: after a restart `blocks`
@@ -7,20 +7,20 @@ offers again whatever the catalog does not cover. A merge that fails fails the j
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from typing_extensions import override
 
-from operators.failure import failure, note, noted
-from operators.routing import partition_name
-from operators.stop import stopping
-from operators.thread import PerThread
-from storage.chunks import Chunks
-from storage.files import Files
-from storage.layout import Layout
-from storage.offer import Offer
+from forebay.operators.failure import failure, note, noted
+from forebay.operators.routing import partition_name
+from forebay.operators.stop import stopping
+from forebay.operators.thread import PerThread
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
+from forebay.storage.base.times import now_ms
+from forebay.storage.partition.chunks import Chunks
+from forebay.storage.partition.offer import Offer
 
 
 class _ChunksPartition(StatefulSinkPartition[Offer, None]):
@@ -33,7 +33,7 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
     @noted
     def write_batch(self, values: list[Offer]) -> None:
         for offer in values:
-            self._running.append(self._merger.submit(self._chunks.take, offer, _now_ms()))
+            self._running.append(self._merger.submit(self._chunks.take, offer, now_ms()))
         self._check()
 
     @override
@@ -65,7 +65,7 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
         self,
         partitions: list[str],
         layout: Layout,
-        files: Files,
+        disk: Disk,
         *,
         blocks_per_chunk: int,
         grace_ms: int,
@@ -73,7 +73,7 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
         self._partitions = sorted(partitions)
         self._index = {name: index for index, name in enumerate(self._partitions)}
         self._layout = layout
-        self._files = files
+        self._disk = disk
         self._blocks_per_chunk = blocks_per_chunk
         self._grace_ms = grace_ms
         self._merger = PerThread(lambda: ThreadPoolExecutor(1, thread_name_prefix="merge"))
@@ -94,10 +94,6 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
         of a later epoch than that of the blocks whose offers came. The chunks stay the same."""
         if for_part not in self._chunks:
             self._chunks[for_part] = Chunks(
-                for_part, self._layout, self._files, self._blocks_per_chunk, self._grace_ms
+                for_part, self._layout, self._disk, self._blocks_per_chunk, self._grace_ms
             )
         return _ChunksPartition(self._chunks[for_part], self._merger.get())
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

@@ -25,12 +25,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from operators.exact import Exact, Found
-from operators.messages import I64, Messages
-from operators.reader import Reader, misread
-from storage.columns import ARROW_TYPES, Mask, arrow_schema, nulled, outside_years
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
+from forebay.operators.exact import Exact, Found
+from forebay.operators.json_reader import Reader, misread
+from forebay.operators.sources.messages import I64, Messages
+from forebay.storage.formats.columns import ARROW_TYPES, Mask, arrow_schema, nulled, outside_years
+from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
 
 NO_OBJECT = "expected an object"
 CALL_BYTES_MAX = 64 << 20

@@ -23,9 +23,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.columns import Mask
-from storage.compiled import compiled
-from storage.schema import Column
+from forebay.storage.base.compiled import compiled
+from forebay.storage.formats.columns import Mask
+from forebay.storage.formats.schema import Column
 
 INT_MIN, INT_END = -(2**63), 2**63
 _PLACES = {"time_s": 0, "time": 3, "time_us": 6}

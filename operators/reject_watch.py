@@ -10,8 +10,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from storage.frame import Frame
-from storage.outcome import ADVICE, Outcome
+from forebay.storage.formats.frame import Frame
+from forebay.storage.formats.outcome import ADVICE, Outcome
 
 FIRST_S, EVERY_S = 5.0, 60.0
 """How long messages are counted before the first look, and between two."""

@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from storage.frame import Frame
-from storage.index import hash_keys
-from storage.layout import PartitionKey
-from storage.schema import OFFSET
+from forebay.storage.base.layout import PartitionKey
+from forebay.storage.formats.frame import Frame
+from forebay.storage.formats.hashes import hash_keys
+from forebay.storage.formats.schema import OFFSET
 
 
 def hash_partitions(count: int) -> list[PartitionKey]:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import siphash24
 
-from storage.compiled import compiled
-from storage.layout import PartitionKey
-from storage.siphash import siphash13
+from forebay.storage.base.compiled import compiled
+from forebay.storage.base.layout import PartitionKey
+from forebay.storage.formats.siphash import siphash13
 
 MODULUS = 27_720
 _SEPARATOR = "~"

@@ -22,14 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from query.view import PartitionView
-from storage.catalog import Chunk
-from storage.chunk import chunk_metadata
-from storage.columns import within_years
-from storage.errors import Corruption, MissingFile
-from storage.files import Files
-from storage.log import Extent, LogReader, Span
-from storage.schema import UPLOAD_TIME
+from forebay.query.view import PartitionView
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption, MissingFile
+from forebay.storage.formats.catalog import Chunk
+from forebay.storage.formats.chunk import chunk_metadata
+from forebay.storage.formats.columns import within_years
+from forebay.storage.formats.log import Extent, LogReader, Span
+from forebay.storage.formats.schema import UPLOAD_TIME
 
 BATCH_ROWS = 65_536
 LOG_BYTES = 4 << 20
@@ -108,7 +108,7 @@ def arrow_of(schema: pa.Schema) -> pa.Schema:
 
 
 def event_batches(
-    files: Files, partitions: Sequence[PartitionView], schema: pa.Schema, between: Between
+    disk: Disk, partitions: Sequence[PartitionView], schema: pa.Schema, between: Between
 ) -> Iterator[pa.RecordBatch]:
     """The rows of all chunks, then the hot ones, in the schema that `arrow_of` gives.
 
@@ -116,31 +116,31 @@ def event_batches(
     """
     for partition in partitions:
         for path, chunk in zip(partition.chunk_paths, partition.chunks, strict=True):
-            for batch in _chunk_batches(files, path, chunk):
+            for batch in _chunk_batches(disk, path, chunk):
                 found = batch if between.all_of(chunk) else between.rows(batch)
                 yield from _shaped(found, schema, path)
     for partition in partitions:
         for extent in partition.extents:
-            for batch in _log_batches(files, partition.folder, extent):
+            for batch in _log_batches(disk, partition.folder, extent):
                 yield from _shaped(between.rows(batch), schema, partition.folder / extent.file)
 
 
-def _chunk_batches(files: Files, path: Path, chunk: Chunk) -> Iterator[pa.RecordBatch]:
-    metadata = chunk_metadata(files, path, chunk)
+def _chunk_batches(disk: Disk, path: Path, chunk: Chunk) -> Iterator[pa.RecordBatch]:
+    metadata = chunk_metadata(disk, path, chunk)
     try:
         with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
             yield from file.iter_batches(BATCH_ROWS, use_threads=False)
     except FileNotFoundError as error:
         raise MissingFile(f"chunk {path}: expected a file, none is there") from error
     except (pa.ArrowException, OSError) as error:
-        chunk.checksum.require_whole(files, path)
+        chunk.checksum.require_whole(disk, path)
         raise Corruption(f"chunk {path}: expected pages that can be read, got {error}") from error
 
 
-def _log_batches(files: Files, folder: Path, extent: Extent) -> Iterator[pa.RecordBatch]:
+def _log_batches(disk: Disk, folder: Path, extent: Extent) -> Iterator[pa.RecordBatch]:
     """The rows of a block log, of which small batches are put together. What a query keeps decoded
     is not used: all columns of all hot rows are many times what their logs take."""
-    reader = LogReader(files, folder, extent.file)
+    reader = LogReader(disk, folder, extent.file)
     held: list[tuple[Span, memoryview]] = []
     size = 0
     found = reader.follow(extent, torn_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from storage.columns import END_S, FIRST_S, PER_SECOND
+from forebay.storage.base.times import END_S, FIRST_S, PER_SECOND
 
 PER_DAY_S = 86_400
 

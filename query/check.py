@@ -17,16 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from query.view import PAUSE_S, TRIES, Inside, read_state
-from storage.batch import read_batch
-from storage.catalog import Chunk, read_catalog
-from storage.checksum import damaged_columns
-from storage.chunk import chunk_metadata
-from storage.errors import BadInput, Corruption, ForebayError, MissingFile
-from storage.files import Files
-from storage.layout import Layout
-from storage.log import Extent, LogReader
-from storage.replay import ReplayRequest
+from forebay.query.view import PAUSE_S, TRIES, Inside, read_state
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, Corruption, ForebayError, MissingFile
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import read_boundary
+from forebay.storage.formats.catalog import Chunk, read_catalog
+from forebay.storage.formats.checksum import damaged_columns
+from forebay.storage.formats.chunk import chunk_metadata
+from forebay.storage.formats.log import Extent, LogReader
+from forebay.storage.formats.replay_request import ReplayRequest
 
 T = TypeVar("T")
 Look = Callable[[], Iterator[Corruption]]
@@ -73,21 +73,21 @@ class _Part:
     look: Look
 
 
-def check(files: Files, root: Path) -> Report:
+def check(disk: Disk, root: Path) -> Report:
     """Read all of one data directory. Raises BadInput if there is none."""
     if not root.is_dir():
         raise BadInput(f"{root}: expected a data directory, got none")
     layout, report = Layout(root), Report()
-    _small(report, layout.batch, lambda: read_batch(files, layout))
+    _small(report, layout.batch, lambda: read_boundary(disk, layout))
     for path in sorted(layout.replay.glob("*.json")):
-        _small(report, path, partial(_read_request, files, path))
+        _small(report, path, partial(_read_request, disk, path))
     for name in layout.partitions():
-        _partition(files, layout, name, report)
+        _partition(disk, layout, name, report)
     return report
 
 
-def _read_request(files: Files, path: Path) -> ReplayRequest:
-    return ReplayRequest.decode(files.read(path), str(path))
+def _read_request(disk: Disk, path: Path) -> ReplayRequest:
+    return ReplayRequest.decode(disk.read(path), str(path))
 
 
 def _small(report: Report, path: Path, read: Callable[[], T]) -> T | None:
@@ -103,14 +103,14 @@ def _small(report: Report, path: Path, read: Callable[[], T]) -> T | None:
         return None
 
 
-def _partition(files: Files, layout: Layout, name: str, report: Report) -> None:
+def _partition(disk: Disk, layout: Layout, name: str, report: Report) -> None:
     """Look at what the partition names; if a file is gone, at what it names then."""
     looked: set[Path] = set()
     for _ in range(TRIES):
         small = Report()
         gone: dict[Path, Exception] = {}
         inside = Inside(layout.root)
-        for part in _parts(files, layout, name, small, inside):
+        for part in _parts(disk, layout, name, small, inside):
             if part.path in looked:
                 continue
             try:
@@ -141,53 +141,51 @@ def _look(inside: Inside, part: _Part, report: Report) -> None:
         report.note(part.path, fault)
 
 
-def _parts(
-    files: Files, layout: Layout, name: str, small: Report, inside: Inside
-) -> Iterator[_Part]:
+def _parts(disk: Disk, layout: Layout, name: str, small: Report, inside: Inside) -> Iterator[_Part]:
     """What the partition names now. The manifest comes first, as in a view."""
-    states = _small(small, layout.manifest(name), lambda: read_state(files, layout, name, inside))
+    states = _small(small, layout.manifest(name), lambda: read_state(disk, layout, name, inside))
     path = layout.catalog(name)
-    catalog = _small(small, path, lambda: read_catalog(files, path, name))
+    catalog = _small(small, path, lambda: read_catalog(disk, path, name))
     for state in states or ():
         # The logs of a block that a chunk covers may be gone already.
         counts = catalog.committed(state.runs, state.incarnation).covered if catalog else ()
         for block in state.blocks:
             if block.id not in counts:
-                yield from _logs(files, layout.hot(name), block.extents)
-        yield from _logs(files, layout.rejects(name), state.rejects)
-        yield from _logs(files, layout.drops(name), state.drops, torn_ok=True)
+                yield from _logs(disk, layout.hot(name), block.extents)
+        yield from _logs(disk, layout.rejects(name), state.rejects)
+        yield from _logs(disk, layout.drops(name), state.drops, torn_ok=True)
     for chunk in catalog.chunks if catalog else ():
-        yield _of_chunk(files, layout.chunks(name) / chunk.file, chunk)
+        yield _of_chunk(disk, layout.chunks(name) / chunk.file, chunk)
 
 
 def _logs(
-    files: Files, folder: Path, extents: Iterable[Extent], torn_ok: bool = False
+    disk: Disk, folder: Path, extents: Iterable[Extent], torn_ok: bool = False
 ) -> Iterator[_Part]:
     for extent in extents:
-        yield _of_log(files, folder, extent, torn_ok)
+        yield _of_log(disk, folder, extent, torn_ok)
 
 
-def _of_log(files: Files, folder: Path, extent: Extent, torn_ok: bool) -> _Part:
+def _of_log(disk: Disk, folder: Path, extent: Extent, torn_ok: bool) -> _Part:
     path = folder / extent.file
 
     def look() -> Iterator[Corruption]:
         if torn_ok and not path.exists():
             return
-        reader = LogReader(files, folder, extent.file)
+        reader = LogReader(disk, folder, extent.file)
         found = reader.follow(extent, torn_ok=torn_ok)
         names = reader.schema.names if reader.schema else []
         rows = sum(reader.decode([one], names)[0].num_rows for one in found)
-        if rows != extent.rows and not (torn_ok and files.size(path) < extent.bytes):
+        if rows != extent.rows and not (torn_ok and disk.size(path) < extent.bytes):
             yield Corruption(f"log {path}: expected {extent.rows} rows, got {rows}", 0)
 
     return _Part(path, extent.bytes, look)
 
 
-def _of_chunk(files: Files, path: Path, chunk: Chunk) -> _Part:
+def _of_chunk(disk: Disk, path: Path, chunk: Chunk) -> _Part:
     def look() -> Iterator[Corruption]:
-        metadata = chunk_metadata(files, path, chunk)
+        metadata = chunk_metadata(disk, path, chunk)
         try:
-            chunk.checksum.require_whole(files, path)
+            chunk.checksum.require_whole(disk, path)
         except Corruption as error:
             yield from list(damaged_columns(path, metadata)) or [error]
 

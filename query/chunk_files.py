@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from query.receipt import time_of
-from query.view import PartitionView
+from forebay.query.view import PartitionView
+from forebay.storage.base.times import time_of
 
 SCHEMA: dict[str, pl.DataType] = {
     "node": pl.String(),

@@ -14,11 +14,11 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from query.view import PartitionView, View
-from storage.errors import Corruption
-from storage.files import Files
-from storage.log import Extent, LogReader, Span
-from storage.schema import OFFSET
+from forebay.query.view import PartitionView, View
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption
+from forebay.storage.formats.log import Extent, LogReader, Span
+from forebay.storage.formats.schema import OFFSET
 
 YIELD_ROWS = 131_072
 
@@ -26,9 +26,9 @@ YIELD_ROWS = 131_072
 class _HotLog:
     """One log file: its record batches so far, and those columns that were ever asked for."""
 
-    def __init__(self, files: Files, folder: Path, name: str) -> None:
+    def __init__(self, disk: Disk, folder: Path, name: str) -> None:
         self._path = folder / name
-        self._reader = LogReader(files, folder, name)
+        self._reader = LogReader(disk, folder, name)
         self._found: list[tuple[Span, memoryview]] = []
         self._columns: dict[str, tuple[int, pl.Series]] = {}
 
@@ -75,8 +75,8 @@ class _HotLog:
 class HotCache:
     """Decoded hot logs of one `Store`. Logs that are hot no more are dropped."""
 
-    def __init__(self, files: Files) -> None:
-        self._files = files
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
         self._logs: dict[Path, _HotLog] = {}
         self._lock = threading.Lock()
 
@@ -121,5 +121,5 @@ class HotCache:
     def _log(self, folder: Path, extent: Extent) -> _HotLog:
         path = folder / extent.file
         if path not in self._logs:
-            self._logs[path] = _HotLog(self._files, folder, extent.file)
+            self._logs[path] = _HotLog(self._disk, folder, extent.file)
         return self._logs[path]

@@ -20,8 +20,8 @@ from urllib.parse import unquote, urlparse
 
 import polars as pl
 
-from storage.errors import BadInput, Corruption, ForebayError, MissingFile
-from storage.schema import PARTITION, UPLOAD_TIME
+from forebay.storage.base.errors import BadInput, Corruption, ForebayError, MissingFile
+from forebay.storage.formats.schema import PARTITION, UPLOAD_TIME
 
 if TYPE_CHECKING:
     from pyiceberg.table import StaticTable

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from typing import Any
 
 import polars as pl
 
-from query.view import PartitionView, SilentPartition, View
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+from forebay.query.view import PartitionView, SilentPartition, View
+from forebay.storage.base.times import time_of
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,6 @@ def partitions_of(view: View) -> pl.DataFrame:
     """One row a partition: progress, counters, and what is hot and cold."""
     rows = [_row(str(n.root), partition) for n in view.nodes for partition in n.partitions]
     return pl.DataFrame(rows, schema=_PARTITION_SCHEMA)
-
-
-def time_of(ms: int) -> datetime:
-    return _EPOCH + timedelta(milliseconds=ms)
 
 
 def _stream_time(partition: PartitionView) -> datetime | None:

@@ -13,15 +13,15 @@ import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
-from query.view import PartitionView
-from storage.errors import Corruption
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA
-from storage.rejects import ALL, RejectFilter, read_rejects
+from forebay.query.view import PartitionView
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption
+from forebay.storage.formats.frame import REJECT_SCHEMA
+from forebay.storage.formats.rejects import ALL, RejectFilter, read_rejects
 
 
 def reject_batches(
-    files: Files, partitions: Sequence[PartitionView], wanted: RejectFilter
+    disk: Disk, partitions: Sequence[PartitionView], wanted: RejectFilter
 ) -> Iterator[pa.RecordBatch]:
     """The rejects meant, partition by partition, in the order in which they came.
 
@@ -29,16 +29,16 @@ def reject_batches(
     """
     for partition in partitions:
         folder = partition.layout.rejects(partition.state.partition)
-        yield from read_rejects(files, folder, partition.state.rejects, wanted)
+        yield from read_rejects(disk, folder, partition.state.rejects, wanted)
 
 
-def reject_faults(files: Files, partitions: Sequence[PartitionView]) -> dict[Path, str]:
+def reject_faults(disk: Disk, partitions: Sequence[PartitionView]) -> dict[Path, str]:
     """What is wrong with the reject logs, by the folder of each partition that has a damaged
     one."""
     found = {}
     for partition in partitions:
         try:
-            for _ in reject_batches(files, [partition], ALL):
+            for _ in reject_batches(disk, [partition], ALL):
                 pass
         except Corruption as error:
             found[partition.folder] = str(error)
@@ -46,7 +46,7 @@ def reject_faults(files: Files, partitions: Sequence[PartitionView]) -> dict[Pat
 
 
 def scan_rejects(
-    files: Files, partitions: Sequence[PartitionView], wanted: RejectFilter
+    disk: Disk, partitions: Sequence[PartitionView], wanted: RejectFilter
 ) -> pl.LazyFrame:
     """The same as a Polars source, which reads when it is collected."""
 
@@ -57,7 +57,7 @@ def scan_rejects(
         batch_size: int | None,
     ) -> Iterator[pl.DataFrame]:
         names = REJECT_SCHEMA.names if with_columns is None else with_columns
-        for batch in reject_batches(files, partitions, wanted):
+        for batch in reject_batches(disk, partitions, wanted):
             frame = pl.DataFrame(batch)
             if n_rows is not None:
                 frame = frame.head(n_rows)

@@ -10,27 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from storage.catalog import Chunk
-from storage.chunk import chunk_metadata, columns_outside_years
-from storage.files import Files
+from forebay.storage.base.disk import Disk
+from forebay.storage.formats.catalog import Chunk
+from forebay.storage.formats.chunk import chunk_metadata, columns_outside_years
 
 
 class SoundChunks:
     """`whole`: look at every byte before a chunk is first used, not at the footer alone."""
 
-    def __init__(self, files: Files, *, whole: bool = False) -> None:
-        self._files = files
+    def __init__(self, disk: Disk, *, whole: bool = False) -> None:
+        self._disk = disk
         self._whole = whole
         self._known: dict[Path, frozenset[str]] = {}
 
     def require(self, path: Path, chunk: Chunk) -> None:
         """Raise MissingFile, or Corruption with file and offset, unless the chunk is sound."""
         if path in self._known:
-            chunk.checksum.require_size(self._files, path)
+            chunk.checksum.require_size(self._disk, path)
             return
-        metadata = chunk_metadata(self._files, path, chunk)
+        metadata = chunk_metadata(self._disk, path, chunk)
         if self._whole:
-            chunk.checksum.require_whole(self._files, path)
+            chunk.checksum.require_whole(self._disk, path)
         of_version_1 = not chunk.checksum.pieces
         self._known[path] = columns_outside_years(metadata) if of_version_1 else frozenset()
 

@@ -1,7 +1,7 @@
 """The store: hot blocks and cold chunks of one or several nodes as one table, `events`; and beside
 it the `rejects`.
 
-    store = query.open("data")
+    store = forebay.open("data")
     store.sql("select event_type, count(*) as n from events group by event_type order by n desc")
     store.scan().filter(pl.col("user_id") == "u42").collect()
 
@@ -25,24 +25,24 @@ import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
-from query.batches import Between, Pulled, arrow_of, event_batches
-from query.chunk_files import chunk_files
-from query.hot import HotCache
-from query.iceberg import can_read_tables, scan_table
-from query.receipt import Receipt, partitions_of, receipt_of, time_of
-from query.rejects import reject_batches, reject_faults, scan_rejects
-from query.sound import SoundChunks
-from query.view import PartitionView, View, take_view
-from query.why import Answer, explain
-from storage.batch import Placed
-from storage.columns import END_S, FIRST_S, PER_SECOND
-from storage.directory import data_directory, require_data_directory
-from storage.errors import BadInput, MissingFile
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA
-from storage.rejects import ALL, RejectFilter
-from storage.schema import UPLOAD_TIME
-from storage.text import did_you_mean, shortened
+from forebay.query.batches import Between, Pulled, arrow_of, event_batches
+from forebay.query.chunk_files import chunk_files
+from forebay.query.hot import HotCache
+from forebay.query.iceberg import can_read_tables, scan_table
+from forebay.query.receipt import Receipt, partitions_of, receipt_of
+from forebay.query.rejects import reject_batches, reject_faults, scan_rejects
+from forebay.query.sound import SoundChunks
+from forebay.query.view import PartitionView, View, take_view
+from forebay.query.why import Answer, explain
+from forebay.storage.base.directory import data_directory, require_data_directory
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, MissingFile
+from forebay.storage.base.text import did_you_mean, shortened
+from forebay.storage.base.times import END_S, FIRST_S, PER_SECOND, time_of
+from forebay.storage.formats.boundary import Placed
+from forebay.storage.formats.frame import REJECT_SCHEMA
+from forebay.storage.formats.rejects import ALL, RejectFilter
+from forebay.storage.formats.schema import UPLOAD_TIME
 
 TABLE, ALL_EVENTS, LATE = "events", "events_all", "events_late"
 SEALED, REJECTS = "events_sealed", "rejects"
@@ -75,17 +75,17 @@ class Store:
         verify: bool = False,
         iceberg: Mapping[str, str] | None = None,
     ) -> None:
-        self._files = Files()
+        self._disk = Disk()
         self._iceberg = dict(iceberg or {})
         self._roots = roots
         self._partial = partial
-        self._sound = SoundChunks(self._files, whole=verify)
-        self._cache = HotCache(self._files)
+        self._sound = SoundChunks(self._disk, whole=verify)
+        self._cache = HotCache(self._disk)
         self._view = self.view()
 
     def view(self) -> View:
         """Take a new view; all answers use the newest one."""
-        self._view = take_view(self._files, self._roots, sound=self._sound, partial=self._partial)
+        self._view = take_view(self._disk, self._roots, sound=self._sound, partial=self._partial)
         self._cache.keep(self._view)
         self._sound.keep(path for path, _ in self._view.chunks)
         return self._view
@@ -102,7 +102,7 @@ class Store:
         if self._partial:
             faults = self._cache.faults(view.partitions) if events else {}
             if rejects:
-                faults |= reject_faults(self._files, view.partitions)
+                faults |= reject_faults(self._disk, view.partitions)
             self._view = view.without(faults)
         return self._view
 
@@ -186,7 +186,7 @@ class Store:
         """All rejects of a view taken now, or those meant. Collect it within the grace period."""
         _require_filter(wanted)
         view = self._readable(events=False, rejects=True)
-        return scan_rejects(self._files, view.partitions, wanted)
+        return scan_rejects(self._disk, view.partitions, wanted)
 
     def export_rejects(self, wanted: RejectFilter, write: Callable[[pa.RecordBatch], None]) -> None:
         """Give the rejects meant to `write`, batch by batch, so that memory holds one file's.
@@ -195,7 +195,7 @@ class Store:
         """
         _require_filter(wanted)
         view = self._readable(events=False, rejects=True)
-        for batch in reject_batches(self._files, view.partitions, wanted):
+        for batch in reject_batches(self._disk, view.partitions, wanted):
             write(batch)
 
     def why(
@@ -207,7 +207,7 @@ class Store:
         def answer() -> Answer:
             view = self.view()
             table = self._batch(view) if can_read_tables() else None
-            return explain(self._files, view, key, paths or {}, table)
+            return explain(self._disk, view, key, paths or {}, table)
 
         return self._retried(answer)
 
@@ -230,7 +230,7 @@ class Store:
                 ALL_EVENTS: lambda: self._all(view),
                 LATE: lambda: self._late(view),
                 SEALED: lambda: self._sealed(view),
-                REJECTS: lambda: scan_rejects(self._files, view.partitions, ALL),
+                REJECTS: lambda: scan_rejects(self._disk, view.partitions, ALL),
             }
             named = {name: tables[name]() for name in names}
             return pl.SQLContext(named).execute(text, eager=True)
@@ -276,12 +276,12 @@ class Store:
     def _stream(self, table: str) -> pa.RecordBatchReader:
         view = self._readable(events=table != REJECTS, rejects=table == REJECTS)
         if table == REJECTS:
-            return _reader(REJECT_SCHEMA, reject_batches(self._files, view.partitions, ALL))
+            return _reader(REJECT_SCHEMA, reject_batches(self._disk, view.partitions, ALL))
         if table == ALL_EVENTS and view.table is not None:
             return stream(self._all(view), self._told_as_ours)
         partitions, between = _part(view, table)
         schema = arrow_of(view.schema)
-        batches = event_batches(self._files, partitions, schema, between)
+        batches = event_batches(self._disk, partitions, schema, between)
         return _reader(schema, batches)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
@@ -315,7 +315,7 @@ class Store:
         """Raise Corruption if a chunk of the view is what made a query fail: its pages are not
         looked at before."""
         for path, chunk in self._view.chunks:
-            chunk.checksum.require_whole(self._files, path)
+            chunk.checksum.require_whole(self._disk, path)
 
     def _hot(self, partitions: list[PartitionView], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
         def read(
@@ -352,15 +352,15 @@ def open(
     Raises BadInput if a directory can't be read.
     """
     if not data_dirs:
-        raise BadInput("query.open: expected at least one data directory, got none")
+        raise BadInput("forebay.open: expected at least one data directory, got none")
     roots = [data_directory(one) for one in data_dirs]
     if iceberg is not None and not isinstance(iceberg, Mapping):
-        raise BadInput(f"query.open: iceberg: expected a mapping, got {type(iceberg).__name__}")
+        raise BadInput(f"forebay.open: iceberg: expected a mapping, got {type(iceberg).__name__}")
     if not partial:
         for root in roots:
             require_data_directory(root)
     if len({root.resolve() for root in roots}) < len(roots):
-        raise BadInput(f"query.open: expected each data directory once, got {data_dirs}")
+        raise BadInput(f"forebay.open: expected each data directory once, got {data_dirs}")
     return Store(roots, partial=partial, verify=verify, iceberg=iceberg)
 
 

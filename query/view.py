@@ -22,15 +22,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from query.sound import SoundChunks
-from storage.batch import Batch, Placed, read_batch
-from storage.catalog import Catalog, Chunk, read_catalog
-from storage.columns import SYSTEM_FIELDS, parse_types, unite
-from storage.errors import BadInput, Corruption, ForebayError, MissingFile
-from storage.files import Files
-from storage.layout import Layout
-from storage.log import Extent
-from storage.state import BlockState, PartitionState, read_manifest
+from forebay.query.sound import SoundChunks
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, Corruption, ForebayError, MissingFile
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary, Placed, read_boundary
+from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
+from forebay.storage.formats.columns import SYSTEM_FIELDS, parse_types, unite
+from forebay.storage.formats.log import Extent
+from forebay.storage.formats.state import BlockState, PartitionState, read_manifest
 
 TRIES = 50
 PAUSE_S = 0.01
@@ -92,7 +92,7 @@ class NodeView:
     """One data directory; `batch` is None if it did not answer. `silent` ones are left out."""
 
     root: Path
-    batch: Batch | None
+    batch: Boundary | None
     partitions: tuple[PartitionView, ...] = ()
     silent: tuple[SilentPartition, ...] = ()
 
@@ -175,7 +175,7 @@ class View:
         found = []
         for node in self.nodes:
             for partition in node.partitions:
-                found.append(partition.only(partial(_about_to_go, node.batch or Batch())))
+                found.append(partition.only(partial(_about_to_go, node.batch or Boundary())))
         return found
 
     @property
@@ -183,7 +183,9 @@ class View:
         """The metadata file of the batch layer's table, as of the boundary."""
         batches = [node.batch for node in self.nodes if node.batch is not None]
         newest = max(
-            batches, key=lambda b: (b.covered_until_ms or 0, b.table is not None), default=Batch()
+            batches,
+            key=lambda b: (b.covered_until_ms or 0, b.table is not None),
+            default=Boundary(),
         )
         return newest.table
 
@@ -210,11 +212,11 @@ class View:
             raise BadInput(str(error)) from error
 
 
-def _came_late(batch: Batch, until_ms: int, part: Placed) -> bool:
+def _came_late(batch: Boundary, until_ms: int, part: Placed) -> bool:
     return batch.in_late_table(part) and part.first_ms < until_ms
 
 
-def _about_to_go(batch: Batch, part: Placed) -> bool:
+def _about_to_go(batch: Boundary, part: Placed) -> bool:
     if batch.seal is None or part.first_ms >= batch.seal.until_ms:
         return False
     if part.late:
@@ -227,7 +229,7 @@ class _TooOld(MissingFile):
 
 
 def take_view(
-    files: Files,
+    disk: Disk,
     roots: Sequence[Path],
     *,
     sound: SoundChunks | None = None,
@@ -239,14 +241,14 @@ def take_view(
     Raises BadInput if a root is no directory, MissingFile if files stay missing, Corruption,
     FormatVersion.
     """
-    sound = sound or SoundChunks(files)
-    return View(tuple(_node(files, root, sound, partial) for root in roots))
+    sound = sound or SoundChunks(disk)
+    return View(tuple(_node(disk, root, sound, partial) for root in roots))
 
 
-def _node(files: Files, root: Path, sound: SoundChunks, partial: bool) -> NodeView:
+def _node(disk: Disk, root: Path, sound: SoundChunks, partial: bool) -> NodeView:
     for tries_left in reversed(range(TRIES)):
         try:
-            node, faults = _read_node(files, root, sound)
+            node, faults = _read_node(disk, root, sound)
         except _TooOld as error:
             node, faults = NodeView(root, None), [error]
         except ForebayError:
@@ -270,26 +272,26 @@ def _unreadable(root: Path, error: OSError) -> BadInput:
     return BadInput(f"{root}: expected a readable data directory, got {error}")
 
 
-def _read_node(files: Files, root: Path, sound: SoundChunks) -> tuple[NodeView, list[ForebayError]]:
+def _read_node(disk: Disk, root: Path, sound: SoundChunks) -> tuple[NodeView, list[ForebayError]]:
     """The node, and what is wrong with the partitions that had to be left out."""
     if not root.is_dir():
         raise NotADirectoryError(f"no directory at {root}")
     layout = Layout(root)
     inside = Inside(root)
     inside.require(layout.batch)
-    batch = read_batch(files, layout)
+    batch = read_boundary(disk, layout)
     states: list[PartitionState] = []
     partitions: list[PartitionView] = []
     faults: dict[str, ForebayError] = {}
     for name in layout.partitions():
         with _noted(faults, root, name):
-            states += read_state(files, layout, name, inside)
+            states += read_state(disk, layout, name, inside)
     for state in states:
         with _noted(faults, root, state.partition):
-            partitions.append(_partition(files, layout, state, sound, inside))
+            partitions.append(_partition(disk, layout, state, sound, inside))
     silent = tuple(SilentPartition(str(root), name, str(e)) for name, e in faults.items())
     found = list(faults.values())
-    if read_batch(files, layout).number != batch.number:
+    if read_boundary(disk, layout).number != batch.number:
         found.append(_TooOld("a day was handed over meanwhile, and its chunks may have gone"))
     return NodeView(root, batch, tuple(partitions), silent), found
 
@@ -327,14 +329,14 @@ class Inside:
             raise Corruption(f"{path}: expected a file below {self._root}, got a link out of it")
 
 
-def read_state(files: Files, layout: Layout, name: str, inside: Inside) -> list[PartitionState]:
+def read_state(disk: Disk, layout: Layout, name: str, inside: Inside) -> list[PartitionState]:
     """What the partition has published, if anything. Raises MissingFile if that is gone though
     chunks of it are there."""
     path = layout.manifest(name)
     inside.require(path)
     inside.require(layout.catalog(name))
-    state = read_manifest(files, path)
-    if state is None and read_catalog(files, layout.catalog(name), name).chunks:
+    state = read_manifest(disk, path)
+    if state is None and read_catalog(disk, layout.catalog(name), name).chunks:
         raise MissingFile(
             f"{path}: expected the manifest of a partition that has chunks, none is there; the job"
             " publishes it again when it is started"
@@ -345,10 +347,10 @@ def read_state(files: Files, layout: Layout, name: str, inside: Inside) -> list[
 
 
 def _partition(
-    files: Files, layout: Layout, state: PartitionState, sound: SoundChunks, inside: Inside
+    disk: Disk, layout: Layout, state: PartitionState, sound: SoundChunks, inside: Inside
 ) -> PartitionView:
     name = state.partition
-    catalog: Catalog = read_catalog(files, layout.catalog(name), name)
+    catalog: Catalog = read_catalog(disk, layout.catalog(name), name)
     if any(chunk.id.incarnation > state.incarnation for chunk in catalog.chunks):
         raise _TooOld(f"partition {name}: its catalog is of a later run than its manifest")
     catalog = catalog.committed(state.runs, state.incarnation)

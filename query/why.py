@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +20,22 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from query.rejects import reject_batches
-from query.view import PartitionView, View
-from storage.drops import DROP_SCHEMA
-from storage.errors import BadInput, MissingFile
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA
-from storage.index import KeyHash
-from storage.keys import equal_rows
-from storage.log import Extent, LogReader
-from storage.rejects import ALL
-from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
-from storage.state import BlockState, PartitionState
+from forebay.query.rejects import reject_batches
+from forebay.query.view import PartitionView, View
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, MissingFile
+from forebay.storage.base.times import EPOCH, time_of
+from forebay.storage.formats.columns import equal_rows
+from forebay.storage.formats.drops import DROP_SCHEMA
+from forebay.storage.formats.frame import REJECT_SCHEMA
+from forebay.storage.formats.hashes import KeyHash
+from forebay.storage.formats.log import Extent, LogReader
+from forebay.storage.formats.rejects import ALL
+from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
+from forebay.storage.formats.state import BlockState, PartitionState
 
 TABLE = "the batch layer's table"
 _PLACE = [PARTITION, OFFSET, UPLOAD_TIME]
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def key_names(view: View) -> tuple[str, ...]:
 
 
 def explain(
-    files: Files,
+    disk: Disk,
     view: View,
     key: Mapping[str, object],
     paths: Mapping[str, tuple[str, ...]],
@@ -122,14 +122,14 @@ def explain(
     """
     wanted = _typed(view, key)
     until_ms = view.covered_until_ms
-    covered_until = None if until_ms is None else _EPOCH + timedelta(milliseconds=until_ms)
-    told = {p.folder: list(_drops(files, p, wanted)) for p in view.partitions}
+    covered_until = None if until_ms is None else time_of(until_ms)
+    told = {p.folder: list(_drops(disk, p, wanted)) for p in view.partitions}
     late = {_place(row) for rows in told.values() for row in rows if row["what"] == "late"}
     late_table = {p.folder: set(_wheres(p)) for p in view.late}
     kept: dict[Path, list[Copy]] = {}
     for partition in view.partitions:
         kept[partition.folder] = []
-        for where, row in (*_hot(files, partition, wanted), *_cold(partition, wanted)):
+        for where, row in (*_hot(disk, partition, wanted), *_cold(partition, wanted)):
             below = covered_until is not None and row[UPLOAD_TIME] < covered_until
             taken = below and where not in late_table.get(partition.folder, ())
             kept[partition.folder].append(_event(where, row, late, handed_off=taken))
@@ -146,7 +146,7 @@ def explain(
             for row in told[partition.folder]
             if row["what"] != "late"
         ]
-    copies += _rejects(files, view.partitions, wanted, paths)
+    copies += _rejects(disk, view.partitions, wanted, paths)
     copies.sort(key=lambda copy: (copy.partition, copy.offset))
     return Answer(wanted.values, tuple(copies), covered_until, table is not None)
 
@@ -171,11 +171,11 @@ def _typed(view: View, key: Mapping[str, object]) -> _Key:
     return _Key(pa.RecordBatch.from_arrays(columns, names=list(names)))
 
 
-def _hot(files: Files, partition: PartitionView, key: _Key) -> Iterator[tuple[str, dict[str, Any]]]:
+def _hot(disk: Disk, partition: PartitionView, key: _Key) -> Iterator[tuple[str, dict[str, Any]]]:
     names = list(dict.fromkeys((*key.row.schema.names, *_PLACE)))
     for block in partition.hot:
         for extent in block.extents:
-            reader = LogReader(files, partition.folder, extent.file)
+            reader = LogReader(disk, partition.folder, extent.file)
             found = reader.follow(extent, torn_ok=True)
             for batch in reader.decode(found, names):
                 for row in key.rows(batch).to_pylist():
@@ -218,17 +218,17 @@ def _key_and_place(key: _Key) -> pa.Schema:
     return pa.schema([*fields.items(), *((f.name, f.type) for f in key.row.schema)])
 
 
-def _drops(files: Files, partition: PartitionView, key: _Key) -> Iterator[dict[str, Any]]:
+def _drops(disk: Disk, partition: PartitionView, key: _Key) -> Iterator[dict[str, Any]]:
     """What the drop log tells; a file that a power loss took tells nothing."""
     folder = partition.layout.drops(partition.state.partition)
     hash = key.hash(partition.state.seed)
     for extent in partition.state.drops:
-        for batch in _told(files, extent, LogReader(files, folder, extent.file)):
+        for batch in _told(disk, extent, LogReader(disk, folder, extent.file)):
             hit = pc.equal(batch.column("key_hash"), pa.scalar(hash, pa.uint64()))
             yield from batch.filter(hit).to_pylist()
 
 
-def _told(files: Files, extent: Extent, reader: LogReader) -> list[pa.RecordBatch]:
+def _told(disk: Disk, extent: Extent, reader: LogReader) -> list[pa.RecordBatch]:
     try:
         found = reader.follow(extent, torn_ok=True)
     except MissingFile:
@@ -267,8 +267,8 @@ def _original(
     events: Sequence[Copy], time: datetime, state: PartitionState, *, in_order: bool, all_here: bool
 ) -> tuple[tuple[str, int] | None, bool]:
     """Which of the `events` that may have come before it a copy was dropped for, and whether that
-    is certain (see `storage.duplicates`). `in_order`: they did come before it, in order of offset.
-    `all_here`: none that it could be has been deleted.
+    is certain (see `storage.dedup.duplicates`). `in_order`: they did come before it, in order of
+    offset. `all_here`: none that it could be has been deleted.
 
     SUBTLE: an event is kept only if no live block has its key. So only the newest may have been
     live when the copy came; if it was not, the copy was dropped for that of its own interval.
@@ -276,7 +276,7 @@ def _original(
 
     def distance(event: Copy) -> tuple[bool, timedelta]:
         kept, span = event.upload_time or time, timedelta(milliseconds=state.block_span_ms)
-        return (kept - _EPOCH) // span != (time - _EPOCH) // span, abs(kept - time)
+        return (kept - EPOCH) // span != (time - EPOCH) // span, abs(kept - time)
 
     if not events:
         return None, True
@@ -294,13 +294,13 @@ def _original(
 
 
 def _rejects(
-    files: Files,
+    disk: Disk,
     partitions: Sequence[PartitionView],
     key: _Key,
     paths: Mapping[str, tuple[str, ...]],
 ) -> Iterator[Copy]:
     search = _Search(key.values, paths)
-    for batch in reject_batches(files, partitions, ALL):
+    for batch in reject_batches(disk, partitions, ALL):
         messages = batch.column(REJECT_SCHEMA.get_field_index("message")).to_pylist()
         for number, message in enumerate(messages):
             certain = search.finds(message or b"")

@@ -1,1 +1,1 @@
-"""Storage formats: block logs, manifests, catalogs, chunks, rejects. Files only; no engine."""
+"""What is on disk, in four rooms: `partition` → `dedup` → `formats` → `base`. No engine."""

@@ -21,11 +21,11 @@ from typing import Any, BinaryIO
 
 from pyiceberg.catalog.sql import SqlCatalog
 
-from cli.main import main
-from flows import batch
-from flows.table import EventTable
-from storage.batch import BatchWriter
-from storage.files import Files
+from forebay.cli.main import main
+from forebay.flows import batch
+from forebay.flows.batch_table import EventTable
+from forebay.storage.base.disk import Disk
+from forebay.storage.formats.boundary import BoundaryWriter
 
 STEPS = ("sealed", "writing", "written", "checked", "committed")
 STOPPED = "stopped"
@@ -77,7 +77,7 @@ def stop_at(step: str) -> None:
         slices = iter(range(10**9))
         _wrap("_slice", lambda self: _stop() if next(slices) else None, None)
     elif step == "halfway":
-        _wrap("complete", None, _stop, BatchWriter)
+        _wrap("complete", None, _stop, BoundaryWriter)
     elif step == "making":
         _wrap("create_namespace", _stop, None, SqlCatalog)
     elif step == "checked":
@@ -87,7 +87,7 @@ def stop_at(step: str) -> None:
         _wrap("append", before, after, EventTable)
 
 
-def _no_lock(self: Files, path: Path) -> BinaryIO:
+def _no_lock(self: Disk, path: Path) -> BinaryIO:
     return path.open("a+b")
 
 
@@ -100,7 +100,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
     if os.environ.get("BATCH_UNLOCKED"):
-        Files.lock = _no_lock  # type: ignore[method-assign]
+        Disk.lock = _no_lock  # type: ignore[method-assign]
     try:
         main()
     finally:

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from query import view
-from query.view import PartitionView
-from storage.state import BlockState
-from verify.reader import main
+from forebay.query import view
+from forebay.query.view import PartitionView
+from forebay.storage.formats.state import BlockState
+from forebay.verify.reader import main
 
 
 def _with_hot(choose: Callable[[PartitionView], list[BlockState]]) -> None:

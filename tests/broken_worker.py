@@ -45,33 +45,34 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from flows import realtime, settings, worker
-from operators import blocks as step
-from operators import decode, kafka
-from operators.decode import DecodeConfig, Decoder, _Reasons
-from operators.exact import Exact
-from operators.messages import I64
-from operators.reader import REGION_ROWS
-from operators.routing import route
-from storage import blocks, chunk
-from storage.blocks import Blocks, BlocksConfig
-from storage.catalog import Catalog
-from storage.chunk import ChunkKeys
-from storage.columns import parse_types
-from storage.errors import Corruption
-from storage.files import Appender
-from storage.frame import Frame
-from storage.index import U64
-from storage.keys import KeyCache, KeySet
-from storage.layout import Layout, PartitionKey
-from storage.log import Extent, LogReader, Span
-from storage.log_keys import LogKeys
-from storage.offer import Offer
-from storage.retained import Retained
-from storage.schema import UPLOAD_TIME, Schema
-from storage.series import LogSeries
-from verify.dying import DyingFiles
-from verify.worker import main
+from forebay.flows import realtime, settings, worker
+from forebay.operators import blocks as step
+from forebay.operators import decode
+from forebay.operators.decode import DecodeConfig, Decoder, _Reasons
+from forebay.operators.exact import Exact
+from forebay.operators.json_reader import REGION_ROWS
+from forebay.operators.routing import route
+from forebay.operators.sources import kafka
+from forebay.operators.sources.messages import I64
+from forebay.storage.base.disk import Appender
+from forebay.storage.base.errors import Corruption
+from forebay.storage.base.layout import Layout, PartitionKey
+from forebay.storage.dedup.key_sources import ChunkKeys, LogKeys
+from forebay.storage.dedup.keys import KeyCache, KeySet
+from forebay.storage.formats import chunk
+from forebay.storage.formats.catalog import Catalog
+from forebay.storage.formats.columns import parse_types
+from forebay.storage.formats.frame import Frame
+from forebay.storage.formats.hashes import U64
+from forebay.storage.formats.log import Extent, LogReader, Span
+from forebay.storage.formats.schema import UPLOAD_TIME, Schema
+from forebay.storage.formats.series import LogSeries
+from forebay.storage.partition import blocks
+from forebay.storage.partition.blocks import Blocks, BlocksConfig
+from forebay.storage.partition.offer import Offer
+from forebay.storage.partition.retained import Retained
+from forebay.verify.dying import DyingDisk
+from forebay.verify.worker import main
 
 FAR_MS = 10**13
 STORED_S = 1.0
@@ -116,7 +117,7 @@ def hasty() -> None:
         for block in self._state.evicted:
             if block.id in covered:
                 for extent in block.extents:
-                    self._files.remove(self._folder / extent.file)
+                    self._disk.remove(self._folder / extent.file)
 
     Blocks.tidy = hasty_tidy  # type: ignore[method-assign]
 
@@ -178,9 +179,9 @@ def unsettled() -> None:
 
 def parted() -> None:
     """Another process holds the lock of that part of the engine's store which has the epochs."""
-    files_step, left = DyingFiles.step, iter(range(2, -1, -1))
+    files_step, left = DyingDisk.step, iter(range(2, -1, -1))
 
-    def parting_step(self: DyingFiles, name: str) -> None:
+    def parting_step(self: DyingDisk, name: str) -> None:
         files_step(self, name)
         if name == "snapshot-return" and next(left) == 0:
             holder = subprocess.Popen(
@@ -192,7 +193,7 @@ def parted() -> None:
                 raise AssertionError("expected a part with epochs, found none")
             threading.Timer(STORED_S, self._die).start()
 
-    DyingFiles.step = parting_step  # type: ignore[method-assign]
+    DyingDisk.step = parting_step  # type: ignore[method-assign]
 
 
 def trusting() -> None:

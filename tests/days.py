@@ -24,13 +24,13 @@ from pyiceberg.catalog import load_catalog
 from pyiceberg.table import StaticTable
 from pyiceberg.transforms import DayTransform
 
-import query
-from flows.batch import DAY_MS, BatchConfig, run_day
-from flows.handoff import Handoff
-from storage.batch import Batch, read_batch
-from storage.files import Files
-from storage.layout import Layout
-from storage.schema import OFFSET, PARTITION, UPLOAD_TIME
+import forebay
+from forebay.flows.batch import DAY_MS, BatchConfig, run_day
+from forebay.flows.handoff import Handoff
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary, read_boundary
+from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from tests.batch_run import STOPPED
 from tests.job import Job
 
@@ -119,7 +119,7 @@ def fill(folder: Path) -> Path:
     return job.folder
 
 
-def forebay(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
+def invoke(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "tests.batch_run", *arguments],
@@ -170,7 +170,7 @@ def hand_over_as_before(job: Job) -> None:
     with Handoff([job.data]) as handoff:
         (sealed,) = handoff.seal(starts_ms(1))
         assert sealed.seal is not None
-        rows = query.open(job.data).sealed().unique("id", keep="any").collect()
+        rows = forebay.open(job.data).sealed().unique("id", keep="any").collect()
         sorted_by = [UPLOAD_TIME, PARTITION, OFFSET]
         schema = pa.schema(
             [(PARTITION, pa.string()), (OFFSET, pa.int64()),
@@ -202,8 +202,8 @@ def hand_over_as_before(job: Job) -> None:
         handoff.complete(0, late=True, table=made.metadata_location)
 
 
-def batch(job: Job) -> Batch:
-    return read_batch(Files(), Layout(job.data))
+def batch(job: Job) -> Boundary:
+    return read_boundary(Disk(), Layout(job.data))
 
 
 def in_table(job: Job) -> pl.DataFrame:
@@ -236,7 +236,7 @@ def assert_handed_over(job: Job, through: int) -> None:
     """The table has all days up to this one and nothing else, and all layers have all, once."""
     below = {key for number in range(through + 1) for key in keys(number)}
     assert ids(in_table(job)) == once(below)
-    store = query.open(job.data)
+    store = forebay.open(job.data)
     assert ids(store.scan("all")) == everything(through)
     assert batch(job).covered_until_ms == starts_ms(through + 1)
     assert set(ids(store.scan())) == EVER - below

@@ -18,26 +18,26 @@ from pathlib import Path
 
 import polars as pl
 
-import query
-from query.check import check
-from storage.errors import ForebayError
-from storage.files import Files
+import forebay
+from forebay.query.check import check
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import ForebayError
 
 WAYS: tuple[Callable[[Path], object], ...] = (
-    lambda data: query.open(data).scan().collect(),
-    lambda data: query.open(data).partitions(),
-    lambda data: query.open(data).receipt(),
-    lambda data: query.open(data).rejects().collect(),
-    lambda data: query.open(data).sql("select count(*) from events"),
-    lambda data: query.open(data).late().collect(),
-    lambda data: query.open(data).stream().read_all().to_pylist(),
-    lambda data: query.open(data).stream("rejects").read_all().to_pylist(),
-    lambda data: query.open(data).files(),
-    lambda data: query.open(data).scan(layers="all").collect(),
-    lambda data: query.open(data).sql("select * from events_all"),
-    lambda data: query.open(data).why({"id": "x", "part": 1}),
-    lambda data: query.open(data, verify=True, partial=True).scan().collect(),
-    lambda data: check(Files(), data),
+    lambda data: forebay.open(data).scan().collect(),
+    lambda data: forebay.open(data).partitions(),
+    lambda data: forebay.open(data).receipt(),
+    lambda data: forebay.open(data).rejects().collect(),
+    lambda data: forebay.open(data).sql("select count(*) from events"),
+    lambda data: forebay.open(data).late().collect(),
+    lambda data: forebay.open(data).stream().read_all().to_pylist(),
+    lambda data: forebay.open(data).stream("rejects").read_all().to_pylist(),
+    lambda data: forebay.open(data).files(),
+    lambda data: forebay.open(data).scan(layers="all").collect(),
+    lambda data: forebay.open(data).sql("select * from events_all"),
+    lambda data: forebay.open(data).why({"id": "x", "part": 1}),
+    lambda data: forebay.open(data, verify=True, partial=True).scan().collect(),
+    lambda data: check(Disk(), data),
 )
 
 

@@ -39,8 +39,9 @@ def context() -> list[Path]:
     patterns = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     rules = [(not text.startswith("!"), _pattern(text.lstrip("!"))) for text in patterns]
     found = []
-    for folder, _, names in os.walk(ROOT):
-        for name in names:
+    for folder, folders, names in os.walk(ROOT):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]
+        for name in (*names, *links):
             path = (Path(folder) / name).relative_to(ROOT)
             matching = [ignored for ignored, rule in rules if rule.fullmatch(path.as_posix())]
             if not (matching and matching[-1]):
@@ -58,7 +59,7 @@ def _pattern(text: str) -> re.Pattern[str]:
 def copy_context(target: Path) -> None:
     for path in context():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, target / path)
+        shutil.copy(ROOT / path, target / path, follow_symlinks=False)
 
 
 def stages() -> list[list[tuple[str, str]]]:

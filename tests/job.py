@@ -19,9 +19,9 @@ from pathlib import Path
 
 import polars as pl
 
-import query
-from cli.load import Load, LoadSpec
-from storage.errors import BadInput
+import forebay
+from forebay.cli.load import Load, LoadSpec
+from forebay.storage.base.errors import BadInput
 from tests.oracle import Oracle, Place
 
 LOOK_S = 0.02
@@ -49,7 +49,7 @@ class Job:
     def run(self, workers: int = 1) -> subprocess.Popen[bytes]:
         """`forebay run`."""
         self.started_before = self._started()
-        return self.start("-m", "cli.main", "run", "--workers", str(workers))
+        return self.start("-m", "forebay", "run", "--workers", str(workers))
 
     def bytewax(self, *options: str) -> subprocess.Popen[bytes]:
         """The job as the engine documents it; it does not tell that it started."""
@@ -58,7 +58,17 @@ class Job:
         if not recovery.is_dir():
             recovery.mkdir(parents=True)
             self.start("-m", "bytewax.recovery", str(recovery), "2").wait()
-        run = ("-m", "bytewax.run", "flows.realtime", "-r", str(recovery), "-s", "1", "-b", "0")
+        run = (
+            "-m",
+            "bytewax.run",
+            "forebay.flows.realtime",
+            "-r",
+            str(recovery),
+            "-s",
+            "1",
+            "-b",
+            "0",
+        )
         return self.start(*run, *options)
 
     @property
@@ -130,17 +140,19 @@ class Job:
     def partitions(self) -> pl.DataFrame:
         """What is published, nothing if there is no data directory yet."""
         try:
-            return query.open(self.data).partitions()
+            return forebay.open(self.data).partitions()
         except BadInput:
             self.data.mkdir(parents=True, exist_ok=True)
-            return query.open(self.data).partitions()
+            return forebay.open(self.data).partitions()
 
     def told(self) -> str:
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
 
     def places(self) -> list[Place]:
         """Every event that a query finds, by partition and offset."""
-        return sorted(query.open(self.data).scan().select("_partition", "_offset").collect().rows())
+        return sorted(
+            forebay.open(self.data).scan().select("_partition", "_offset").collect().rows()
+        )
 
 
 def taken(partitions: pl.DataFrame) -> int:

@@ -13,19 +13,19 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-import query
-from storage.batch import Batch
-from storage.blocks import Blocks, BlocksConfig
-from storage.catalog import Catalog, read_catalog
-from storage.chunks import Chunks
-from storage.columns import arrow_schema
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.keys import KeyCache
-from storage.layout import Layout
-from storage.offer import Offer
-from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
-from storage.state import PartitionState
+import forebay
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
+from forebay.storage.dedup.keys import KeyCache
+from forebay.storage.formats.boundary import Boundary
+from forebay.storage.formats.catalog import Catalog, read_catalog
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
+from forebay.storage.formats.state import PartitionState
+from forebay.storage.partition.blocks import Blocks, BlocksConfig
+from forebay.storage.partition.chunks import Chunks
+from forebay.storage.partition.offer import Offer
 from tests.oracle import Oracle
 from tests.partition import (
     GRACE_MS,
@@ -33,7 +33,7 @@ from tests.partition import (
     START_MS,
     WINDOW_MS,
     Message,
-    OpenFiles,
+    OpenDisk,
     event,
     judge,
 )
@@ -96,7 +96,7 @@ class Lane:
     schema: Schema = SCHEMA
     blocks_per_chunk: int = 2
     now_ms: int = 0
-    files: OpenFiles = field(default_factory=OpenFiles)
+    files: OpenDisk = field(default_factory=OpenDisk)
     offers: list[Offer] = field(default_factory=list)
     oracle: Oracle = field(default_factory=lambda: Oracle(SPAN_MS, WINDOW_MS))
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -208,9 +208,9 @@ def filled(lane: Lane, name: str = "p00") -> Lane:
 
 
 def hand_off(root: Path, number: int, covered_until_ms: int | None) -> None:
-    batch = Batch(number, covered_until_ms)
-    Files().replace(Layout(root).batch, batch.encode(), durable=False)
+    batch = Boundary(number, covered_until_ms)
+    Disk().replace(Layout(root).batch, batch.encode(), durable=False)
 
 
-def collected(store: query.Store) -> pl.DataFrame:
+def collected(store: forebay.Store) -> pl.DataFrame:
     return store.scan().collect().sort(IN_ORDER)

@@ -18,8 +18,8 @@ import click
 from click.testing import CliRunner
 from pydantic import BaseModel
 
-from cli.main import main
-from flows.settings import Settings
+from forebay.cli.main import main
+from forebay.flows.settings import Settings
 
 if sys.version_info >= (3, 11):
     import tomllib

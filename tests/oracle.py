@@ -1,4 +1,4 @@
-"""The rules of `storage.blocks`, one event at a time, so plain that they can be checked by eye.
+"""The rules of admission, one event at a time, so plain that they can be checked by eye.
 
 What always holds: each message is in exactly one of accepted, duplicates, rejects and ignored.
 Shares no code with what it judges.

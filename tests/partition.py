@@ -16,19 +16,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.blocks import Blocks, BlocksConfig
-from storage.catalog import Catalog, read_catalog
-from storage.chunks import Chunks
-from storage.columns import arrow_schema
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.index import U64
-from storage.keys import Hash, KeyCache
-from storage.layout import Layout
-from storage.log import Extent, read_log
-from storage.offer import Offer
-from storage.schema import OFFSET, PARTITION, Column, Schema
-from storage.state import PartitionState, read_manifest
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
+from forebay.storage.dedup.keys import KeyCache
+from forebay.storage.formats.catalog import Catalog, read_catalog
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
+from forebay.storage.formats.hashes import U64, Hash
+from forebay.storage.formats.log import Extent, read_log
+from forebay.storage.formats.schema import OFFSET, PARTITION, Column, Schema
+from forebay.storage.formats.state import PartitionState, read_manifest
+from forebay.storage.partition.blocks import Blocks, BlocksConfig
+from forebay.storage.partition.chunks import Chunks
+from forebay.storage.partition.offer import Offer
 from tests.oracle import Key, Oracle, Place
 
 NAME = "p00"
@@ -126,7 +126,7 @@ def _batch(rows: list[dict[str, object]], schema: pa.Schema) -> pa.RecordBatch:
     )
 
 
-class OpenFiles(Files):
+class OpenDisk(Disk):
     """The real file system, which knows what it has open, so that a crash can close it."""
 
     def __init__(self) -> None:
@@ -154,7 +154,7 @@ class Partition:
     hash: Hash | None = None
     blocks_per_chunk: int = 2
     now_ms: int = 0
-    files: OpenFiles = field(default_factory=OpenFiles)
+    files: OpenDisk = field(default_factory=OpenDisk)
     offers: list[Offer] = field(default_factory=list)
 
     @property

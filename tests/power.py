@@ -1,7 +1,7 @@
 """A file system that can lose power: the real one, and a note of what it has promised to keep.
 
-Nothing of `storage.files` is replaced: its real calls are made, and what they fsync is noted, so a
-missing fsync shows. (The fsync itself is left out, for a test's power never really goes.)
+Nothing of `storage.base.disk` is replaced: its real calls are made, and what they fsync is noted,
+so a missing fsync shows. (The fsync itself is left out, for a test's power never really goes.)
 
 What a disk may keep when power goes, and so what `lose_power` chooses from:
 
@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Literal
 from unittest.mock import patch
 
-from storage.files import Appender
-from tests.partition import OpenFiles
+from forebay.storage.base.disk import Appender
+from tests.partition import OpenDisk
 
 Mood = Literal["least", "most", "mixed"]
 Image = dict[Path, bytes | None]
 """Every path below the root: a file's content, or None for a directory."""
 
 
-class PowerFiles(OpenFiles):
+class PowerDisk(OpenDisk):
     """Files below `root`, whose power can go. What is there at first is taken to be durable.
 
     `shadow` (a folder on the same disk) holds a hard link to each file that ever had a name, so
@@ -50,7 +50,7 @@ class PowerFiles(OpenFiles):
         shadow.mkdir(exist_ok=True)
         self._all_is_durable()
 
-    def __enter__(self) -> PowerFiles:
+    def __enter__(self) -> PowerDisk:
         """From here on fsyncs are noted, whoever makes them."""
         self._patches.enter_context(patch.object(os, "fsync", self._note))
         self._patches.enter_context(patch.object(os, "fdatasync", self._note))

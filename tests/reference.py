@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from typing import TypeGuard
 
-from storage.schema import UPLOAD_TIME, Column, ColumnType, Schema
+from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType, Schema
 
 Value = str | int | float | bool | bytes | None
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from flows.cluster import AGAIN, BUILT, GO
+from forebay.flows.cluster import AGAIN, BUILT, GO
 
 
 def main(number: int) -> None:

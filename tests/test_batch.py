@@ -17,16 +17,16 @@ import pytest
 from click.testing import CliRunner
 from duckdb_extensions import import_extension
 
-import query
-import query.view
-import query.why
-from cli.main import main
-from flows.batch import DAY_MS, missing_days, run_day
-from flows.handoff import Handoff
-from storage.batch import Batch, read_batch
-from storage.errors import BadInput
-from storage.files import Files
-from storage.layout import Layout
+import forebay
+import forebay.query.view
+import forebay.query.why
+from forebay.cli.main import main
+from forebay.flows.batch import DAY_MS, missing_days, run_day
+from forebay.flows.handoff import Handoff
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary, read_boundary
 from tests.batch_run import STEPS
 from tests.days import (
     CONFIG,
@@ -43,10 +43,10 @@ from tests.days import (
     event,
     everything,
     feed,
-    forebay,
     hand_over,
     ids,
     in_table,
+    invoke,
     keys,
     messages,
     once,
@@ -116,16 +116,16 @@ def test_a_day_without_events_is_handed_over_and_what_comes_late_for_it_is_not_l
     feed(job, "a", [event("late", starts_ms(1))])
     run_job(job)
     assert run_day([job.data], CONFIG, day(1)).outcome == "completed before"
-    assert ids(query.open(job.data).late()) == once(["late"])
+    assert ids(forebay.open(job.data).late()) == once(["late"])
     feed(job, "a", [event("end", starts_ms(3))])
     run_job(job)
     hand_over(job, 2)
     assert ids(in_table(job)) == once(["first", "late", "last"])
-    assert ids(query.open(job.data).scan("all")) == once(["first", "late", "last", "end"])
+    assert ids(forebay.open(job.data).scan("all")) == once(["first", "late", "last", "end"])
 
 
 def test_catch_up_does_all_days_that_are_over(job: Job) -> None:
-    done = forebay(job, "batch", "run", "--catch-up", "--json")
+    done = invoke(job, "batch", "run", "--catch-up", "--json")
     assert done.returncode == 0, done.stderr
     reports = [orjson.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [(r["day"], r["number"], r["rows"]) for r in reports] == [
@@ -137,7 +137,7 @@ def test_catch_up_does_all_days_that_are_over(job: Job) -> None:
 
 def test_of_two_runs_at_once_one_is_refused(job: Job) -> None:
     with stopped(job, "writing", "--day", str(day(0))):
-        second = forebay(job, "batch", "run", "--day", str(day(0)))
+        second = invoke(job, "batch", "run", "--day", str(day(0)))
     assert second.returncode == 1
     assert "expected no other batch run, got one" in second.stderr
     assert len(second.stderr.strip().splitlines()) == 1
@@ -147,10 +147,10 @@ def test_of_two_runs_at_once_one_is_refused(job: Job) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_run_killed_at_any_step_is_done_by_the_next(job: Job, step: str) -> None:
-    before = ids(query.open(job.data).scan())
+    before = ids(forebay.open(job.data).scan())
     with stopped(job, step, "--day", str(day(0))):
-        assert ids(query.open(job.data).scan("all")) == before
-    assert ids(query.open(job.data).scan("all")) == before
+        assert ids(forebay.open(job.data).scan("all")) == before
+    assert ids(forebay.open(job.data).scan("all")) == before
     assert batch(job).covered_until_ms is None
     report = run_day([job.data], CONFIG, day(0))
     expected = "taken up" if step == "committed" else "written"
@@ -171,12 +171,12 @@ def test_the_next_day_waits_for_one_whose_run_was_killed(job: Job) -> None:
 
 
 def test_a_run_that_fails_changes_nothing_that_a_query_sees(job: Job) -> None:
-    before = ids(query.open(job.data).scan())
+    before = ids(forebay.open(job.data).scan())
     (job.data / "batch").mkdir()
     (job.data / "batch" / "warehouse").write_text("in the way")
-    failed = forebay(job, "batch", "run", "--day", str(day(0)))
+    failed = invoke(job, "batch", "run", "--day", str(day(0)))
     assert failed.returncode == 1
-    store = query.open(job.data)
+    store = forebay.open(job.data)
     assert ids(store.scan()) == ids(store.scan("all")) == before
     assert (batch(job).number, batch(job).covered_until_ms) == (0, None)
     (job.data / "batch" / "warehouse").unlink()
@@ -206,7 +206,7 @@ def test_a_disk_that_is_full_is_told_in_one_line_and_what_was_written_is_deleted
     run_job(job)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("BATCH_FILE_BYTES", "100000")
-        full = forebay(job, "batch", "run", "--day", str(day(0)))
+        full = invoke(job, "batch", "run", "--day", str(day(0)))
     assert full.returncode == 1
     told = full.stderr
     assert told.startswith("Error: table forebay.events: expected to write its files, got OSError:")
@@ -228,20 +228,20 @@ def test_late_events_are_told_and_taken_by_the_next_run_without_doubling(job: Jo
     again = [event("a-0-5", starts_ms(0) + 5 * DAY_MS // PER_DAY)]
     feed(job, "a", [event("late-0", starts_ms(0) + HOUR_MS), *again])
     run_job(job)
-    told = forebay(job, "batch", "late")
+    told = invoke(job, "batch", "late")
     assert "2024-05-01  " in told.stdout
-    assert "late-0" in ids(query.open(job.data).late())
-    assert ids(query.open(job.data).scan("all")) == everything(0, "late-0")
+    assert "late-0" in ids(forebay.open(job.data).late())
+    assert ids(forebay.open(job.data).scan("all")) == everything(0, "late-0")
     hand_over(job, 1)
     assert ids(in_table(job)) == once(keys(0) | keys(1) | {"late-0"})
-    assert not ids(query.open(job.data).late())
+    assert not ids(forebay.open(job.data).late())
     run_job(job)
     feed(job, "a", [event("late-0", starts_ms(0) + HOUR_MS), *again, event("end", starts_ms(4))])
     run_job(job)
-    assert ids(query.open(job.data).scan("all")) == everything(1, "late-0", "end")
+    assert ids(forebay.open(job.data).scan("all")) == everything(1, "late-0", "end")
     hand_over(job, 2, 3)
     assert ids(in_table(job)) == once(EVER | {"late-0"})
-    assert ids(query.open(job.data).scan("all")) == once(EVER | {"late-0", "end"})
+    assert ids(forebay.open(job.data).scan("all")) == once(EVER | {"late-0", "end"})
 
 
 def test_late_copies_alone_make_no_file_for_their_day(job: Job) -> None:
@@ -249,7 +249,7 @@ def test_late_copies_alone_make_no_file_for_their_day(job: Job) -> None:
     run_job(job)
     feed(job, "a", [event("a-0-5", starts_ms(0) + 5 * DAY_MS // PER_DAY)])
     run_job(job)
-    assert query.open(job.data).late().select("id").collect()["id"].to_list() == ["a-0-5"]
+    assert forebay.open(job.data).late().select("id").collect()["id"].to_list() == ["a-0-5"]
     report = run_day([job.data], CONFIG, day(1))
     assert report.late == 1
     assert_handed_over(job, 1)
@@ -262,7 +262,7 @@ def test_exported_late_events_are_those_of_the_late_table(job: Job, tmp_path: Pa
     feed(job, "b", [event("late-0", starts_ms(0))])
     run_job(job)
     file = tmp_path / "late.parquet"
-    told = forebay(job, "batch", "late", "--export", str(file))
+    told = invoke(job, "batch", "late", "--export", str(file))
     assert told.returncode == 0, told.stderr
     assert ids(pl.read_parquet(file)) == once(["late-0"])
 
@@ -304,7 +304,7 @@ def test_data_of_a_job_that_was_killed_is_not_sealed_until_it_has_run_again(
 def until_begun(job: Job, process: subprocess.Popen[bytes]) -> None:
     """Until the job has the data directory, and what the last run has left no longer counts."""
     layout = Layout(job.data)
-    while layout.ended.exists() or not Files().locked(layout.lock):
+    while layout.ended.exists() or not Disk().locked(layout.lock):
         try:
             code = process.wait(LOOK_S)
         except subprocess.TimeoutExpired:
@@ -315,7 +315,7 @@ def until_begun(job: Job, process: subprocess.Popen[bytes]) -> None:
 def test_without_the_extra_it_is_said_what_is_missing(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("flows.batch", "flows.table"):
+    for name in ("forebay.flows.batch", "forebay.flows.batch_table"):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pyiceberg.catalog", None)
     monkeypatch.setenv("FOREBAY_DATA_DIR", str(job.data))
@@ -329,12 +329,14 @@ def test_a_view_taken_over_a_handoff_is_taken_again(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hand_over(job, 0)
-    old = Batch()
+    old = Boundary()
     answers = iter([old])
     monkeypatch.setattr(
-        query.view, "read_batch", lambda *where: next(answers, None) or read_batch(*where)
+        forebay.query.view,
+        "read_boundary",
+        lambda *where: next(answers, None) or read_boundary(*where),
     )
-    assert query.open(job.data).receipt().batch_number == 1
+    assert forebay.open(job.data).receipt().batch_number == 1
 
 
 # -- other readers ------------------------------------------------------------------------------
@@ -354,7 +356,7 @@ def test_pyarrow_duckdb_and_polars_read_the_same_rows_from_the_table(job: Job) -
     assert rows.rows() == expected.rows()
     expected = expected.rename({"source_partition": "_partition"})
     below = pl.col("upload_time") < datetime.fromtimestamp(starts_ms(2) / 1000, timezone.utc)
-    all_layers = query.open(job.data).scan("all").filter(below).collect()
+    all_layers = forebay.open(job.data).scan("all").filter(below).collect()
     assert all_layers.select(expected.columns).sort("_partition", "_offset").rows() == (
         expected.rows()
     )
@@ -362,7 +364,7 @@ def test_pyarrow_duckdb_and_polars_read_the_same_rows_from_the_table(job: Job) -
 
 def test_plain_duckdb_and_polars_read_the_chunks_in_their_hive_folders(job: Job) -> None:
     pattern = f"{job.data}/chunks/*/date=*/hour=*/*.parquet"
-    view = query.open(job.data).view()
+    view = forebay.open(job.data).view()
     places = sorted(
         pl.read_parquet([path for path, _ in view.chunks], hive_partitioning=False)
         .select("_partition", "_offset")
@@ -402,7 +404,7 @@ def test_a_column_added_within_a_day_is_null_before_in_hot_cold_and_batch(
     def shops(rows: pl.LazyFrame) -> dict[str, str | None]:
         return dict(rows.select("id", "shop").collect().rows())
 
-    store = query.open(job.data)
+    store = forebay.open(job.data)
     assert shops(store.scan()) == expected
     row = store.partitions().row(0, named=True)
     assert min(row["hot_events"], row["cold_events"]) > 0
@@ -410,14 +412,14 @@ def test_a_column_added_within_a_day_is_null_before_in_hot_cold_and_batch(
     assert dict(in_table(job).select("id", "shop").rows()) == {
         key: shop for key, shop in expected.items() if key != "k24"
     }
-    assert shops(query.open(job.data).scan("all")) == expected
+    assert shops(forebay.open(job.data).scan("all")) == expected
 
 
 # -- what is deleted ----------------------------------------------------------------------------
 
 
 def going(job: Job) -> list[dict[str, object]]:
-    told = forebay(job, "retention", "--dry-run", "--json")
+    told = invoke(job, "retention", "--dry-run", "--json")
     assert told.returncode == 0, told.stderr
     found: list[dict[str, object]] = orjson.loads(told.stdout[: told.stdout.rindex("]") + 1])
     return found
@@ -425,7 +427,7 @@ def going(job: Job) -> list[dict[str, object]]:
 
 def chunk_names(job: Job) -> set[tuple[str, str]]:
     """By partition."""
-    view = query.open(job.data).view()
+    view = forebay.open(job.data).view()
     return {(p.state.partition, str(chunk.id)) for p in view.partitions for chunk in p.chunks}
 
 
@@ -440,7 +442,7 @@ def test_what_the_dry_run_says_goes_is_gone_after_the_next_tick(job: Job) -> Non
     kept = chunk_names(job) - names
     run_job(job)
     assert chunk_names(job) == kept
-    assert query.open(job.data).partitions()["handed_off"].sum() == sum(
+    assert forebay.open(job.data).partitions()["handed_off"].sum() == sum(
         int(str(item["rows"])) for item in told
     )
     assert_handed_over(job, 0)
@@ -449,9 +451,9 @@ def test_what_the_dry_run_says_goes_is_gone_after_the_next_tick(job: Job) -> Non
 
 def assert_why_looks_in_the_table(job: Job) -> None:
     """For what is deleted: `a-0-10` was sent twice, `a-9` never."""
-    store = query.open(job.data)
+    store = forebay.open(job.data)
     kept, copy = store.why({"id": "a-0-10"}).copies
-    assert (kept.what, kept.where, kept.handed_off) == ("event", query.why.TABLE, True)
+    assert (kept.what, kept.where, kept.handed_off) == ("event", forebay.query.why.TABLE, True)
     assert kept.upload_time == datetime(2024, 5, 1, 1, tzinfo=timezone.utc)
     assert (copy.what, copy.of, copy.certain) == ("duplicate", ("a.ndjson", kept.offset), True)
     (here,) = store.why({"id": "a-1-10"}).copies[:1]
@@ -466,7 +468,7 @@ def assert_why_looks_in_the_table(job: Job) -> None:
         " handed off to the batch layer, whose table does not have this key\n"
     )
     with pytest.MonkeyPatch.context() as patch:  # a host without the extra
-        patch.setattr("query.iceberg.find_spec", lambda name: None)
+        patch.setattr("forebay.query.iceberg.find_spec", lambda name: None)
         answer = store.why({"id": "a-1-10"})
         assert (answer.table, answer.copies[:1]) == (False, (here,))
 
@@ -476,13 +478,13 @@ def test_chunks_older_than_the_retention_go_whether_handed_over_or_not(job: Job)
     told = going(job)
     assert {item["reason"] for item in told} == {"expired"}
     run_job(job)
-    assert query.open(job.data).partitions()["expired"].sum() == sum(
+    assert forebay.open(job.data).partitions()["expired"].sum() == sum(
         int(str(item["rows"])) for item in told
     )
     left = going(job)  # the files that wait for the grace period
     assert left
     assert {(item["what"], item["reason"]) for item in left} == {("file", "no catalog names it")}
-    left = query.open(job.data).scan().select("upload_time").min().collect().item()
+    left = forebay.open(job.data).scan().select("upload_time").min().collect().item()
     oldest = datetime.fromtimestamp((starts_ms(2) - HOUR_MS) / 1000, timezone.utc)
     assert oldest <= left <= oldest + timedelta(hours=4)
 
@@ -495,7 +497,7 @@ def test_a_batch_layer_that_is_late_is_warned_of(
     feed(job, "a", messages("a"))
     run_job(job)
     assert "batch layer" not in job.told(), "there is none"
-    assert forebay(job, "batch", "seal", "--through", str(day(1))).returncode == 0
+    assert invoke(job, "batch", "seal", "--through", str(day(1))).returncode == 0
     run_job(job)
     assert ("the batch layer is late" in job.told()) == warned
 
@@ -568,7 +570,7 @@ def test_nodes_are_handed_over_as_one(job: Job, other: Job) -> None:
     assert in_table(other).height == len(below)
     expected = everything(1)
     expected.update(f"c-{n}" for n in range(4))
-    assert ids(query.open(*roots).scan("all")) == expected
+    assert ids(forebay.open(*roots).scan("all")) == expected
 
 
 def test_a_handoff_that_was_completed_on_one_node_only_is_ended_by_the_next_run(
@@ -583,7 +585,7 @@ def test_a_handoff_that_was_completed_on_one_node_only_is_ended_by_the_next_run(
     assert ends == [starts_ms(2), starts_ms(1)]
     expected = everything(1)
     expected.update(f"c-{n}" for n in range(4))
-    assert ids(query.open(*roots).scan("all")) == expected
+    assert ids(forebay.open(*roots).scan("all")) == expected
     assert missing_days(roots) == [day(1), day(2)]
     run_day(roots, CONFIG, day(1))
     run_day(roots, CONFIG, day(2))
@@ -596,10 +598,10 @@ def test_a_node_with_a_boundary_of_its_own_is_refused_before_anything_is_sealed(
     hand_over(job, 0)
     with pytest.raises(BadInput, match="one boundary on all nodes"):
         run_day([job.data, other.data], CONFIG, day(1))
-    assert batch(other) == Batch()
+    assert batch(other) == Boundary()
     run_day([other.data], CONFIG, day(0))
     run_day([job.data, other.data], CONFIG, day(1))
-    assert ids(query.open(job.data, other.data).scan())["c-2"] == 1
+    assert ids(forebay.open(job.data, other.data).scan())["c-2"] == 1
 
 
 def test_what_was_not_sealed_is_not_completed(job: Job) -> None:
@@ -621,17 +623,17 @@ def test_a_seal_within_the_next_day_is_completed_with_the_day(job: Job) -> None:
 
 
 def test_an_own_batch_layer_reads_what_is_sealed_with_the_late_events(job: Job) -> None:
-    assert forebay(job, "batch", "complete", "--through", "2024-05-02").returncode == 0
+    assert invoke(job, "batch", "complete", "--through", "2024-05-02").returncode == 0
     feed(job, "a", [event("late", starts_ms(0) + HOUR_MS)])
     run_job(job)
-    assert forebay(job, "batch", "seal", "--through", "2024-05-03").returncode == 0
+    assert invoke(job, "batch", "seal", "--through", "2024-05-03").returncode == 0
     feed(job, "a", [event("too late", starts_ms(1) + HOUR_MS)])
     run_job(job)
-    found = query.open(job.data).sql("select id from events_sealed")
+    found = forebay.open(job.data).sql("select id from events_sealed")
     assert set(found["id"]) == keys(1) | {"late"}
-    done = forebay(job, "batch", "complete", "--through", "2024-05-03", "--late")
+    done = invoke(job, "batch", "complete", "--through", "2024-05-03", "--late")
     assert done.returncode == 0
-    assert ids(query.open(job.data).late()) == once(["too late"])
+    assert ids(forebay.open(job.data).late()) == once(["too late"])
 
 
 def test_two_handoffs_in_one_process_are_refused_and_keep_their_locks(job: Job) -> None:

@@ -21,13 +21,13 @@ from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownException
 from pyiceberg.table import CommitTableResponse, Table
 
-import query
-from flows.batch import BatchConfig, run_day
-from flows.handoff import Handoff
-from flows.table import SEAL, EventTable, own_catalog
-from storage.batch import Batch
-from storage.errors import BadInput, Corruption
-from storage.layout import Layout
+import forebay
+from forebay.flows.batch import BatchConfig, run_day
+from forebay.flows.batch_table import SEAL, EventTable, own_catalog
+from forebay.flows.handoff import Handoff
+from forebay.storage.base.errors import BadInput, Corruption
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary
 from tests.batch_run import STEPS
 from tests.days import (
     CONFIG,
@@ -36,8 +36,8 @@ from tests.days import (
     batch,
     day,
     everything,
-    forebay,
     ids,
+    invoke,
     keys,
     once,
     starts_ms,
@@ -92,7 +92,7 @@ def assert_once(place: dict[str, str], *jobs: Job) -> None:
     assert {str(path) for path in Path(found.location()[7:]).rglob("*.parquet")} == named
     for job in jobs:
         assert batch(job).covered_until_ms == starts_ms(1)
-        assert ids(query.open(job.data, iceberg=place).scan("all")) == everything(0)
+        assert ids(forebay.open(job.data, iceberg=place).scan("all")) == everything(0)
         assert not list((job.data / "batch" / "runs").glob("*"))
 
 
@@ -116,7 +116,7 @@ def test_a_run_that_is_overtaken_at_any_step_ends_well_and_adds_nothing(
 ) -> None:
     slow, fast = twins
     with stopped(slow, step, *DAY) as process:
-        done = forebay(fast, "batch", "run", *DAY, "--json")
+        done = invoke(fast, "batch", "run", *DAY, "--json")
         assert done.returncode == 0, done.stderr
         go_on(process)
         assert process.wait(60) == 0
@@ -145,8 +145,8 @@ def test_after_an_overtaken_run_was_killed_the_next_run_removes_what_it_left(
 ) -> None:
     slow, fast = twins
     with stopped(slow, step, *DAY):
-        assert forebay(fast, "batch", "run", *DAY).returncode == 0
-    done = forebay(slow, "batch", "run", *DAY, "--json")
+        assert invoke(fast, "batch", "run", *DAY).returncode == 0
+    done = invoke(slow, "batch", "run", *DAY, "--json")
     assert done.returncode == 0, done.stderr
     assert orjson.loads(done.stdout.splitlines()[0])["outcome"] == "taken up"
     assert_once(place, slow, fast)
@@ -167,7 +167,7 @@ def test_two_runs_in_one_directory_leave_no_file_and_no_note(
     monkeypatch.setenv("BATCH_UNLOCKED", "1")
     job, _ = twins
     with stopped(job, step, *DAY) as process:
-        done = forebay(job, "batch", "run", *DAY)
+        done = invoke(job, "batch", "run", *DAY)
         assert done.returncode == 0, done.stderr
         if not killed:
             go_on(process)
@@ -184,7 +184,7 @@ def test_a_restored_copy_that_seals_a_day_anew_adds_none_of_its_rows_again(
 ) -> None:
     slow, fast = pair
     with stopped(slow, step, *DAY) as process:
-        done = forebay(fast, "batch", "run", *DAY, "--json")
+        done = invoke(fast, "batch", "run", *DAY, "--json")
         assert done.returncode == 0, done.stderr
         go_on(process)
         assert process.wait(60) == 0
@@ -279,7 +279,7 @@ def test_a_commit_that_was_refused_after_it_landed_is_corruption_and_not_complet
     with pytest.raises(Corruption, match=r"to be readable, got .*; roll the table back"):
         run_day([pair[0].data], _config(place), day(0))
     assert batch(pair[0]).covered_until_ms is None
-    assert set(ids(query.open(pair[0].data).scan())) >= keys(0)
+    assert set(ids(forebay.open(pair[0].data).scan())) >= keys(0)
     load_catalog("forebay", **place).drop_table(CONFIG.table)  # nothing is there before it
     run_day([pair[0].data], _config(place), day(0))
     assert_once(place, pair[0])
@@ -298,7 +298,7 @@ def test_a_seal_that_landed_twice_is_corruption_and_not_completed(
     shutil.copy(file.removeprefix("file://"), f"{file.removeprefix('file://')}.again")
     found.add_files([f"{file}.again"], snapshot_properties={SEAL: str(snapshot.summary[SEAL])})
     done = batch(job)
-    Layout(job.data).batch.write_bytes(Batch(seal=done.seal).encode())
+    Layout(job.data).batch.write_bytes(Boundary(seal=done.seal).encode())
     with pytest.raises(Corruption, match=r"expected one snapshot with seal .* more than once"):
         run_day([job.data], _config(place), day(0))
     assert batch(job).covered_until_ms is None

@@ -1,4 +1,4 @@
-"""`storage.blocks` and `storage.chunks` against the oracle, on real files.
+"""`storage.partition.blocks` and `storage.partition.chunks` against the oracle, on real files.
 
 First the promises one by one, then whatever hypothesis finds: batches, cuts, duplicates, late
 events, several sources, crashes, stale snapshots, merges and readers that read slowly.
@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.columns import arrow_schema
-from storage.errors import BadInput, Corruption, MissingFile
-from storage.frame import Frame
-from storage.layout import incarnation_of
-from storage.schema import Column
+from forebay.storage.base.errors import BadInput, Corruption, MissingFile
+from forebay.storage.base.layout import incarnation_of
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.frame import Frame
+from forebay.storage.formats.schema import Column
 from tests.partition import (
     BIG_CACHE,
     CONFIG,

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from storage.keys import Hash
-from storage.state import PartitionState
+from forebay.storage.formats.hashes import Hash
+from forebay.storage.formats.state import PartitionState
 from tests.oracle import Oracle, Place
 from tests.partition import (
     BIG_CACHE,
@@ -25,7 +25,7 @@ from tests.partition import (
     SPAN_MS,
     WINDOW_MS,
     Message,
-    OpenFiles,
+    OpenDisk,
     Partition,
     assert_agrees,
     event,
@@ -38,7 +38,7 @@ from tests.partition import (
 def fresh(**changes: object) -> Iterator[Partition]:
     """A partition in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        partition = replace(Partition(Path(folder), files=OpenFiles()), **changes)  # type: ignore[arg-type]
+        partition = replace(Partition(Path(folder), files=OpenDisk()), **changes)  # type: ignore[arg-type]
         try:
             yield partition
         finally:

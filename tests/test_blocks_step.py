@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from operators.blocks import (
+from forebay.operators.blocks import (
     BEHIND,
     BEHIND_PUBLISH_S,
     EPOCH_LOOK_S,
@@ -18,28 +18,28 @@ from operators.blocks import (
     KEPT_EVERY_S,
     BlocksStep,
 )
-from storage.batch import BatchWriter
-from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
-from storage.layout import Layout
-from storage.retention import Waiting
-from storage.state import read_manifest
-from tests.partition import CONFIG, NAME, SPAN_MS, START_MS, OpenFiles, event, frame
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import BoundaryWriter
+from forebay.storage.formats.state import read_manifest
+from forebay.storage.partition.commits import UNCOMMITTED_SNAPSHOTS_MAX
+from forebay.storage.partition.retention import Waiting
+from tests.partition import CONFIG, NAME, SPAN_MS, START_MS, OpenDisk, event, frame
 
 
 @pytest.fixture
 def step(tmp_path: Path) -> Iterator[BlocksStep]:
-    files = OpenFiles()
+    disk = OpenDisk()
     yield BlocksStep(
         CONFIG,
         Layout(tmp_path),
-        files,
+        disk,
         publish_interval_s=3600,
         tick_interval_s=3600,
         cache_bytes=1 << 20,
         retention_ms=0,
         batch_late_ms=3_600_000,
     )
-    files.close()
+    disk.close()
 
 
 def test_partition_awakes_in_each_of_its_first_epochs_and_then_no_more(step: BlocksStep) -> None:
@@ -62,7 +62,7 @@ def test_partition_awakes_in_each_of_its_first_epochs_and_then_no_more(step: Blo
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds, as the step sees them."""
     now = [1_000.0]
-    monkeypatch.setattr("operators.blocks.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("forebay.operators.blocks.time.monotonic", lambda: now[0])
     return now
 
 
@@ -134,13 +134,13 @@ def test_partition_with_much_before_it_that_does_not_come_awakes_as_others_do(
     assert due <= datetime.now(timezone.utc) + timedelta(seconds=0.2)
 
 
-class SealedMeanwhile(OpenFiles):
+class SealedMeanwhile(OpenDisk):
     """A seal comes while the partition's first manifest is being published."""
 
     def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
         super().replace(path, data, durable=durable)
         if path.name == "manifest.json" and not (path.parents[2] / "batch.json").exists():
-            with BatchWriter(self, Layout(path.parents[2])) as writer:
+            with BoundaryWriter(self, Layout(path.parents[2])) as writer:
                 writer.seal(START_MS + 1000, [SPAN_MS])
 
 
@@ -169,7 +169,8 @@ def test_that_nothing_deletes_what_is_kept_is_said_once_a_day_and_only_of_much(
     """An upload time of 1970 and one of today: all waits for 56 years, for no one."""
     logic, size = step(None), [KEPT_BYTES_MAX]
     monkeypatch.setattr(
-        "storage.blocks.Blocks.waiting", lambda self, batch: Waiting(56 * 365 * 86_400_000, size[0])
+        "forebay.storage.partition.blocks.Blocks.waiting",
+        lambda self, batch: Waiting(56 * 365 * 86_400_000, size[0]),
     )
 
     def warnings(*, passed_s: float, retention_ms: int = 0) -> list[str]:
@@ -186,7 +187,7 @@ def test_that_nothing_deletes_what_is_kept_is_said_once_a_day_and_only_of_much(
     assert told.startswith("15.0 GB are kept, and nothing deletes them")
     assert warnings(passed_s=KEPT_EVERY_S - 1) == []
     assert len(warnings(passed_s=60)) == 1
-    with BatchWriter(step.files, step.layout) as writer:
+    with BoundaryWriter(step.files, step.layout) as writer:
         writer.seal(CONFIG.block_span_ms, {CONFIG.block_span_ms})
     (late,) = warnings(passed_s=60)
     assert late.startswith("the batch layer is late: 15.0 GB of 1 partitions")

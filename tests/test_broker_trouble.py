@@ -14,12 +14,12 @@ import polars as pl
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
-import query
-from storage.errors import PERMANENT
-from storage.files import Files
-from storage.layout import Layout
-from storage.log import read_log
-from storage.state import read_manifest
+import forebay
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import PERMANENT
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.log import read_log
+from forebay.storage.formats.state import read_manifest
 from tests import LONG
 from tests.broker import Broker
 from tests.job import Job, taken
@@ -96,7 +96,7 @@ def send(
 
 def insert_ids(job: Job) -> list[str]:
     """Those of every event that a query finds, in order."""
-    found = query.open(job.data).scan().select("insert_id").collect().rows()
+    found = forebay.open(job.data).scan().select("insert_id").collect().rows()
     return sorted(id for (id,) in found)
 
 
@@ -110,7 +110,7 @@ def counts(found: pl.DataFrame) -> dict[str, int]:
 
 def rejects(job: Job) -> list[tuple[int, str, bytes]]:
     """Offset, reason and message of every reject."""
-    layout, files = Layout(job.data), Files()
+    layout, files = Layout(job.data), Disk()
     found = []
     for name in layout.partitions():
         state = read_manifest(files, layout.manifest(name))
@@ -151,7 +151,7 @@ def test_a_broker_killed_twice_during_ingest_loses_and_doubles_nothing(
 TRUSTING = """
 import os
 from pathlib import Path
-from flows.cluster import Cluster
+from forebay.flows.cluster import Cluster
 os.environ["BROKEN"] = "trusting"
 data = Path(os.environ["FOREBAY_DATA_DIR"])
 raise SystemExit(Cluster(data, 1, module="tests.broken_worker").run())
@@ -217,7 +217,7 @@ def test_messages_of_every_compression_and_the_largest_size_come_through_whole(
     job.until(process, lambda found: taken(found) == 6)
     assert job.stop(process) == 0, job.told()
     assert insert_ids(job) == sorted([*ids({"i": range(5)}), "i99"])
-    kept = query.open(job.data).sql("select raw from events where insert_id = 'i99'").item()
+    kept = forebay.open(job.data).sql("select raw from events where insert_id = 'i99'").item()
     assert kept == large
 
 

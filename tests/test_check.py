@@ -11,18 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
-import query
-from cli.main import main
-from query import check as checking
-from query.check import Fault, Report, check
-from query.view import Inside
-from storage import record
-from storage.batch import Batch
-from storage.errors import BadInput, MissingFile
-from storage.files import Files
-from storage.layout import Layout
-from storage.rejects import ALL
-from storage.replay import ask
+import forebay
+from forebay.cli.main import main
+from forebay.query import check as checking
+from forebay.query.check import Fault, Report, check
+from forebay.query.view import Inside
+from forebay.storage.base import record
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, MissingFile
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary
+from forebay.storage.formats.rejects import ALL
+from forebay.storage.formats.replay_request import ask
 from tests.partition import NAME, Message, Partition, event
 
 CHANGED = 0x41
@@ -40,7 +40,7 @@ def partition(tmp_path: Path) -> Iterator[Partition]:
     partition.blocks.publish()
     files, layout = partition.files, partition.layout
     ask(files, layout, ALL, {NAME: 1})
-    batch = Batch().sealed(0).completed(0, late=False, table=None)
+    batch = Boundary().sealed(0).completed(0, late=False, table=None)
     files.replace(layout.batch, batch.encode(), durable=False)
     yield partition
     partition.crash()
@@ -71,13 +71,13 @@ def flip(path: Path, at: int) -> None:
 
 
 def faults(partition: Partition) -> list[Fault]:
-    return check(Files(), partition.root).faults
+    return check(Disk(), partition.root).faults
 
 
 def test_every_file_that_counts_is_looked_at_and_sound(partition: Partition) -> None:
     counting = named(partition)
     assert {path.suffix for path in counting} == {".json", ".arrows", ".parquet"}
-    found = check(Files(), partition.root)
+    found = check(Disk(), partition.root)
     assert found == Report(len(counting), sum(counting.values()))
 
 
@@ -188,11 +188,11 @@ def test_what_the_job_does_meanwhile_is_no_fault(
     views = 0
 
     def overtaken(
-        files: Files, layout: Layout, name: str, small: Report, inside: Inside
+        disk: Disk, layout: Layout, name: str, small: Report, inside: Inside
     ) -> Iterator[object]:
         nonlocal views
         views += 1
-        found = list(parts(files, layout, name, small, inside))
+        found = list(parts(disk, layout, name, small, inside))
         if views == 1:
             partition.append(event(100, 100, 60_000), event(101, 101, 61_000))
             partition.merge()
@@ -223,26 +223,26 @@ def test_a_manifest_that_is_gone_is_missing_though_a_catalog_is_there(partition:
     assert fault.file == str(manifest)
     assert "none is there" in fault.what
     with pytest.raises(MissingFile, match=str(manifest)):
-        query.open(partition.root)
-    store = query.open(partition.root, partial=True)
+        forebay.open(partition.root)
+    store = forebay.open(partition.root, partial=True)
     (silent,) = store.receipt().silent_partitions
     assert silent.partition == NAME
 
 
 def test_no_directory_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="expected a data directory"):
-        check(Files(), tmp_path / "away")
+        check(Disk(), tmp_path / "away")
 
 
 # -- the command --------------------------------------------------------------------------------
 
 
-def forebay(*arguments: str | Path) -> Result:
+def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["check", *map(str, arguments)])
 
 
 def test_the_command_ends_with_0_if_all_is_as_written(partition: Partition) -> None:
-    result = forebay("--data-dir", partition.root)
+    result = invoke("--data-dir", partition.root)
     assert result.exit_code == 0
     files = len(named(partition))
     assert result.stdout.startswith(f"{files} files, ")
@@ -253,14 +253,14 @@ def test_the_command_prints_file_offset_and_what_and_ends_with_1(partition: Part
     path = of_kind(partition, "*.parquet")
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
-    result = forebay("--data-dir", partition.root)
+    result = invoke("--data-dir", partition.root)
     assert result.exit_code == 1
     head, row, total = result.stdout.splitlines()
     assert head.split() == ["file", "offset", "what"]
     assert row.split()[:2] == [str(path), str(size - 1)]
     assert f"expected {size} bytes, got {size - 1}" in row
     assert total.endswith("1 faults")
-    told = forebay("--json", "--data-dir", partition.root)
+    told = invoke("--json", "--data-dir", partition.root)
     assert told.exit_code == 1
     what = f"chunk {path}: expected {size} bytes, got {size - 1}"
     found = orjson.loads(told.stdout)

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from operators import failure
-from operators.chunks import ChunksSink
-from storage.files import Files
-from storage.layout import Layout
-from storage.offer import Offer
+from forebay.operators import failure
+from forebay.operators.chunks import ChunksSink
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
+from forebay.storage.partition.offer import Offer
 
 
 @pytest.fixture
 def sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChunksSink:
     monkeypatch.setattr(failure, "_noted", [])
-    return ChunksSink(["p"], Layout(tmp_path), Files(), blocks_per_chunk=2, grace_ms=1000)
+    return ChunksSink(["p"], Layout(tmp_path), Disk(), blocks_per_chunk=2, grace_ms=1000)
 
 
 def test_a_partition_that_is_built_again_after_an_offer_goes_on(sink: ChunksSink) -> None:

@@ -19,14 +19,14 @@ import pytest
 import zstandard
 from click.testing import CliRunner, Result
 
-from cli.generate import moment_ms
-from cli.load import Load, LoadSpec
-from cli.main import main
-from cli.outlet import SUFFIXES, device_of
-from flows.settings import Settings, load, shown
-from storage.batch import Batch
-from storage.errors import PERMANENT
-from storage.layout import Layout
+from forebay.cli.generate import moment_ms
+from forebay.cli.load import Load, LoadSpec
+from forebay.cli.main import main
+from forebay.cli.outlet import SUFFIXES, device_of
+from forebay.flows.settings import Settings, load, shown
+from forebay.storage.base.errors import PERMANENT
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary
 from tests.partition import NAME, START_MS, Message, Partition, event, frame
 
 ROOT = Path(__file__).parent.parent
@@ -66,12 +66,12 @@ def data(tmp_path: Path) -> Iterator[Path]:
     partition.crash()
 
 
-def forebay(*arguments: str | Path) -> Result:
+def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(one) for one in arguments])
 
 
 def answered(*arguments: str | Path) -> Result:
-    result = forebay(*arguments)
+    result = invoke(*arguments)
     assert (result.exit_code, result.stderr) == (0, "")
     return result
 
@@ -140,7 +140,7 @@ def test_config_check_tells_every_fault_a_line_and_ends_with_1(
 ) -> None:
     (tmp_path / "forebay.toml").write_text('source = "udp"\n[kafka]\nlinger = "soon"\n')
     monkeypatch.setenv("FOREBAY_NOPE", "1")
-    result = forebay("config", "check")
+    result = invoke("config", "check")
     assert result.exit_code == 1
     assert result.stdout == ""
     lines = result.stderr.removeprefix("Error: ").splitlines()
@@ -150,7 +150,7 @@ def test_config_check_tells_every_fault_a_line_and_ends_with_1(
 def test_config_check_has_librdkafka_try_its_properties(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOREBAY_SOURCE", "kafka")
     monkeypatch.setenv("FOREBAY_KAFKA__LIBRDKAFKA", '{"no.such.property": "1"}')
-    error = told(forebay("config", "check"))
+    error = told(invoke("config", "check"))
     assert error.startswith("kafka.librdkafka: ")
     assert "no.such.property" in error
 
@@ -205,7 +205,7 @@ def test_sql_verify_tells_a_flipped_byte_that_a_query_would_not_meet(data: Path)
     path.write_bytes(whole)
     query = ("sql", "select count(*) as n from events", "--format", "csv", "--data-dir", data)
     assert answered(*query).stdout == "n\n5\n"
-    assert f"{path}: checksum" in told(forebay(*query, "--verify"))
+    assert f"{path}: checksum" in told(invoke(*query, "--verify"))
 
 
 def test_sql_asks_the_data_directory_of_the_settings(
@@ -217,7 +217,7 @@ def test_sql_asks_the_data_directory_of_the_settings(
 
 
 def test_a_real_process_writes_the_bytes_of_a_parquet_file_and_no_others(data: Path) -> None:
-    command = [sys.executable, "-m", "cli.main", "sql", QUERY]
+    command = [sys.executable, "-m", "forebay", "sql", QUERY]
     command += ["--format", "parquet", "--data-dir", str(data)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     assert _rows(pl.read_parquet(io.BytesIO(done.stdout))) == ROWS
@@ -228,7 +228,7 @@ def test_a_real_process_writes_the_bytes_of_a_parquet_file_and_no_others(data: P
 
 
 def test_status_json_has_totals_and_the_progress_of_every_partition(data: Path) -> None:
-    Layout(data).batch.write_bytes(Batch(3, START_MS).encode())
+    Layout(data).batch.write_bytes(Boundary(3, START_MS).encode())
     found = as_json(answered("status", "--json", "--data-dir", data))
     assert found["totals"] == TOTALS
     assert found["batch_number"] == 3
@@ -248,24 +248,24 @@ def test_status_json_has_totals_and_the_progress_of_every_partition(data: Path) 
 def test_status_names_a_node_that_does_not_answer(data: Path, tmp_path: Path) -> None:
     away = tmp_path / "away"
     nodes = ("--data-dir", data, "--data-dir", away)
-    result = forebay("status", "--json", *nodes)
+    result = invoke("status", "--json", *nodes)
     found = as_json(result)
     assert result.exit_code == 1
     assert found["silent_nodes"] == [str(away)]
     assert found["totals"] == TOTALS
-    assert "did not answer" in " ".join(forebay("status", *nodes).stdout.split())
+    assert "did not answer" in " ".join(invoke("status", *nodes).stdout.split())
 
 
 def test_status_names_a_partition_that_cannot_be_read(data: Path) -> None:
     _spoil_manifest(data)
-    result = forebay("status", "--json", "--data-dir", data)
+    result = invoke("status", "--json", "--data-dir", data)
     assert result.exit_code == 1
     found = as_json(result)
     (silent,) = found["silent_partitions"]
     assert (silent["node"], silent["partition"]) == (str(data), NAME)
     assert str(Layout(data).manifest(NAME)) in silent["reason"]
     assert found["silent_nodes"] == []
-    printed = " ".join(forebay("status", "--data-dir", data).stdout.split())
+    printed = " ".join(invoke("status", "--data-dir", data).stdout.split())
     assert f"{NAME} can't be read" in printed
 
 
@@ -336,7 +336,7 @@ def _raise_version(data: Path) -> None:
     ],
 )
 def test_a_query_that_cannot_be_answered_is_one_line(text: str, names: str, data: Path) -> None:
-    assert names in told(forebay("sql", text, "--data-dir", data))
+    assert names in told(invoke("sql", text, "--data-dir", data))
 
 
 @pytest.mark.parametrize(
@@ -352,9 +352,9 @@ def test_a_query_that_cannot_be_answered_is_one_line(text: str, names: str, data
 def test_a_damaged_data_directory_is_one_line_that_names_the_file(
     spoil: Spoil, names: str, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("query.view.PAUSE_S", 0)
+    monkeypatch.setattr("forebay.query.view.PAUSE_S", 0)
     spoil(data)
-    error = told(forebay("sql", "select * from events", "--data-dir", data))
+    error = told(invoke("sql", "select * from events", "--data-dir", data))
     assert names in error
     assert str(data) in error
     assert not error.startswith("query: ")
@@ -371,11 +371,11 @@ def test_a_damaged_data_directory_is_one_line_that_names_the_file(
 def test_what_is_not_there_or_there_twice_is_one_line(
     arguments: tuple[str, ...], data: Path
 ) -> None:
-    assert "expected" in told(forebay(*arguments))
+    assert "expected" in told(invoke(*arguments))
 
 
 def test_what_is_not_there_and_what_the_data_were_not_made_with_is_a_line_each(data: Path) -> None:
-    result = forebay("config", "check")
+    result = invoke("config", "check")
     assert result.exit_code == 1
     lines = result.stderr.removeprefix("Error: ").splitlines()
     assert [line.partition(":")[0] for line in lines] == ["files.path", "block_span", "dedup_key"]
@@ -389,11 +389,11 @@ def test_a_fault_in_the_settings_stops_every_command(
     command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOREBAY_SOURCE", "udp")
-    assert told(forebay(*command)) == "source: expected 'files' or 'kafka', got 'udp'"
+    assert told(invoke(*command)) == "source: expected 'files' or 'kafka', got 'udp'"
 
 
 def test_a_real_process_ends_with_1_and_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cli.main", "sql", "select 1", "--data-dir", "away"]
+    command = [sys.executable, "-m", "forebay", "sql", "select 1", "--data-dir", "away"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("Error: away: expected a readable data directory")
@@ -441,7 +441,7 @@ def test_generate_writes_the_same_bytes_again(compress: str) -> None:
 def test_generate_never_mixes_its_files_with_those_of_an_earlier_run() -> None:
     answered(*GENERATE)
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
-    assert "expected no part-* files" in told(forebay(*GENERATE, "--compress", "gzip"))
+    assert "expected no part-* files" in told(invoke(*GENERATE, "--compress", "gzip"))
     assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
 
 
@@ -482,7 +482,7 @@ def test_generate_takes_times_sizes_and_shares(tmp_path: Path) -> None:
 def test_generate_refuses_what_it_cannot_do_and_says_what_it_expected(
     arguments: tuple[str, ...],
 ) -> None:
-    result = forebay(*arguments)
+    result = invoke(*arguments)
     assert result.exit_code == 2
     assert "expected" in result.stderr
     assert result.stdout == ""
@@ -491,7 +491,7 @@ def test_generate_refuses_what_it_cannot_do_and_says_what_it_expected(
 
 def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
-    assert "out" in told(forebay(*GENERATE, "--out", "out/below"))
+    assert "out" in told(invoke(*GENERATE, "--out", "out/below"))
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import cluster
-from flows.cluster import Cluster
-from flows.recovery import begin
-from storage.errors import INCOMPLETE, PERMANENT
-from storage.layout import Layout
+from forebay.flows import cluster
+from forebay.flows.cluster import Cluster
+from forebay.flows.recovery import begin
+from forebay.storage.base.errors import INCOMPLETE, PERMANENT
+from forebay.storage.base.layout import Layout
 from tests.job import Job
 
 MakeJob = Callable[..., Job]
@@ -38,7 +38,7 @@ class Run:
             "import logging, signal, sys\n"
             "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # whatever started the tests ignores
             "from pathlib import Path\n"
-            "from flows.cluster import Cluster\n"
+            "from forebay.flows.cluster import Cluster\n"
             "logging.basicConfig(level=logging.INFO)\n"
             f"sys.exit(Cluster(Path({str(self.data)!r}), {workers},"
             " module='tests.sham_worker').run())\n"
@@ -266,7 +266,7 @@ def test_a_job_whose_standard_streams_are_closed_runs_to_its_end(
     (events / "a.ndjson").write_bytes(b"{}\n")
     job = make_job(FILES__PATH=str(events))
     job.folder.mkdir(parents=True)
-    command = f'exec "$0" -m cli.main run {closed}'
+    command = f'exec "$0" -m forebay run {closed}'
     process = subprocess.Popen(["sh", "-c", command, sys.executable], env=job.environment)
     job.processes.append(process)
     assert process.wait(LONG_S) == 0

@@ -10,8 +10,8 @@ from pathlib import Path
 CHILD = """
 import json, sys
 import numpy as np
-from storage import payload
-from storage.index import fold_bytes
+from forebay.storage.formats import payload
+from forebay.storage.formats.hashes import fold_bytes
 data = np.frombuffer(bytearray(b"some bytes to fold"), np.uint8)
 if sys.argv[1] == "readonly":
     data.flags.writeable = False

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
-from cli.main import main
+from forebay.cli.main import main
 from tests.broker import Broker
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def test_a_pipe_that_nobody_writes_to_is_a_fault_and_is_not_waited_for(tmp_path:
     for name in ("a.json", "b.json.gz", "c.json.zst"):
         os.mkfifo(tmp_path / "events" / name)
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", "config", "check", "--connect"],
+        [sys.executable, "-m", "forebay", "config", "check", "--connect"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -138,7 +138,7 @@ def test_a_small_file_that_unpacks_to_much_is_read_to_a_bound(tmp_path: Path) ->
 def test_a_broker_that_does_not_answer_is_a_fault_within_a_bounded_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cli.connect.ANSWER_S", 1.0)
+    monkeypatch.setattr("forebay.cli.connect.ANSWER_S", 1.0)
     monkeypatch.setenv("FOREBAY_SOURCE", "kafka")
     monkeypatch.setenv("FOREBAY_KAFKA__BOOTSTRAP", "127.0.0.1:1")
     result = within(WAIT_S, connect)
@@ -179,7 +179,7 @@ def test_a_topic_is_asked_and_its_newest_messages_are_tried(broker: Broker, topi
 def test_a_topic_that_ends_in_markers_of_transactions_is_not_waited_for(
     broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.connect.READ_S", 100 * WAIT_S)
+    monkeypatch.setattr("forebay.cli.connect.READ_S", 100 * WAIT_S)
     out = Producer({"bootstrap.servers": broker.address, "transactional.id": topic})
     out.init_transactions(30)
     for keep in (True, False):
@@ -217,7 +217,7 @@ def test_a_topic_that_is_not_there_is_a_fault_with_the_name_most_like_it_and_is_
 def test_a_broker_that_wants_no_password_tells_who_brings_one(
     broker: Broker, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.connect.ANSWER_S", 2.0)
+    monkeypatch.setattr("forebay.cli.connect.ANSWER_S", 2.0)
     own = {
         "security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": "PLAIN", "sasl.username": "me",
         "sasl.password": "hunter2hunter2",

@@ -14,22 +14,22 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests import LONG
-from tests.broken_reader import BUGS as READER_BUGS
-from tests.broken_worker import BUGS
-from verify import stories, values
-from verify.dying import Death
-from verify.feed import Traffic
-from verify.harness import Row, Story, Trial, play
-from verify.hostile import hostile
-from verify.reader import Report
-from verify.room import FILE_BYTES_MAX
-from verify.stories import (
+from forebay.verify import stories, values
+from forebay.verify.dying import Death
+from forebay.verify.feed import Traffic
+from forebay.verify.harness import Row, Story, Trial, play
+from forebay.verify.hostile import hostile
+from forebay.verify.reader import Report
+from forebay.verify.room import FILE_BYTES_MAX
+from forebay.verify.stories import (
     STORIES,
     named_points,
     reading,
     report_of,
 )
+from tests import LONG
+from tests.broken_reader import BUGS as READER_BUGS
+from tests.broken_worker import BUGS
 
 SEED = time.time_ns() % 1_000_000 if LONG else 1
 CRASHES = (
@@ -208,7 +208,7 @@ def test_a_story_of_verify_notices_its_bug(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bug, noticed = BUG_OF[name]
-    module = "tests.broken_worker" if bug in BUGS else "verify.worker"
+    module = "tests.broken_worker" if bug in BUGS else "forebay.verify.worker"
     monkeypatch.setenv("BROKEN", bug)
     if bug in READER_BUGS:
         broken = partial(reading, module="tests.broken_reader")
@@ -268,7 +268,7 @@ def test_readers_that_are_broken_are_noticed_and_a_sound_one_beside_them_is_not(
     assert wrong == [False, *(True for _ in READER_BUGS)], reports
 
 
-@pytest.mark.parametrize("module", ["verify.worker", "tests.broken_worker"])
+@pytest.mark.parametrize("module", ["forebay.verify.worker", "tests.broken_worker"])
 def test_a_snapshot_of_a_lost_run_is_written_over_and_would_do_no_harm_else(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

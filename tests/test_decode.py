@@ -21,11 +21,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.decode import UPLOAD_MAX_MS, UPLOAD_MIN_MS, DecodeConfig, Decoder
-from operators.messages import Messages
-from storage.columns import arrow_schema
-from storage.frame import Frame
-from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, ColumnType, Schema
+from forebay.operators.decode import UPLOAD_MAX_MS, UPLOAD_MIN_MS, DecodeConfig, Decoder
+from forebay.operators.sources.messages import Messages
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.frame import Frame
+from forebay.storage.formats.schema import (
+    OFFSET,
+    PARTITION,
+    RAW,
+    UPLOAD_TIME,
+    Column,
+    ColumnType,
+    Schema,
+)
 from tests import reference
 from tests.reference import Read, Value
 

@@ -26,15 +26,15 @@ from typing import BinaryIO, cast
 import pytest
 from typing_extensions import Buffer
 
-import query
-from cli.load import LoadSpec
-from storage.errors import BadInput, Corruption
-from storage.files import Appender
-from storage.layout import Layout
+import forebay
+from forebay.cli.load import LoadSpec
+from forebay.storage.base.disk import Appender
+from forebay.storage.base.errors import BadInput, Corruption
+from forebay.storage.base.layout import Layout
 from tests import LONG
 from tests.job import Generated, Job, assert_exact, generated, taken
 from tests.oracle import Place
-from tests.partition import GRACE_MS, OpenFiles, Partition, assert_agrees, event, judge
+from tests.partition import GRACE_MS, OpenDisk, Partition, assert_agrees, event, judge
 from tests.test_job import NOW_MS
 
 MakeJob = Callable[..., Job]
@@ -102,7 +102,7 @@ class FaultyChunk(FileIO):
         return super().write(data)
 
 
-class FaultyFiles(OpenFiles):
+class FaultyDisk(OpenDisk):
     """The real file system with one fault. Nothing is really synced."""
 
     def __init__(self, trouble: Trouble) -> None:
@@ -200,21 +200,21 @@ class Story:
 
 def places_of(root: Path) -> list[Place]:
     """Every event that a query finds."""
-    return sorted(query.open(root).scan().select("_partition", "_offset").collect().rows())
+    return sorted(forebay.open(root).scan().select("_partition", "_offset").collect().rows())
 
 
 def lived(folder: Path, trouble: Trouble) -> Counter[str]:
     """The calls of a life in which `trouble` struck; asserts that it did no harm."""
     (folder / "data").mkdir(parents=True)
-    files = FaultyFiles(trouble)
-    story = Story(Partition(folder / "data", files=files))
+    disk = FaultyDisk(trouble)
+    story = Story(Partition(folder / "data", files=disk))
     try:
         try:
             story.live()
         except OSError as error:
             if error.errno != trouble.error:
                 raise
-            files.close()
+            disk.close()
             story.assert_readable()
             story.partition.offers = []
             story.live()
@@ -222,7 +222,7 @@ def lived(folder: Path, trouble: Trouble) -> Counter[str]:
         assert_agrees(story.partition, judge(MESSAGES))
         assert places_of(folder / "data") == judge(MESSAGES).places()
     finally:
-        files.close()
+        disk.close()
     return trouble.calls
 
 
@@ -269,7 +269,7 @@ def test_a_lock_that_cannot_be_had_for_another_reason_is_not_called_another_job(
 
     monkeypatch.setattr("fcntl.fcntl", full)
     with pytest.raises((OSError, BadInput)) as caught:
-        OpenFiles().lock(tmp_path / "lock")
+        OpenDisk().lock(tmp_path / "lock")
     assert "another job" not in str(caught.value)
     assert "No locks available" in str(caught.value)
 
@@ -410,7 +410,7 @@ def test_a_folder_that_may_not_be_written_is_told_and_the_job_goes_on_when_it_ma
     files = [path for path in at.iterdir() if path.is_file()] if folder == "recovery" else []
     for path in [at, *files]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    second = job.start("-c", AS_NOBODY, "-m", "cli.main", "run")
+    second = job.start("-c", AS_NOBODY, "-m", "forebay", "run")
     if folder == "hot":  # nothing new is made there
         assert job.ends(second) == 0, job.told()
     else:
@@ -434,7 +434,7 @@ def test_too_many_open_files_are_told_and_harm_nothing(
     first = job.run()
     job.until(first, lambda found: taken(found) > load.count / 4)
     job.kill(first)
-    second = job.start("-c", FEW_FILES, str(limit), "-m", "cli.main", "run")
+    second = job.start("-c", FEW_FILES, str(limit), "-m", "forebay", "run")
     job.until(second, lambda _: restarts(job) >= 1)
     assert second.poll() is None
     assert "oo many open files" in told(job), job.told()

@@ -15,13 +15,13 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-import cli.main
-from cli.main import main
-from flows.settings import ENV_PREFIX, Settings
-from query.receipt import _PARTITION_SCHEMA
-from query.store import TABLES
-from storage import errors
-from storage.frame import REJECT_SCHEMA
+import forebay.cli.main
+from forebay.cli.main import main
+from forebay.flows.settings import ENV_PREFIX, Settings
+from forebay.query.receipt import _PARTITION_SCHEMA
+from forebay.query.store import TABLES
+from forebay.storage.base import errors
+from forebay.storage.formats.frame import REJECT_SCHEMA
 from tests.broker import _free_port
 from tests.image import ROOT, services
 from tests.manual import REFERENCE, commands, page, settings
@@ -353,7 +353,7 @@ def test_tables_and_columns_are_those_that_the_readme_has() -> None:
 def test_exit_codes_are_those_that_the_readme_has() -> None:
     ours = {
         code
-        for module in (errors, cli.main)
+        for module in (errors, forebay.cli.main)
         for name, code in vars(module).items()
         if name.isupper() and type(code) is int
     }

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from operators.decode import DecodeConfig, Decoder
-from operators.messages import Messages
-from storage.schema import UPLOAD_TIME, Column, ColumnType, Schema
+from forebay.operators.decode import DecodeConfig, Decoder
+from forebay.operators.sources.messages import Messages
+from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType, Schema
 
 NOW_MS = 1_700_000_000_000
 PLACES: dict[ColumnType, int] = {"time_s": 0, "time": 3, "time_us": 6}

@@ -19,24 +19,24 @@ import pytest
 from click.testing import CliRunner, Result
 from polars.testing import assert_frame_equal
 
-import query
-from cli.main import main
-from storage.batch import Batch
-from storage.errors import BadInput, MissingFile
-from storage.files import Files
+import forebay
+from forebay.cli.main import main
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, MissingFile
+from forebay.storage.formats.boundary import Boundary
 from tests.lane import EMPTY, IN_ORDER, Lane, Lanes, collected, events, filled, hand_off
 from tests.partition import START_MS, event
 
 ROOT = Path(__file__).parent.parent
 
 
-def forebay(*arguments: str | Path) -> Result:
+def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(one) for one in arguments])
 
 
 def exported(name: str, data: Path, *options: str) -> Path:
     file = data.parent / name
-    result = forebay("export", file, "--data-dir", data, *options)
+    result = invoke("export", file, "--data-dir", data, *options)
     assert (result.exit_code, result.stderr) == (0, ""), result.output
     return file
 
@@ -52,7 +52,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_files_are_the_chunks_that_count_with_their_rows_and_times(data: Path) -> None:
-    store = query.open(data)
+    store = forebay.open(data)
     found = store.files()
     chunks = dict(store.last_view.chunks)
     assert set(found["path"]) == {str(path.absolute()) for path in chunks}
@@ -67,7 +67,7 @@ def test_files_are_the_chunks_that_count_with_their_rows_and_times(data: Path) -
 
 def test_files_of_runs_that_were_killed_are_not_among_them(data: Path) -> None:
     """A glob over the folder would count their rows again."""
-    store = query.open(data)
+    store = forebay.open(data)
     before = store.files()
     path = Path(before["path"][0])
     shutil.copy(path, path.with_name("0000000900-0000000901.9.parquet"))
@@ -80,7 +80,7 @@ def test_files_and_their_conditions_are_the_events_that_are_not_hot(data: Path) 
     """Also where the boundary goes through a chunk."""
     cut = START_MS + 450
     hand_off(data, 1, cut)
-    store = query.open(data)
+    store = forebay.open(data)
     found = store.files()
     assert 0 < found["from_time"].count() < found.height
     with duckdb.connect() as connection:
@@ -100,13 +100,13 @@ def test_files_and_their_conditions_are_the_events_that_are_not_hot(data: Path) 
 
 def test_files_of_the_late_table_are_told_apart(lane: Lanes) -> None:
     one = lane(blocks_per_chunk=1).take(*events(0, 5, 0, step_ms=100)).publish()
-    sealed = Batch().sealed(START_MS + 300)
-    Files().replace(one.layout.batch, sealed.encode(), durable=False)
+    sealed = Boundary().sealed(START_MS + 300)
+    Disk().replace(one.layout.batch, sealed.encode(), durable=False)
     one.blocks.notice(sealed)
     one.take(event(9, 99, 50, "p00")).take(*events(10, 2, 2_000)).publish().merge()
     done = sealed.completed(0, late=False, table=None)
-    Files().replace(one.layout.batch, done.encode(), durable=False)
-    store = query.open(one.root)
+    Disk().replace(one.layout.batch, done.encode(), durable=False)
+    store = forebay.open(one.root)
     late = store.files("events_late")
     assert late["rows"].to_list() == [1]
     assert set(late["path"]).isdisjoint(store.files()["path"])
@@ -116,15 +116,15 @@ def test_files_of_the_late_table_are_told_apart(lane: Lanes) -> None:
 
 def test_the_command_prints_what_the_store_says(data: Path) -> None:
     hand_off(data, 1, START_MS + 450)
-    store = query.open(data)
+    store = forebay.open(data)
     found = store.files()
-    printed = forebay("files", "--data-dir", data).stdout
+    printed = invoke("files", "--data-dir", data).stdout
     assert all(path in printed for path in found["path"])
     assert "upload_time >= '2023-11-14 22:13:20.450'" in printed
     rows, hot = found["rows"].sum(), store.receipt().hot_rows
     told = f"{found.height} files of {rows} rows; {hot} rows are hot, and in no file yet"
     assert printed.splitlines()[-1] == told
-    listed = orjson.loads(forebay("files", "--json", "--data-dir", data).stdout)
+    listed = orjson.loads(invoke("files", "--json", "--data-dir", data).stdout)
     assert [one["path"] for one in listed] == found["path"].to_list()
 
 
@@ -135,14 +135,14 @@ def test_the_command_prints_what_the_store_says(data: Path) -> None:
 def test_parquet_has_every_row_once_hot_and_cold(until_ms: int | None, data: Path) -> None:
     if until_ms is not None:
         hand_off(data, 1, START_MS + until_ms)
-    expected = collected(query.open(data))
+    expected = collected(forebay.open(data))
     assert expected.height > 0
     found = pl.read_parquet(exported("out.parquet", data)).sort(IN_ORDER)
     assert_frame_equal(found, expected)
 
 
 def test_ndjson_has_every_row_once_and_every_message_byte_for_byte(data: Path) -> None:
-    expected = collected(query.open(data))
+    expected = collected(forebay.open(data))
     lines = exported("out.ndjson", data).read_bytes().splitlines()
     rows = sorted(map(orjson.loads, lines), key=lambda row: row["_offset"])
     assert [row["_offset"] for row in rows] == expected["_offset"].to_list()
@@ -153,7 +153,7 @@ def test_ndjson_has_every_row_once_and_every_message_byte_for_byte(data: Path) -
 
 
 def test_csv_has_every_row_once(data: Path) -> None:
-    expected = collected(query.open(data))
+    expected = collected(forebay.open(data))
     found = pl.read_csv(exported("out.csv", data), schema_overrides={"id": pl.String})
     found = found.sort("_offset")
     assert found.columns == expected.columns
@@ -166,8 +166,8 @@ def test_a_folder_gets_a_file_named_after_the_table(data: Path) -> None:
     folder = data.parent / "folder"
     folder.mkdir()
     for table in ("events", "events_all", "events_late", "rejects"):
-        assert forebay("export", folder, "--table", table, "--data-dir", data).exit_code == 0
-    store = query.open(data)
+        assert invoke("export", folder, "--table", table, "--data-dir", data).exit_code == 0
+    store = forebay.open(data)
     rows = {path.stem: pq.read_metadata(path).num_rows for path in folder.iterdir()}
     assert rows == {
         "events": collected(store).height,
@@ -191,7 +191,7 @@ def test_a_table_without_rows_is_a_file_with_its_columns(suffix: str, tmp_path: 
 
 
 def test_another_kind_of_file_is_refused(data: Path) -> None:
-    result = forebay("export", data.parent / "out.xlsx", "--data-dir", data)
+    result = invoke("export", data.parent / "out.xlsx", "--data-dir", data)
     assert result.exit_code == 1
     assert "export: expected a folder or .parquet, .ndjson, .jsonl, .csv; got 'out.xlsx'" in (
         result.stderr
@@ -199,7 +199,7 @@ def test_another_kind_of_file_is_refused(data: Path) -> None:
 
 
 def test_an_unknown_table_is_refused_with_those_that_there_are(data: Path) -> None:
-    result = forebay("export", "out.csv", "--table", "event", "--data-dir", data)
+    result = invoke("export", "out.csv", "--table", "event", "--data-dir", data)
     assert result.exit_code == 2
     assert "events_late" in result.stderr
 
@@ -207,7 +207,7 @@ def test_an_unknown_table_is_refused_with_those_that_there_are(data: Path) -> No
 def test_where_files_go_meanwhile_all_is_written_again_of_a_new_view(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = collected(query.open(data))
+    expected = collected(forebay.open(data))
     gone_after(monkeypatch, batches=2, times=2)
     found = pl.read_parquet(exported("out.parquet", data)).sort(IN_ORDER)
     assert_frame_equal(found, expected)
@@ -217,7 +217,7 @@ def test_where_files_keep_going_there_is_an_error_and_no_file(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone_after(monkeypatch, batches=2, times=10**6)
-    result = forebay("export", data.parent / "out.parquet", "--data-dir", data)
+    result = invoke("export", data.parent / "out.parquet", "--data-dir", data)
     assert result.exit_code == 1
     assert "export: expected files to stay while they are written, after 3 tries" in result.stderr
     assert list(data.parent.iterdir()) == [data]
@@ -226,9 +226,9 @@ def test_where_files_keep_going_there_is_an_error_and_no_file(
 def gone_after(monkeypatch: pytest.MonkeyPatch, batches: int, times: int) -> None:
     """A chunk goes away after some batches, so many times."""
     left = [times]
-    stream = query.Store.stream
+    stream = forebay.Store.stream
 
-    def goes(store: query.Store, table: str = "events") -> pa.RecordBatchReader:
+    def goes(store: forebay.Store, table: str = "events") -> pa.RecordBatchReader:
         whole = stream(store, table)
         if not left[0]:
             return whole
@@ -241,7 +241,7 @@ def gone_after(monkeypatch: pytest.MonkeyPatch, batches: int, times: int) -> Non
 
         return pa.RecordBatchReader.from_batches(whole.schema, some())
 
-    monkeypatch.setattr(query.Store, "stream", goes)
+    monkeypatch.setattr(forebay.Store, "stream", goes)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "ndjson", "csv"])
@@ -250,10 +250,10 @@ def test_a_disk_that_is_full_leaves_neither_the_file_nor_a_part_of_it(
 ) -> None:
     """The limit on the size of files stands for the end of a disk."""
     code = (
-        "import resource, signal, sys, cli.main\n"
+        "import resource, signal, sys, forebay.cli.main\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "cli.main.main(sys.argv[1:])\n"
+        "forebay.cli.main.main(sys.argv[1:])\n"
     )
     file = data.parent / f"out.{suffix}"
     done = subprocess.run(
@@ -276,7 +276,8 @@ def test_memory_does_not_grow_with_the_rows_of_an_export(tmp_path: Path) -> None
     used: dict[int, int] = {}
     for width in (1, 40):
         code = (
-            "import sys, pyarrow as pa, pyarrow.compute as pc, query.batches as b, resource\n"
+            "import sys, pyarrow as pa, pyarrow.compute as pc, resource\n"
+            "import forebay.query.batches as b\n"
             "shaped = b._shaped\n"
             "def wide(batch, *others):\n"
             "    for one in shaped(batch, *others):\n"
@@ -284,7 +285,7 @@ def test_memory_does_not_grow_with_the_rows_of_an_export(tmp_path: Path) -> None
             "        at = one.schema.get_field_index('raw')\n"
             "        yield one.set_column(at, 'raw', raw)\n"
             "b._shaped = wide\n"
-            "from cli.main import main\n"
+            "from forebay.cli.main import main\n"
             "main(sys.argv[1:], standalone_mode=False)\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
         )

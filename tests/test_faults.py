@@ -14,11 +14,11 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from flows.settings import Settings, load
-from storage.errors import BadInput
-from storage.layout import Layout
-from storage.schema import RESERVED_ELSEWHERE
-from storage.text import did_you_mean, plain
+from forebay.flows.settings import Settings, load
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.base.text import did_you_mean, plain
+from forebay.storage.formats.schema import RESERVED_ELSEWHERE
 from tests.lane import Lanes, filled
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ def checked(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """`forebay config check` as a process of its own."""
     own = {f"FOREBAY_{name}": value for name, value in settings.items()}
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", "config", "check"], cwd=folder, capture_output=True,
+        [sys.executable, "-m", "forebay", "config", "check"], cwd=folder, capture_output=True,
         text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT), **own},
     )  # fmt: skip
 
@@ -212,7 +212,7 @@ def test_an_unknown_command_or_option_is_told_with_the_known_one(
     arguments: tuple[str, ...], near: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", "forebay", *arguments], cwd=ROOT, capture_output=True, text=True,
         timeout=60,
     )  # fmt: skip
     assert done.returncode == 2
@@ -311,7 +311,7 @@ def test_a_topic_without_the_source_that_reads_it_is_told_as_that(tmp_path: Path
 def test_a_run_without_the_source_that_was_meant_ends_with_that(tmp_path: Path) -> None:
     (tmp_path / "forebay.toml").write_text("[kafka]\ntopic = 'x'\n")
     done = subprocess.run(
-        [sys.executable, "-m", "cli.main", "run"], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-m", "forebay", "run"], cwd=tmp_path, capture_output=True, text=True,
         timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (78, "")

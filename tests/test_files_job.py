@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import zstandard as zstd
 
-import query
-from storage.errors import INCOMPLETE, PERMANENT
-from storage.layout import Layout
+import forebay
+from forebay.storage.base.errors import INCOMPLETE, PERMANENT
+from forebay.storage.base.layout import Layout
 from tests.job import Job
 
 SETTINGS = {
@@ -42,7 +42,7 @@ def lines(name: str, count: int, start: int = 0) -> bytes:
 
 
 def ids(job: Job) -> list[str]:
-    return sorted(query.open(job.data).sql("select id from events").to_series().to_list())
+    return sorted(forebay.open(job.data).sql("select id from events").to_series().to_list())
 
 
 def named(name: str, count: int) -> list[str]:
@@ -160,7 +160,7 @@ def test_odd_lines_are_rejects_and_cost_no_neighbour_however_they_are_packed(job
         (job.folder / "events" / name).write_bytes(packed(content))
     assert job.ends(job.run()) == 0
     assert ids(job) == sorted(id for name in packings for id in named(name, 50))
-    reasons = query.open(job.data).sql(
+    reasons = forebay.open(job.data).sql(
         "select reason, count(*) as n from rejects group by reason order by reason"
     )
     assert reasons.rows() == [("bad json", 99), ("too large", 51)]

@@ -19,14 +19,14 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from operators import failure
-from operators.content import WINDOW_BYTES, Position
-from operators.failure import unread
-from operators.files import NAME_CHARS_MAX, FilesConfig, FileSource, file_partitions
-from operators.messages import Messages
-from operators.unpack import PACKED_BYTES, PIECE_BYTES_MAX, unpack
-from storage.errors import BadInput
-from storage.layout import PartitionKey
+from forebay.operators import failure
+from forebay.operators.failure import unread
+from forebay.operators.sources.content import WINDOW_BYTES, Position
+from forebay.operators.sources.files import NAME_CHARS_MAX, FilesConfig, FileSource, file_partitions
+from forebay.operators.sources.messages import Messages
+from forebay.operators.sources.unpack import PACKED_BYTES, PIECE_BYTES_MAX, unpack
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import PartitionKey
 
 MTIME_MS = 1_700_000_000_000
 LINES = [b'{"n":%d,"pad":"%b"}' % (n, b"x" * (n * 7 % 90)) for n in range(200)]

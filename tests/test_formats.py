@@ -28,19 +28,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from siphash24 import siphash13
 
-from storage import record
-from storage.batch import Batch, Completed, Seal, read_batch
-from storage.catalog import Catalog, Chunk
-from storage.checksum import Checksum
-from storage.chunk import write_chunk
-from storage.columns import arrow_schema, column_types, parse_types
-from storage.drops import DROP_SCHEMA
-from storage.errors import BadInput, Corruption, FormatVersion, MissingFile
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA
-from storage.index import KeyHash, hash_keys
-from storage.keys import Hash
-from storage.layout import (
+from forebay.storage.base import record
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, Corruption, FormatVersion, MissingFile
+from forebay.storage.base.layout import (
     BlockId,
     ChunkId,
     Layout,
@@ -53,17 +44,32 @@ from storage.layout import (
     incarnation_of,
     reject_log_name,
 )
-from storage.log import Extent, LogReader, LogWriter, log_schema, read_log, read_span
-from storage.log_keys import HashWriter, read_hashes
-from storage.record import OPTIONAL
-from storage.rejects import RejectFilter
-from storage.replay import ReplayRequest
-from storage.schema import Column, Schema
-from storage.state import BlockState, Counters, PartitionState
+from forebay.storage.base.record import OPTIONAL
+from forebay.storage.formats.boundary import Boundary, Completed, Seal, read_boundary
+from forebay.storage.formats.catalog import Catalog, Chunk
+from forebay.storage.formats.checksum import Checksum
+from forebay.storage.formats.chunk import write_chunk
+from forebay.storage.formats.columns import arrow_schema, column_types, parse_types
+from forebay.storage.formats.drops import DROP_SCHEMA
+from forebay.storage.formats.frame import REJECT_SCHEMA
+from forebay.storage.formats.hash_file import HashWriter, read_hashes
+from forebay.storage.formats.hashes import Hash, KeyHash, hash_keys
+from forebay.storage.formats.log import (
+    Extent,
+    LogReader,
+    LogWriter,
+    log_schema,
+    read_log,
+    read_span,
+)
+from forebay.storage.formats.rejects import RejectFilter
+from forebay.storage.formats.replay_request import ReplayRequest
+from forebay.storage.formats.schema import Column, Schema
+from forebay.storage.formats.state import BlockState, Counters, PartitionState
 
 GOLDEN = Path(__file__).parent / "golden" / "2"
 GOLDEN_1 = GOLDEN.parent / "1"
-FILES = Files()
+FILES = Disk()
 NOON_MS = 1_714_564_800_000
 """2024-05-01 12:00 UTC"""
 
@@ -173,7 +179,7 @@ CATALOG = Catalog(
 CATALOG_1 = replace(
     CATALOG, chunks=(replace(CATALOG.chunks[0], checksum=Checksum(4_000, 4_294_967_295, 900, 9)),)
 )
-BATCH = Batch(
+BATCH = Boundary(
     2,
     NOON_MS,
     late_from=3,
@@ -204,8 +210,8 @@ RECORDS = [
     Record("manifest.json", "manifest", MANIFEST.encode(), PartitionState.decode, MANIFEST),
     Record("catalog.json", "catalog", CATALOG.encode(), Catalog.decode, CATALOG),
     Record("replay.json", "replay", REPLAY.encode(), ReplayRequest.decode, REPLAY),
-    Record("batch.json", "batch", BATCH.encode(), Batch.decode, BATCH),
-    Record("batch-uncovered.json", "batch", Batch().encode(), Batch.decode, Batch()),
+    Record("batch.json", "batch", BATCH.encode(), Boundary.decode, BATCH),
+    Record("batch-uncovered.json", "batch", Boundary().encode(), Boundary.decode, Boundary()),
 ]
 RECORDS_1 = [
     RECORDS[0]._replace(value=MANIFEST_1),
@@ -356,7 +362,7 @@ def test_shortened_record_is_corruption(made: Record, data: st.DataObject) -> No
 
 
 def test_before_any_handoff_there_is_no_batch_file(tmp_path: Path) -> None:
-    assert read_batch(FILES, Layout(tmp_path)) == Batch(0, None)
+    assert read_boundary(FILES, Layout(tmp_path)) == Boundary(0, None)
 
 
 # -- logs ---------------------------------------------------------------------------------------

@@ -24,17 +24,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import query
-from flows.settings import Settings, load
-from storage import record
-from storage.batch import Batch
-from storage.catalog import Catalog
-from storage.columns import arrow_schema
-from storage.errors import BadInput, ForebayError
-from storage.files import Files
-from storage.layout import Layout
-from storage.log import Extent, LogReader, log_schema, read_log
-from storage.state import PartitionState
+import forebay
+from forebay.flows.settings import Settings, load
+from forebay.storage.base import record
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, ForebayError
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary
+from forebay.storage.formats.catalog import Catalog
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.log import Extent, LogReader, log_schema, read_log
+from forebay.storage.formats.state import PartitionState
 from tests import LONG
 from tests.lane import Lane, filled
 from tests.test_decode import DECODER, GOOD, NOW_MS, item, nonsense, reads, well_formed
@@ -126,7 +126,7 @@ def risky() -> list[bytes]:
 
 def decode_risky() -> None:
     """Each alone, between two good ones, and all at once; prints the slowest."""
-    from operators.decode import DecodeConfig, Decoder
+    from forebay.operators.decode import DecodeConfig, Decoder
     from tests.test_decode import SCHEMA, SKEW_MS
 
     decoder = Decoder(DecodeConfig(SCHEMA, SKEW_MS, 10_000_000))
@@ -237,7 +237,7 @@ def changed_records(draw: st.DrawFn) -> Changed:
 DECODERS: list[Callable[[bytes, str], object]] = [
     PartitionState.decode,
     Catalog.decode,
-    Batch.decode,
+    Boundary.decode,
 ]
 
 
@@ -313,7 +313,7 @@ def test_a_manifest_or_catalog_with_an_odd_value_is_answered_or_refused_by_a_que
         assert isinstance(body, dict)
         file.write_bytes(record.encode(kind, 2, body))
         try:
-            store = query.open(stored)
+            store = forebay.open(stored)
             store.partitions()
             store.receipt()
             store.sql("select count(*), max(_offset), min(upload_time) from events")
@@ -344,10 +344,10 @@ def test_a_mutated_log_is_refused_though_its_extent_fits(
         told = f"{extent.file} is read"
         try:
             if whole:
-                list(read_log(Files(), Path(folder), extent))
+                list(read_log(Disk(), Path(folder), extent))
             else:
-                log_schema(Files(), Path(folder), extent.file)
-                reader = LogReader(Files(), Path(folder), extent.file)
+                log_schema(Disk(), Path(folder), extent.file)
+                reader = LogReader(Disk(), Path(folder), extent.file)
                 found = reader.follow(extent, torn_ok=True)
                 if reader.schema is not None:
                     reader.decode(found, reader.schema.names)
@@ -363,7 +363,7 @@ def test_arbitrary_bytes_are_no_log(data: bytes) -> None:
         (Path(folder) / "x.1.arrows").write_bytes(data)
         extent = Extent("x.1.arrows", len(data), 5, zlib.crc32(data))
         try:
-            found = list(read_log(Files(), Path(folder), extent))
+            found = list(read_log(Disk(), Path(folder), extent))
         except ForebayError:
             return
         assert not found
@@ -413,7 +413,7 @@ def assert_valid_or_listed() -> None:
 
 def decoder_of(found: Settings) -> object:
     """Every valid schema can be decoded."""
-    from operators.decode import DecodeConfig, Decoder
+    from forebay.operators.decode import DecodeConfig, Decoder
 
     decoder = Decoder(DecodeConfig(found.schema_of_events, found.future_skew, 1_000))
     return decoder.decode([item([GOOD, b"{", b"{}"])])

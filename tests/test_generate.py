@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def generate(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "cli.main", "generate", "--events", "200", *arguments],
+        [sys.executable, "-m", "forebay", "generate", "--events", "200", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -17,16 +17,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-import query
-from storage.batch import Batch, BatchWriter, Seal, read_batch
-from storage.errors import BadInput
+import forebay
+from forebay.storage.base.errors import BadInput
+from forebay.storage.formats.boundary import Boundary, BoundaryWriter, Seal, read_boundary
 from tests.partition import (
     GRACE_MS,
     NAME,
     SPAN_MS,
     START_MS,
     WINDOW_MS,
-    OpenFiles,
+    OpenDisk,
     Partition,
     event,
 )
@@ -34,9 +34,9 @@ from tests.partition import (
 BASE_MS = START_MS - START_MS % SPAN_MS
 
 
-def seal(partition: Partition, until_ms: int) -> Batch:
+def seal(partition: Partition, until_ms: int) -> Boundary:
     """Written, and carried out, but perhaps not committed."""
-    with BatchWriter(partition.files, partition.layout) as writer:
+    with BoundaryWriter(partition.files, partition.layout) as writer:
         batch = writer.seal(until_ms, [SPAN_MS])
     partition.blocks.notice(batch)
     return batch
@@ -45,19 +45,19 @@ def seal(partition: Partition, until_ms: int) -> Batch:
 def confirm(partition: Partition) -> bytes:
     """Commit until no crash can undo the seal; the last snapshot."""
     snapshot = partition.blocks.snapshot()
-    while partition.blocks.notice(read_batch(partition.files, partition.layout)):
+    while partition.blocks.notice(read_boundary(partition.files, partition.layout)):
         snapshot = partition.blocks.snapshot()
     partition.blocks.publish()
     return snapshot
 
 
-def complete(partition: Partition, *, late: bool = True) -> Batch:
-    with BatchWriter(partition.files, partition.layout) as writer:
+def complete(partition: Partition, *, late: bool = True) -> Boundary:
+    with BoundaryWriter(partition.files, partition.layout) as writer:
         return writer.complete(partition.now_ms, late=late)
 
 
 def tick(partition: Partition, retention_ms: int = 0) -> None:
-    batch = read_batch(partition.files, partition.layout)
+    batch = read_boundary(partition.files, partition.layout)
     partition.offers.append(partition.blocks.tick(batch, retention_ms))
     partition.merge()
     partition.blocks.publish()
@@ -67,9 +67,9 @@ def offsets(rows: pl.LazyFrame) -> list[int]:
     return [int(offset) for offset in rows.select("_offset").collect()["_offset"].sort()]
 
 
-def store(partition: Partition) -> query.Store:
+def store(partition: Partition) -> forebay.Store:
     partition.blocks.publish()
-    return query.open(partition.root)
+    return forebay.open(partition.root)
 
 
 def spread(partition: Partition, count: int, step_ms: int = SPAN_MS) -> None:
@@ -82,7 +82,7 @@ def spread(partition: Partition, count: int, step_ms: int = SPAN_MS) -> None:
 
 
 def test_seals_and_boundary_never_go_back() -> None:
-    sealed = Batch().sealed(200)
+    sealed = Boundary().sealed(200)
     assert sealed.sealed(200) == sealed
     with pytest.raises(BadInput, match=r"expected 1970-01-01T00:00:00\.200Z or later"):
         sealed.sealed(100)
@@ -92,16 +92,16 @@ def test_seals_and_boundary_never_go_back() -> None:
     later = done.sealed(300).completed(7, late=True, table="t")
     assert (later.number, later.covered_until_ms, later.late_from, later.table) == (2, 300, 2, "t")
     with pytest.raises(BadInput, match="expected a seal to complete"):
-        Batch().completed(5, late=False, table=None)
+        Boundary().completed(5, late=False, table=None)
 
 
 def test_a_seal_between_the_ends_of_a_block_is_refused(partition: Partition) -> None:
     with (
-        BatchWriter(partition.files, partition.layout) as writer,
+        BoundaryWriter(partition.files, partition.layout) as writer,
         pytest.raises(BadInput, match="multiple of the block span"),
     ):
         writer.seal(SPAN_MS + 1, [SPAN_MS])
-    assert read_batch(partition.files, partition.layout) == Batch()
+    assert read_boundary(partition.files, partition.layout) == Boundary()
 
 
 # -- what is late -------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ class Handoffs(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.partition = Partition(Path(self.folder.name), files=OpenFiles())
+        self.partition = Partition(Path(self.folder.name), files=OpenDisk())
         self.log: list[Sent] = []
         self.clock_ms = 0
         self.taken = self.published = 0
@@ -327,8 +327,8 @@ class Handoffs(RuleBasedStateMachine):
         self.partition.blocks.publish()
 
     @property
-    def record(self) -> Batch:
-        return read_batch(self.partition.files, self.partition.layout)
+    def record(self) -> Boundary:
+        return read_boundary(self.partition.files, self.partition.layout)
 
     @rule(steps=st.lists(st.tuples(st.integers(-5, 3), st.booleans()), min_size=1, max_size=10))
     def send_and_take_in(self, steps: list[tuple[int, bool]]) -> None:
@@ -387,7 +387,7 @@ class Handoffs(RuleBasedStateMachine):
         self.published = self.taken
         self.confirmed = self.record.seal
         if self._open():
-            self.at_seal = self._keys(query.open(self.partition.root).sealed())
+            self.at_seal = self._keys(forebay.open(self.partition.root).sealed())
 
     def _open(self) -> bool:
         """Whether the confirmed seal is yet to be completed."""
@@ -398,7 +398,7 @@ class Handoffs(RuleBasedStateMachine):
     @rule()
     def hand_over(self) -> None:
         """What was sealed has not changed since; the batch layer keeps one of each key."""
-        taken = self._keys(query.open(self.partition.root).sealed())
+        taken = self._keys(forebay.open(self.partition.root).sealed())
         assert taken == self.at_seal
         assert max(taken.values(), default=1) == 1
         self.batch |= set(taken)
@@ -422,7 +422,7 @@ class Handoffs(RuleBasedStateMachine):
 
     @invariant()
     def each_event_is_in_one_place(self) -> None:
-        found = query.open(self.partition.root)
+        found = forebay.open(self.partition.root)
         boundary_ms = (self.record.covered_until_ms or 0) - START_MS
         seen, late = self._keys(found.scan()), self._keys(found.late())
         assert max([*seen.values(), *late.values()], default=1) == 1

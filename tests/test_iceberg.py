@@ -23,17 +23,17 @@ from pyiceberg.catalog import load_catalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.table import Table
 
-import query
-from flows import batch as flow
-from flows.batch import DAY_MS, run_day
-from flows.table import own_catalog
-from storage.batch import Batch, BatchWriter, read_batch
-from storage.columns import arrow_schema
-from storage.errors import BadInput
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.layout import Layout
-from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
+import forebay
+from forebay.flows import batch as flow
+from forebay.flows.batch import DAY_MS, run_day
+from forebay.flows.batch_table import own_catalog
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary, BoundaryWriter, read_boundary
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
 from tests.days import (
     CONFIG,
     HOUR_MS,
@@ -45,11 +45,11 @@ from tests.days import (
     event,
     everything,
     feed,
-    forebay,
     hand_over,
     hand_over_as_before,
     ids,
     in_table,
+    invoke,
     keys,
     once,
     run_job,
@@ -106,7 +106,7 @@ def table(root: Path) -> Table:
 
 
 def metadata(root: Path) -> str:
-    found = read_batch(Files(), Layout(root)).table
+    found = read_boundary(Disk(), Layout(root)).table
     assert found is not None
     return found
 
@@ -130,7 +130,7 @@ def by_polars(root: Path) -> pl.DataFrame:
 
 def by_us(root: Path) -> pl.DataFrame:
     below = pl.col(UPLOAD_TIME) < _time(starts_ms(1))
-    rows = query.open(root).scan("all").filter(below).rename({PARTITION: "source_partition"})
+    rows = forebay.open(root).scan("all").filter(below).rename({PARTITION: "source_partition"})
     return rows.collect()
 
 
@@ -313,7 +313,7 @@ def test_a_key_column_of_any_name_keeps_its_events_apart(
     root = node(tmp_path / "data", schema, rows[:3], rows[2:])
     report = run_day([root], CONFIG, day(0))
     assert (report.rows, report.duplicates) == (5, 1)
-    found = query.open(root).scan("all").filter(pl.col(UPLOAD_TIME) < _time(starts_ms(1)))
+    found = forebay.open(root).scan("all").filter(pl.col(UPLOAD_TIME) < _time(starts_ms(1)))
     assert found.collect()[name].sort().to_list() == values
     assert by_pyiceberg(root)[name].sort().to_list() == values
 
@@ -341,8 +341,8 @@ def test_a_column_that_the_table_can_not_take_is_told_with_the_table_and_changes
     catalog.create_table("forebay.events", pa.schema([("id", pa.int64())]))
     with pytest.raises(BadInput, match=r"table forebay.events: .*id"):
         run_day([root], CONFIG, day(0))
-    assert read_batch(Files(), Layout(root)).covered_until_ms is None
-    assert query.open(root).scan("all").collect().height == 2
+    assert read_boundary(Disk(), Layout(root)).covered_until_ms is None
+    assert forebay.open(root).scan("all").collect().height == 2
 
 
 def _made(root: Path) -> dict[str, str]:
@@ -374,8 +374,8 @@ def old(filled: Path, make_job: MakeJob) -> Job:
 
 
 def test_a_table_made_before_is_read_and_goes_on_with_all_its_rows(old: Job) -> None:
-    assert ids(query.open(old.data).scan("all")) == everything(0)
-    places = _places(query.open(old.data))
+    assert ids(forebay.open(old.data).scan("all")) == everything(0)
+    places = _places(forebay.open(old.data))
     again_ms = starts_ms(0) + 5 * DAY_MS // PER_DAY
     feed(old, "a", [event("late-0", starts_ms(0) + HOUR_MS), event("a-0-5", again_ms)])
     run_job(old)
@@ -386,8 +386,8 @@ def test_a_table_made_before_is_read_and_goes_on_with_all_its_rows(old: Job) -> 
         assert ids(found) == through, read
         assert set(found["source_partition"]) == {"a.ndjson", "b.ndjson"}
         assert PARTITION not in found.columns
-    assert ids(query.open(old.data).scan("all")) == everything(1, "late-0")
-    assert _places(query.open(old.data)).items() >= places.items()
+    assert ids(forebay.open(old.data).scan("all")) == everything(1, "late-0")
+    assert _places(forebay.open(old.data)).items() >= places.items()
     properties = table(old.data).properties
     assert properties["commit.retry.num-retries"] == "0"
     assert properties["write.metadata.metrics.column.id"] == "counts"
@@ -395,17 +395,17 @@ def test_a_table_made_before_is_read_and_goes_on_with_all_its_rows(old: Job) -> 
     assert ids(in_table(old)) == through + once(keys(2))
 
 
-def _places(store: query.Store) -> dict[str, tuple[str, int]]:
+def _places(store: forebay.Store) -> dict[str, tuple[str, int]]:
     rows = store.sql("select id, _partition, _offset from events_all where id like '%-0-%'")
     return {key: (partition, offset) for key, partition, offset in rows.rows()}
 
 
 def test_a_table_made_before_gets_its_new_names_when_a_day_is_run_again(old: Job) -> None:
-    copy = next(c for c in query.open(old.data).why({"id": "a-0-7"}).copies)
+    copy = next(c for c in forebay.open(old.data).why({"id": "a-0-7"}).copies)
     assert run_day([old.data], CONFIG, day(0)).outcome == "completed before"
     assert "source_partition" in static(metadata(old.data)).schema().column_names
-    assert ids(query.open(old.data).scan("all")) == everything(0)
-    assert query.open(old.data).why({"id": "a-0-7"}).copies[0] == copy
+    assert ids(forebay.open(old.data).scan("all")) == everything(0)
+    assert forebay.open(old.data).why({"id": "a-0-7"}).copies[0] == copy
 
 
 def test_a_table_whose_events_have_a_source_partition_of_their_own_keeps_its_name(
@@ -416,7 +416,7 @@ def test_a_table_whose_events_have_a_source_partition_of_their_own_keeps_its_nam
     rows = [{"id": f"{n}", "source_partition": f"mine{n}"} for n in range(3)]
     root = node(tmp_path / "data", schema, rows)
     run_day([root], CONFIG, day(0))
-    found = query.open(root).scan("all").filter(pl.col(UPLOAD_TIME) < _time(starts_ms(1)))
+    found = forebay.open(root).scan("all").filter(pl.col(UPLOAD_TIME) < _time(starts_ms(1)))
     assert found.select(PARTITION, "source_partition").collect().sort(pl.all()).rows() == [
         ("p00", f"mine{n}") for n in range(3)
     ]
@@ -440,15 +440,15 @@ def test_a_data_directory_of_any_name_is_handed_over_where_it_is_and_read(
             file.write(event(f"k{n}", starts_ms(0) + n) + b"\n")
         file.write(event("end", starts_ms(1)) + b"\n")
     run_job(job)
-    done = forebay(job, "batch", "run", "--catch-up")
+    done = invoke(job, "batch", "run", "--catch-up")
     assert done.returncode == 0, done.stderr
-    again = forebay(job, "batch", "run", "--day", str(day(0)))
+    again = invoke(job, "batch", "run", "--day", str(day(0)))
     assert "4 events" in again.stdout
     assert "(completed before: nothing to do)" in again.stdout
     four = once(f"k{n}" for n in range(4))
     for read in READERS:
         assert ids(read(job.data)) == four
-    told = forebay(job, "sql", "--format", "csv", "select id from events_all order by id")
+    told = invoke(job, "sql", "--format", "csv", "select id from events_all order by id")
     assert told.stdout.split()[1:6] == ["end", "k0", "k1", "k2", "k3"]
     assert [path.name for path in (tmp_path / "place").iterdir()] == [name]
     assert {path.name for path in job.folder.iterdir()} <= {"data", "job.log"}
@@ -468,14 +468,14 @@ def test_a_day_whose_run_was_killed_is_told_as_taken_up_and_a_day_done_before_as
     job = a_job(make_job)
     feed(job, "a", [event("one", starts_ms(0)), event("end", starts_ms(1))])
     run_job(job)
-    first = forebay(job, "batch", "run", "--day", str(day(0))).stdout
+    first = invoke(job, "batch", "run", "--day", str(day(0))).stdout
     assert "1 events" in first
     assert "(" not in first
     killed = batch(job)
-    Layout(job.data).batch.write_bytes(Batch(seal=killed.seal).encode())
-    second = forebay(job, "batch", "run", "--day", str(day(0))).stdout
+    Layout(job.data).batch.write_bytes(Boundary(seal=killed.seal).encode())
+    second = invoke(job, "batch", "run", "--day", str(day(0))).stdout
     assert "(written by a run that did not complete it; now completed)" in second
-    third = forebay(job, "batch", "run", "--day", str(day(0))).stdout
+    third = invoke(job, "batch", "run", "--day", str(day(0))).stdout
     assert "(completed before: nothing to do)" in third
 
 
@@ -485,18 +485,18 @@ def test_the_table_is_on_disk_before_the_boundary_moves(
     """What is handed over is deleted from the data directory some time later."""
     root = node(tmp_path / "data", TEXTS, [{"id": "a", "s": "", RAW: b""}])
     seen: list[str] = []
-    complete = BatchWriter.complete
+    complete = BoundaryWriter.complete
     sync = os.sync
 
     def synced() -> None:
         seen.append("synced")
         sync()
 
-    def completed(self: BatchWriter, *arguments: Any, **options: Any) -> Batch:
+    def completed(self: BoundaryWriter, *arguments: Any, **options: Any) -> Boundary:
         seen.append("completed")
         return complete(self, *arguments, **options)
 
     monkeypatch.setattr(os, "sync", synced)
-    monkeypatch.setattr(BatchWriter, "complete", completed)
+    monkeypatch.setattr(BoundaryWriter, "complete", completed)
     run_day([root], CONFIG, day(0))
     assert seen == ["synced", "completed"]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.load import Load, LoadSpec
-from cli.outlet import files
+from forebay.cli.load import Load, LoadSpec
+from forebay.cli.outlet import files
 from tests.broker import Broker
 from tests.image import COMPOSE, ROOT, Image, build, context, copy_context, services
 from tests.manual import commands
@@ -38,7 +38,7 @@ def test_what_an_image_build_may_see_is_what_the_wheel_is_made_from() -> None:
     tops = {path.parts[0] for path in context()}
     assert tops == {
         "constraints.txt", "constraints-build.txt", "pyproject.toml", "README.md", "LICENSE",
-        "flows", "operators", "storage", "query", "cli", "verify",
+        "forebay", "flows", "operators", "storage", "query", "cli", "verify",
     }  # fmt: skip
     assert not [path for path in context() if "__pycache__" in path.parts]
 
@@ -49,11 +49,12 @@ def test_wheel_of_what_an_image_build_may_see_has_every_module(tmp_path: Path) -
     build_it = [*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), "."]
     subprocess.run(build_it, cwd=tmp_path / "src", check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
-    packages = ("cli", "flows", "operators", "query", "storage", "verify")
-    modules = {
-        path.relative_to(ROOT).as_posix()
-        for package in packages
-        for path in (ROOT / package).rglob("*.py")
+    folders = [path for path in (ROOT / "forebay").iterdir() if path.is_dir()]
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "forebay").glob("*.py*")}
+    modules |= {
+        f"forebay/{folder.name}/{path.relative_to(folder).as_posix()}"
+        for folder in folders
+        for path in folder.rglob("*.py")
     }
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if not name.startswith("forebay-")} == modules
@@ -121,21 +122,21 @@ def test_job_batch_layer_and_queries_work_in_the_image(image: Image, tmp_path: P
     cwd = tmp_path / "empty"
     cwd.mkdir()
 
-    def forebay(*arguments: str) -> str:
+    def invoke(*arguments: str) -> str:
         return image.run(*arguments, folder=cwd, settings=settings)
 
     def count(table: str) -> int:
-        [row] = json.loads(forebay("sql", "--format", "json", f"select count(*) n from {table}"))
+        [row] = json.loads(invoke("sql", "--format", "json", f"select count(*) n from {table}"))
         return int(row["n"])
 
-    forebay("run")
+    invoke("run")
     assert count("events") == EVENTS
-    forebay("batch", "run", "--catch-up")
-    status = json.loads(forebay("status", "--json"))
+    invoke("batch", "run", "--catch-up")
+    status = json.loads(invoke("status", "--json"))
     assert status["batch_number"] >= 1
     assert count("events_all") == EVENTS
     assert count("events") < EVENTS
-    forebay("check")
+    invoke("check")
     assert list((image.root / "var" / "cache" / "forebay").rglob("*.nbi")), "numba's cache"
     assert not list(cwd.iterdir())
 
@@ -166,7 +167,7 @@ def test_what_compose_runs_works_with_the_environment_it_gives(
             for key, text in given.items()
         }
 
-    def forebay(name: str, *arguments: str) -> str:
+    def invoke(name: str, *arguments: str) -> str:
         return image.run(*arguments, folder=tmp_path, settings=settings(name))
 
     shell, flag, script = found["load"]["entrypoint"]
@@ -188,9 +189,9 @@ def test_what_compose_runs_works_with_the_environment_it_gives(
         accepted = 0
         while accepted < EVENTS:
             assert job.poll() is None
-            accepted = json.loads(forebay("shell", "status", "--json"))["totals"]["accepted"]
-        assert forebay("shell", *found["shell"]["command"])
-        forebay("batch", *found["batch"]["command"])
+            accepted = json.loads(invoke("shell", "status", "--json"))["totals"]["accepted"]
+        assert invoke("shell", *found["shell"]["command"])
+        invoke("batch", *found["batch"]["command"])
     finally:
         job.send_signal(signal.SIGTERM)
         told, _ = job.communicate(timeout=90)

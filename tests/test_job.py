@@ -22,12 +22,12 @@ import polars as pl
 import pytest
 import zstandard
 
-import query
-from cli.load import LoadSpec
-from flows.cluster import BUILT, GO
-from flows.recovery import begin, take_data_directory
-from storage.errors import PERMANENT, MissingFile
-from storage.layout import Layout
+import forebay
+from forebay.cli.load import LoadSpec
+from forebay.flows.cluster import BUILT, GO
+from forebay.flows.recovery import begin, take_data_directory
+from forebay.storage.base.errors import PERMANENT, MissingFile
+from forebay.storage.base.layout import Layout
 from tests.job import Generated, Job, assert_exact, generated, taken
 
 MakeJob = Callable[..., Job]
@@ -180,7 +180,7 @@ def test_a_column_added_later_is_null_for_old_events(make_job: MakeJob, tmp_path
     (events / "a.ndjson").write_bytes(b"".join(lines))
     job.settings["COLUMNS"] = '[{"name": "colour", "path": "event_properties.colour"}]'
     assert job.ends(job.run()) == 0, job.told()
-    found = query.open(job.data).scan().sort("_offset").select("_offset", "colour").collect()
+    found = forebay.open(job.data).scan().sort("_offset").select("_offset", "colour").collect()
     assert found["_offset"].to_list() == list(range(200))
     assert found["colour"].to_list() == [None] * 100 + ["red"] * 100
 
@@ -218,7 +218,8 @@ def test_copies_in_different_files_meet_when_divided_by_hash(
     assert partitions["accepted"].sum() == 2000
     assert partitions["duplicates"].sum() == 1000
     assert (
-        query.open(job.data).sql("select count(distinct insert_id) as n from events").item() == 2000
+        forebay.open(job.data).sql("select count(distinct insert_id) as n from events").item()
+        == 2000
     )
     job.settings["HASH_PARTITIONS"] = "4"
     assert job.ends(job.run()) == PERMANENT
@@ -241,7 +242,7 @@ def test_real_github_events_come_out_once_each(
     job = make_job(FILES__PATH=str(events), SCHEMA="github", BLOCKS_PER_CHUNK="3")
     assert job.ends(job.run()) == 0, job.told()
     documents = {(one := orjson.loads(line))["id"]: one for line in lines}
-    found = query.open(job.data).scan().select("id", "type", "actor_login", "repo_id", "raw")
+    found = forebay.open(job.data).scan().select("id", "type", "actor_login", "repo_id", "raw")
     rows = found.collect().to_dicts()
     assert sorted(row["id"] for row in rows) == sorted(documents)
     for row in rows:
@@ -272,7 +273,7 @@ def children(pid: int) -> list[int]:
 
 WATCHED = """
 import gc
-from flows import worker
+from forebay.flows import worker
 
 def cluster_main(*_, **__):
     print(gc.isenabled(), gc.get_threshold()[0] == worker.GARBAGE_OBJECTS)
@@ -281,7 +282,7 @@ def build(*_):
     print(gc.isenabled())
 
 worker.cluster_main = cluster_main
-import flows.realtime
+import forebay.flows.realtime
 flows.realtime.build = build
 raise SystemExit(worker.main(0, []))
 """

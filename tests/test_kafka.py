@@ -16,12 +16,12 @@ import orjson
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-import query
-from cli.load import LoadSpec
-from storage.errors import PERMANENT
-from storage.files import Files
-from storage.layout import Layout
-from storage.state import read_manifest
+import forebay
+from forebay.cli.load import LoadSpec
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import PERMANENT
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.state import read_manifest
 from tests.broker import Broker
 from tests.job import Generated, Job, assert_exact, generated, taken
 from tests.test_job import children
@@ -151,7 +151,7 @@ def test_silence_longer_than_the_window_then_redelivery_drops_every_duplicate(
     found = job.until(process, lambda found: taken(found) == 1000)
     assert job.stop(process) == 0, job.told()
     assert (found["accepted"].sum(), found["duplicates"].sum()) == (500, 500)
-    assert query.open(job.data).sql("select count(*) from events").item() == 500
+    assert forebay.open(job.data).sql("select count(*) from events").item() == 500
 
 
 def test_lost_offsets_stop_the_job_unless_they_are_to_be_skipped_and_counted(
@@ -284,6 +284,6 @@ def _writing(chunks: Path, known: set[Path]) -> bool:
 
 def _runs(job: Job) -> set[int]:
     """Which run of its own each partition is in."""
-    layout, files = Layout(job.data), Files()
+    layout, files = Layout(job.data), Disk()
     states = [read_manifest(files, layout.manifest(name)) for name in layout.partitions()]
     return {state.incarnation for state in states if state is not None}

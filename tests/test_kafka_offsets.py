@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from storage.errors import PERMANENT
-from storage.files import Files
-from storage.layout import Layout
-from storage.sources import Source, Topic, read_sources, read_topic
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import PERMANENT
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.source import Source, Topic, read_sources, read_topic
 from tests.broker import Broker
 from tests.job import Job, taken
 from tests.test_broker_trouble import (
@@ -33,7 +33,7 @@ MakeJob = Callable[..., Job]
 
 
 def sources(job: Job) -> dict[str, Source]:
-    return read_sources(Files(), Layout(job.data))
+    return read_sources(Disk(), Layout(job.data))
 
 
 def begun(job: Job, process: subprocess.Popen[bytes]) -> None:
@@ -222,7 +222,7 @@ def test_what_version_1_kept_tells_which_partitions_were_there(
     process = job.run()
     begun(job, process)
     job.kill(process)
-    kept = read_topic(Files(), topic)
+    kept = read_topic(Disk(), topic)
     assert kept is not None
     assert kept.partitions == 2
     topic.unlink()
@@ -242,7 +242,7 @@ def test_what_version_1_kept_tells_which_partitions_were_there(
     found = {name: one.first_offset for name, one in sources(job).items()}
     assert list(found.values()) == [5, 0, 0]
     assert insert_ids(job) == ids({"i": range(10)})
-    assert read_topic(Files(), topic) == Topic(kept.id, None if with_id else 2)
+    assert read_topic(Disk(), topic) == Topic(kept.id, None if with_id else 2)
 
 
 def test_another_topic_is_refused_and_leaves_no_trace(make_job: MakeJob, broker: Broker) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from operators.kafka import (
+from forebay.operators.sources.kafka import (
     BATCHES_PER_S,
     QUEUED_BYTES_MAX,
     QUEUED_MESSAGES_MAX,
@@ -17,7 +17,7 @@ from operators.kafka import (
     _Queue,
     _Reader,
 )
-from operators.topic import KafkaConfig
+from forebay.operators.sources.topic import KafkaConfig
 
 LINGER_S = 30.0
 

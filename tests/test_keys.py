@@ -11,15 +11,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from storage.chunks import Chunks
-from storage.columns import arrow_schema
-from storage.errors import Corruption
-from storage.files import Files
-from storage.index import I64, SAME_MAX, U64, DedupIndex, KeyHash, hash_keys
-from storage.keys import KNOWN_KEY_BYTES, Hash, KeyCache, Stored
-from storage.layout import incarnation_of
-from storage.log import Extent, LogReader, LogWriter, Span
-from storage.log_keys import MAGIC, HashWriter, LogKeys, read_hashes
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption
+from forebay.storage.base.layout import incarnation_of
+from forebay.storage.dedup.index import SAME_MAX, DedupIndex
+from forebay.storage.dedup.key_sources import LogKeys
+from forebay.storage.dedup.keys import KNOWN_KEY_BYTES, KeyCache, Stored
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.hash_file import MAGIC, HashWriter, read_hashes
+from forebay.storage.formats.hashes import I64, U64, Hash, KeyHash, hash_keys
+from forebay.storage.formats.log import Extent, LogReader, LogWriter, Span
+from forebay.storage.partition.chunks import Chunks
 from tests import LONG
 from tests.partition import (
     GRACE_MS,
@@ -28,7 +30,7 @@ from tests.partition import (
     SPAN_MS,
     WINDOW_MS,
     Message,
-    OpenFiles,
+    OpenDisk,
     Partition,
     assert_agrees,
     event,
@@ -58,7 +60,7 @@ def restarted_with_three_hot_blocks(partition: Partition) -> list[Message]:
 def test_a_restart_reads_back_the_keys_that_the_cache_has_room_for(
     partition: Partition, monkeypatch: pytest.MonkeyPatch, cache_bytes: int, loaded: list[bool]
 ) -> None:
-    monkeypatch.setattr("storage.live.LOAD_BYTES", 1)
+    monkeypatch.setattr("forebay.storage.partition.live.LOAD_BYTES", 1)
     taken = restarted_with_three_hot_blocks(partition)
     live, cache = partition.blocks._live, KeyCache(cache_bytes)
     for block in live:
@@ -259,16 +261,16 @@ def test_keys_read_back_from_a_flipped_file_are_right_or_corruption(
 
 def test_keys_read_again_from_a_flipped_log_are_right_or_corruption(tmp_path: Path) -> None:
     """Keys that the cache let go of are read back a batch at a time, by its place in the log."""
-    files = OpenFiles()
-    writer = LogWriter(files, tmp_path, "x.1.arrows", arrow_schema(SCHEMA))
+    disk = OpenDisk()
+    writer = LogWriter(disk, tmp_path, "x.1.arrows", arrow_schema(SCHEMA))
     for low in (0, 20):
         writer.append(frame([event(n, n, n) for n in range(low, low + 20)]).events)
-    files.close()
+    disk.close()
     log = tmp_path / "x.1.arrows"
     data = log.read_bytes()
     wrong: dict[int, str] = {}
     for at in range(0, len(data), 1 if LONG else 11):
-        keys = LogKeys(Files(), tmp_path, SCHEMA.key, lambda: [writer.extent], hash=hash_keys)
+        keys = LogKeys(Disk(), tmp_path, SCHEMA.key, lambda: [writer.extent], hash=hash_keys)
         (_, stored) = keys.batches()
         broken = bytearray(data)
         broken[at] ^= 1 + at % 255
@@ -289,17 +291,17 @@ def test_keys_and_payloads_are_right_or_corruption_whatever_flipped_in_the_head_
     tmp_path: Path,
 ) -> None:
     """Where a hash file tells the hashes, the log's own schema is not read before a key is."""
-    files = OpenFiles()
+    disk = OpenDisk()
     schema, payload = arrow_schema(SCHEMA), ("part", "upload_time")
-    writer, beside = LogWriter(files, tmp_path, "x.1.arrows", schema), HashWriter(files, tmp_path)
+    writer, beside = LogWriter(disk, tmp_path, "x.1.arrows", schema), HashWriter(disk, tmp_path)
     events = frame([event(n, n, n) for n in range(20)]).events
     span = writer.append(events)
     beside.append(span, hash_keys(events.select(list(SCHEMA.key)).columns))
-    files.close()
+    disk.close()
 
     def made() -> LogKeys:
         return LogKeys(
-            Files(), tmp_path, SCHEMA.key, lambda: [writer.extent], payload, hash=hash_keys
+            Disk(), tmp_path, SCHEMA.key, lambda: [writer.extent], payload, hash=hash_keys
         )
 
     (stored,) = made().batches()
@@ -325,9 +327,9 @@ def test_hashes_read_from_a_file_that_is_not_as_written_are_right_or_not_taken(
     tmp_path: Path,
 ) -> None:
     """Nor are those of a log that is not the one asked for."""
-    files = OpenFiles()
-    writer = LogWriter(files, tmp_path, "x.1.arrows", arrow_schema(SCHEMA))
-    beside, whole = HashWriter(files, tmp_path), []
+    disk = OpenDisk()
+    writer = LogWriter(disk, tmp_path, "x.1.arrows", arrow_schema(SCHEMA))
+    beside, whole = HashWriter(disk, tmp_path), []
     extents: list[Extent] = []
     for low in (0, 20):
         events = frame([event(n, n, n) for n in range(low, low + 20)]).events
@@ -335,10 +337,10 @@ def test_hashes_read_from_a_file_that_is_not_as_written_are_right_or_not_taken(
         whole.append((writer.append(events), hashes.tolist()))
         beside.append(whole[-1][0], hashes)
         extents.append(writer.extent)
-    files.close()
+    disk.close()
 
     def told(extent: Extent) -> list[tuple[Span, list[int]]] | None:
-        found = read_hashes(Files(), tmp_path, extent)
+        found = read_hashes(Disk(), tmp_path, extent)
         return None if found is None else [(span, hashes.tolist()) for span, hashes in found]
 
     assert [told(extent) for extent in extents] == [whole[:1], whole]

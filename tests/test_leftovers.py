@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from flows.leftovers import Note, clean
+from forebay.flows.leftovers import Note, clean
 
 MINE, EARLIER = "seal-2", "seal-1"
 FOREIGN = [b"{", b"\xff\xfe\n", b'{"a":1}\n', b'["seal-2"]\n', b'"seal-2"\n5\n', b"\n", b""]

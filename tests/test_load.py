@@ -16,13 +16,13 @@ import pytest
 from hypothesis import example, given, note, settings
 from hypothesis import strategies as st
 
-from cli.github import github
-from cli.load import BROKEN_KINDS, COUNTS, Load, LoadSpec
-from flows.schemas import PRESETS
-from operators.decode import DecodeConfig, Decoder
-from operators.messages import Messages
-from storage.frame import Frame
-from storage.schema import Schema
+from forebay.cli.github import github
+from forebay.cli.load import BROKEN_KINDS, COUNTS, Load, LoadSpec
+from forebay.flows.schemas import PRESETS
+from forebay.operators.decode import DecodeConfig, Decoder
+from forebay.operators.sources.messages import Messages
+from forebay.storage.formats.frame import Frame
+from forebay.storage.formats.schema import Schema
 from tests.oracle import Oracle
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

@@ -24,12 +24,12 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.main import main
-from cli.table import cells_of, table
-from storage.columns import arrow_schema
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.layout import Layout
+from forebay.cli.main import main
+from forebay.cli.table import cells_of, table
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
 from tests.lane import SCHEMA, Lane, filled
 from tests.partition import START_MS
 
@@ -39,19 +39,19 @@ ESCAPES = "\x1b[31m\x1b]0;title\x07\r\n\t\x00\x7f\x9b\u202e\u2066\u200b"
 UNSEEN = {*map(chr, range(32)), *map(chr, range(127, 160)), "\u202e", "\u2066", "\u200b"} - {"\n"}
 
 
-def forebay(*arguments: str | Path) -> Result:
+def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(one) for one in arguments])
 
 
 def answered(*arguments: str | Path) -> str:
-    result = forebay(*arguments)
+    result = invoke(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def started(*arguments: str | Path, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "cli.main", *map(str, arguments)], cwd=ROOT, stdout=stdout,
+        [sys.executable, "-m", "forebay", *map(str, arguments)], cwd=ROOT, stdout=stdout,
         stderr=subprocess.PIPE, text=True,
         env={name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES")},
     )  # fmt: skip
@@ -232,7 +232,7 @@ def test_status_says_whether_a_job_runs_and_when_something_new_was_published(dat
     assert "\nno job runs; the newest data was published 20" in answered(
         "status", "--data-dir", data
     )
-    with Files().lock(Layout(data).lock):
+    with Disk().lock(Layout(data).lock):
         assert "\na job runs; " in answered("status", "--data-dir", data)
         found = orjson.loads(answered("status", "--json", "--data-dir", data))
     assert found["nodes"] == [{"node": str(data), "job_runs": True}]
@@ -275,7 +275,7 @@ def test_a_reader_that_goes_ends_a_command_quietly(command: str, data: Path) -> 
 def test_a_closed_standard_output_is_no_traceback(command: tuple[str, ...], data: Path) -> None:
     arguments = " ".join(f"'{one}'" for one in (*command, "--data-dir", str(data)))
     done = subprocess.run(
-        ["sh", "-c", f"exec {sys.executable} -m cli.main {arguments} >&-"], cwd=ROOT,
+        ["sh", "-c", f"exec {sys.executable} -m forebay {arguments} >&-"], cwd=ROOT,
         capture_output=True, text=True, timeout=WAIT_S,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
@@ -283,9 +283,9 @@ def test_a_closed_standard_output_is_no_traceback(command: tuple[str, ...], data
 
 def test_ctrl_c_ends_a_command_quietly_with_130(tmp_path: Path) -> None:
     code = (
-        "import os, signal, query, cli.main\n"
-        "query.open = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
-        "cli.main.main(['sql', 'select 1', '--data-dir', '.'])\n"
+        "import os, signal, forebay.query, forebay.cli.main\n"
+        "forebay.query.open = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
+        "forebay.cli.main.main(['sql', 'select 1', '--data-dir', '.'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S,
@@ -307,7 +307,7 @@ ALL = "select * from events order by _offset"
     ids=" ".join,
 )  # fmt: skip
 def test_no_value_steers_a_terminal(command: tuple[str, ...], hostile: Path) -> None:
-    result = forebay(*command, "--data-dir", hostile)
+    result = invoke(*command, "--data-dir", hostile)
     assert result.exit_code == 0, result.output
     assert not UNSEEN & set(result.output)
     if command[0] == "sql":
@@ -326,7 +326,7 @@ def test_json_of_hostile_values_is_json(hostile: Path) -> None:
 
 def test_csv_of_hostile_values_reads_back(hostile: Path) -> None:
     query = "select id, part, text, number from events order by _offset"
-    printed = forebay("sql", query, "--format", "csv", "--data-dir", hostile).stdout_bytes.decode()
+    printed = invoke("sql", query, "--format", "csv", "--data-dir", hostile).stdout_bytes.decode()
     rows = list(csv.reader(io.StringIO(printed, newline="")))
     assert rows[1][0] == f"a{ESCAPES}"
     assert rows[1][2] == f'{ESCAPES}"quoted"'
@@ -335,7 +335,7 @@ def test_csv_of_hostile_values_reads_back(hostile: Path) -> None:
 
 
 def test_parquet_of_hostile_values_reads_back(hostile: Path) -> None:
-    result = forebay("sql", ALL, "--format", "parquet", "--data-dir", hostile)
+    result = invoke("sql", ALL, "--format", "parquet", "--data-dir", hostile)
     found = pl.read_parquet(io.BytesIO(result.stdout_bytes))
     assert found["id"].to_list()[0] == f"a{ESCAPES}"
     assert np.isnan(found["number"][0])
@@ -345,13 +345,13 @@ def test_parquet_of_hostile_values_reads_back(hostile: Path) -> None:
 @pytest.mark.parametrize("kind", ["table", "json", "csv", "parquet"])
 def test_times_that_a_query_makes_outside_the_calendar_are_null(kind: str, data: Path) -> None:
     query = "select cast(_offset * 9000000000000000 as timestamp) as t, _offset from events limit 3"
-    result = forebay("sql", query, "--format", kind, "--data-dir", data)
+    result = invoke("sql", query, "--format", kind, "--data-dir", data)
     assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n", ";", "select", "(" * 100_000])
 def test_what_is_no_query_is_one_line(text: str, data: Path) -> None:
-    result = forebay("sql", text, "--data-dir", data)
+    result = invoke("sql", text, "--data-dir", data)
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: query: ")
     assert result.stderr.count("\n") == 1
@@ -359,7 +359,7 @@ def test_what_is_no_query_is_one_line(text: str, data: Path) -> None:
 
 
 def test_an_unknown_table_is_told_with_the_known_one(data: Path) -> None:
-    result = forebay("sql", "select * from event_late", "--data-dir", data)
+    result = invoke("sql", "select * from event_late", "--data-dir", data)
     assert result.stderr.endswith("did you mean 'events_late'?\n")
 
 
@@ -372,7 +372,7 @@ def test_an_unknown_table_is_told_with_the_known_one(data: Path) -> None:
     ],
 )  # fmt: skip
 def test_times_to_look_for_are_of_the_calendar(time: str, fine: bool, data: Path) -> None:
-    result = forebay("rejects", "list", f"--since={time}", "--data-dir", data)
+    result = invoke("rejects", "list", f"--since={time}", "--data-dir", data)
     assert result.exit_code == (0 if fine else 2), result.output
     assert fine or "expected a time" in result.stderr
 
@@ -407,8 +407,8 @@ def test_a_command_without_a_data_directory_is_one_line(
         def refuse(_: object) -> None:
             raise PermissionError(13, "Permission denied", str(path))
 
-        monkeypatch.setattr("storage.directory.os.scandir", refuse)
-    result = forebay(*command, "--data-dir", path)
+        monkeypatch.setattr("forebay.storage.base.directory.os.scandir", refuse)
+    result = invoke(*command, "--data-dir", path)
     assert result.exit_code == 1, result.output
     assert result.stdout == ""
     assert result.stderr.startswith(f"Error: {path}: expected a ")
@@ -425,7 +425,7 @@ def test_an_empty_data_directory_is_no_traceback(
     (tmp_path / "data").mkdir()
     if "--watch" in command:
         return
-    result = forebay(*command, "--data-dir", "data")
+    result = invoke(*command, "--data-dir", "data")
     wanted = command[:2] == ("rejects", "show") or command[0] == "why" or "--through" in command
     assert result.exit_code == (1 if wanted else 0), result.output
     assert isinstance(result.exception, SystemExit | type(None))

@@ -25,12 +25,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
-import query
-from storage.errors import Corruption, ForebayError, FormatVersion
-from storage.files import Appender, Files
-from storage.keys import Hash
-from storage.layout import Layout
-from storage.state import PartitionState
+import forebay
+from forebay.storage.base.disk import Appender, Disk
+from forebay.storage.base.errors import Corruption, ForebayError, FormatVersion
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.hashes import Hash
+from forebay.storage.formats.state import PartitionState
 from tests import LONG
 from tests.lane import Lane, filled
 from tests.oracle import Place
@@ -43,7 +43,7 @@ from tests.partition import (
     event,
     judge,
 )
-from tests.power import Mood, PowerFiles
+from tests.power import Mood, PowerDisk
 from tests.test_blocks_life import Life, hashes
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +53,7 @@ HOUR_MS = 3_600_000
 class Power(Life):
     """A life in which power goes."""
 
-    files: PowerFiles
+    files: PowerDisk
     ever: set[Place]
     """Events that some run has accepted: a manifest of an earlier run may come back."""
 
@@ -63,7 +63,7 @@ class Power(Life):
     def begin(self, cache: int, per_chunk: int, hash: Hash) -> None:
         base = Path(self.folder.name)
         (base / "data").mkdir()
-        self.files = PowerFiles(base / "data", base / "shadow").__enter__()
+        self.files = PowerDisk(base / "data", base / "shadow").__enter__()
         self.partition = Partition(
             base / "data",
             cache_bytes=cache,
@@ -117,7 +117,7 @@ TestPower.settings = settings(stateful_step_count=40, max_examples=400 if LONG e
 
 def places_of(root: Path) -> list[Place]:
     """Every event that a query finds."""
-    return sorted(query.open(root).scan().select("_partition", "_offset").collect().rows())
+    return sorted(forebay.open(root).scan().select("_partition", "_offset").collect().rows())
 
 
 # -- single stories -----------------------------------------------------------------------------
@@ -126,12 +126,12 @@ def places_of(root: Path) -> list[Place]:
 @pytest.fixture
 def partition(tmp_path: Path) -> Iterator[Partition]:
     (tmp_path / "data").mkdir()
-    with PowerFiles(tmp_path / "data", tmp_path / "shadow") as files:
+    with PowerDisk(tmp_path / "data", tmp_path / "shadow") as files:
         yield Partition(tmp_path / "data", files=files)
 
 
 def lose_power(partition: Partition, mood: Mood, seed: int = 0) -> None:
-    assert isinstance(partition.files, PowerFiles)
+    assert isinstance(partition.files, PowerDisk)
     partition.crash()
     partition.files.lose_power(random.Random(seed), mood)
 
@@ -175,22 +175,22 @@ def test_what_was_committed_is_there_and_the_rest_is_replayed(
     assert committed_story(partition, mood) == judge(MESSAGES).places()
 
 
-def _publish_unsynced(self: Files, temporary: Path, path: Path) -> None:
+def _publish_unsynced(self: Disk, temporary: Path, path: Path) -> None:
     temporary.rename(path)
     self.sync_directory(path.parent)
 
 
-def _replace_unsynced(self: Files, path: Path, data: bytes, *, durable: bool) -> None:
+def _replace_unsynced(self: Disk, path: Path, data: bytes, *, durable: bool) -> None:
     path.write_bytes(data)
 
 
 BREAKAGES = {
     "log not synced": (Appender, "sync", lambda _: None),
-    "directory not synced": (Files, "sync_directory", lambda *_: None),
-    "catalog not synced": (Files, "replace", _replace_unsynced),
-    "chunk not synced": (Files, "publish", _publish_unsynced),
+    "directory not synced": (Disk, "sync_directory", lambda *_: None),
+    "catalog not synced": (Disk, "replace", _replace_unsynced),
+    "chunk not synced": (Disk, "publish", _publish_unsynced),
     "folders not synced": (
-        Files,
+        Disk,
         "make_directory",
         lambda _, path: path.mkdir(parents=True, exist_ok=True),
     ),
@@ -239,7 +239,7 @@ def test_a_folder_that_a_killed_run_made_is_made_durable_by_the_next(
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr(Files, "sync_directory", killed)
+        patched.setattr(Disk, "sync_directory", killed)
         for _ in range(2):
             with suppress(KilledError):
                 partition.start()
@@ -265,7 +265,9 @@ class Stored:
     def file(self, kind: str) -> Path:
         """A file of p01 that counts."""
         layout = Layout(self.root)
-        (view,) = (p for p in query.open(self.root).view().partitions if p.state.partition == "p01")
+        (view,) = (
+            p for p in forebay.open(self.root).view().partitions if p.state.partition == "p01"
+        )
         return {
             "manifest": lambda: layout.manifest("p01"),
             "catalog": lambda: layout.catalog("p01"),
@@ -292,8 +294,8 @@ PROBE = """
 import sys
 from pathlib import Path
 import polars as pl
-import query
-from storage.errors import ForebayError
+import forebay
+from forebay.storage.base.errors import ForebayError
 
 root, file, good = map(Path, sys.argv[1:4])
 verify = sys.argv[4] == "verify"
@@ -304,7 +306,7 @@ for at in map(int, sys.argv[5:]):
     file.write_bytes(broken)
     print("at", at, flush=True)
     try:
-        found = query.open(root, verify=verify).scan().collect().sort("_partition", "_offset")
+        found = forebay.open(root, verify=verify).scan().collect().sort("_partition", "_offset")
         print("same" if found.equals(right) else "other rows", flush=True)
     except ForebayError as error:
         print("told" if str(file) in str(error) else f"not named: {error}"[:150], flush=True)
@@ -320,7 +322,7 @@ def verdicts(
     """What a query makes of a flip at each of these places, in a process of its own, for it might
     be the end of the process."""
     good = stored.root.parent / "good.ipc"
-    whole = query.open(stored.root).scan().collect().sort("_partition", "_offset")
+    whole = forebay.open(stored.root).scan().collect().sort("_partition", "_offset")
     whole.write_ipc(good)
     data, found = file.read_bytes(), {}
     while left := [at for at in places if at not in found]:
@@ -366,20 +368,20 @@ def test_a_chunk_that_is_shorter_or_longer_is_told_with_its_offset(stored: Store
     for content, offset in ((data[:-1], len(data) - 1), (b"", 0), (data + b"x", len(data) + 1)):
         file.write_bytes(content)
         with pytest.raises(Corruption, match=re.escape(str(file))) as told:
-            query.open(stored.root)
+            forebay.open(stored.root)
         assert told.value.offset == offset
 
 
 def test_a_footer_that_went_bad_is_told_by_a_store_that_is_opened_then(stored: Stored) -> None:
     """One that looked before knows the chunk, for its name is never used twice."""
     file = stored.file("chunk")
-    before = query.open(stored.root)
+    before = forebay.open(stored.root)
     broken = bytearray(file.read_bytes())
     broken[-9] ^= 1
     file.write_bytes(broken)
     before.view()
     with pytest.raises(Corruption, match="checksum of the footer") as told:
-        query.open(stored.root)
+        forebay.open(stored.root)
     assert told.value.offset == len(broken) - 8 - int.from_bytes(broken[-8:-4], "little")
 
 
@@ -388,7 +390,7 @@ def test_a_damaged_page_that_fails_a_query_is_told_with_its_chunk(stored: Stored
     file = stored.file("chunk")
     overwrite_pages(file)
     with pytest.raises(Corruption, match=rf"{re.escape(str(file))}: checksum of bytes 0\.\."):
-        query.open(stored.root).sql("select * from events")
+        forebay.open(stored.root).sql("select * from events")
 
 
 def overwrite_pages(chunk: Path) -> None:
@@ -402,7 +404,7 @@ def test_a_page_that_goes_bad_under_a_stream_is_told_with_its_chunk(
     stored: Stored, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first batch was good; the engine gives up at the next."""
-    store = query.open(stored.root)
+    store = forebay.open(stored.root)
     chunk, _ = store.view().chunks[0]
     iter_batches = pq.ParquetFile.iter_batches
 
@@ -423,7 +425,7 @@ def test_a_flip_in_a_log_is_told_with_its_offset(stored: Stored) -> None:
     broken[len(broken) // 2] ^= 1
     log.write_bytes(broken)
     with pytest.raises(Corruption, match=rf"{re.escape(str(log))}: .* bytes \d+\.\.\d+"):
-        query.open(stored.root).scan().collect()
+        forebay.open(stored.root).scan().collect()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -433,7 +435,7 @@ def test_partitions_that_are_whole_stay_readable_beside_a_broken_one(
     """With `partial`, as for a node that can't be read; the receipt says what is left out."""
     file = stored.file(kind)
     damage(file)
-    store = query.open(stored.root, partial=True)
+    store = forebay.open(stored.root, partial=True)
     assert store.scan().select("_partition").collect()["_partition"].unique().to_list() == ["p00"]
     assert store.sql("select count(*) from events").item() == stored.rows("p00")
     (silent,) = store.receipt().silent_partitions
@@ -441,7 +443,7 @@ def test_partitions_that_are_whole_stay_readable_beside_a_broken_one(
     assert str(file) in silent.reason
     assert store.receipt().silent_nodes == ()
     with pytest.raises(Corruption, match=re.escape(str(file))):
-        query.open(stored.root).scan().collect()
+        forebay.open(stored.root).scan().collect()
 
 
 def damage(file: Path) -> None:
@@ -452,12 +454,12 @@ def damage(file: Path) -> None:
 def test_a_log_torn_at_any_byte_gives_its_whole_batches_to_readers(stored: Stored) -> None:
     """And the other logs and partitions all they have."""
     log = stored.file("log")
-    (view,) = (p for p in query.open(stored.root).view().partitions if p.folder == log.parent)
+    (view,) = (p for p in forebay.open(stored.root).view().partitions if p.folder == log.parent)
     (extent,) = (e for e in view.extents if e.file == log.name)
     data, whole = log.read_bytes(), stored.rows("p00", "p01")
     for length in [*range(0, extent.bytes, 41), extent.bytes - 1]:
         log.write_bytes(data[:length])
-        found = query.open(stored.root).scan().select("_partition", "_offset").collect().rows()
+        found = forebay.open(stored.root).scan().select("_partition", "_offset").collect().rows()
         assert len(set(found)) == len(found)
         assert whole - extent.rows <= len(found) < whole, f"cut at {length}"
 

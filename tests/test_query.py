@@ -1,4 +1,4 @@
-"""The query module over real data directories, made by `storage.blocks` and `storage.chunks`.
+"""The query module over real data directories, made as a job makes them.
 
 What a store must hold is what tests/oracle.py says; what a query over it must answer is the same
 query over these rows in memory. Every row's values follow from its offset.
@@ -23,10 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-import query
-from query.store import stream
-from storage.errors import BadInput, Corruption
-from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column
+import forebay
+from forebay.query.store import stream
+from forebay.storage.base.errors import BadInput, Corruption
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column
 from tests.lane import (
     COLUMNS,
     EMPTY,
@@ -54,7 +54,7 @@ from tests.partition import (
 
 def test_a_store_holds_exactly_the_oracles_events_hot_and_cold(lane: Lanes) -> None:
     one = filled(lane())
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     assert_frame_equal(collected(store), in_memory(one.published))
     receipt = store.receipt()
     assert min(receipt.hot_rows, receipt.cold_rows) > 0
@@ -103,7 +103,7 @@ def do(one: Lane, steps: Sequence[Step], offset: int = 0) -> Iterator[str]:
 @given(STEPS)
 def test_at_every_moment_a_store_holds_exactly_what_was_published(steps: list[Step]) -> None:
     with temporary_lane() as one:
-        store = query.open(one.root)
+        store = forebay.open(one.root)
         for kind in do(one, steps):
             if kind == "query":
                 assert_frame_equal(collected(store), in_memory(one.published))
@@ -122,7 +122,7 @@ def test_a_view_stays_the_same_until_it_is_collected_whatever_the_job_does(
         for _ in do(one, [("take", 0, 0), *before]):
             pass
         expected = in_memory(one.publish().published)
-        store = query.open(one.root)
+        store = forebay.open(one.root)
         held = store.scan()
         for kind in do(one, calm, offset=1 + sum(step[0] == "take" for step in before)):
             if kind == "query":
@@ -131,24 +131,24 @@ def test_a_view_stays_the_same_until_it_is_collected_whatever_the_job_does(
 
 
 def test_an_empty_directory_has_no_events_and_the_system_columns(tmp_path: Path) -> None:
-    store = query.open(tmp_path)
+    store = forebay.open(tmp_path)
     assert collected(store).schema == EMPTY.select(PARTITION, OFFSET, UPLOAD_TIME).schema
     assert collected(store).height == 0
     assert store.sql("select count(*) as n from events").rows() == [(0,)]
     assert store.partitions().height == 0
-    assert store.receipt() == query.Receipt(0, None, 0, 0, (), (), ())
+    assert store.receipt() == forebay.Receipt(0, None, 0, 0, (), (), ())
     assert pa.table(store).num_rows == 0
 
 
 def test_partitions_of_one_node_are_one_table(lane: Lanes) -> None:
     lanes = [filled(lane(name=name), name) for name in ("p00", "p01")]
     rows = [one for each in lanes for one in each.published]
-    assert_frame_equal(collected(query.open(lanes[0].root)), in_memory(rows))
+    assert_frame_equal(collected(forebay.open(lanes[0].root)), in_memory(rows))
 
 
 def test_two_stores_in_one_query_keep_apart(lane: Lanes) -> None:
     one = lane().take(*events(0, 3, 0)).publish()
-    before, store = query.open(one.root), query.open(one.root)
+    before, store = forebay.open(one.root), forebay.open(one.root)
     earlier = before.scan()
     one.take(*events(3, 2, 30)).publish()
     later = store.scan()
@@ -162,7 +162,7 @@ def test_two_stores_in_one_query_keep_apart(lane: Lanes) -> None:
 @dataclass(frozen=True)
 class Filled:
     roots: tuple[Path, ...]
-    store: query.Store
+    store: forebay.Store
     rows: pl.DataFrame
 
 
@@ -176,10 +176,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
     ]
     roots = (base / "a", base / "b")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("query.hot.YIELD_ROWS", 7)
-        patch.setattr("query.store.STREAM_ROWS", 11)
+        patch.setattr("forebay.query.hot.YIELD_ROWS", 7)
+        patch.setattr("forebay.query.store.STREAM_ROWS", 11)
         rows = in_memory([one for lane in lanes for one in lane.published])
-        yield Filled(roots, query.open(*roots), rows)
+        yield Filled(roots, forebay.open(*roots), rows)
     for lane in lanes:
         lane.files.close()
 
@@ -322,7 +322,7 @@ def test_duckdb_reads_the_same_rows(pair: Filled) -> None:
 
 def test_a_stream_filters_by_the_boundary_and_reads_again_each_time(lane: Lanes) -> None:
     one = lane().take(*events(0, 4, 0, step_ms=100)).publish()
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     assert pa.table(store).num_rows == 4
     hand_off(one.root, 1, START_MS + 200)
     assert pa.table(store)[OFFSET].to_pylist() == [2, 3]
@@ -333,21 +333,21 @@ def test_a_stream_filters_by_the_boundary_and_reads_again_each_time(lane: Lanes)
 
 def test_several_nodes_are_one_table(pair: Filled) -> None:
     assert_frame_equal(collected(pair.store), pair.rows)
-    alone = [collected(query.open(root)) for root in pair.roots]
+    alone = [collected(forebay.open(root)) for root in pair.roots]
     assert_frame_equal(pl.concat(alone).sort(IN_ORDER), pair.rows)
 
 
 def test_a_node_that_is_missing_is_an_error(lane: Lanes, tmp_path: Path) -> None:
     one = filled(lane())
     with pytest.raises(BadInput, match=r"away: expected a readable data directory"):
-        query.open(one.root, tmp_path / "away")
+        forebay.open(one.root, tmp_path / "away")
 
 
 def test_with_partial_a_node_that_is_missing_is_left_out_and_named(
     lane: Lanes, tmp_path: Path
 ) -> None:
     one, away = filled(lane()), tmp_path / "away"
-    store = query.open(one.root, away, partial=True)
+    store = forebay.open(one.root, away, partial=True)
     assert_frame_equal(collected(store), in_memory(one.published))
     assert store.receipt().silent_nodes == (str(away),)
     assert {p.node for p in store.receipt().partitions} == {str(one.root)}
@@ -355,7 +355,7 @@ def test_with_partial_a_node_that_is_missing_is_left_out_and_named(
 
 def test_with_partial_a_node_may_go_and_come_back(lane: Lanes) -> None:
     lanes = [filled(lane(node, name), name) for node, name in (("a", "p00"), ("b", "p01"))]
-    store = query.open(*(one.root for one in lanes), partial=True)
+    store = forebay.open(*(one.root for one in lanes), partial=True)
     away = lanes[1].root.rename(lanes[1].root.with_name("moved"))
     assert_frame_equal(collected(store), in_memory(lanes[0].published))
     assert store.receipt().silent_nodes == (str(lanes[1].root),)
@@ -369,7 +369,7 @@ def test_with_partial_damaged_rejects_of_one_partition_hide_no_others(lane: Lane
     lanes = [filled(lane(node, name), name) for node, name in (("a", "p00"), ("b", "p01"))]
     log = next((lanes[0].root / "rejects" / "p00").glob("*.arrows"))
     log.write_bytes(bytes(byte ^ 0x55 for byte in log.read_bytes()))
-    store = query.open(*(one.root for one in lanes), partial=True)
+    store = forebay.open(*(one.root for one in lanes), partial=True)
     assert set(store.rejects().collect()[PARTITION]) == {"p01"}
     assert store.sql("select distinct _partition from rejects").rows() == [("p01",)]
     (silent,) = store.receipt().silent_partitions
@@ -377,14 +377,14 @@ def test_with_partial_damaged_rejects_of_one_partition_hide_no_others(lane: Lane
     assert str(log) in silent.reason
     assert len(collected(store)) == sum(len(one.published) for one in lanes)  # events are whole
     with pytest.raises(Corruption, match=re.escape(str(log))):
-        query.open(*(one.root for one in lanes)).sql("select * from rejects")
+        forebay.open(*(one.root for one in lanes)).sql("select * from rejects")
 
 
 def test_with_partial_a_damaged_hot_log_hides_no_rejects(lane: Lanes) -> None:
     one = filled(lane())
     log = one.layout.hot(one.name) / one.manifest().hot[0].extents[0].file
     log.write_bytes(bytes(byte ^ 0x55 for byte in log.read_bytes()))
-    store = query.open(one.root, partial=True)
+    store = forebay.open(one.root, partial=True)
     rejects = store.rejects().select(pl.len()).collect().item()
     assert rejects > 0
     assert store.sql("select count(*) from rejects").item() == rejects
@@ -397,16 +397,16 @@ def test_with_partial_a_damaged_hot_log_hides_no_rejects(lane: Lanes) -> None:
 def test_a_node_is_read_once(again: str, lane: Lanes, tmp_path: Path) -> None:
     lane()
     with pytest.raises(BadInput, match="once"):
-        query.open(tmp_path / "data", tmp_path / again)
+        forebay.open(tmp_path / "data", tmp_path / again)
     with pytest.raises(BadInput, match="at least one"):
-        query.open()
+        forebay.open()
 
 
 def test_nodes_that_give_a_column_two_types_are_refused_by_its_name(lane: Lanes) -> None:
     other = replace(SCHEMA, columns=(*COLUMNS[:2], Column("text", ("text",), "int")))
     roots = [lane("a").publish().root, lane("b", "p01", schema=other).publish().root]
     with pytest.raises(BadInput, match="'text'"):
-        query.open(*roots).scan()
+        forebay.open(*roots).scan()
 
 
 # -- receipt and partitions ---------------------------------------------------------------------
@@ -416,7 +416,7 @@ def test_receipt_and_partitions_tell_progress_counters_and_sizes(lane: Lanes) ->
     one = filled(lane())
     one.take(event(500, 700, 1_700, "p00"), end_offset=510).publish()
     hand_off(one.root, 4, START_MS + 300)
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     rows = collected(store)
     (partition,) = store.partitions().to_dicts()
     oracle = one.oracle
@@ -445,12 +445,12 @@ def test_receipt_and_partitions_tell_progress_counters_and_sizes(lane: Lanes) ->
         "hot_blocks": len([*oracle.live, *oracle.closed]) - sum(len(c.blocks) for c in chunks),
         "chunks": len(chunks),
     }
-    assert store.receipt() == query.Receipt(
+    assert store.receipt() == forebay.Receipt(
         batch_number=4,
         covered_until=time(START_MS + 300),
         hot_rows=hot,
         cold_rows=cold,
-        partitions=(query.PartitionReceipt(str(one.root), "p00", stream_time, {"p00": 501}),),
+        partitions=(forebay.PartitionReceipt(str(one.root), "p00", stream_time, {"p00": 501}),),
         silent_nodes=(),
         silent_partitions=(),
     )
@@ -464,7 +464,7 @@ def test_several_sources_of_a_partition_have_no_one_next_offset_and_add_up_their
     for source, end in (("s0", 5), ("s1", 7), ("read beyond its end as last known", 0)):
         taken = lane_frame(source, [event(0, end, 0, source)], SCHEMA, end_offset=end)
         one.blocks.append(replace(taken, partition="p00"))
-    (partition,) = query.open(one.publish().root).partitions().to_dicts()
+    (partition,) = forebay.open(one.publish().root).partitions().to_dicts()
     assert (partition["next_offset"], partition["lag"]) == (None, 4 + 6)
 
 
@@ -476,7 +476,7 @@ def test_covered_events_are_in_no_answer_be_they_hot_or_cold(until_ms: int, lane
     one = filled(lane())
     hand_off(one.root, 1, START_MS + until_ms)
     expected = in_memory(one.published).filter(pl.col(UPLOAD_TIME) >= time(START_MS + until_ms))
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     assert_frame_equal(collected(store), expected)
     assert store.sql("select count(*) from events").item() == expected.height
 
@@ -490,7 +490,7 @@ def test_the_furthest_boundary_of_any_node_holds_for_all(
         hand_off(one.root, number, None if ms is None else START_MS + ms)
     furthest = max((START_MS + ms for ms in bounds if ms is not None), default=0)
     rows = in_memory([one for each in lanes for one in each.published])
-    store = query.open(*(one.root for one in lanes))
+    store = forebay.open(*(one.root for one in lanes))
     assert_frame_equal(collected(store), rows.filter(pl.col(UPLOAD_TIME) >= time(furthest)))
     assert store.receipt().batch_number == 1
 
@@ -505,9 +505,9 @@ def test_a_column_added_later_is_null_for_old_rows_hot_and_cold(lane: Lanes) -> 
     one.crash()
     one.schema = SCHEMA
     one.start(snapshot).merge().publish()
-    assert_frame_equal(collected(query.open(one.root)), in_memory(one.published))
+    assert_frame_equal(collected(forebay.open(one.root)), in_memory(one.published))
     one.take(*events(30, 60, 600, step_ms=20)).publish().merge()
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     assert_frame_equal(collected(store), in_memory(one.published))
     assert min(store.receipt().hot_rows, store.receipt().cold_rows) > 0
     found = store.sql("select count(*) from events where number is null and _offset < 30")
@@ -520,4 +520,4 @@ def test_a_column_no_longer_declared_keeps_its_old_values(lane: Lanes) -> None:
     one.crash()
     one.schema = NARROW
     one.start(snapshot).merge().take(*events(30, 60, 600, step_ms=20)).publish().merge()
-    assert_frame_equal(collected(query.open(one.root)), in_memory(one.published))
+    assert_frame_equal(collected(forebay.open(one.root)), in_memory(one.published))

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
-import query
-from query.view import View, take_view
-from storage import record
-from storage.batch import read_batch
-from storage.errors import Corruption, ForebayError, MissingFile
-from storage.files import Files
+import forebay
+from forebay.query.view import View, take_view
+from forebay.storage.base import record
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption, ForebayError, MissingFile
+from forebay.storage.formats.boundary import read_boundary
 from tests.lane import (
     IN_ORDER,
     Lane,
@@ -42,7 +42,7 @@ from tests.partition import (
 # -- while the job works ------------------------------------------------------------------------
 
 
-class Watched(Files):
+class Watched(Disk):
     """The real file system; notes what is read, and lets the job work before a read."""
 
     def __init__(self) -> None:
@@ -65,14 +65,14 @@ class Watched(Files):
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """The files that stores opened from now on read through."""
     files = Watched()
-    monkeypatch.setattr("query.store.Files", lambda: files)
-    monkeypatch.setattr("query.view.PAUSE_S", 0)
+    monkeypatch.setattr("forebay.query.store.Files", lambda: files)
+    monkeypatch.setattr("forebay.query.view.PAUSE_S", 0)
     return files
 
 
 def test_a_second_scan_reads_only_what_was_appended(lane: Lanes, watched: Watched) -> None:
     one = lane().take(*events(0, 5, 0)).publish()
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     collected(store)
     size = one.hot_log().stat().st_size
     assert watched.taken() == [(one.hot_log().name, 0, size)]
@@ -86,7 +86,7 @@ def test_a_scan_of_what_is_known_reads_no_log_even_for_another_column(
     lane: Lanes, watched: Watched
 ) -> None:
     one = lane().take(*events(0, 5, 0)).publish()
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     assert store.scan().select("id").collect().height == 5
     assert len(watched.taken()) == 1
     found = store.scan().select("part", "number").collect()
@@ -101,7 +101,7 @@ def test_what_was_followed_in_parts_is_decoded_whole_once_it_is_asked_for(
 ) -> None:
     """With `partial`, logs are followed by questions that read nothing of them."""
     one = lane().take(*events(0, 5, 0)).publish()
-    store = query.open(one.root, partial=partial)
+    store = forebay.open(one.root, partial=partial)
     assert store.sql("select count(*) as n from events").item() == 5
     for first in (5, 8):
         one.take(*events(first, 3, 10 * first)).publish()
@@ -114,17 +114,17 @@ def test_what_was_followed_in_parts_is_decoded_whole_once_it_is_asked_for(
 def test_a_limit_reads_no_more_logs_than_it_needs(
     lane: Lanes, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("query.hot.YIELD_ROWS", 1)
+    monkeypatch.setattr("forebay.query.hot.YIELD_ROWS", 1)
     one = lane().take(*events(0, 20, 0, step_ms=SPAN_MS // 10)).publish()
     assert len(one.manifest().blocks) == 2
-    assert query.open(one.root).scan().head(3).collect().height == 3
+    assert forebay.open(one.root).scan().head(3).collect().height == 3
     assert len(watched.taken()) == 1
 
 
 def test_logs_that_are_hot_no_more_are_let_go(lane: Lanes, watched: Watched) -> None:
     one = lane().take(*events(0, 5, 0)).publish()
     first = one.hot_log()
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     held = store.scan()
     assert held.collect().height == 5
     one.take(*events(5, 60, 400, step_ms=20)).publish().merge()
@@ -140,7 +140,7 @@ def test_a_view_taken_while_blocks_move_to_chunks_has_each_event_once(
 ) -> None:
     one = lane().take(*events(0, 60, 0, step_ms=20)).publish()
     expected = in_memory(one.published)
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     moved: list[Path] = []
 
     def work(path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_view_taken_while_blocks_move_to_chunks_has_each_event_once(
     assert one.catalog().chunks
 
 
-class Disturbed(query.Store):
+class Disturbed(forebay.Store):
     """A store whose job goes on just after a view was taken."""
 
     disturb: Callable[[], object] | None = None
@@ -216,12 +216,12 @@ def test_a_stream_asks_again_of_a_new_view_when_a_hot_file_has_gone(lane: Lanes)
 
 
 def test_files_that_stay_missing_are_named(lane: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("query.view.PAUSE_S", 0)
+    monkeypatch.setattr("forebay.query.view.PAUSE_S", 0)
     one = filled(lane())
     one.files.remove(one.layout.chunks(one.name) / one.catalog().chunks[0].file)
     with pytest.raises(MissingFile, match=r"parquet is missing"):
-        query.open(one.root)
-    (silent,) = query.open(one.root, partial=True).receipt().silent_partitions
+        forebay.open(one.root)
+    (silent,) = forebay.open(one.root, partial=True).receipt().silent_partitions
     assert (silent.node, silent.partition) == (str(one.root), one.name)
     assert "parquet is missing" in silent.reason
 
@@ -248,7 +248,7 @@ def test_a_chunk_of_a_withdrawn_run_does_not_count(lane: Lanes) -> None:
     assert manifest.incarnation > max(chunk.id.incarnation for chunk in chunks)
     committed = manifest.runs.get(str(chunks[0].id.incarnation), 0)
     assert committed < min(chunk.id.last for chunk in chunks)
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     assert_frame_equal(collected(store), in_memory(one.published))
     assert store.receipt().cold_rows == 0
     one.merge()
@@ -265,9 +265,10 @@ def test_a_view_during_which_the_boundary_moved_is_taken_again(
     one = filled(lane("p00"))
     numbers = iter([0, 1, 1, 1])
     monkeypatch.setattr(
-        "query.view.read_batch", lambda *of: replace(read_batch(*of), number=next(numbers))
+        "forebay.query.view.read_boundary",
+        lambda *of: replace(read_boundary(*of), number=next(numbers)),
     )
-    receipt = query.open(one.root, partial=partial).receipt()
+    receipt = forebay.open(one.root, partial=partial).receipt()
     assert (receipt.batch_number, receipt.silent_nodes) == (1, ())
     assert next(numbers, None) is None
 
@@ -291,7 +292,7 @@ def test_a_catalog_of_a_later_run_than_the_manifest_is_read_again(
                 path.write_bytes(new)
 
     watched.before = work
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     assert len(tries) == 4
     assert_frame_equal(collected(store), in_memory(one.published))
 
@@ -299,7 +300,7 @@ def test_a_catalog_of_a_later_run_than_the_manifest_is_read_again(
 def test_a_catalog_that_stays_of_a_later_run_is_an_error(
     lane: Lanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("query.view.PAUSE_S", 0)
+    monkeypatch.setattr("forebay.query.view.PAUSE_S", 0)
     one = lane().take(*events(0, 10, 0)).publish()
     path = one.layout.manifest(one.name)
     old = path.read_bytes()
@@ -307,7 +308,7 @@ def test_a_catalog_that_stays_of_a_later_run_is_an_error(
     one.merge().take(*events(10, 60, 100, step_ms=20)).publish().merge()
     path.write_bytes(old)
     with pytest.raises(MissingFile, match="later run"):
-        query.open(one.root)
+        forebay.open(one.root)
 
 
 # -- damage -------------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ def test_a_torn_log_gives_its_whole_batches_however_often_it_is_read(
     one = lane()
     sizes = [0, *three_batches(one)]
     cut(one.hot_log(), sizes[kept] + more)
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     expected = in_memory(one.published[: 4 * kept])
     assert_frame_equal(collected(store), expected)
     assert_frame_equal(collected(store), expected)
@@ -345,7 +346,7 @@ def test_a_torn_log_gives_its_whole_batches_however_often_it_is_read(
 def test_a_log_torn_after_it_was_read_gives_its_whole_batches_once(lane: Lanes) -> None:
     one = lane()
     one.take(*events(0, 4, 0)).publish()
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     collected(store)
     one.take(*events(4, 4, 40)).publish()
     whole = one.hot_log().stat().st_size
@@ -361,7 +362,7 @@ def test_a_changed_byte_of_a_log_is_corruption_that_names_the_file(lane: Lanes) 
     data = bytearray(one.hot_log().read_bytes())
     data[-30] ^= 1
     one.hot_log().write_bytes(data)
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     with pytest.raises(Corruption, match=r"arrows: expected checksum"):
         store.sql("select * from events")
 
@@ -371,7 +372,7 @@ def test_a_chunk_that_is_no_parquet_is_corruption_that_names_the_file(lane: Lane
     chunk = one.catalog().chunks[0]
     (one.layout.chunks(one.name) / chunk.file).write_bytes(b"PAR?" * 100)
     with pytest.raises(Corruption, match="parquet"):
-        query.open(one.root).sql("select * from events")
+        forebay.open(one.root).sql("select * from events")
 
 
 OUTSIDE = ("../x", "/etc/passwd", "a/../../x", "..", "", ".hidden", "x\n", "a\\..\\b\0", "a//b")
@@ -393,7 +394,7 @@ def test_a_manifest_cannot_name_a_log_outside_its_folder(name: str, lane: Lanes)
 
     rewrite(one.layout.manifest(one.name), "manifest", change)
     with pytest.raises(ForebayError, match="plain relative path"):
-        query.open(one.root)
+        forebay.open(one.root)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -405,7 +406,7 @@ def test_a_catalog_cannot_name_a_chunk_outside_its_folder(name: str, lane: Lanes
 
     rewrite(one.layout.catalog(one.name), "catalog", change)
     with pytest.raises(ForebayError, match="plain relative path"):
-        query.open(one.root)
+        forebay.open(one.root)
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere/chunks/p00", "p01"])
@@ -419,7 +420,7 @@ def test_a_manifest_cannot_speak_for_a_partition_other_than_its_folders(
 
     rewrite(one.layout.manifest(one.name), "manifest", change)
     with pytest.raises(ForebayError):
-        query.open(one.root)
+        forebay.open(one.root)
 
 
 WRONG: tuple[tuple[str, Callable[[dict[str, Any]], None]], ...] = (
@@ -438,7 +439,7 @@ WRONG: tuple[tuple[str, Callable[[dict[str, Any]], None]], ...] = (
 
 def everything(root: Path) -> None:
     """Ask a store all that it can be asked."""
-    store = query.open(root)
+    store = forebay.open(root)
     collected(store)
     store.partitions()
 
@@ -456,6 +457,6 @@ def test_a_manifest_with_a_field_of_another_kind_is_refused_not_a_crash(
 def test_a_view_is_taken_without_writing_or_locking_anything(lane: Lanes) -> None:
     one = filled(lane())
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in one.root.rglob("*")}
-    collected(query.open(one.root))
-    take_view(Files(), [one.root])
+    collected(forebay.open(one.root))
+    take_view(Disk(), [one.root])
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in one.root.rglob("*")} == before

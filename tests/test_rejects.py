@@ -18,8 +18,8 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-import query
-from cli.main import main
+import forebay
+from forebay.cli.main import main
 from tests.job import Job
 from tests.partition import (
     NAME,
@@ -51,14 +51,14 @@ def data(partition: Partition, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     return partition.root
 
 
-def forebay(*arguments: str) -> str:
+def invoke(*arguments: str) -> str:
     result = CliRunner().invoke(main, [*arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
 
 def test_rejects_are_a_table_of_sql_beside_the_events(data: Path) -> None:
-    store = query.open(data)
+    store = forebay.open(data)
     counts = store.sql("select reason, count(*) as n from rejects group by reason order by reason")
     assert counts.rows() == [("bad json", 3), ("empty", 1), ("too large", 1)]
     both = store.sql(
@@ -74,23 +74,23 @@ def test_bytes_past_the_committed_extent_are_no_rejects(data: Path, partition: P
     (extent,) = partition.manifest().rejects
     path = partition.layout.rejects(NAME) / extent.file
     path.write_bytes(path.read_bytes() + b"never committed")
-    assert query.open(data).rejects().collect().height == 5
+    assert forebay.open(data).rejects().collect().height == 5
 
 
 def test_list_shows_those_meant_and_how_many_more_there_are(data: Path) -> None:
-    listed = forebay("rejects", "list", "--data-dir", str(data), "--reason", "bad json")
+    listed = invoke("rejects", "list", "--data-dir", str(data), "--reason", "bad json")
     assert [line.split()[1] for line in listed.splitlines()[1:]] == ["2", "3", "5"]
-    lines = forebay("rejects", "list", "--data-dir", str(data), "--json", "--limit", "2")
+    lines = invoke("rejects", "list", "--data-dir", str(data), "--json", "--limit", "2")
     rows = [json.loads(line) for line in lines.splitlines()[:2]]
     assert [row["_offset"] for row in rows] == [1, 2]
     assert "--limit shows more" in lines
 
 
 def test_show_prints_the_reason_and_the_whole_message(data: Path) -> None:
-    shown = forebay("rejects", "show", SOURCE, "3", "--data-dir", str(data))
+    shown = invoke("rejects", "show", SOURCE, "3", "--data-dir", str(data))
     assert "reason       bad json: " in shown
     assert "{é" in shown
-    assert "\\xff\\xfe" in forebay("rejects", "show", SOURCE, "2", "--data-dir", str(data))
+    assert "\\xff\\xfe" in invoke("rejects", "show", SOURCE, "2", "--data-dir", str(data))
     result = CliRunner().invoke(
         main, ["rejects", "show", SOURCE, "2", "--raw", "--data-dir", str(data)]
     )
@@ -101,10 +101,10 @@ def test_show_prints_the_reason_and_the_whole_message(data: Path) -> None:
 
 
 def test_export_gives_every_message_back_byte_for_byte(data: Path, tmp_path: Path) -> None:
-    expected = query.open(data).rejects().sort("_offset").collect()
+    expected = forebay.open(data).rejects().sort("_offset").collect()
     lines, table = tmp_path / "out.ndjson", tmp_path / "out.parquet"
     for file in (lines, table):
-        assert "5 rejects" in forebay("rejects", "export", str(file), "--data-dir", str(data))
+        assert "5 rejects" in invoke("rejects", "export", str(file), "--data-dir", str(data))
     assert pl.read_parquet(table).sort("_offset").equals(expected)
     rows = sorted(map(json.loads, lines.read_bytes().splitlines()), key=lambda r: r["_offset"])
     found = [
@@ -115,7 +115,7 @@ def test_export_gives_every_message_back_byte_for_byte(data: Path, tmp_path: Pat
     ]
     assert found == expected["message"].to_list()
     only = ("--reason", "no key", "--force")
-    forebay("rejects", "export", str(table), "--data-dir", str(data), *only)
+    invoke("rejects", "export", str(table), "--data-dir", str(data), *only)
     assert pl.read_parquet(table).height == 0
 
 
@@ -154,7 +154,7 @@ def test_job_replays_what_was_asked_exactly_once_over_a_kill(
     large = [n for n in range(3_000) if n % 3 == 0]
     assert job.partitions()["rejects"].sum() == len(large)
     for _ in range(2):
-        told = forebay("rejects", "replay", "--data-dir", str(job.data))
+        told = invoke("rejects", "replay", "--data-dir", str(job.data))
         assert told == f"request 1: {len(large)} rejects; no job runs, the next one does it\n"
     (events / "a.ndjson").write_bytes(b"".join(lines))
     job.settings |= {"MESSAGE_BYTES_MAX": "1000", "BATCH_ROWS": "50"}
@@ -165,23 +165,24 @@ def test_job_replays_what_was_asked_exactly_once_over_a_kill(
     assert [offset for _, offset in job.places()] == list(range(4_000))
     counts = job.partitions().select("accepted", "duplicates", "rejects").row(0)
     assert counts == (4_000, 0, 0)
-    assert forebay("rejects", "replay", "--data-dir", str(job.data)) == "no rejects to replay\n"
+    assert invoke("rejects", "replay", "--data-dir", str(job.data)) == "no rejects to replay\n"
 
 
 def test_replay_tells_whether_a_job_runs(data: Path, partition: Partition) -> None:
     partition.files.close()
-    hold = "import sys, pathlib; from storage.files import Files; f = Files().lock(pathlib.Path("
-    hold += f"{str(partition.layout.hot(NAME) / 'lock')!r})); print(flush=True); sys.stdin.read()"
+    hold = "import sys, pathlib; from forebay.storage.base.disk import Disk; "
+    hold += f"f = Disk().lock(pathlib.Path({str(partition.layout.hot(NAME) / 'lock')!r})); "
+    hold += "print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as job:
         assert job.stdin
         assert job.stdout
         job.stdout.readline()
-        assert "takes it up within seconds" in forebay("rejects", "replay", "--data-dir", str(data))
+        assert "takes it up within seconds" in invoke("rejects", "replay", "--data-dir", str(data))
         job.stdin.close()
         job.wait()
-    assert "no job runs" in forebay("rejects", "replay", "--data-dir", str(data))
+    assert "no job runs" in invoke("rejects", "replay", "--data-dir", str(data))
 
 
 def test_replay_of_hash_partitions_is_refused(make_job: Callable[..., Job], tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_replay_of_hash_partitions_is_refused(make_job: Callable[..., Job], tmp_
     assert result.exit_code == 1
     assert "hash partitions" in result.output
     asked = ("rejects", "list", "--data-dir", str(job.data), "--partition", "a.ndjson")
-    assert "bad json" in forebay(*asked)
+    assert "bad json" in invoke(*asked)
 
 
 def _line(number: int) -> bytes:

@@ -18,21 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-import query
-from operators.blocks import BlocksStep
-from operators.decode import DecodeConfig, Decoder
-from operators.messages import Messages
-from operators.replay import decode_again
-from storage import record
-from storage.blocks import BlocksConfig
-from storage.errors import BadInput, Corruption
-from storage.files import Files
-from storage.frame import REASONS, REJECT_SCHEMA, Frame
-from storage.layout import Layout
-from storage.offer import Offer
-from storage.rejects import ALL, RejectFilter
-from storage.replay import ReplayRequest, ask, read_request
-from storage.schema import RAW
+import forebay
+from forebay.operators.blocks import BlocksStep
+from forebay.operators.decode import DecodeConfig, Decoder
+from forebay.operators.redecode import decode_again
+from forebay.operators.sources.messages import Messages
+from forebay.storage.base import record
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, Corruption
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.frame import REASONS, REJECT_SCHEMA, Frame
+from forebay.storage.formats.rejects import ALL, RejectFilter
+from forebay.storage.formats.replay_request import ReplayRequest, ask, read_request
+from forebay.storage.formats.schema import RAW
+from forebay.storage.partition.blocks import BlocksConfig
+from forebay.storage.partition.offer import Offer
 from tests.oracle import Oracle, Place
 from tests.partition import (
     GRACE_MS,
@@ -41,7 +41,7 @@ from tests.partition import (
     SPAN_MS,
     START_MS,
     WINDOW_MS,
-    OpenFiles,
+    OpenDisk,
     Partition,
 )
 
@@ -91,7 +91,7 @@ def replay(partition: Partition, bytes_max: int, wanted: RejectFilter = ALL) -> 
 
 def listed(partition: Partition) -> list[tuple[int, str]]:
     """Offset and reason of all rejects a reader sees."""
-    found = query.open(partition.root).rejects().sort("_offset").collect()
+    found = forebay.open(partition.root).rejects().sort("_offset").collect()
     return list(found.select("_offset", "reason").iter_rows())
 
 
@@ -116,7 +116,7 @@ def test_what_passes_becomes_an_event_of_its_own_offset_and_the_rest_stays_a_rej
     assert counted(partition) == (3, 0, 1)
     assert listed(partition) == [(2, "bad json")]
     assert partition.seen() == [(SOURCE, 0), (SOURCE, 1), (SOURCE, 3)]
-    events = query.open(partition.root).scan().filter(pl.col("_offset") == 1).collect()
+    events = forebay.open(partition.root).scan().filter(pl.col("_offset") == 1).collect()
     assert events[RAW].to_list() == [large]
     assert partition.manifest().next_offsets == {SOURCE: 4}
 
@@ -167,7 +167,7 @@ def test_replaced_file_can_be_read_for_the_grace_period_and_goes_then(partition:
     partition.start()
     partition.take(decoded([message(1, 1, large=True), BROKEN], 0, SMALL))
     partition.blocks.publish()
-    store = query.open(partition.root)
+    store = forebay.open(partition.root)
     before = store.rejects()
     (old,) = partition.manifest().rejects
     replay(partition, LARGE)
@@ -314,7 +314,7 @@ class Replays(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.partition = Partition(Path(self.folder.name), CONFIG, files=OpenFiles()).start()
+        self.partition = Partition(Path(self.folder.name), CONFIG, files=OpenDisk()).start()
 
     @rule(many=st.lists(sends, min_size=1, max_size=10))
     def take(self, many: list[tuple[int | None, int, bool]]) -> None:
@@ -425,7 +425,7 @@ def test_filter_means_what_a_plain_loop_means(
 
 
 def test_asking_twice_is_one_request_until_a_partition_begins_another_run(tmp_path: Path) -> None:
-    files, layout = Files(), Layout(tmp_path)
+    files, layout = Disk(), Layout(tmp_path)
     first = ask(files, layout, ALL, {"p": 1})
     assert ask(files, layout, ALL, {"p": 1}) == first
     other = ask(files, layout, RejectFilter(reasons=("bad json",), until_ms=5), {"p": 1})
@@ -437,7 +437,7 @@ def test_asking_twice_is_one_request_until_a_partition_begins_another_run(tmp_pa
 def test_a_request_that_cannot_be_read_keeps_its_number_and_others_can_be_asked(
     tmp_path: Path, version: int
 ) -> None:
-    files, layout = Files(), Layout(tmp_path)
+    files, layout = Disk(), Layout(tmp_path)
     ask(files, layout, ALL, {"p": 1})
     damaged = b"torn" if version == 1 else record.encode("replay", version, {})
     layout.replay_request(1).write_bytes(damaged)
@@ -452,7 +452,7 @@ def test_request_is_refused_while_another_is_written(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.replay.mkdir()
 
-    class Busy(Files):
+    class Busy(Disk):
         def lock(self, path: Path) -> object:  # type: ignore[override]
             raise BadInput("held")
 
@@ -477,7 +477,7 @@ def test_request_with_a_field_of_another_kind_is_corruption(change: dict[str, ob
 def test_step_takes_requests_up_at_its_turns_and_leaves_out_one_it_cannot_read(
     tmp_path: Path,
 ) -> None:
-    files, layout = OpenFiles(), Layout(tmp_path)
+    files, layout = OpenDisk(), Layout(tmp_path)
     step = BlocksStep(
         CONFIG,
         layout,
@@ -501,7 +501,7 @@ def test_step_takes_requests_up_at_its_turns_and_leaves_out_one_it_cannot_read(
     for _ in range(4):
         offers += logic.on_notify()[0]
     logic.snapshot()
-    store = query.open(tmp_path)
+    store = forebay.open(tmp_path)
     assert store.rejects().collect()["_offset"].to_list() == [2]
     assert store.scan().collect().height == 3
     (state,) = [partition.state for partition in store.view().partitions]

@@ -19,10 +19,10 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.testing import TestingSink, TestingSource, cluster_main
 from typing_extensions import override
 
-from operators.repartition import hash_partitions, repartition
-from operators.routing import MODULUS, partition_name, route, state_key
-from operators.thread import PerThread
-from storage.layout import PartitionKey
+from forebay.operators.repartition import hash_partitions, repartition
+from forebay.operators.routing import MODULUS, partition_name, route, state_key
+from forebay.operators.thread import PerThread
+from forebay.storage.base.layout import PartitionKey
 from tests.partition import event, frame
 
 ROOT = Path(__file__).parent.parent

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.schemas import PRESETS
-from operators.decode import DecodeConfig, Decoder
-from operators.messages import Messages
-from storage.frame import Frame
-from storage.schema import OFFSET, PARTITION, RAW, RESERVED, UPLOAD_TIME, Schema
+from forebay.flows.schemas import PRESETS
+from forebay.operators.decode import DecodeConfig, Decoder
+from forebay.operators.sources.messages import Messages
+from forebay.storage.formats.frame import Frame
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, RESERVED, UPLOAD_TIME, Schema
 
 SAMPLE = Path(__file__).parent / "data" / "github-events-2021-07-21.ndjson.gz"
 BROKER_MS = 1_714_564_803_000

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from cli.main import main
-from flows.secrets import HIDDEN, masked, shown_catalog, shown_property
+from forebay.cli.main import main
+from forebay.flows.secrets import HIDDEN, masked, shown_catalog, shown_property
 from tests.job import Job
 
 ROOT = Path(__file__).parent.parent
@@ -143,7 +143,7 @@ def test_a_secret_is_not_in_what_a_job_prints_when_it_starts(
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for command in (("config", "check"), ("config", "check", "--connect")):
         done = subprocess.run(
-            [sys.executable, "-m", "cli.main", *command], cwd=tmp_path, capture_output=True,
+            [sys.executable, "-m", "forebay", *command], cwd=tmp_path, capture_output=True,
             text=True, timeout=60, env=environment,
         )  # fmt: skip
         assert done.returncode == 1

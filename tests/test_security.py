@@ -25,15 +25,15 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
 
-import query
-from storage import record
-from storage.batch import Batch
-from storage.catalog import Catalog, read_catalog
-from storage.checksum import Checksum
-from storage.errors import Corruption, ForebayError
-from storage.files import Files
-from storage.layout import Layout
-from storage.state import PartitionState
+import forebay
+from forebay.storage.base import record
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption, ForebayError
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary
+from forebay.storage.formats.catalog import Catalog, read_catalog
+from forebay.storage.formats.checksum import Checksum
+from forebay.storage.formats.state import PartitionState
 from tests.job import Job
 from tests.lane import Lane, filled
 
@@ -147,12 +147,12 @@ def replace_chunk(data: Path, table: pa.Table) -> None:
 
 
 def catalog_of(data: Path) -> Catalog:
-    return read_catalog(Files(), Layout(data).catalog("p00"), "p00")
+    return read_catalog(Disk(), Layout(data).catalog("p00"), "p00")
 
 
 def live_log(data: Path) -> Path:
     """A log that a query reads."""
-    (view,) = query.open(data).view().partitions
+    (view,) = forebay.open(data).view().partitions
     return view.folder / view.extents[0].file
 
 
@@ -375,7 +375,7 @@ def test_times_beyond_the_calendar_are_refused_or_answered(
     change(data, stream_time_ms=number)
     assert read_by_another(data)
     change(data, stream_time_ms=None)
-    Layout(data).batch.write_bytes(Batch(2**63 - 1, number).encode())
+    Layout(data).batch.write_bytes(Boundary(2**63 - 1, number).encode())
     assert read_by_another(data)
 
 
@@ -473,7 +473,7 @@ def test_an_error_shows_nothing_of_what_a_link_leads_to(
 
 def test_a_reader_opens_nothing_for_writing(data: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in data.rglob("*")}
-    query.open(data).scan().collect()
+    forebay.open(data).scan().collect()
     assert {path: path.stat().st_mtime_ns for path in data.rglob("*")} == before
 
 
@@ -519,7 +519,7 @@ def described(
 
 
 def hand_over(data: Path, table: Path | str) -> None:
-    done = Batch().sealed(0).completed(0, late=True, table=str(table))
+    done = Boundary().sealed(0).completed(0, late=True, table=str(table))
     Layout(data).batch.write_bytes(done.encode())
 
 
@@ -529,7 +529,7 @@ def test_a_table_out_of_the_directory_is_refused(what: str, data: Path, tmp_path
     folders = (outside, inside) if what == "metadata" else (inside, outside)
     hand_over(data, described(*folders, {}))
     with pytest.raises(Corruption, match="expected a file below"):
-        query.open(data).scan(layers="all")
+        forebay.open(data).scan(layers="all")
 
 
 @pytest.mark.parametrize(
@@ -549,7 +549,7 @@ def test_a_table_elsewhere_is_not_opened_however_it_is_named(
     described(outside, inside, {})
     hand_over(data, place.format(inside=inside, outside=outside))
     with pytest.raises(Corruption, match="expected a file below"):
-        query.open(data).scan(layers="all")
+        forebay.open(data).scan(layers="all")
     assert read_by_another.tell(data)
 
 
@@ -558,7 +558,7 @@ def test_a_list_of_manifests_out_of_the_directory_is_not_opened(data: Path, tmp_
     secret.write_text(f"root:{SECRET}:19000:0:99999:7:::")
     hand_over(data, described(data / "batch", data / "batch", {}, secret))
     with pytest.raises(Corruption, match=rf"table {secret}: expected a file below"):
-        query.open(data).sql("select * from events_all")
+        forebay.open(data).sql("select * from events_all")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b'{"format-version":2}', b"{" * 100_000])
@@ -569,9 +569,9 @@ def test_a_damaged_table_is_told_by_its_name(
     hand_over(data, table)
     table.write_bytes(content)
     with pytest.raises(Corruption, match=str(table)):
-        query.open(data).scan(layers="all")
+        forebay.open(data).scan(layers="all")
     with pytest.raises(Corruption, match=str(table)):
-        query.open(data).sql("select * from events_all")
+        forebay.open(data).sql("select * from events_all")
     assert read_by_another.tell(data)
 
 
@@ -580,7 +580,7 @@ def test_a_damaged_list_of_manifests_is_told(data: Path, read_by_another: Reader
     hand_over(data, described(data / "batch", data / "batch", {}, manifests))
     manifests.write_bytes(b"Obj\x01" + bytes(range(256)))
     with pytest.raises(Corruption, match="can't be read"):
-        query.open(data).scan(layers="all")
+        forebay.open(data).scan(layers="all")
     assert read_by_another.tell(data)
 
 
@@ -593,5 +593,5 @@ def test_code_that_a_table_names_is_not_run(
     named = {"py-io-impl": "hostile_io.Any"}
     hand_over(data, described(data / "batch", data / "batch", named))
     assert "ran" not in {path.name for path in tmp_path.iterdir()}
-    query.open(data).scan(layers="all")
+    forebay.open(data).scan(layers="all")
     assert "ran" not in {path.name for path in tmp_path.iterdir()}

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.duration import duration_ms, duration_text
-from flows.sections import OWNED
-from flows.settings import Settings, load, shown
-from storage.columns import arrow_schema
-from storage.errors import BadInput
-from storage.schema import UPLOAD_TIME, Column
+from forebay.flows.duration import duration_ms, duration_text
+from forebay.flows.sections import OWNED
+from forebay.flows.settings import Settings, load, shown
+from forebay.storage.base.errors import BadInput
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.schema import UPLOAD_TIME, Column
 
 Write = Callable[[str], None]
 

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.recovery import take_data_directory
-from storage import record
-from storage.errors import Corruption, FormatVersion
-from storage.files import Files
-from storage.layout import Layout
-from storage.sources import (
+from forebay.flows.recovery import take_data_directory
+from forebay.storage.base import record
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption, FormatVersion
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.source import (
     VERSION,
     Source,
     Topic,
@@ -31,7 +31,7 @@ from storage.sources import (
     read_sources,
     read_topic,
 )
-from tests.power import Mood, PowerFiles
+from tests.power import Mood, PowerDisk
 
 GOLDEN = Path(__file__).parent / "golden" / "sources"
 ID, OTHER_ID = "vNI5aYkHRZeUBW3q+x4/Vg", "AbCdEfGhIj-lMn_pQrStUv"
@@ -119,9 +119,9 @@ def test_what_no_version_wrote_is_corruption_that_names_the_file(
     (layout.sources / "events-00000").write_bytes(hostile)
     layout.topic("events").write_bytes(hostile)
     with pytest.raises(Corruption, match="sources/events-00000"):
-        read_sources(Files(), layout)
+        read_sources(Disk(), layout)
     with pytest.raises(Corruption, match="topics/events"):
-        read_topic(Files(), layout.topic("events"))
+        read_topic(Disk(), layout.topic("events"))
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
@@ -134,9 +134,9 @@ def test_what_is_no_plain_file_is_corruption_that_names_it(
     make(layout.sources / "events-00000")
     make(layout.topic("events"))
     with pytest.raises(Corruption, match="sources/events-00000: expected a plain file"):
-        read_sources(Files(), layout)
+        read_sources(Disk(), layout)
     with pytest.raises(Corruption, match="topics/events: expected a plain file"):
-        read_topic(Files(), layout.topic("events"))
+        read_topic(Disk(), layout.topic("events"))
 
 
 def test_files_that_no_partition_can_name_are_left_alone(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_files_that_no_partition_can_name_are_left_alone(tmp_path: Path) -> None
     layout.sources.mkdir()
     for name in (".DS_Store", "events-00000~", "#a#"):
         (layout.sources / name).write_bytes(b"?")
-    assert read_sources(Files(), layout) == {}
+    assert read_sources(Disk(), layout) == {}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ WORKERS, ROUNDS = 8, 12
 
 def _claim(root: str, number: int, start: object, out: object) -> None:
     """One of the workers that start at once, each with a mind of its own."""
-    layout, files = Layout(Path(root)), Files()
+    layout, files = Layout(Path(root)), Disk()
     start.wait()  # type: ignore[attr-defined]
     kept: list[object] = []
     try:
@@ -197,8 +197,8 @@ def test_workers_that_start_at_once_all_keep_what_one_of_them_wrote(tmp_path: Pa
             worker.join()
         assert kept == [kept[0]] * WORKERS
         assert kept[0] == [
-            read_topic(Files(), layout.topic("events")),
-            read_sources(Files(), layout),
+            read_topic(Disk(), layout.topic("events")),
+            read_sources(Disk(), layout),
         ]
         names = [path.name for path in layout.sources.iterdir()]
         assert sorted(names) == [f"events-{n:05d}" for n in range(4)]
@@ -208,9 +208,9 @@ def test_workers_that_start_at_once_all_keep_what_one_of_them_wrote(tmp_path: Pa
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from storage.files import Files
+from forebay.storage.base.disk import Disk
 os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-Files().claim(Path(sys.argv[1]), b"half")
+Disk().claim(Path(sys.argv[1]), b"half")
 """
 
 
@@ -221,12 +221,12 @@ def test_what_a_killed_start_left_harms_none_and_goes_with_the_next(tmp_path: Pa
         done = subprocess.run([sys.executable, "-c", DYING, str(path)])
         assert done.returncode == -signal.SIGKILL
         assert len(list(path.parent.iterdir())) == 1
-    assert read_sources(Files(), layout) == {}
-    assert claim_topic(Files(), layout.topic("events"), TOPIC) == TOPIC
+    assert read_sources(Disk(), layout) == {}
+    assert claim_topic(Disk(), layout.topic("events"), TOPIC) == TOPIC
     take_data_directory(layout).close()
     assert list(layout.sources.iterdir()) == []
     assert [path.name for path in layout.topics.iterdir()] == ["events"]
-    assert claim_topic(Files(), layout.topic("events"), Topic(OTHER_ID, 3)) == TOPIC
+    assert claim_topic(Disk(), layout.topic("events"), Topic(OTHER_ID, 3)) == TOPIC
 
 
 # -- power --------------------------------------------------------------------------------------
@@ -237,13 +237,13 @@ def test_what_was_claimed_or_kept_survives_a_power_loss(mood: Mood, tmp_path: Pa
     root = tmp_path / "data"
     root.mkdir()
     layout = Layout(root)
-    with PowerFiles(root, tmp_path / "shadow") as files:
+    with PowerDisk(root, tmp_path / "shadow") as files:
         claim_topic(files, layout.topic("events"), TOPIC)
         claim_sources(files, layout, {"events-00000": Source(), "events-00001": Source(0)})
         keep_source(files, layout, "events-00000", Source(7))
         files.lose_power(random.Random(0), mood)
-    assert read_topic(Files(), layout.topic("events")) == TOPIC
-    assert read_sources(Files(), layout) == {
+    assert read_topic(Disk(), layout.topic("events")) == TOPIC
+    assert read_sources(Disk(), layout) == {
         "events-00000": Source(7),
         "events-00001": Source(0),
     }
@@ -255,7 +255,7 @@ def test_a_claim_is_durable_though_who_made_it_was_killed_before_syncing_its_fol
     root = tmp_path / "data"
     root.mkdir()
     layout = Layout(root)
-    with PowerFiles(root, tmp_path / "shadow") as files:
+    with PowerDisk(root, tmp_path / "shadow") as files:
         files.make_directory(layout.sources)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(files, "sync_directory", lambda path: None)
@@ -263,4 +263,4 @@ def test_a_claim_is_durable_though_who_made_it_was_killed_before_syncing_its_fol
         kept = claim_sources(files, layout, {"events-00000": Source(9)})
         assert kept == {"events-00000": Source(5)}
         files.lose_power(random.Random(0), "least")
-    assert read_sources(Files(), layout) == kept
+    assert read_sources(Disk(), layout) == kept

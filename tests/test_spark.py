@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import query
-from flows.batch import run_day
-from storage.errors import MissingFile
+import forebay
+from forebay.flows.batch import run_day
+from forebay.storage.base.errors import MissingFile
 from tests import spark_sql
 from tests.days import (
     CONFIG,
@@ -84,7 +84,7 @@ def test_spark_reads_changes_and_compacts_the_table_and_the_next_day_is_handed_o
     assert {row["id"] for row in after} == left
     assert len({row["_file"] for row in after}) == 1
 
-    assert ids(query.open(job.data).scan("all")) == everything(0)  # as it was handed over
+    assert ids(forebay.open(job.data).scan("all")) == everything(0)  # as it was handed over
     feed(job, "a", [event(key, starts_ms(0) + HOUR_MS) for key in ("late-0", "a-0-10")])
     run_job(job)
     hand_over(job, 1)
@@ -92,19 +92,19 @@ def test_spark_reads_changes_and_compacts_the_table_and_the_next_day_is_handed_o
     expected = everything(1, "late-0")
     for key in DELETED:
         del expected[key]
-    assert ids(query.open(job.data).scan("all")) == expected
+    assert ids(forebay.open(job.data).scan("all")) == expected
 
 
 def test_what_spark_expires_is_missed_by_name_until_the_last_day_is_run_again(job: Job) -> None:
     hand_over(job, 0)
     spark_sql.sql(job.data, *CHANGES, EXPIRE)
     with pytest.raises(MissingFile, match="a batch run of the last day names the table as it is"):
-        query.open(job.data).scan("all").collect()
+        forebay.open(job.data).scan("all").collect()
     assert run_day([job.data], CONFIG, day(0)).outcome == "completed before"
     expected = everything(0)
     for key in DELETED:
         del expected[key]
-    assert ids(query.open(job.data).scan("all")) == expected
+    assert ids(forebay.open(job.data).scan("all")) == expected
     hand_over(job, 1)
     assert ids(in_table(job)) == once((keys(0) | keys(1)) - set(DELETED))
 

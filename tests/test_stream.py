@@ -14,15 +14,15 @@ import pyarrow as pa
 import pytest
 from polars.testing import assert_frame_equal
 
-import query
-import query.batches
-import query.store
-from query.store import stream
-from storage.batch import Batch
-from storage.errors import BadInput, Corruption, MissingFile
-from storage.files import Files
-from storage.layout import Layout
-from storage.schema import OFFSET
+import forebay
+import forebay.query.batches
+import forebay.query.store
+from forebay.query.store import stream
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, Corruption, MissingFile
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary
+from forebay.storage.formats.schema import OFFSET
 from tests.lane import IN_ORDER, NARROW, SCHEMA, Lane, Lanes, collected, events, filled, hand_off
 from tests.partition import START_MS, event
 
@@ -56,10 +56,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("reader", ABANDONED)
 def test_a_script_that_abandons_a_stream_ends_well_and_at_once(reader: str, large: Path) -> None:
     code = (
-        "import sys, duckdb, polars as pl, pyarrow as pa, query, query.batches\n"
-        "from query.store import stream\n"
-        "query.batches.BATCH_ROWS = 500\n"
-        "store = query.open(sys.argv[1])\n"
+        "import sys, duckdb, polars as pl, pyarrow as pa, query, forebay.query.batches\n"
+        "from forebay.query.store import stream\n"
+        "forebay.query.batches.BATCH_ROWS = 500\n"
+        "store = forebay.open(sys.argv[1])\n"
     ) + ABANDONED[reader].replace("\\n", "\n")
     done = subprocess.run(
         [sys.executable, "-c", code, str(large)], cwd=ROOT, capture_output=True, text=True,
@@ -71,16 +71,16 @@ def test_a_script_that_abandons_a_stream_ends_well_and_at_once(reader: str, larg
 def test_a_stream_is_not_read_before_it_is_asked_for(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("query.batches.BATCH_ROWS", 100)
+    monkeypatch.setattr("forebay.query.batches.BATCH_ROWS", 100)
     read: list[int] = []
-    export = query.batches._shaped
+    export = forebay.query.batches._shaped
 
     def shaped(batch: pa.RecordBatch, *others: Any) -> Iterator[pa.RecordBatch]:
         read.append(batch.num_rows)
         return export(batch, *others)
 
-    monkeypatch.setattr("query.batches._shaped", shaped)
-    reader = query.open(large).stream()
+    monkeypatch.setattr("forebay.query.batches._shaped", shaped)
+    reader = forebay.open(large).stream()
     assert len(read) == 1
     for _ in range(3):
         reader.read_next_batch()
@@ -89,7 +89,7 @@ def test_a_stream_is_not_read_before_it_is_asked_for(
 
 def test_a_stream_has_the_rows_and_types_of_a_scan(lane: Lanes) -> None:
     one = filled(lane())
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     hand_off(one.root, 1, START_MS + 450)
     expected = collected(store)
     found = pl.DataFrame(pa.table(store))
@@ -103,20 +103,20 @@ def test_columns_that_a_chunk_lacks_are_null_in_a_stream(lane: Lanes) -> None:
     one.crash()
     one.schema = SCHEMA
     one.start(snapshot).take(*events(30, 30, 600, step_ms=20)).publish().merge()
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     assert_frame_equal(pl.DataFrame(store).sort(IN_ORDER), collected(store))
     assert pl.DataFrame(store)["number"].null_count() > 0
 
 
 def test_the_late_table_can_be_streamed(lane: Lanes) -> None:
     one = lane().take(*events(0, 5, 0, step_ms=100)).publish()
-    sealed = Batch().sealed(START_MS + 300)
-    Files().replace(one.layout.batch, sealed.encode(), durable=False)
+    sealed = Boundary().sealed(START_MS + 300)
+    Disk().replace(one.layout.batch, sealed.encode(), durable=False)
     one.blocks.notice(sealed)
     one.take(event(9, 99, 50, "p00")).publish()
     done = sealed.completed(0, late=False, table=None)
-    Files().replace(one.layout.batch, done.encode(), durable=False)
-    store = query.open(one.root)
+    Disk().replace(one.layout.batch, done.encode(), durable=False)
+    store = forebay.open(one.root)
     assert store.stream("events_late").read_all()[OFFSET].to_pylist() == [9]
     assert store.stream("events").read_all()[OFFSET].to_pylist() == [3, 4]
     assert store.stream("rejects").read_all().num_rows == 0
@@ -124,14 +124,14 @@ def test_the_late_table_can_be_streamed(lane: Lanes) -> None:
 
 @pytest.mark.parametrize("table", ["event", "events_sealed", "", 5, None])
 def test_a_table_that_cannot_be_streamed_is_bad_input(table: object, lane: Lanes) -> None:
-    store = query.open(lane().publish().root)
+    store = forebay.open(lane().publish().root)
     with pytest.raises(BadInput, match="table: expected one of events, "):
         store.stream(table)  # type: ignore[arg-type]
 
 
 def test_a_chunk_that_is_damaged_or_gone_is_told_as_ours(lane: Lanes) -> None:
     one = filled(lane())
-    store = query.open(one.root)
+    store = forebay.open(one.root)
     first, *others = [path for path, _ in store.view().chunks]
     at = store.view().chunks[0][1].checksum.footer_start // 2
     whole = first.read_bytes()
@@ -154,7 +154,7 @@ def test_a_stream_whose_first_file_has_gone_is_taken_of_a_new_view(
     """A chunk was replaced between the view and the first batch."""
     one = filled(lane())
     views: list[object] = []
-    read = query.batches.event_batches
+    read = forebay.query.batches.event_batches
 
     def gone_once(*arguments: Any) -> Iterator[pa.RecordBatch]:
         views.append(arguments)
@@ -162,8 +162,8 @@ def test_a_stream_whose_first_file_has_gone_is_taken_of_a_new_view(
             raise MissingFile("chunk x: expected a file, none is there")
         yield from read(*arguments)
 
-    monkeypatch.setattr("query.store.event_batches", gone_once)
-    assert query.open(one.root).stream().read_all().num_rows == len(one.published)
+    monkeypatch.setattr("forebay.query.store.event_batches", gone_once)
+    assert forebay.open(one.root).stream().read_all().num_rows == len(one.published)
     assert len(views) == 2
 
 
@@ -175,5 +175,5 @@ def test_a_reader_of_any_lazy_frame_is_one_too() -> None:
 def test_layout_is_not_touched_by_a_stream(lane: Lanes) -> None:
     one = filled(lane())
     before = sorted(Layout(one.root).root.rglob("*"))
-    pa.table(query.open(one.root))
+    pa.table(forebay.open(one.root))
     assert sorted(Layout(one.root).root.rglob("*")) == before

@@ -11,10 +11,10 @@ import orjson
 import pyarrow as pa
 import pytest
 
-from cli.summary import summary
-from operators.reject_watch import EVERY_S, FIRST_S, RejectWatch
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.outcome import Outcome
+from forebay.cli.summary import summary
+from forebay.operators.reject_watch import EVERY_S, FIRST_S, RejectWatch
+from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
+from forebay.storage.formats.outcome import Outcome
 from tests.job import Job
 from tests.lane import Lane, filled
 
@@ -80,7 +80,7 @@ def test_a_supervisor_imports_nothing_for_the_summary_before_the_end() -> None:
     import subprocess
 
     code = (
-        "import sys, cli.run, flows.cluster, flows.settings\n"
+        "import sys, forebay.cli.run, forebay.flows.cluster, forebay.flows.settings\n"
         "print([name for name in ('pyarrow', 'polars', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

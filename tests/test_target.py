@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from cli.demo import MADE, MARKER, _is_ours
-from cli.target import new_file, own_folder
-from storage.errors import BadInput
-from storage.files import Files
+from forebay.cli.demo import MADE, MARKER, _is_ours
+from forebay.cli.target import new_file, own_folder
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
 from tests.lane import Lane, filled
 
 ROOT = Path(__file__).parent.parent
 
 
-def forebay(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def invoke(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """The command as a process of its own."""
-    command = [sys.executable, "-m", "cli.main", *map(str, arguments)]
+    command = [sys.executable, "-m", "forebay", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
@@ -41,7 +41,7 @@ def test_demo_refuses_a_folder_that_is_not_its_own_and_leaves_it_as_it_is(tmp_pa
     (theirs / "data").mkdir(parents=True)
     (theirs / "data" / "important").write_text("years of work")
     before = content(theirs)
-    done = forebay("demo", "--dir", theirs, "--events", "1000")
+    done = invoke("demo", "--dir", theirs, "--events", "1000")
     assert done.returncode == 1
     assert f"{theirs}: expected a new or empty folder" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -51,11 +51,11 @@ def test_demo_refuses_a_folder_that_is_not_its_own_and_leaves_it_as_it_is(tmp_pa
 def test_demo_runs_again_in_its_own_folder_and_keeps_what_others_put_there(tmp_path: Path) -> None:
     (tmp_path / "forebay.toml").write_text("no.such.setting = 1")
     arguments = ("demo", "--dir", "demo", "--events", "1000")
-    first = forebay(*arguments, cwd=tmp_path)
+    first = invoke(*arguments, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     mine = tmp_path / "demo" / "mine.txt"
     mine.write_text("kept")
-    again = forebay(*arguments, cwd=tmp_path)
+    again = invoke(*arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "Every total equals the load's own" in again.stdout
     assert mine.read_text() == "kept"
@@ -101,8 +101,8 @@ def test_a_folder_on_whose_data_a_job_runs_is_not_emptied(tmp_path: Path) -> Non
     data = tmp_path / "demo" / "data"
     data.mkdir(parents=True)
     (tmp_path / "demo" / MARKER).touch()
-    with Files().lock(data / "lock"):
-        done = forebay("demo", "--dir", tmp_path / "demo", "--events", "1000")
+    with Disk().lock(data / "lock"):
+        done = invoke("demo", "--dir", tmp_path / "demo", "--events", "1000")
     assert done.returncode == 1
     assert "expected no job to run on it" in done.stderr
     assert (data / "lock").exists()
@@ -151,13 +151,13 @@ def test_an_export_overwrites_a_file_only_if_it_is_forced(
     file = tmp_path / ("out.parquet" if "batch" in command else "out.ndjson")
     file.write_text("mine")
     arguments = (*command, str(file), "--data-dir", str(data))
-    refused = forebay(*arguments)
+    refused = invoke(*arguments)
     assert refused.returncode == 1
     assert refused.stderr == (
         f"Error: {file}: expected no such file, got one; --force overwrites it\n"
     )
     assert file.read_text() == "mine"
-    forced = forebay(*arguments, "--force")
+    forced = invoke(*arguments, "--force")
     assert forced.returncode == 0, forced.stderr
     assert file.read_bytes() != b"mine"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

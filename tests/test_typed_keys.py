@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from storage.columns import ARROW_TYPES, arrow_schema
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.schema import Column, ColumnType, Schema
+from forebay.storage.formats.columns import ARROW_TYPES, arrow_schema
+from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
+from forebay.storage.formats.schema import Column, ColumnType, Schema
 from tests.partition import CONFIG, GRACE_MS, NAME, START_MS, Partition
 
 HOUR_MS = 3_600_000

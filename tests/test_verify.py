@@ -20,23 +20,20 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
-import cli.verify
-import query
-from cli.main import main
-from operators.decode import DecodeConfig, Decoder
-from operators.messages import Messages
-from storage.files import Files
-from storage.schema import UPLOAD_TIME, Column, ColumnType, Schema
-from tests.oracle import Oracle
-from tests.partition import Partition, event
-from verify import values
-from verify.dying import POINTS, STORING_MS, Death, DyingFiles, every_death
-from verify.feed import START_MS, Feed, Traffic
-from verify.harness import Failure, Row, Trial, play
-from verify.hostile import BYTES_MAX, HARMLESS, PIECES, hostile
-from verify.oracle import Expected, judge
-from verify.reader import Seen
-from verify.stories import (
+import forebay
+from forebay.cli.main import main
+from forebay.operators.decode import DecodeConfig, Decoder
+from forebay.operators.sources.messages import Messages
+from forebay.storage.base.disk import Disk
+from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType, Schema
+from forebay.verify import values
+from forebay.verify.dying import POINTS, STORING_MS, Death, DyingDisk, every_death
+from forebay.verify.feed import START_MS, Feed, Traffic
+from forebay.verify.harness import Failure, Row, Trial, play
+from forebay.verify.hostile import BYTES_MAX, HARMLESS, PIECES, hostile
+from forebay.verify.oracle import Expected, judge
+from forebay.verify.reader import Seen
+from forebay.verify.stories import (
     MEMORY_SLACK,
     NTH_MAX,
     READ_BACK_MAX,
@@ -45,7 +42,9 @@ from verify.stories import (
     read,
     tells_corruption,
 )
-from verify.worker import Note
+from forebay.verify.worker import Note
+from tests.oracle import Oracle
+from tests.partition import Partition, event
 
 NOW_MS = START_MS + 10**9
 DATA = bytes(range(100))
@@ -80,39 +79,39 @@ def _die() -> None:
 # -- deaths -------------------------------------------------------------------------------------
 
 
-def _append(files: Files, folder: Path) -> Path:
+def _append(disk: Disk, folder: Path) -> Path:
     path = folder / "block.1.arrows"
-    file = files.create(path)
+    file = disk.create(path)
     file.append(DATA)
     file.sync()
     return path
 
 
-def _manifest(files: Files, folder: Path) -> Path:
-    files.replace(folder / "manifest.json", DATA, durable=False)
+def _manifest(disk: Disk, folder: Path) -> Path:
+    disk.replace(folder / "manifest.json", DATA, durable=False)
     return folder / "manifest.json"
 
 
-def _catalog(files: Files, folder: Path) -> Path:
-    files.replace(folder / "catalog.json", DATA, durable=True)
+def _catalog(disk: Disk, folder: Path) -> Path:
+    disk.replace(folder / "catalog.json", DATA, durable=True)
     return folder / "catalog.json"
 
 
-def _chunk(files: Files, folder: Path) -> Path:
-    with files.write(folder / "c.parquet.tmp") as file:
+def _chunk(disk: Disk, folder: Path) -> Path:
+    with disk.write(folder / "c.parquet.tmp") as file:
         file.write(DATA)
-    files.publish(folder / "c.parquet.tmp", folder / "c.parquet")
+    disk.publish(folder / "c.parquet.tmp", folder / "c.parquet")
     return folder / "c.parquet"
 
 
-def _delete(files: Files, folder: Path) -> Path:
+def _delete(disk: Disk, folder: Path) -> Path:
     path = folder / "block.1.arrows"
     path.write_bytes(DATA)
-    files.remove(path)
+    disk.remove(path)
     return path
 
 
-Act = Callable[[Files, Path], Path]
+Act = Callable[[Disk, Path], Path]
 WRITTEN: list[tuple[str, Act, dict[str, bytes]]] = [
     ("log-append:before:1", _append, {"block.1.arrows": b""}),
     ("log-append:half:1", _append, {"block.1.arrows": DATA[:50]}),
@@ -140,7 +139,7 @@ def test_a_death_leaves_on_disk_what_its_step_had_written(
     death: str, act: Act, left: dict[str, bytes], tmp_path: Path
 ) -> None:
     with pytest.raises(_Died):
-        act(DyingFiles(Death.parse(death), _die), tmp_path)
+        act(DyingDisk(Death.parse(death), _die), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == left
 
 
@@ -150,15 +149,15 @@ def test_every_point_but_the_snapshot_is_tried_above() -> None:
 
 
 def test_a_snapshot_that_returns_may_be_the_last(tmp_path: Path) -> None:
-    files = DyingFiles(Death("snapshot-return", "before", 2), _die)
-    files.step("snapshot-return")
+    disk = DyingDisk(Death("snapshot-return", "before", 2), _die)
+    disk.step("snapshot-return")
     with pytest.raises(_Died):
-        files.step("snapshot-return")
+        disk.step("snapshot-return")
 
 
 def test_only_the_nth_time_is_the_last(tmp_path: Path) -> None:
-    files = DyingFiles(Death("log-append", "after", 3), _die)
-    file = files.create(tmp_path / "block.1.arrows")
+    disk = DyingDisk(Death("log-append", "after", 3), _die)
+    file = disk.create(tmp_path / "block.1.arrows")
     file.append(DATA)
     file.append(DATA)
     with pytest.raises(_Died):
@@ -169,14 +168,14 @@ def test_only_the_nth_time_is_the_last(tmp_path: Path) -> None:
 def test_files_without_a_death_of_theirs_are_the_real_ones(
     death: Death | None, tmp_path: Path
 ) -> None:
-    files = DyingFiles(death, _die)
-    assert _append(files, tmp_path).read_bytes() == DATA
-    assert _manifest(files, tmp_path).read_bytes() == DATA
+    disk = DyingDisk(death, _die)
+    assert _append(disk, tmp_path).read_bytes() == DATA
+    assert _manifest(disk, tmp_path).read_bytes() == DATA
 
 
 def test_a_process_dies_of_sigkill_at_a_moment_after_its_first_append(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from verify.dying import *;"
+        "import sys; from pathlib import Path; from forebay.verify.dying import *;"
         "files = DyingFiles(Death.parse('moment:after:1'));"
         "files.create(Path(sys.argv[1])).append(b'x'); sys.stdin.read()"
     )
@@ -201,10 +200,10 @@ def test_a_seed_tells_how_long_after_a_snapshot_a_process_dies(
     assert drawn[0] == drawn[1]
     assert 5 < len({death.later_ms for death in drawn[0]}) <= STORING_MS + 1
     timer = Mock()
-    monkeypatch.setattr("verify.dying.threading.Timer", timer)
-    files = DyingFiles(Death("snapshot-return", "after", 1, 12), _die)
-    files.step("snapshot-return")
-    timer.assert_called_once_with(0.012, files.end)
+    monkeypatch.setattr("forebay.verify.dying.threading.Timer", timer)
+    disk = DyingDisk(Death("snapshot-return", "after", 1, 12), _die)
+    disk.step("snapshot-return")
+    timer.assert_called_once_with(0.012, disk.end)
 
 
 def test_a_note_is_read_back_from_its_text() -> None:
@@ -212,11 +211,11 @@ def test_a_note_is_read_back_from_its_text() -> None:
 
 
 def test_logs_and_chunks_that_are_read_back_are_counted(tmp_path: Path) -> None:
-    files = DyingFiles(None, _die)
+    disk = DyingDisk(None, _die)
     for name in ("block.1.arrows", "c.parquet", "manifest.json"):
         (tmp_path / name).write_bytes(DATA)
-        assert files.read(tmp_path / name, 5, 10) == DATA[5:10]
-    assert files.read_back == 2
+        assert disk.read(tmp_path / name, 5, 10) == DATA[5:10]
+    assert disk.read_back == 2
 
 
 @pytest.mark.parametrize(("more", "fits"), [(MEMORY_SLACK, True), (2 * MEMORY_SLACK, False)])
@@ -397,7 +396,7 @@ def test_what_was_readable_and_vanished_is_lost(monkeypatch: pytest.MonkeyPatch)
     trial.expected.return_value = {"p": Expected(events={0: ("a",), 1: ("b",)})}
     answer = [("p", 1), ("p", 1), ("p", 7)]
     monkeypatch.setattr(
-        query, "open", Mock(**{"return_value.sql.return_value.rows": lambda: answer})
+        "forebay.query.open", Mock(**{"return_value.sql.return_value.rows": lambda: answer})
     )
     assert read(trial, {("p", 0), ("p", 1)}) == set(answer)
     assert (trial.lost, trial.doubled) == (1, 2)
@@ -440,14 +439,14 @@ def test_whatever_a_comparison_ends_with_is_told_and_all_is_lost(
         trial.feed.send(50, Traffic(broken=0))
         monkeypatch.setattr(trial, "ends", lambda: None)
 
-    sound = query.Store.scan
+    sound = forebay.Store.scan
 
-    def scan(self: query.Store) -> pl.LazyFrame:
+    def scan(self: forebay.Store) -> pl.LazyFrame:
         frame = sound(self)
         act(chunk)
         return frame
 
-    monkeypatch.setattr(query.Store, "scan", scan)
+    monkeypatch.setattr(forebay.Store, "scan", scan)
     row, fault = play("story", story, tmp_path / "trial", SEED)
     assert told in fault
     assert (row.events, row.doubled) == (50, 0)
@@ -503,10 +502,10 @@ def test_a_reader_forgives_a_crash_what_was_not_committed() -> None:
 
 
 def test_a_state_that_drops_what_it_has_already_is_counted() -> None:
-    files = DyingFiles(None, _die)
-    files.step("snapshot-return")
-    files.step("orphan-snapshot")
-    assert files.orphans == 1
+    disk = DyingDisk(None, _die)
+    disk.step("snapshot-return")
+    disk.step("orphan-snapshot")
+    assert disk.orphans == 1
 
 
 def test_a_reader_forgives_nothing_without_a_crash() -> None:
@@ -525,7 +524,7 @@ def _verify(monkeypatch: pytest.MonkeyPatch, answer: tuple[Row, str], *options: 
         folder.mkdir(parents=True)
         return answer
 
-    monkeypatch.setattr(cli.verify, "play", play)
+    monkeypatch.setattr("forebay.cli.verify.play", play)
     return CliRunner().invoke(main, ["verify", *options])
 
 
@@ -600,7 +599,7 @@ def test_ctrl_c_prints_the_table_so_far(monkeypatch: pytest.MonkeyPatch, tmp_pat
         played.append(name)
         return GOOD, ""
 
-    monkeypatch.setattr(cli.verify, "play", play)
+    monkeypatch.setattr("forebay.cli.verify.play", play)
     found = CliRunner().invoke(main, ["verify", "--long", "--dir", str(tmp_path)])
     assert found.exit_code == 0
     assert "torn log" in found.stdout

@@ -21,19 +21,19 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-import query
-from cli.main import main
-from flows.batch import BatchConfig, run_day
-from flows.duplicates import duplicates
-from query.check import check
-from storage.batch import read_batch
-from storage.blocks import BlocksConfig
-from storage.columns import arrow_schema
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.layout import Layout
-from storage.schema import UPLOAD_TIME, Column, Schema
-from storage.state import read_manifest
+import forebay
+from forebay.cli.main import main
+from forebay.flows.batch import BatchConfig, run_day
+from forebay.flows.cross_partition import duplicates
+from forebay.query.check import check
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import read_boundary
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
+from forebay.storage.formats.schema import UPLOAD_TIME, Column, Schema
+from forebay.storage.formats.state import read_manifest
+from forebay.storage.partition.blocks import BlocksConfig
 from tests.job import Job
 from tests.partition import NAME, Partition
 from tests.test_formats import GOLDEN_1
@@ -76,7 +76,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def test_each_event_is_found_once_and_hostile_times_are_null(job: Job) -> None:
-    store = query.open(job.data)
+    store = forebay.open(job.data)
     rows = store.scan().collect()
     assert rows.height == rows.select("_offset").n_unique() == 34
     far = rows.filter(pl.col("id").is_in(FAR))
@@ -134,7 +134,7 @@ def test_rejects_with_a_hostile_broker_time_are_listed_shown_exported_and_explai
 
 
 def test_nothing_is_missing_or_damaged(job: Job) -> None:
-    report = check(Files(), job.data)
+    report = check(Disk(), job.data)
     assert report.faults == []
     assert report.files == 9
 
@@ -150,7 +150,7 @@ def test_the_job_goes_on_merges_what_is_hot_and_drops_what_is_known(job: Job) ->
     (row,) = job.partitions().to_dicts()
     found = {name: row[name] for name in ("accepted", "duplicates", "rejects", "next_offset")}
     assert found == {"accepted": 37, "duplicates": 2, "rejects": 4, "next_offset": 43}
-    state = read_manifest(Files(), Layout(job.data).manifest("a.ndjson"))
+    state = read_manifest(Disk(), Layout(job.data).manifest("a.ndjson"))
     assert state is not None
     assert state.seed == ""
     assert state.counters.rejected == {
@@ -159,11 +159,11 @@ def test_the_job_goes_on_merges_what_is_hot_and_drops_what_is_known(job: Job) ->
         "no upload time": 1,
         "no key: t": 1,
     }
-    rows = query.open(job.data).scan().collect()
+    rows = forebay.open(job.data).scan().collect()
     assert rows.height == 37
     assert row["cold_events"] > 27
     assert rows.filter(pl.col("id").is_in(FAR)).select("t", "ts", "tu").null_count().row(0) == NULLS
-    assert check(Files(), job.data).faults == []
+    assert check(Disk(), job.data).faults == []
 
 
 def test_its_rejects_are_replayed(job: Job) -> None:
@@ -217,13 +217,13 @@ def test_a_handoff_lands_events_that_differ_in_hostile_times_only_and_each_once(
     place = BatchConfig("forebay.events", {}, 64 << 20)
     report = run_day([tmp_path], place, date(2024, 5, 1))
     assert (report.rows, report.duplicates) == (3, 0)
-    landed = query.open(tmp_path).scan("all").sort("_offset").collect()
+    landed = forebay.open(tmp_path).scan("all").sort("_offset").collect()
     assert landed["t"].to_list() == [None] * 3 + [BEGIN]
     # A copy that was restored to before the handoff seals the day anew.
     one.layout.batch.unlink()
     again = run_day([tmp_path], place, date(2024, 5, 1))
     assert (again.rows, again.duplicates) == (0, 3)
-    assert query.open(tmp_path).scan("all").collect().height == 4
+    assert forebay.open(tmp_path).scan("all").collect().height == 4
 
 
 def test_its_day_is_handed_over(job: Job) -> None:
@@ -232,7 +232,7 @@ def test_its_day_is_handed_over(job: Job) -> None:
     assert job.ends(job.run()) == 0, job.told()
     report = run_day([job.data], BatchConfig("forebay.events", {}, 64 << 20), date(2024, 5, 1))
     assert (report.rows, report.duplicates) == (34, 0)
-    assert read_batch(Files(), Layout(job.data)).number == 1
-    rows = query.open(job.data).scan("all").collect()
+    assert read_boundary(Disk(), Layout(job.data)).number == 1
+    rows = forebay.open(job.data).scan("all").collect()
     assert rows.height == 35
     assert rows.filter(pl.col("id").is_in(FAR)).select("t", "ts", "tu").null_count().row(0) == NULLS

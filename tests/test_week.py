@@ -30,17 +30,17 @@ import polars as pl
 import pytest
 from confluent_kafka import Producer
 
-import query
-from flows.batch import DAY_MS
-from query.view import View
-from storage.batch import read_batch
-from storage.files import Files
-from storage.layout import Layout
+import forebay
+from forebay.flows.batch import DAY_MS
+from forebay.query.view import View
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import read_boundary
+from forebay.verify.reader import Seen
 from tests.batch_run import STEPS, STOPPED
 from tests.broker import Broker
 from tests.days import HOUR_MS, SETTINGS, START_MS, ids
 from tests.job import Job
-from verify.reader import Seen
 
 pytestmark = pytest.mark.kafka
 
@@ -169,7 +169,7 @@ def read(found: pl.DataFrame) -> int:
 
 def handed_over(job: Job) -> int:
     """Days that were."""
-    return len(read_batch(Files(), Layout(job.data)).history)
+    return len(read_boundary(Disk(), Layout(job.data)).history)
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def test_a_week_of_handoffs_and_kills_loses_and_doubles_no_event(job: Job) -> No
 
 def assert_whole(job: Job, traffic: Traffic) -> None:
     """Each key ever sent is there once, on its side of the boundary."""
-    store = query.open(job.data)
+    store = forebay.open(job.data)
     assert ids(store.scan("all")) == Counter({f"{key}": 1 for key in traffic.keys})
     boundary_ms = START_MS + DAYS * DAY_MS
     above = {f"{key}" for key, at_ms in traffic.log if at_ms >= boundary_ms}
@@ -243,7 +243,7 @@ class Report:
 
 def watch(data: Path, report: Report) -> None:
     """Ask until standard input ends, each answer against what earlier ones had."""
-    store = query.open(data)
+    store = forebay.open(data)
     partitions: dict[int, Seen] = defaultdict(Seen)
     while not select.select([sys.stdin], [], [], ASK_S)[0]:
         if store.partitions().is_empty():

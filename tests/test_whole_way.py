@@ -27,13 +27,13 @@ import pytest
 from duckdb_extensions import import_extension
 from pyiceberg.table import StaticTable
 
-import query
-from flows.batch import BatchConfig, run_day
-from flows.settings import load
-from storage.batch import read_batch
-from storage.files import Files
-from storage.layout import Layout
-from storage.schema import OFFSET, RAW, UPLOAD_TIME, Column, Schema
+import forebay
+from forebay.flows.batch import BatchConfig, run_day
+from forebay.flows.settings import load
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import read_boundary
+from forebay.storage.formats.schema import OFFSET, RAW, UPLOAD_TIME, Column, Schema
 from tests import reference
 from tests.job import Job
 
@@ -247,7 +247,7 @@ def test_every_value_comes_out_as_it_went_in_or_null_on_the_whole_way(
     expected = Expected.of(world.schema, feed.messages, START_MS)
     assert len(expected.events) > len(world.schema.decoded)
     assert_counted(job, expected)
-    assert_same(query.open(job.data).scan().collect(), expected)
+    assert_same(forebay.open(job.data).scan().collect(), expected)
     assert_printed(job, expected)
     with path.open("ab") as file:
         file.write(feed.later() + b"\n")
@@ -255,7 +255,7 @@ def test_every_value_comes_out_as_it_went_in_or_null_on_the_whole_way(
     assert job.ends(job.run()) == 0, job.told()
     (row,) = job.partitions().to_dicts()
     assert row["cold_events"] == len(expected.events)
-    store = query.open(job.data)
+    store = forebay.open(job.data)
     assert_same(store.scan().filter(pl.col(OFFSET) < len(feed.messages)).collect(), expected)
     earlier = {o: r for o, r in expected.events.items() if upload_ms(r) < START_MS + 24 * HOUR_MS}
     report = run_day([job.data], BatchConfig("forebay.events", {}, 64 << 20), DAY)
@@ -312,7 +312,7 @@ def assert_printed(job: Job, expected: Expected) -> None:
     text = f"select * from events order by {OFFSET}"
     found = {
         kind: subprocess.run(
-            [sys.executable, "-m", "cli.main", "sql", text, "--format", kind],
+            [sys.executable, "-m", "forebay", "sql", text, "--format", kind],
             env=job.environment, capture_output=True, check=True,
         ).stdout
         for kind in ("json", "csv", "parquet", "table")
@@ -345,7 +345,7 @@ def _no_constant(text: str) -> None:
 
 def tables(job: Job) -> Iterator[pl.DataFrame]:
     """The table as each reader has it."""
-    metadata = read_batch(Files(), Layout(job.data)).table
+    metadata = read_boundary(Disk(), Layout(job.data)).table
     assert metadata is not None
     yield pl.DataFrame(StaticTable.from_metadata(metadata).scan().to_arrow())
     import_extension("avro")
@@ -355,5 +355,5 @@ def tables(job: Job) -> Iterator[pl.DataFrame]:
         found = connection.execute("select * from iceberg_scan(?)", [metadata]).to_arrow_table()
         yield pl.DataFrame(found)
     until = EPOCH + timedelta(milliseconds=START_MS + 24 * HOUR_MS)
-    every = query.open(job.data).scan("all")
+    every = forebay.open(job.data).scan("all")
     yield every.filter(pl.col(UPLOAD_TIME) < until).collect()

@@ -19,22 +19,22 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-import query
-from cli.main import main
-from cli.why import _told as line_of
-from query.view import NodeView, View, take_view
-from query.why import TABLE, Copy, explain
-from storage.batch import Batch
-from storage.blocks import BlocksConfig
-from storage.columns import arrow_schema
-from storage.errors import BadInput
-from storage.files import Files
-from storage.frame import REJECT_SCHEMA, Frame
-from storage.keys import Hash
-from storage.layout import Layout
-from storage.log import LogReader
-from storage.payload import Probe, hash_payload
-from storage.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
+import forebay
+from forebay.cli.main import main
+from forebay.cli.why import _told as line_of
+from forebay.query.view import NodeView, View, take_view
+from forebay.query.why import TABLE, Copy, explain
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.boundary import Boundary
+from forebay.storage.formats.columns import arrow_schema
+from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
+from forebay.storage.formats.hashes import Hash
+from forebay.storage.formats.log import LogReader
+from forebay.storage.formats.payload import Probe, hash_payload
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
+from forebay.storage.partition.blocks import BlocksConfig
 from tests.job import Job
 from tests.oracle import Key, Oracle, OracleBlock, Place
 from tests.partition import (
@@ -45,7 +45,7 @@ from tests.partition import (
     SPAN_MS,
     START_MS,
     WINDOW_MS,
-    OpenFiles,
+    OpenDisk,
     Partition,
     one_hash,
 )
@@ -322,7 +322,7 @@ def test_conflicts_and_drops_are_the_oracles_however_input_is_cut_and_whatever_c
     oracle = judged(events)
     with tempfile.TemporaryDirectory() as folder:
         partition = Partition(
-            Path(folder), CONFIG, cache_bytes=cache_bytes, hash=hash, files=OpenFiles()
+            Path(folder), CONFIG, cache_bytes=cache_bytes, hash=hash, files=OpenDisk()
         )
         try:
             partition.start()
@@ -416,7 +416,7 @@ def test_lost_drop_log_is_not_missed(partition: Partition) -> None:
 
 def why(partition: Partition, key: int) -> tuple[Copy, ...]:
     partition.blocks.publish()
-    store = query.open(partition.root)
+    store = forebay.open(partition.root)
     answer = store.why({"id": f"k{key // 2}", "part": key % 2})
     assert answer.key == {"id": f"k{key // 2}", "part": key % 2}
     return answer.copies
@@ -493,10 +493,10 @@ def test_a_replayed_reject_may_be_of_an_event_of_a_later_offset(partition: Parti
 def test_event_that_was_handed_off_is_told_as_such(partition: Partition) -> None:
     partition.start()
     partition.take(frame([Event(0, 1, 0), Event(1, 2, HOUR_MS)]))
-    batch = Batch(1, START_MS + 1_000)
-    Files().replace(Layout(partition.root).batch, batch.encode(), durable=False)
+    batch = Boundary(1, START_MS + 1_000)
+    Disk().replace(Layout(partition.root).batch, batch.encode(), durable=False)
     assert [copy.handed_off for n in (1, 2) for copy in why(partition, n)] == [True, False]
-    assert query.open(partition.root).scan().collect().height == 1
+    assert forebay.open(partition.root).scan().collect().height == 1
 
 
 def test_a_copy_in_any_partition_of_its_source_is_of_the_batch_layers_event(tmp_path: Path) -> None:
@@ -507,13 +507,13 @@ def test_a_copy_in_any_partition_of_its_source_is_of_the_batch_layers_event(tmp_
         one.take(frame([Event(0, key, 0), Event(1, key, 5)]))
         one.blocks.publish()
         one.files.close()
-    partitions = take_view(Files(), roots).partitions
+    partitions = take_view(Disk(), roots).partitions
     emptied = [partition.only(lambda _: False) for partition in partitions]
-    view = View((NodeView(roots[0], Batch(), tuple(emptied)),))
+    view = View((NodeView(roots[0], Boundary(), tuple(emptied)),))
     table = pl.LazyFrame(
         {PARTITION: ["s0"], OFFSET: [0], UPLOAD_TIME: [time(0)], "id": ["k0"], "part": [1]}
     )
-    found = explain(Files(), view, {"id": "k0", "part": 1}, {}, table)
+    found = explain(Disk(), view, {"id": "k0", "part": 1}, {}, table)
     kept, copy = found.copies
     assert (kept.where, kept.handed_off) == (TABLE, True)
     assert (copy.what, copy.of, copy.certain) == ("duplicate", ("s0", 0), True)
@@ -536,7 +536,7 @@ def test_key_of_another_shape_is_bad_input(partition: Partition, key: dict[str, 
     partition.take(frame([Event(0, 1, 0)]))
     partition.blocks.publish()
     with pytest.raises(BadInput, match="why: "):
-        query.open(partition.root).why(key)
+        forebay.open(partition.root).why(key)
 
 
 def test_a_reject_with_true_where_the_key_has_one_does_not_have_the_key(
@@ -554,7 +554,7 @@ def test_a_reject_with_true_where_the_key_has_one_does_not_have_the_key(
     )
     partition.blocks.publish()
     paths = {"id": ("id",), "part": ("part",)}
-    answer = query.open(partition.root).why({"id": "k0", "part": 1}, paths)
+    answer = forebay.open(partition.root).why({"id": "k0", "part": 1}, paths)
     assert [(copy.what, copy.offset, copy.certain) for copy in answer.copies] == [
         ("reject", 1, True)
     ]
@@ -575,12 +575,12 @@ def test_job_explains_every_message_of_a_key(
     totals = job.partitions().select("accepted", "duplicates", "conflicts", "rejects").row(0)
     assert totals == (3, 3, 1, 2)
 
-    def forebay(*arguments: str) -> str:
+    def invoke(*arguments: str) -> str:
         result = CliRunner().invoke(main, ["why", *arguments, "--data-dir", str(job.data)])
         assert result.exit_code == 0, result.output
         return result.output
 
-    kept, duplicate, conflict = forebay("device", "a").splitlines()
+    kept, duplicate, conflict = invoke("device", "a").splitlines()
     assert kept.startswith(
         "kept: partition e.ndjson, offset 0, uploaded 2024-05-01 12:00:00.000; in"
     )
@@ -588,12 +588,12 @@ def test_job_explains_every_message_of_a_key(
     assert duplicate.endswith("duplicate of partition e.ndjson, offset 0")
     assert "offset 3" in conflict
     assert '"event_type":"swipe"' in conflict
-    assert "offset 4: absurd upload time" in forebay(
+    assert "offset 4: absurd upload time" in invoke(
         "--json", '{"device_id":"device","insert_id":"c"}'
     )
-    assert "perhaps reject: partition e.ndjson, offset 5: bad json" in forebay("device", "d")
-    assert forebay("device", "z") == "never seen, as far as is known here\n"
-    found = json.loads(forebay("device", "e", "--format", "json"))
+    assert "perhaps reject: partition e.ndjson, offset 5: bad json" in invoke("device", "d")
+    assert invoke("device", "z") == "never seen, as far as is known here\n"
+    found = json.loads(invoke("device", "e", "--format", "json"))
     assert [copy["what"] for copy in found["copies"]] == ["event", "duplicate"]
 
 

@@ -25,7 +25,7 @@ from typing import BinaryIO, cast
 
 from typing_extensions import override
 
-from storage.files import Appender, Files
+from forebay.storage.base.disk import Appender, Disk
 
 WHOLE = ("before", "after")
 TORN = ("before", "half", "after")
@@ -85,7 +85,7 @@ def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DyingFiles(Files):
+class DyingDisk(Disk):
     """The real file system up to the death. Thread safety: any thread."""
 
     def __init__(self, death: Death | None, die: Callable[[], None] = kill_self) -> None:
@@ -153,7 +153,7 @@ class DyingFiles(Files):
         temporary = path.with_name(f".{path.name}.tmp")
         self.around(
             point,
-            lambda: super(DyingFiles, self).replace(path, data, durable=durable),
+            lambda: super(DyingDisk, self).replace(path, data, durable=durable),
             lambda: _write(temporary, data[: len(data) // 2]),
         )
 
@@ -188,28 +188,28 @@ class DyingFiles(Files):
 
 
 class _DyingAppender(Appender):
-    def __init__(self, path: Path, files: DyingFiles) -> None:
+    def __init__(self, path: Path, disk: DyingDisk) -> None:
         super().__init__(path)
-        self._files = files
+        self._disk = disk
 
     @override
     def append(self, data: bytes | memoryview) -> None:
         append = super().append
-        self._files.around(
+        self._disk.around(
             "log-append", lambda: append(data), lambda: append(data[: len(data) // 2])
         )
 
     @override
     def sync(self) -> None:
-        self._files.around("log-fsync", super().sync, _nothing)
+        self._disk.around("log-fsync", super().sync, _nothing)
 
 
 class _DyingChunk(FileIO):
     """A file that is written as a whole: dies when it is complete, or half of it."""
 
-    def __init__(self, path: Path, files: DyingFiles, when: str | None) -> None:
+    def __init__(self, path: Path, disk: DyingDisk, when: str | None) -> None:
         super().__init__(path, "wb")
-        self._files = files
+        self._disk = disk
         self._when = when
 
     @override
@@ -218,7 +218,7 @@ class _DyingChunk(FileIO):
             self.truncate(self.tell() // 2)
         super().close()
         if self._when:
-            self._files.end()
+            self._disk.end()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -21,15 +21,16 @@ from signal import SIGKILL
 
 import polars as pl
 
-import query
-from flows.cluster import Cluster
-from flows.settings import ENV_PREFIX
-from query import Store
-from verify import values
-from verify.dying import Death
-from verify.feed import Feed
-from verify.oracle import BYTES_MAX, COLUMNS, Expected, judge
-from verify.worker import DEATH, LIMIT, NOTES, Note
+from forebay import query
+from forebay.flows.cluster import Cluster
+from forebay.flows.settings import ENV_PREFIX
+from forebay.query import Store
+from forebay.storage.base.times import now_ms
+from forebay.verify import values
+from forebay.verify.dying import Death
+from forebay.verify.feed import Feed
+from forebay.verify.oracle import BYTES_MAX, COLUMNS, Expected, judge
+from forebay.verify.worker import DEATH, LIMIT, NOTES, Note
 
 PARTITIONS = 3
 WORKERS = (1, 1, 1, 2, 2, 3)
@@ -73,7 +74,7 @@ class Trial:
 
     folder: Path
     seed: str
-    module: str = "verify.worker"
+    module: str = "forebay.verify.worker"
     brief: bool = False
     settings: dict[str, str] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=lambda: COLUMNS)
@@ -182,9 +183,9 @@ class Trial:
             1000 * int({**SETTINGS, **self.settings}[name].removesuffix("s"))
             for name in ("BLOCK_SPAN", "DEDUP_WINDOW")
         )
-        now_ms = time.time_ns() // 1_000_000
+        read_ms = now_ms()
         return {
-            name: judge(messages, span_ms, window_ms, now_ms, self.limits, self.columns, self.key)
+            name: judge(messages, span_ms, window_ms, read_ms, self.limits, self.columns, self.key)
             for name, messages in self.feed.messages.items()
         }
 
@@ -263,7 +264,7 @@ def play(
     story: Story,
     folder: Path,
     seed: int,
-    module: str = "verify.worker",
+    module: str = "forebay.verify.worker",
     *,
     brief: bool = False,
 ) -> tuple[Row, str]:

@@ -15,16 +15,16 @@ import subprocess
 import sys
 from collections import Counter
 
-from query.view import take_view
-from storage.files import Files
-from storage.layout import Layout
-from storage.rejects import ALL
-from storage.replay import ask
-from verify import values
-from verify.dying import MOMENT, Death
-from verify.feed import Traffic
-from verify.harness import Failure, Trial
-from verify.oracle import Value, text_us
+from forebay.query.view import take_view
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.rejects import ALL
+from forebay.storage.formats.replay_request import ask
+from forebay.verify import values
+from forebay.verify.dying import MOMENT, Death
+from forebay.verify.feed import Traffic
+from forebay.verify.harness import Failure, Trial
+from forebay.verify.oracle import Value, text_us
 
 BYTES_MAX = 16 << 10
 DEEP, DEEPEST = 300, 5_000
@@ -199,7 +199,15 @@ def _shown(value: str | float | bool | None, kind: str) -> Value:
 
 def _printed(trial: Trial, *arguments: str) -> str:
     """What `forebay sql` prints."""
-    command = [sys.executable, "-m", "cli.main", "sql", "--data-dir", str(trial.data), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "forebay.cli.main",
+        "sql",
+        "--data-dir",
+        str(trial.data),
+        *arguments,
+    ]
     done = subprocess.run(command, env=trial.environment, capture_output=True, check=False)
     if done.returncode:
         raise Failure(f"expected answers, {arguments[1]} failed:\n{done.stderr.decode()[-2000:]}")
@@ -243,9 +251,9 @@ def _send_bulky(trial: Trial) -> None:
 
 def replay(trial: Trial) -> None:
     """Ask for a replay of all rejects, as `forebay rejects replay` does."""
-    files = Files()
-    states = [partition.state for partition in take_view(files, [trial.data]).partitions]
-    ask(files, Layout(trial.data), ALL, {state.partition: state.incarnation for state in states})
+    disk = Disk()
+    states = [partition.state for partition in take_view(disk, [trial.data]).partitions]
+    ask(disk, Layout(trial.data), ALL, {state.partition: state.incarnation for state in states})
 
 
 def _rejects(trial: Trial) -> int:

@@ -1,8 +1,8 @@
 """A reader during change: asks for all events again and again, and keeps count of what was wrong.
 
-    python -m verify.reader DATA            ends when its standard input does; prints a line of JSON
-    python -m verify.reader DATA GRACE_S    the same with a new store each time, reading every
-                                            column, of a view that it has had for a while
+    python -m forebay.verify.reader DATA            ends when its standard input does, with JSON
+    python -m forebay.verify.reader DATA GRACE_S    the same with a new store each time, reading
+                                                    every column of a view that it had for a while
 
 What is checked in each answer, partition by partition:
 
@@ -26,10 +26,10 @@ from pathlib import Path
 
 import polars as pl
 
-import query
-from query.view import View
-from storage.commits import UNCOMMITTED_SNAPSHOTS_MAX
-from storage.errors import MissingFile
+from forebay import query
+from forebay.query.view import View
+from forebay.storage.base.errors import MissingFile
+from forebay.storage.partition.commits import UNCOMMITTED_SNAPSHOTS_MAX
 
 PAUSE_S, HOLD_S = 0.005, 0.2
 CLOCKS_S = 0.05

@@ -10,23 +10,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 
-import query
-from query.view import take_view
-from storage.errors import PERMANENT, Corruption
-from storage.files import Files
-from verify.dying import MOMENT, POINTS, Death, every_death
-from verify.feed import START_MS, Traffic
-from verify.harness import Failure, Story, Trial
-from verify.hostile import hostile_input, rejects_replayed
-from verify.oracle import FUTURE_SKEW_MS
-from verify.reader import Report
-from verify.room import small_disk
+from forebay import query
+from forebay.query.view import take_view
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import PERMANENT, Corruption
+from forebay.storage.base.times import now_ms
+from forebay.verify.dying import MOMENT, POINTS, Death, every_death
+from forebay.verify.feed import START_MS, Traffic
+from forebay.verify.harness import Failure, Story, Trial
+from forebay.verify.hostile import hostile_input, rejects_replayed
+from forebay.verify.oracle import FUTURE_SKEW_MS
+from forebay.verify.reader import Report
+from forebay.verify.room import small_disk
 
 Place = tuple[str, int]
 """Partition and offset."""
@@ -216,7 +216,7 @@ def clocks_a_little_off(trial: Trial) -> None:
         for name in trial.feed.names:
             for _ in range(20):
                 off_ms = trial.rng.choice([FUTURE_SKEW_MS // 2, 0, -3 * MINUTE_MS])
-                trial.feed.now_ms = time.time_ns() // 1_000_000 + off_ms
+                trial.feed.now_ms = now_ms() + off_ms
                 trial.feed.send(20, ORDINARY, [name])
         trial.may_die(_moment(trial))
 
@@ -380,7 +380,7 @@ def _at_ms(message: bytes) -> int:
 
 @contextmanager
 def reading(
-    trial: Trial, *how: str, module: str = "verify.reader"
+    trial: Trial, *how: str, module: str = "forebay.verify.reader"
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A reader of the trial's data, for as long as this lasts. `how` are its arguments."""
     with trial.log.open("ab") as log:
@@ -417,7 +417,7 @@ def _damage(
     names the file; mend it. The partition, what a query should find, and what it found."""
     _die(trial, _moment(trial))
     trial.ends()
-    view = take_view(Files(), [trial.data])
+    view = take_view(Disk(), [trial.data])
     logs = [(p, p.folder / e.file) for p in view.partitions for b in p.hot for e in b.extents]
     partition, path = trial.rng.choice(logs)
     whole = path.read_bytes()

@@ -11,7 +11,7 @@ import json
 import random
 import zlib
 
-from verify.feed import START_MS
+from forebay.verify.feed import START_MS
 
 COLUMNS = {
     "device": "string",

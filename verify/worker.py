@@ -1,6 +1,6 @@
 """A worker of the job that dies where it is told to, or has less of a resource than the host.
 
-    python -m verify.worker PROCESS ADDRESS...
+    python -m forebay.verify.worker PROCESS ADDRESS...
 
 VERIFY_DEATH is a `Death` as text; VERIFY_LIMIT is a resource and its most, as in `FSIZE=100000` or
 `NOFILE=64`. Without either it is `flows.worker`, but for two things: however it ends, VERIFY_NOTES
@@ -16,8 +16,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import worker
-from verify.dying import Death, DyingFiles, kill_self
+from forebay.flows import worker
+from forebay.verify.dying import Death, DyingDisk, kill_self
 
 DEATH, LIMIT, NOTES = "VERIFY_DEATH", "VERIFY_LIMIT", "VERIFY_NOTES"
 HANG_S = 300
@@ -51,22 +51,22 @@ def main(arguments: list[str]) -> int:
         resource.setrlimit(number, (int(most), resource.getrlimit(number)[1]))
     signal.alarm(HANG_S)
     death = os.environ.get(DEATH)
-    files = DyingFiles(Death.parse(death) if death else None, lambda: _die(files))
+    disk = DyingDisk(Death.parse(death) if death else None, lambda: _die(disk))
     try:
-        return worker.main(int(arguments[0]), arguments[1:], files)
+        return worker.main(int(arguments[0]), arguments[1:], disk)
     finally:
-        _note(files)
+        _note(disk)
 
 
-def _die(files: DyingFiles) -> None:
-    _note(files)
+def _die(disk: DyingDisk) -> None:
+    _note(disk)
     kill_self()
 
 
-def _note(files: DyingFiles) -> None:
+def _note(disk: DyingDisk) -> None:
     if path := os.environ.get(NOTES):
         with open(path, "a") as notes:
-            notes.write(f"{Note(_peak_bytes(), files.orphans, files.read_back)}\n")
+            notes.write(f"{Note(_peak_bytes(), disk.orphans, disk.read_back)}\n")
 
 
 def _peak_bytes() -> int:

@@ -1,0 +1,295 @@
+"""The batch layer's Iceberg table: opened, brought up to date, appended to once for each seal.
+
+A snapshot that adds rows carries the seal's id. Of those that the table's main branch is made of,
+at most one has a given id, whoever else is at work: a commit requires the branch to be where it was
+when duplicates were looked for, pyiceberg never repeats one by itself, and whether one has landed
+is told by the table alone, not by the catalog's answer, which can be lost.
+
+Columns are those of events, but for `_partition` (see `query.iceberg`). Only columns of numbers and
+times have bounds in the table: pyiceberg can't round up a text that ends in U+D7FF.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+from pyiceberg.catalog import load_catalog
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NamespaceAlreadyExistsError,
+    NoSuchPropertyException,
+    NoSuchTableError,
+    NotInstalledError,
+    ResolveError,
+    RESTError,
+    TableAlreadyExistsError,
+    ValidationError,
+    ValidationException,
+    WaitingForLockException,
+)
+from pyiceberg.manifest import ManifestEntryStatus
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot, ancestors_of
+from pyiceberg.transforms import DayTransform
+from sqlalchemy import URL
+from sqlalchemy.exc import SQLAlchemyError
+
+from forebay.query.iceberg import SOURCE_PARTITION
+from forebay.storage.base.errors import BadInput, Corruption, ForebayError
+from forebay.storage.formats.schema import PARTITION, UPLOAD_TIME
+
+SEAL = "forebay.seal"
+"""The property of a snapshot that has the seal's id."""
+TIME = pa.timestamp("us", tz="UTC")
+DAY_FIELD = "upload_time_day"
+RETRIES = "commit.retry.num-retries"
+BOUNDS = "write.metadata.metrics"
+TRIES, PAUSE_S = 6, 0.05
+NOT_NOW = (
+    CommitFailedException,
+    RESTError,
+    WaitingForLockException,
+    SQLAlchemyError,
+    TableAlreadyExistsError,
+    NamespaceAlreadyExistsError,
+    OSError,
+)
+"""What a catalog, or the file system below, raises when others are at work or an answer is lost."""
+REFUSED = (
+    ValueError,
+    NotImplementedError,
+    NoSuchPropertyException,
+    NotInstalledError,
+    ResolveError,
+    ValidationError,
+    ValidationException,
+)
+"""What pyiceberg raises for what can't be done, however often it is tried."""
+
+NOT_SHOWN = "no error, but a table without it"
+"""What a catalog answers whose reads are behind its changes."""
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What the snapshot of a seal has added: files with their rows, and the snapshot's properties.
+    Rows may have been moved to other files since."""
+
+    files: dict[str, int]
+    properties: Mapping[str, str]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.files.values())
+
+
+class EventTable:
+    """The table `name`, NAMESPACE.NAME, in the catalog of these properties; without any, in a
+    SQLite catalog in `folder`. Made if there is none, unless a handoff named one (`handed_over`).
+
+    Raises BadInput if it can't be opened, or can't have the columns of events, `schema`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        catalog: Mapping[str, str],
+        folder: Path,
+        schema: pa.Schema,
+        handed_over: str | None,
+    ) -> None:
+        self._name = name
+        self._handed_over = handed_over
+        self._refused = NOT_SHOWN
+        with self._told():
+            for _ in attempts():
+                try:
+                    self._catalog = load_catalog("forebay", **(catalog or own_catalog(folder)))
+                    table = self._load_or_make(schema)
+                    self.schema = self._as_named(schema, table.schema().column_names)
+                    self._bring_up_to_date(table)
+                    break
+                except NOT_NOW as error:
+                    self._refused = _one_line(error)
+            else:
+                raise self.not_now()
+        self.table = table
+
+    @property
+    def head(self) -> int | None:
+        """The newest snapshot of the main branch, as of the last look."""
+        snapshot = self.table.current_snapshot()
+        return snapshot.snapshot_id if snapshot else None
+
+    def landed(self, seal: str) -> Landed | None:
+        """What was added for this seal, as of the last look. Raises Corruption if that is there
+        more than once, or can't be read."""
+        history = ancestors_of(self.table.current_snapshot(), self.table.metadata)
+        found = [snapshot for snapshot in history if _properties(snapshot).get(SEAL) == seal]
+        if not found:
+            return None
+        if len(found) > 1:
+            ids = ", ".join(str(snapshot.snapshot_id) for snapshot in found)
+            raise Corruption(
+                f"table {self._name}: expected one snapshot with seal {seal}, got {ids}: its rows"
+                " are there more than once"
+            )
+        return Landed(self._added(found[0]), _properties(found[0]))
+
+    def append(self, paths: list[str], seal: str, properties: Mapping[str, str]) -> None:
+        """Try to add these files, if the table is as it was at the last look; then look again.
+        Whether they are there now is for `landed` to say. Raises BadInput if they do not fit."""
+        self._refused = NOT_SHOWN
+        try:
+            with self._told(), self.table.transaction() as change:
+                change.add_files(paths, snapshot_properties={SEAL: seal, **properties})
+        except NOT_NOW as error:
+            self._refused = _one_line(error)
+        self.look()
+
+    def delete(self, path: str) -> None:
+        """Delete a file that no snapshot names."""
+        self.table.io.delete(path)
+
+    def look(self) -> None:
+        """See what the catalog has now."""
+        for _ in attempts():
+            try:
+                self.table = self._catalog.load_table(self._name)
+                return
+            except NOT_NOW as error:
+                self._refused = _one_line(error)
+        raise self.not_now()
+
+    def not_now(self) -> BadInput:
+        """Told by what the catalog last refused."""
+        return BadInput(
+            f"table {self._name}: expected the catalog to take a change, got {self._refused},"
+            f" {TRIES} times; try again later"
+        )
+
+    def _added(self, snapshot: Snapshot) -> dict[str, int]:
+        io = self.table.io
+        try:
+            return {
+                entry.data_file.file_path: entry.data_file.record_count
+                for manifest in snapshot.manifests(io)
+                if manifest.added_snapshot_id == snapshot.snapshot_id
+                for entry in manifest.fetch_manifest_entry(io)
+                if entry.status == ManifestEntryStatus.ADDED
+                and entry.snapshot_id == snapshot.snapshot_id
+            }
+        except FileNotFoundError as error:
+            raise Corruption(
+                f"table {self._name}: expected snapshot {snapshot.snapshot_id} to be readable, got"
+                f" {error}; roll the table back to the snapshot before it"
+            ) from error
+
+    def _load_or_make(self, schema: pa.Schema) -> Table:
+        try:
+            return self._catalog.load_table(self._name)
+        except NoSuchTableError:
+            if self._handed_over is not None:
+                raise BadInput(
+                    f"table {self._name}: expected it in the catalog, for the last handoff named"
+                    f" {self._handed_over}; register that file under this name"
+                ) from None
+        namespace, _, _ = self._name.rpartition(".")
+        self._catalog.create_namespace_if_not_exists(namespace)
+        columns = self._as_named(schema, [])
+        return self._catalog.create_table(self._name, columns, properties={RETRIES: "0"})
+
+    def _as_named(self, schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+        """The columns of events as a table with these names them: where a declared column has our
+        name for `_partition`, that stays as it is, unless the table has ours already."""
+        if SOURCE_PARTITION not in schema.names:
+            return _renamed(schema)
+        if SOURCE_PARTITION in columns and PARTITION not in columns:
+            raise BadInput(
+                f"table {self._name}: expected no declared column {SOURCE_PARTITION}, for it has"
+                f" {PARTITION} there"
+            )
+        return schema
+
+    def _bring_up_to_date(self, table: Table) -> None:
+        with table.transaction() as change:
+            names = table.schema().column_names
+            if PARTITION in names and PARTITION not in self.schema.names:
+                with change.update_schema() as columns:
+                    columns.rename_column(PARTITION, SOURCE_PARTITION)
+            with change.update_schema() as columns:
+                columns.union_by_name(self.schema)
+            if table.spec().is_unpartitioned():
+                with change.update_spec() as spec:
+                    spec.add_field(UPLOAD_TIME, DayTransform(), _free(DAY_FIELD, self.schema.names))
+            wanted = {RETRIES: "0", **_bounds(self.schema)}
+            if missing := {k: v for k, v in wanted.items() if table.properties.get(k) != v}:
+                change.set_properties(missing)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What pyiceberg refuses for good is told as ours."""
+        try:
+            yield
+        except (ForebayError, *NOT_NOW):
+            raise
+        except REFUSED as error:
+            raise BadInput(f"table {self._name}: {type(error).__name__}: {error}") from error
+
+
+def own_catalog(folder: Path) -> dict[str, str]:
+    """A SQLite catalog and a warehouse in this folder, whatever characters its path has: a URI is
+    given to SQLite only, and to no one else unless it is the same with and without quoting."""
+    place = str(folder.resolve())
+    file = f"file:{quote(place)}/catalog.db"
+    uri = URL.create("sqlite", database=file, query={"uri": "true"})
+    return {
+        "type": "sql",
+        "uri": uri.render_as_string(hide_password=False),
+        "warehouse": f"{'file://' if quote(place) == place else ''}{place}/warehouse",
+    }
+
+
+def attempts() -> Iterator[int]:
+    """Bounded tries, with growing pauses between them that no two runs have in common."""
+    for number in range(TRIES):
+        if number:
+            time.sleep(PAUSE_S * 2**number * random.uniform(0.5, 1))
+        yield number
+
+
+def _one_line(error: Exception) -> str:
+    """As it is reported: SQLAlchemy adds its statements in more."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _renamed(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([f.with_name(SOURCE_PARTITION) if f.name == PARTITION else f for f in schema])
+
+
+def _bounds(schema: pa.Schema) -> dict[str, str]:
+    """Properties: which columns have bounds in the table's metadata."""
+    ordered = {f.name for f in schema if pa.types.is_integer(f.type) or f.type == TIME}
+    columns = {name: "full" if name in ordered else "counts" for name in schema.names}
+    return {
+        f"{BOUNDS}.default": "counts",
+        **{f"{BOUNDS}.column.{name}": mode for name, mode in columns.items()},
+    }
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    """The name, with a number if a column has it."""
+    known = {one.casefold() for one in taken}
+    names = (name, *(f"{name}_{number}" for number in range(2, len(known) + 3)))
+    return next(one for one in names if one.casefold() not in known)
+
+
+def _properties(snapshot: Snapshot) -> Mapping[str, str]:
+    return snapshot.summary.additional_properties if snapshot.summary else {}

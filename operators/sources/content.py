@@ -1,0 +1,198 @@
+r"""What a file of the source holds: its decompressed bytes, read forward from a run's place.
+
+A run that goes on checks that the file is the one it has read from: the content before its place
+must be as long as it was, and its first and last WINDOW_BYTES must have the checksums they had.
+That tells a rotated, rewritten or truncated file for the price of two small reads, and a file that
+was compressed anew is the same. It doesn't tell an edit between the two windows: the whole content
+would have to be read for that at each start.
+
+A last line may lack its newline when it is read; `\n` is taken to stand there, and the place is
+behind it. The file may go on with `\n`, or with `\r\n`: then the place moves behind that, and as
+long as only its `\r` is there, `\n` still stands for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+
+from forebay.operators.sources.unpack import packed, unpack
+from forebay.storage.base.errors import BadInput, Corruption, ForebayError
+
+WINDOW_BYTES = 64 << 10
+ADVICE = "give the new file a name of its own, and move the old one back if it is still there"
+_OF_THE_PROCESS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""What keeps a file from being opened and is no fault of the file."""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+Position = tuple[int, ...]
+"""Where a run left off, as its snapshot has it: lines and bytes of decompressed content read, and
+the checksums (CRC-32) of the first and the last WINDOW_BYTES of these. Version 1 lacks the last
+two."""
+
+
+class Trace:
+    """How much was read of a file, and what tells its content from another's."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._head = 0
+        self._tail = b""
+        self._checked: tuple[int, int] = (0, 0)
+
+    def add(self, text: bytes) -> None:
+        """`text` was read next."""
+        if self.bytes < WINDOW_BYTES:
+            self._head = zlib.crc32(text[: WINDOW_BYTES - self.bytes], self._head)
+        self.bytes += len(text)
+        self._tail = (self._tail + text[-WINDOW_BYTES:])[-WINDOW_BYTES:]
+
+    def skip(self, count: int) -> None:
+        """So many bytes were not looked at: they lie between the windows."""
+        self.bytes += count
+
+    @property
+    def checksums(self) -> tuple[int, int]:
+        if self._checked[0] != self.bytes:
+            self._checked = self.bytes, zlib.crc32(self._tail)
+        return self._head, self._checked[1]
+
+
+class Content:
+    """An open file. Not thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises BadInput if the file is of a kind that can't be read, FileNotFoundError if there
+        is none; or OSError if it is the process that can open no more files."""
+        self._path = path
+        descriptor = _open(path)
+        self.time_ms = os.fstat(descriptor).st_mtime_ns // 1_000_000
+        self._file = os.fdopen(descriptor, "rb")
+        self._pieces = unpack(self._file, path.name)
+
+    def read(self) -> bytes:
+        """Some bytes more; none at the end. Raises Corruption at damage, and BadInput if the file
+        can't be read or was truncated meanwhile."""
+        with self._named():
+            piece = next(self._pieces, b"")
+            if piece or self._size() >= self._file.tell():
+                return piece
+        raise BadInput(
+            f"file {self._path}: expected at least the {self._file.tell()} bytes read of it, got"
+            f" {self._size()}: it was truncated meanwhile; {ADVICE}"
+        )
+
+    def resume(self, position: Position) -> tuple[Trace, bytes]:
+        """Go on at `position`: the trace of what stands before it, and what was read beyond.
+
+        Raises Corruption as above, and BadInput if it is not what was read before."""
+        trace, (lines, count, *checksums) = Trace(), position
+        if not count:
+            return trace, b""
+        over = self._skip(trace, count - 1)
+        if over == b"\r":
+            over += self.read()
+        if trace.bytes < count - 1:
+            raise BadInput(
+                f"file {self._path}: expected at least {count - 1} bytes as read before, got"
+                f" {trace.bytes}: it is another file or was truncated; {ADVICE}"
+            )
+        newline = next((n for n in (b"\r\n", b"\n", b"\r") if over.startswith(n)), b"")
+        known = [_checksums_with(trace, end) for end in (b"\n", newline[:1] or b"\n")]
+        goes_on = newline in (b"", b"\r") and over != newline
+        if goes_on or (checksums and (*checksums,) not in known):
+            raise BadInput(
+                f"file {self._path}: expected the {lines} lines ({count} bytes) that were read"
+                f" before, got other content: it is another file or was changed; {ADVICE}"
+            )
+        trace.add(newline if newline == b"\r\n" else b"\n")
+        return trace, over[len(newline) :]
+
+    def _skip(self, trace: Trace, count: int) -> bytes:
+        """Add the first `count` bytes, or as many as there are, to the trace; what was read
+        beyond, a byte at least if there is one."""
+        if packed(self._path.name):
+            over = b""
+            while trace.bytes <= count and not over and (piece := self.read()):
+                part, over = piece[: count - trace.bytes], piece[count - trace.bytes :]
+                trace.add(part)
+            return over
+        with self._named():
+            there = min(count, self._size())
+            trace.add(self._file.read(min(there, WINDOW_BYTES)))
+            trace.skip(self._file.seek(max(trace.bytes, there - WINDOW_BYTES)) - trace.bytes)
+            trace.add(self._file.read(there - trace.bytes))
+            return self._file.read(1)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What is raised from within names the file, and is an error of ours."""
+        try:
+            yield
+        except Corruption as damage:
+            raise Corruption(f"file {self._path}: {damage}", damage.offset) from damage
+        except OSError as error:
+            raise BadInput(f"file {self._path}: {error.strerror or error}") from error
+
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _checksums_with(trace: Trace, end: bytes) -> tuple[int, int]:
+    """The checksums that the trace would have behind `end`."""
+    longer = copy(trace)
+    longer.add(end)
+    return longer.checksums
+
+
+def head(path: Path) -> bytes:
+    """The first WINDOW_BYTES of what a file holds, or as much as can be read."""
+    found = b""
+    try:
+        content = Content(path)
+    except (ForebayError, OSError):
+        return found  # told when it is its turn to be read
+    try:
+        while len(found) < WINDOW_BYTES and (piece := content.read()):
+            found += piece
+    except ForebayError:
+        return found[:WINDOW_BYTES]
+    finally:
+        content.close()
+    return found[:WINDOW_BYTES]
+
+
+def _open(path: Path) -> int:
+    """A descriptor of a plain file: opening another could wait for ever, or do something."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind == stat.S_IFREG:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+            if kind == stat.S_IFREG:
+                return descriptor
+            os.close(descriptor)
+    except FileNotFoundError as error:
+        if not os.path.islink(path):
+            raise
+        raise BadInput(f"file {path}: expected a file, got a link to nothing") from error
+    except OSError as error:
+        if error.errno in _OF_THE_PROCESS:
+            raise
+        raise BadInput(f"file {path}: {error.strerror}") from error
+    raise BadInput(f"file {path}: expected a plain file, got {_KINDS.get(kind, 'something else')}")

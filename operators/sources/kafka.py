@@ -1,0 +1,441 @@
+"""The Kafka source: one consumer a worker thread, feeding all of its topic-partitions.
+
+`Consumer.consume(n)` takes whatever has arrived for any partition; what belongs to another than the
+one that asked waits in that one's queue. A partition emits when it has a full batch, or when its
+oldest message has lingered, so an idle partition costs one look at an empty queue. A batch costs a
+few ms whatever is in it, so messages linger longer where those of many partitions wait.
+
+Offsets live in the snapshot. They are also committed to the consumer group, for lag tools only:
+nothing is ever read back from there. Where a partition without a snapshot begins is decided once,
+and durable before anything of it is read. A broker that is away is waited for, with librdkafka's
+own back-off; an offset that the broker no longer has stops the job, or is skipped and counted. No
+message is emitted before it is sure to be of the topic that was read from the start (`topic.py`).
+
+A topic can end in offsets that hold no message: markers of transactions, aborted messages. The end
+of a partition, which librdkafka reports, is then queued like a message, and moves the next offset.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from itertools import chain
+
+import numpy as np
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from confluent_kafka import (
+    OFFSET_END,
+    TIMESTAMP_LOG_APPEND_TIME,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from typing_extensions import override
+
+from forebay.operators.failure import noted
+from forebay.operators.sources.messages import I64, Messages
+from forebay.operators.sources.topic import Broker, KafkaConfig, Watch, partition_key, refused
+from forebay.operators.stop import stopping
+from forebay.operators.thread import PerThread
+from forebay.storage.base.errors import ForebayError
+from forebay.storage.base.times import now_ms
+
+log = logging.getLogger("forebay.kafka")
+
+POLL_MESSAGES = 5_000
+QUEUED_MESSAGES_MAX, QUEUED_BYTES_MAX = 100_000, 128 << 20
+BATCHES_PER_S = 100
+"""Of all partitions of a worker, unless they are full: where messages of more partitions wait, they
+linger longer."""
+BATCH_BYTES_MAX = 16 << 20
+IDLE_POLL_S, IDLE_POLL_S_MAX, IDLE_SHARE = 0.005, 0.05, 0.1
+"""How long a partition with no batch is left alone: a tenth of the time that messages linger, or of
+that for which it has been empty; within bounds."""
+COMMIT_EVERY_S = 5.0
+TELL_EVERY_S = 10.0
+CLOSE_S = 1.0
+"""How long a consumer may take to close: it waits for a broker that is away."""
+
+
+class OffsetGone(ForebayError):
+    """The broker no longer has the offset at which a partition is to go on."""
+
+
+@dataclass
+class _Queue:
+    """What has arrived for one partition and was not emitted yet; `next_offset` comes after it."""
+
+    number: int
+    next_offset: int
+    pieces: list[Piece] = field(default_factory=list)
+    rows: int = 0
+    bytes: int = 0
+    skipped: int = 0
+
+    def add(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.rows += len(piece.values)
+        self.bytes += piece.bytes
+        self.next_offset = piece.next_offset
+
+    def take(self, rows: int, linger_s: float, sure_s: float) -> list[Piece]:
+        """The pieces of a batch, if there is one: full, or old enough. Only what was read before
+        `sure_s` is looked at."""
+        count = took_rows = took_bytes = 0
+        for piece in self.pieces:
+            if piece.read_s >= sure_s or took_rows >= rows or took_bytes >= BATCH_BYTES_MAX:
+                break
+            count, took_rows = count + 1, took_rows + len(piece.values)
+            took_bytes += piece.bytes
+        full = took_rows >= rows or took_bytes >= BATCH_BYTES_MAX
+        if not count or not (full or time.monotonic() - self.pieces[0].read_s >= linger_s):
+            return []
+        taken, self.pieces = self.pieces[:count], self.pieces[count:]
+        self.rows -= took_rows
+        self.bytes -= took_bytes
+        return taken
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Messages of one partition that arrived together; none, where the partition ends in offsets
+    without any."""
+
+    values: list[bytes]
+    offsets: I64
+    times_ms: I64
+    appended: bool
+    """Whether the times are the broker's own, not the producers'."""
+    read_s: float
+    bytes: int
+    next_offset: int
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], read_s: float) -> Piece:
+        """From messages without errors. Called for each: no more than it takes."""
+        count = len(messages)
+        stamps = np.fromiter(
+            chain.from_iterable(map(Message.timestamp, messages)), np.int64, 2 * count
+        ).reshape(count, 2)
+        values = [value or b"" for value in map(Message.value, messages)]
+        return cls(
+            values,
+            np.fromiter(map(Message.offset, messages), np.int64, count),
+            stamps[:, 1],
+            bool((stamps[:, 0] == TIMESTAMP_LOG_APPEND_TIME).all()),
+            read_s,
+            sum(map(len, values)),
+            int(messages[-1].offset()) + 1,  # type: ignore[arg-type]
+        )
+
+    @classmethod
+    def end(cls, next_offset: int, read_s: float) -> Piece:
+        """The end of a partition."""
+        none = np.empty(0, np.int64)
+        return cls([], none, none, True, read_s, 0, next_offset)
+
+
+class _Reader:
+    """One consumer and the queues of the partitions it feeds. One worker thread uses it."""
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        id: str | None,
+        partitions: int,
+        grown: Callable[[int], None],
+    ) -> None:
+        """As for KafkaSource."""
+        self._config = config
+        self._partitions = partitions
+        self._grown = grown
+        with refused():
+            self._consumer = Consumer({**config.consumer(), "error_cb": self._told})
+        self._broker = Broker(config)
+        self._watch = Watch(self._broker, config.topic, id)
+        self._read_s = 0.0
+        self._queues: dict[int, _Queue] = {}
+        self._rows = self._bytes = self._waiting = 0
+        self._poll_due = 0.0
+        self._commit_due = time.monotonic() + COMMIT_EVERY_S
+        self._progress: dict[int, int] = {}
+        self._users = 0
+        self._told_due = 0.0
+
+    def first_offset(self, number: int) -> int | None:
+        """Where to begin a partition of which nothing is known; None on a stop."""
+        return self._broker.offset(number, self._config.start)
+
+    def add(self, number: int, next_offset: int) -> _Queue:
+        """Begin to read a partition."""
+        queue = self._queues[number] = _Queue(number, next_offset)
+        self._assign(number, next_offset)
+        self._users += 1
+        return queue
+
+    def poll(self) -> None:
+        """Take in what has arrived, unless enough is queued or nothing had arrived just now."""
+        now = time.monotonic()
+        if now < self._poll_due:
+            return
+        if self._rows >= QUEUED_MESSAGES_MAX or self._bytes >= QUEUED_BYTES_MAX:
+            return
+        arrived = self._consumer.consume(POLL_MESSAGES, 0)
+        if arrived:
+            self._read_s = time.monotonic()
+        if len(arrived) < POLL_MESSAGES // 4:
+            self._poll_due = now + IDLE_POLL_S
+        failed = [message for message in arrived if message.error() is not None]
+        if failed:
+            arrived = [message for message in arrived if message.error() is None]
+        self._queue(arrived)
+        for message in failed:
+            self._report(message)
+        if now >= self._commit_due:
+            self._commit()
+
+    def take(self, queue: _Queue) -> list[Piece]:
+        """The pieces of the partition's next batch; none if it is not time for one, or what has
+        arrived may be of another topic."""
+        self._watch.look(self._read_s)
+        if self._watch.problem:
+            self._told(self._watch.problem)
+        if self._watch.partitions > self._partitions:
+            self._partitions = self._watch.partitions
+            self._grown(self._partitions)
+        pieces = queue.take(self._config.batch_rows, self.linger_s, self._watch.sure_s)
+        self._rows -= sum(len(piece.values) for piece in pieces)
+        self._bytes -= sum(piece.bytes for piece in pieces)
+        self._waiting -= bool(pieces and not queue.pieces)
+        return pieces
+
+    def put(self, number: int, piece: Piece) -> None:
+        """What has arrived for a partition."""
+        queue = self._queues[number]
+        self._waiting += not queue.pieces
+        queue.add(piece)
+        self._rows += len(piece.values)
+        self._bytes += piece.bytes
+
+    @property
+    def linger_s(self) -> float:
+        """How long a message waits for others: not at all where too many wait already."""
+        if 2 * self._rows >= QUEUED_MESSAGES_MAX or 2 * self._bytes >= QUEUED_BYTES_MAX:
+            return 0.0
+        return max(self._config.linger_s, self._waiting / BATCHES_PER_S)
+
+    def end_offset(self, number: int) -> int | None:
+        """The high watermark of the last fetch."""
+        _, high = self._consumer.get_watermark_offsets(self._place(number), cached=True)
+        return int(high) if high >= 0 else None
+
+    def progressed(self, number: int, next_offset: int) -> None:
+        """Note how far a partition has got, for the consumer group."""
+        self._progress[number] = next_offset
+
+    def remove(self) -> None:
+        """One partition less needs this reader; the last one closes it."""
+        self._users -= 1
+        if not self._users:
+            self._commit()
+            closing = threading.Thread(target=self._consumer.close, daemon=True)
+            closing.start()
+            closing.join(CLOSE_S)
+
+    def _queue(self, arrived: list[Message]) -> None:
+        """Sort messages into their partitions' queues, columns apart."""
+        numbers = np.fromiter(map(Message.partition, arrived), np.int64, len(arrived))
+        for number in np.unique(numbers).tolist():
+            mine = np.flatnonzero(numbers == number).tolist()
+            part = arrived if len(mine) == len(arrived) else [arrived[row] for row in mine]
+            self.put(number, Piece.of(part, self._read_s))
+
+    def _report(self, message: Message) -> None:
+        """An error in place of a message: a lost offset ends the job or is skipped; the rest is
+        waited out."""
+        error, number = message.error(), message.partition()
+        if error is None:
+            raise AssertionError("bug: a message without an error was reported")
+        queue = self._queues.get(number)  # type: ignore[arg-type]
+        if error.code() == KafkaError._PARTITION_EOF:
+            at = message.offset()
+            if queue is not None and at is not None and at > queue.next_offset:
+                self.put(queue.number, Piece.end(at, self._read_s))
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET and queue is not None:
+            self._close_gap(queue)
+        elif error.fatal():
+            raise KafkaException(error)
+        else:
+            self._told(error)
+
+    def _told(self, error: KafkaError) -> None:
+        """Say that the broker is away, now and then; librdkafka goes on trying, with back-off."""
+        now = time.monotonic()
+        if now >= self._told_due:
+            self._told_due = now + TELL_EVERY_S
+            log.warning("kafka %s is away; waiting: %s", self._config.bootstrap, error.str())
+
+    def _close_gap(self, queue: _Queue) -> None:
+        """Go on where the partition begins now, or raise OffsetGone. Nothing, on a stop."""
+        self._watch.wait()
+        low = self._broker.offset(queue.number, "earliest")
+        high = self._broker.offset(queue.number, "latest")
+        if low is None or high is None:
+            return
+        at = queue.next_offset
+        where = f"topic {self._config.topic} partition {queue.number}"
+        if at > high:
+            raise OffsetGone(
+                f"{where}: expected offset {at}, the topic ends at {high}; if it was created anew,"
+                " it needs a data directory of its own"
+            )
+        if at < low and self._config.on_gap != "skip":
+            raise OffsetGone(
+                f"{where}: expected offset {at}, the broker begins at {low}: {low - at} messages"
+                ' are gone; set kafka.on_gap to "skip" to go on and have them counted'
+            )
+        if at < low:
+            log.error(
+                "%s: skipping %d messages that are gone, offsets %d to %d", where, low - at, at, low
+            )
+            queue.skipped += low - at
+            self.put(queue.number, Piece.end(low, self._read_s))
+        self._consumer.incremental_unassign([self._place(queue.number)])
+        self._assign(queue.number, queue.next_offset)
+
+    def _commit(self) -> None:
+        self._commit_due = time.monotonic() + COMMIT_EVERY_S
+        if self._progress:
+            places = [self._place(number, at) for number, at in self._progress.items()]
+            self._progress = {}
+            try:
+                self._consumer.commit(offsets=places, asynchronous=True)
+            except KafkaException as error:
+                log.warning(
+                    "kafka %s: progress not shown to lag tools: %s", self._config.group, error
+                )
+
+    def _assign(self, number: int, at: int) -> None:
+        self._consumer.incremental_assign([self._place(number, at)])
+
+    def _place(self, number: int, at: int = OFFSET_END) -> TopicPartition:
+        return TopicPartition(self._config.topic, number, at)
+
+
+class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
+    """One topic-partition. Its snapshot is the next offset."""
+
+    def __init__(self, name: str, reader: _Reader, queue: _Queue, batch_rows: int) -> None:
+        self._name = name
+        self._batch_rows = batch_rows
+        self._reader = reader
+        self._queue = queue
+        self._next_offset = queue.next_offset
+        self._awake: datetime | None = None
+        self._emitted = time.monotonic()
+
+    @override
+    @noted
+    def next_batch(self) -> list[Messages]:
+        if stopping():
+            raise StopIteration
+        queue, reader = self._queue, self._reader
+        if queue.rows < self._batch_rows + POLL_MESSAGES:  # the next ones become sure meanwhile
+            reader.poll()
+        pieces = reader.take(queue)
+        now = time.monotonic()
+        if not pieces:
+            wait_s = IDLE_SHARE * (reader.linger_s if queue.pieces else now - self._emitted)
+            wait_s = min(max(IDLE_POLL_S, wait_s), IDLE_POLL_S_MAX)
+            self._awake = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
+            return []
+        self._awake, self._emitted = None, now
+        after_offset, self._next_offset = self._next_offset, pieces[-1].next_offset
+        skipped, queue.skipped = queue.skipped, 0
+        return [
+            Messages(
+                source=self._name,
+                values=list(chain.from_iterable(piece.values for piece in pieces)),
+                offsets=np.concatenate([piece.offsets for piece in pieces]),
+                times_ms=np.concatenate([piece.times_ms for piece in pieces]),
+                next_offset=self._next_offset,
+                skipped=skipped,
+                end_offset=self._reader.end_offset(queue.number),
+                read_ms=None if all(p.appended for p in pieces) else now_ms(),
+                after_offset=after_offset,
+            )
+        ]
+
+    @override
+    def next_awake(self) -> datetime | None:
+        return self._awake
+
+    @override
+    def snapshot(self) -> int:
+        self._reader.progressed(self._queue.number, self._next_offset)
+        return self._next_offset
+
+    @override
+    def close(self) -> None:
+        self._reader.remove()
+
+
+class _Stopped(StatefulSourcePartition[Messages, int | None]):
+    """A partition of which a stop came before it was known where it begins."""
+
+    @override
+    def next_batch(self) -> list[Messages]:
+        raise StopIteration
+
+    @override
+    def snapshot(self) -> None:
+        return None
+
+
+class KafkaSource(FixedPartitionedSource[Messages, int | None]):
+    """All partitions of one topic, as they are when the job starts."""
+
+    def __init__(
+        self,
+        config: KafkaConfig,
+        id: str | None,
+        first_offsets: Mapping[str, int | None],
+        *,
+        began: Callable[[str, int], None],
+        grown: Callable[[int], None],
+    ) -> None:
+        """`id` is the topic's, None if the broker has none. `first_offsets` has all partitions, and
+        where those begin that have no snapshot; None is decided by `start`, and `began` makes it
+        durable. `grown` is called, by each worker thread, when the topic has more partitions, with
+        their number."""
+        self._config = config
+        self._numbers = {
+            partition_key(config.topic, number).name: number for number in range(len(first_offsets))
+        }
+        self._first_offsets = first_offsets
+        self._began = began
+        self._reader = PerThread(lambda: _Reader(config, id, len(first_offsets), grown))
+
+    @override
+    def list_parts(self) -> list[str]:
+        return sorted(self._numbers)
+
+    @override
+    @noted
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: int | None
+    ) -> StatefulSourcePartition[Messages, int | None]:
+        number, reader = self._numbers[for_part], self._reader.get()
+        at = self._first_offsets[for_part] if resume_state is None else resume_state
+        if at is None:
+            at = reader.first_offset(number)
+            if at is None:
+                return _Stopped()
+            self._began(for_part, at)
+        return _KafkaPartition(for_part, reader, reader.add(number, at), self._config.batch_rows)

@@ -1,0 +1,41 @@
+"""What is a data directory, looked at before it is read: another folder is not an empty store."""
+
+from __future__ import annotations
+
+import os
+from os import PathLike
+from pathlib import Path
+
+from forebay.storage.base.errors import BadInput
+
+ENTRIES = frozenset(
+    ("batch", "batch.json", "batch.lock", "chunks", "drops", "ended", "hot", "lock", "recovery",
+     "rejects", "replay", "sources", "topics"),
+)  # fmt: skip
+"""What may be in a data directory (see `storage.base.layout`)."""
+
+
+def require_data_directory(root: Path) -> None:
+    """Raise BadInput, in a line, unless it is a directory that can be read and is empty or has what
+    Forebay keeps in one. (Hidden files and what a file system has of its own are let be.)"""
+    try:
+        found = {entry.name for entry in os.scandir(root)}
+    except FileNotFoundError:
+        raise BadInput(
+            f"{root}: expected a readable data directory, got none; `forebay run` makes it"
+        ) from None
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        raise BadInput(f"{root}: expected a readable data directory, got {error}") from error
+    others = {name for name in found if not name.startswith(".") and name != "lost+found"}
+    if others and not others & ENTRIES:
+        raise BadInput(
+            f"{root}: expected a data directory of Forebay's, got a folder with"
+            f" {', '.join(sorted(others)[:3])}"
+        )
+
+
+def data_directory(data_dir: object) -> Path:
+    """The path of one, as a caller named it. Raises BadInput if that is no path."""
+    if not isinstance(data_dir, str | PathLike) or not str(data_dir):
+        raise BadInput(f"forebay.open: expected paths of data directories, got {data_dir!r}")
+    return Path(data_dir)

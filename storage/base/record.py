@@ -1,0 +1,117 @@
+"""The envelope of every small file and snapshot: JSON with kind, version and checksum.
+
+    {"forebay":"KIND","version":2,"crc":"0f3a…8 hex digits","body":{…}}
+
+The checksum is the CRC-32 (zlib) of the body's bytes as they stand. It is data, read by a JSON
+parser and checked field by field: nothing in it is ever executed. The types below are the bounds of
+every number in any record; a value beyond them is Corruption.
+
+A field declared OPTIONAL takes its default where it is missing, and unknown fields are ignored,
+so a field may be added without a new version. Version 1 has no optional fields; it is read as
+version 2 is. A version stands for what its readers must understand: one that this build does not
+know is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from dataclasses import fields
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from pydantic import Field, TypeAdapter, ValidationError
+
+from forebay.storage.base.errors import Corruption, FormatVersion
+from forebay.storage.base.times import FIRST_MS, LAST_MS
+
+T = TypeVar("T")
+
+
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+"""A number of things, bytes or milliseconds, or an offset: exact in any JSON."""
+Crc = Annotated[int, Field(ge=0, le=2**32 - 1)]
+SpanMs = Annotated[int, Field(ge=1, le=2**53 - 1)]
+Seed = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]
+"""128 random bits in hex digits, or nothing."""
+TimeMs = Annotated[int, Field(ge=FIRST_MS, le=LAST_MS)]
+"""Years 1 to 9999, which is what a datetime holds."""
+
+
+OPTIONAL = {"optional": True}
+"""Metadata of a dataclass field that a record may lack: its default is its value then."""
+_HEAD = re.compile(rb'\{"forebay":"([a-z]+)","version":(\d{1,9}),"crc":"([0-9a-f]{8})","body":')
+
+
+def encode(kind: str, version: int, body: object) -> bytes:
+    """`body`, a mapping or a dataclass of JSON types, in its envelope.
+
+    orjson writes all that is in a dataclass's __dict__, cached properties too.
+    """
+    data = orjson.dumps(body)
+    head = b'{"forebay":"%b","version":%d,"crc":"%08x","body":' % (
+        kind.encode(),
+        version,
+        zlib.crc32(data),
+    )
+    return b"".join((head, data, b"}"))
+
+
+def decode(kind: str, version: int, data: bytes, name: str) -> dict[str, Any]:
+    """The body of `data`, which `name` describes in errors.
+
+    Raises Corruption if it is not such an envelope, FormatVersion if its version is higher.
+    """
+    start, body = _body(kind, version, data, name)
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        at = start + error.pos
+        raise Corruption(f"{name}: {error} at byte {at}", at) from error
+    if not isinstance(parsed, dict):
+        raise Corruption(f"{name}: expected an object, got {type(parsed).__name__}", start)
+    return parsed
+
+
+def read(shape: type[T], kind: str, version: int, data: bytes, name: str) -> T:
+    """The body of `data` as a value of the dataclass `shape`: all of its fields but optional ones
+    must be there, each of the right kind. Errors as above."""
+    body = decode(kind, version, data, name)
+    required = [one.name for one in fields(shape) if one.metadata != OPTIONAL]  # type: ignore[arg-type]
+    missing = [name for name in required if name not in body]
+    try:
+        if missing:
+            raise ValueError(", ".join(missing))
+        value: T = _adapter(shape).validate_json(  # type: ignore[arg-type]
+            orjson.dumps(body), strict=True
+        )
+    except ValueError as error:
+        told = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        what = f"{'.'.join(map(str, told['loc']))}: {told['msg']}" if told else str(error)
+        raise Corruption(f"{name}: a field is missing or of the wrong kind: {what}", 0) from error
+    return value
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
+
+
+def _body(kind: str, version: int, data: bytes, name: str) -> tuple[int, bytes]:
+    """Where the body begins, and its bytes, after all checks of the envelope."""
+    match = _HEAD.match(data)
+    if not match or not data.endswith(b"}"):
+        raise Corruption(f"{name}: expected a forebay {kind} of JSON, got something else", 0)
+    if match[1] != kind.encode():
+        raise Corruption(f"{name}: expected a {kind}, got a {match[1].decode()}", match.start(1))
+    if not 1 <= int(match[2]) <= version:
+        raise FormatVersion(
+            f"{name}: this build reads {kind} versions 1 to {version}, the file has version"
+            f" {int(match[2])}"
+        )
+    body = data[match.end() : -1]
+    if zlib.crc32(body) != int(match[3], 16):
+        start, end = match.end(), len(data) - 1
+        raise Corruption(f"{name}: checksum of bytes {start}..{end} does not match", start)
+    return match.end(), body

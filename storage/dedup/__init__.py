@@ -1,0 +1,1 @@
+"""Which events are duplicates: hashes, Bloom filters and keys, exact within bounded memory."""

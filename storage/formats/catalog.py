@@ -1,0 +1,106 @@
+"""The chunk catalog of one partition: which chunks there are, and which blocks each covers.
+
+Published at DATA/chunks/PARTITION/catalog.json by `chunks` alone, atomically and durably. A block
+that a listed chunk covers is read from the chunk and from nowhere else.
+
+Format: a record (see `record`) of kind "catalog", version 2; the fields are those of `Catalog`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from forebay.storage.base import record
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import BlockId, ChunkId, checked
+from forebay.storage.base.record import Count, TimeMs
+from forebay.storage.formats.checksum import Checksum
+from forebay.storage.formats.columns import ColumnTypes
+
+KIND = "catalog"
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One Parquet file. Times are upload times in ms, both ends included."""
+
+    id: ChunkId
+    file: str
+    blocks: tuple[BlockId, ...]
+    batch: Count
+    """The batch number current when the chunk was made."""
+    rows: Count
+    checksum: Checksum
+    first_ms: TimeMs
+    last_ms: TimeMs
+    schema: ColumnTypes
+    late: Count = 0
+    """As in `BlockState`; the blocks of a chunk agree in it."""
+
+    def __post_init__(self) -> None:
+        checked(self.file)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Chunks in order of eviction number.
+
+    `dropped` are blocks of deleted chunks, and blocks that were deleted without becoming chunks; an
+    id is listed until no state that a restart could resume from knows the block. Rows of deleted
+    blocks are counted: `handed_off_rows` are with the batch layer, `expired_rows` were too old.
+    """
+
+    partition: str
+    chunks: tuple[Chunk, ...] = ()
+    dropped: tuple[BlockId, ...] = ()
+    handed_off_rows: Count = 0
+    expired_rows: Count = 0
+
+    @cached_property
+    def covered(self) -> frozenset[BlockId]:
+        """The blocks that are not read from their logs."""
+        chunked = (block for chunk in self.chunks for block in chunk.blocks)
+        return frozenset((*chunked, *self.dropped))
+
+    @cached_property
+    def by_interval(self) -> dict[int, tuple[Chunk, ...]]:
+        """The chunks that cover a block of each interval."""
+        found: dict[int, dict[ChunkId, Chunk]] = {}
+        for chunk in self.chunks:
+            for block in chunk.blocks:
+                found.setdefault(block.interval_ms, {})[chunk.id] = chunk
+        return {interval: tuple(chunks.values()) for interval, chunks in found.items()}
+
+    def committed(self, runs: dict[str, int], incarnation: int) -> Catalog:
+        """Without the chunks of evictions that were never committed, as the run `incarnation`
+        knows it: `runs` has the last eviction that each earlier run committed."""
+        kept = tuple(
+            chunk
+            for chunk in self.chunks
+            if chunk.id.incarnation >= incarnation
+            or chunk.id.last <= runs.get(str(chunk.id.incarnation), 0)
+        )
+        return replace(self, chunks=kept)
+
+    def with_chunk(self, chunk: Chunk) -> Catalog:
+        return replace(self, chunks=(*self.chunks, chunk))
+
+    def encode(self) -> bytes:
+        return record.encode(KIND, VERSION, asdict(self))
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> Catalog:
+        """Raises Corruption or FormatVersion; `name` describes the data in errors."""
+        return record.read(cls, KIND, VERSION, data, name)
+
+
+def read_catalog(disk: Disk, path: Path, partition: str) -> Catalog:
+    """The published catalog, empty if there is none."""
+    try:
+        data = disk.read(path)
+    except FileNotFoundError:
+        return Catalog(partition)
+    return Catalog.decode(data, str(path))

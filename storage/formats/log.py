@@ -1,0 +1,397 @@
+"""The block log: an append-only Arrow IPC stream file, committed by length.
+
+    file    := schema message, record batch message*          (Arrow IPC streaming format, no EOS)
+    buffers are zstd-compressed; one record batch per flush; reject logs have the same format
+    each batch's metadata has the CRC-32 of schema and batch, its own eight digits taken as zeros
+
+Times outside the years 1 to 9999, which version 1 stored, are read as null.
+A file says nothing of how much of it counts. An `Extent` does: the first `bytes` bytes of `file`
+hold `rows` rows, and `crc` is the CRC-32 (zlib) of exactly these bytes, so a reader that follows a
+growing log carries the checksum on instead of reading again. The batches' own checksums are for a
+log that is shorter than its extent: all that comes before what is not whole is still read. Bytes
+past an extent belong to no one.
+An incarnation's log is one file; a block that lived through restarts has several extents.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from forebay.storage.base.disk import Appender, Disk
+from forebay.storage.base.errors import Corruption, MissingFile
+from forebay.storage.base.layout import checked
+from forebay.storage.base.record import Count, Crc
+from forebay.storage.formats.columns import require_plain, within_years
+
+_WRITE = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=-3), use_threads=False)
+_EOS_BYTES = 8
+_CHECKSUM, _ZEROS = b"crc32:", b"00000000"
+PENDING_ROWS_MAX, PENDING_BYTES_MAX = 8_192, 64 << 20
+"""What a record batch may have: so much is written at once, while the worker waits."""
+STRETCH_BYTES = 1 << 20
+"""Messages that are copied at once before they are decoded: that holds Python's lock."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The part of a log file that counts."""
+
+    file: str
+    bytes: Count
+    rows: Count
+    crc: Crc
+
+    def __post_init__(self) -> None:
+        checked(self.file)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where one record batch stands in a log file: bytes [start, end). `start_crc` and `end_crc`
+    are the CRC-32 of the file up to there."""
+
+    file: str
+    start: int
+    end: int
+    start_crc: int
+    end_crc: int
+
+
+class LogWriter:
+    """Appends record batches of one schema to one new file.
+
+    `extent` always names whole batches only. After an OSError the file is in doubt: give the writer
+    up and carry on in a file of another name.
+    """
+
+    def __init__(self, disk: Disk, folder: Path, name: str, schema: pa.Schema) -> None:
+        self._file: Appender = disk.create(folder / name)
+        self._schema = schema
+        self._prefix = schema.serialize().to_pybytes()
+        self._prefix_crc = zlib.crc32(self._prefix)
+        self.extent = Extent(name, 0, 0, 0)
+        self.dirty = True
+
+    def append(self, batch: pa.RecordBatch) -> Span:
+        """Write one batch; it is in the operating system's hands, not yet durable."""
+        out = pa.BufferOutputStream()
+        with ipc.new_stream(out, self._schema, options=_WRITE) as stream:
+            stream.write_batch(batch, custom_metadata={"checksum": _CHECKSUM + _ZEROS})
+        whole = memoryview(out.getvalue()).cast("B")
+        data = whole[: len(whole) - _EOS_BYTES]
+        if self.extent.bytes:
+            data = data[len(self._prefix) :]
+        last = self.extent
+        start, start_crc, message = last.bytes, last.crc, data
+        if not start:
+            start, start_crc = len(self._prefix), self._prefix_crc
+            message = data[start:]
+        digits = _digits(message)
+        message[digits] = b"%08x" % zlib.crc32(message, self._prefix_crc)
+        end, end_crc = last.bytes + len(data), zlib.crc32(message, start_crc)
+        self._file.append(data)
+        self.dirty = True
+        self.extent = Extent(last.file, end, last.rows + batch.num_rows, end_crc)
+        return Span(last.file, start, end, start_crc, end_crc)
+
+    def sync(self) -> None:
+        """Return once all appended batches would survive a power loss."""
+        if self.dirty:
+            self._file.sync()
+            self.dirty = False
+
+
+class GrowingLog:
+    """All extents of one log, and a file of this run that is made when there is something to write.
+
+    Appended batches are pending until `flush` writes them as one record batch.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        folder: Path,
+        name: str,
+        schema: pa.Schema,
+        extents: Iterable[Extent] = (),
+    ) -> None:
+        self._disk = disk
+        self._folder = folder
+        self._name = name
+        self._schema = schema
+        self._earlier = tuple(extents)
+        self._writer: LogWriter | None = None
+        self._named = True
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = self._pending_bytes = 0
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """What is in files, flushed but perhaps not durable."""
+        return (*self._earlier, *((self._writer.extent,) if self._writer else ()))
+
+    @property
+    def bytes(self) -> int:
+        """Size of this run's file."""
+        return self._writer.extent.bytes if self._writer else 0
+
+    @property
+    def dirty(self) -> bool:
+        return self._writer is not None and self._writer.dirty
+
+    @property
+    def full(self) -> bool:
+        """Whether what is pending is enough for a record batch, or would soon be too much."""
+        return self._pending_rows >= PENDING_ROWS_MAX or self._pending_bytes >= PENDING_BYTES_MAX
+
+    def append(self, batch: pa.RecordBatch) -> None:
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        self._pending_bytes += batch.nbytes
+
+    def flush(self) -> Span | None:
+        """Write what is pending; None if nothing was."""
+        if not self._pending:
+            return None
+        if self._writer is None:
+            self._writer = LogWriter(self._disk, self._folder, self._name, self._schema)
+            self._named = False
+        span = self._writer.append(pa.concat_batches(self._pending))
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+        return span
+
+    def sync(self) -> None:
+        """Make what was flushed durable, the file's name included."""
+        if self._writer:
+            self._writer.sync()
+            if not self._named:
+                self._disk.sync_directory(self._folder)
+                self._named = True
+
+
+class LogReader:
+    """Follows one log file as its extent grows. Holds the schema and the checksum so far.
+
+    Raises MissingFile, or Corruption with file and offset; a file shorter than its extent (power
+    loss) is read to its last whole batch if `torn_ok`.
+    """
+
+    def __init__(self, disk: Disk, folder: Path, name: str) -> None:
+        self._disk = disk
+        self._path = folder / name
+        self._name = name
+        self._crc = 0
+        self._bytes = 0
+        self._prefix = b""
+        self.schema: pa.Schema | None = None
+
+    def follow(self, extent: Extent, *, torn_ok: bool = False) -> list[tuple[Span, memoryview]]:
+        """The batches in `extent` not returned before, each with its message's bytes."""
+        if extent.bytes <= self._bytes:
+            return []
+        try:
+            data = self._disk.read(self._path, self._bytes, extent.bytes)
+        except FileNotFoundError as error:
+            raise MissingFile(
+                f"log {self._path}: expected {extent.bytes} bytes, no file"
+            ) from error
+        torn = self._bytes + len(data) < extent.bytes
+        if torn and not torn_ok:
+            raise Corruption(
+                f"log {self._path}: expected {extent.bytes} bytes,"
+                f" got {self._bytes + len(data)} at offset {self._bytes + len(data)}",
+                self._bytes + len(data),
+            )
+        try:
+            found = list(self._split(data, torn))
+        except Corruption:
+            self._require(data, extent)
+            raise
+        if not torn and (not found or found[-1][0].end_crc != extent.crc):
+            self._require(data, extent)
+        if found:
+            self._crc, self._bytes = found[-1][0].end_crc, found[-1][0].end
+        return found
+
+    def _require(self, data: bytes, extent: Extent) -> None:
+        """Raise Corruption unless `data` is what the extent says: where it begins to differ, no
+        one can tell."""
+        crc = zlib.crc32(data, self._crc)
+        if crc != extent.crc:
+            raise Corruption(
+                f"log {self._path}: expected checksum {extent.crc:#010x} for bytes"
+                f" {self._bytes}..{extent.bytes}, got {crc:#010x}",
+                self._bytes,
+            )
+
+    def _split(self, data: bytes, torn: bool) -> Iterator[tuple[Span, memoryview]]:
+        source, view = pa.BufferReader(pa.py_buffer(data)), memoryview(data)
+        base, crc = self._bytes, self._crc
+        try:
+            if base == 0:
+                self.schema = _read_schema(source)
+                self._prefix = data[: source.tell()]
+                crc = zlib.crc32(self._prefix)
+            while source.tell() < len(data):
+                start = source.tell()
+                ipc.read_message(source)
+                end = source.tell()
+                message = view[start:end]
+                if torn and not _is_whole(message, zlib.crc32(self._prefix)):
+                    return
+                before, crc = crc, zlib.crc32(message, crc)
+                yield Span(self._name, base + start, base + end, before, crc), message
+        except (pa.ArrowException, ValueError, EOFError, OSError) as error:
+            if not torn:
+                raise Corruption(
+                    f"log {self._path}: expected a record batch at offset"
+                    f" {base + source.tell()}, got {error}",
+                    base + source.tell(),
+                ) from error
+
+    def decode(
+        self, found: Sequence[tuple[Span, memoryview]], columns: Sequence[str]
+    ) -> list[pa.RecordBatch]:
+        """Decompress only `columns` of what `follow` found, in the order of `columns`."""
+        if not found:
+            return []
+        (first, message), (last, last_message) = found[0], found[-1]
+        texts: Iterable[bytes | memoryview]
+        if first.start == len(self._prefix) and last_message.obj is message.obj:
+            texts = [memoryview(message.obj)[: last.end]]  # as `follow` read it, from the start on
+        else:
+            texts = _stretches(self._prefix, (message for _, message in found))
+        return _decode(self._path, texts, self.schema, [span for span, _ in found], columns)
+
+
+def _decode(
+    path: Path,
+    texts: Iterable[bytes | memoryview],
+    schema: pa.Schema,
+    spans: Sequence[Span],
+    columns: Sequence[str],
+) -> list[pa.RecordBatch]:
+    """The batches of the spans in `texts`, each of which begins as the file does. Raises Corruption
+    with the offset of the first that can't be read."""
+    wanted = sorted(schema.get_field_index(name) for name in columns)
+    options = ipc.IpcReadOptions(included_fields=wanted, use_threads=False)
+    batches: list[pa.RecordBatch] = []
+    try:
+        for text in texts:
+            for batch in ipc.open_stream(pa.py_buffer(text), options=options):
+                batches.append(within_years(batch.select(list(columns))))
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        at = spans[len(batches)].start
+        raise Corruption(
+            f"log {path}: the record batch at offset {at} can't be read: {error}", at
+        ) from error
+    return batches
+
+
+def _digits(message: memoryview) -> slice:
+    """Where in a message the digits of its checksum are. Raises ValueError if it has none."""
+    header = 8 + int.from_bytes(message[4:8], "little")
+    start = bytes(message[:header]).rindex(_CHECKSUM) + len(_CHECKSUM)
+    return slice(start, start + len(_ZEROS))
+
+
+def _is_whole(message: memoryview, prefix_crc: int) -> bool:
+    """Whether a message, and what stands before all, is as it was written."""
+    digits, zeroed = _digits(message), bytearray(message)
+    zeroed[digits] = _ZEROS
+    return b"%08x" % zlib.crc32(zeroed, prefix_crc) == message[digits]
+
+
+def _stretches(prefix: bytes, messages: Iterable[memoryview]) -> Iterator[bytes]:
+    """Messages one after the other, STRETCH_BYTES or little more at a time after the prefix."""
+    held: list[bytes | memoryview] = [prefix]
+    size = 0
+    for message in messages:
+        held.append(message)
+        size += len(message)
+        if size >= STRETCH_BYTES:
+            yield b"".join(held)
+            held, size = [prefix], 0
+    if size:
+        yield b"".join(held)
+
+
+def read_log(
+    disk: Disk, folder: Path, extent: Extent, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """All batches of one extent, verified, with `columns` only (those it has)."""
+    reader = LogReader(disk, folder, extent.file)
+    found = reader.follow(extent)
+    if reader.schema is not None:
+        names = reader.schema.names if columns is None else columns
+        yield from reader.decode(found, [n for n in names if n in reader.schema.names])
+
+
+def log_schema(disk: Disk, folder: Path, name: str) -> pa.Schema:
+    """The schema at the head of a log, not checked. Raises MissingFile or Corruption."""
+    return _head(disk, folder / name)[0]
+
+
+def schema_of_span(disk: Disk, folder: Path, span: Span) -> pa.Schema:
+    """The schema at the head of a log, as it was when the batch at `span` was written: by the
+    checksum that this one has of both. Raises MissingFile or Corruption."""
+    path = folder / span.file
+    schema, prefix = _head(disk, path)
+    message = memoryview(disk.read(path, span.start, span.end))
+    try:
+        whole = _is_whole(message, zlib.crc32(prefix))
+    except (ValueError, IndexError):
+        whole = False
+    if not whole:
+        raise Corruption(
+            f"log {path}: the schema at offset 0 and the record batch at offset {span.start} are"
+            " not both as they were written",
+            0,
+        )
+    return schema
+
+
+def _head(disk: Disk, path: Path) -> tuple[pa.Schema, bytes]:
+    """The schema at the head of a log, and its bytes."""
+    for size in (1 << 14, None):
+        try:
+            data = disk.read(path, 0, size)
+            source = pa.BufferReader(data)
+            return _read_schema(source), data[: source.tell()]
+        except FileNotFoundError as error:
+            raise MissingFile(f"log {path}: expected a file, none is there") from error
+        except (pa.ArrowException, ValueError, OSError) as error:
+            failure = error
+    raise Corruption(f"log {path}: no schema at offset 0: {failure}", 0) from failure
+
+
+def _read_schema(source: pa.BufferReader) -> pa.Schema:
+    """Raises ArrowException or ValueError."""
+    schema = ipc.read_schema(source)
+    require_plain(schema)
+    return schema
+
+
+def read_span(
+    disk: Disk, folder: Path, span: Span, schema: pa.Schema, columns: Sequence[str]
+) -> pa.RecordBatch:
+    """One record batch read alone; `schema` is the schema of its file."""
+    data = disk.read(folder / span.file, span.start, span.end)
+    if len(data) != span.end - span.start:
+        raise Corruption(
+            f"log {folder / span.file}: expected bytes up to {span.end}, file is short",
+            span.start + len(data),
+        )
+    if zlib.crc32(data, span.start_crc) != span.end_crc:
+        raise Corruption(
+            f"log {folder / span.file}: checksum of bytes {span.start}..{span.end} does not match",
+            span.start,
+        )
+    text = schema.serialize().to_pybytes() + data
+    return _decode(folder / span.file, [text], schema, [span], columns)[0]

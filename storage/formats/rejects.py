@@ -1,0 +1,120 @@
+"""Rejects: the messages of one partition that could not become events, and which of them one means.
+
+They are in logs like those of blocks, of REJECT_SCHEMA, of which the partition's state lists the
+extents that count. A replay that makes an event of a reject takes it out: the file it is in is
+listed no more, and what stays of it is appended anew. So each reject that counts is in exactly one
+listed extent, and the state never grows with what was replayed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.record import Count, TimeMs
+from forebay.storage.base.times import FIRST_MS, LAST_MS
+from forebay.storage.formats.columns import Mask
+from forebay.storage.formats.frame import OF_A_COLUMN, REASONS
+from forebay.storage.formats.log import Extent, read_log
+from forebay.storage.formats.schema import OFFSET, PARTITION
+
+
+@dataclass(frozen=True)
+class RejectFilter:
+    """Rejects that agree with everything given; an empty field asks for nothing.
+
+    `partitions` are those the messages came from; `since_ms` (included) and `until_ms` (not
+    included) are broker times. Raises BadInput on a reason that there is not.
+    """
+
+    reasons: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ()
+    offsets: tuple[Count, ...] = ()
+    since_ms: TimeMs | None = None
+    until_ms: TimeMs | None = None
+
+    def __post_init__(self) -> None:
+        for reason in self.reasons if isinstance(self.reasons, tuple) else ():
+            if reason not in REASONS:
+                raise BadInput(f"reason: expected one of {', '.join(REASONS)}; got {reason!r}")
+        for name, values, kind in (
+            ("reasons", self.reasons, str),
+            ("partitions", self.partitions, str),
+            ("offsets", self.offsets, int),
+        ):
+            if not isinstance(values, tuple) or not all(type(one) is kind for one in values):
+                raise BadInput(f"{name}: expected a tuple of {kind.__name__}, got {values!r}")
+        for offset in self.offsets:
+            _require_within("offset", offset, 0, 2**53 - 1)
+        for name, ms in (("since", self.since_ms), ("until", self.until_ms)):
+            if ms is not None:
+                _require_within(name, ms, FIRST_MS, LAST_MS)
+
+    def rows(self, rejects: pa.RecordBatch) -> Mask:
+        """For each row of a batch of REJECT_SCHEMA, whether it is meant."""
+        wanted: Mask = np.ones(rejects.num_rows, dtype=bool)
+        for name, values in (
+            ("reason", self.reasons),
+            (PARTITION, self.partitions),
+            (OFFSET, self.offsets),
+        ):
+            if values:
+                column = rejects.column(name)
+                wanted &= _mask(pc.is_in(column, value_set=pa.array(values, column.type)))
+        times = rejects.column("broker_time").cast(pa.int64())
+        if self.since_ms is not None:
+            wanted &= _mask(pc.greater_equal(times, self.since_ms))
+        if self.until_ms is not None:
+            wanted &= _mask(pc.less(times, self.until_ms))
+        return wanted
+
+
+def _require_within(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise BadInput(f"{name}: expected a whole number from {least} to {most}, got {value!r}")
+
+
+ALL = RejectFilter()
+
+
+def labels(rejects: pa.RecordBatch) -> Counter[str]:
+    """How many rejects there are of each reason; where a column is at fault, of each "REASON:
+    COLUMN"."""
+    reasons, details = (rejects.column(name).dictionary_encode() for name in ("reason", "detail"))
+    pairs = Counter(zip(_codes(reasons), _codes(details), strict=True))
+    names, texts = reasons.dictionary.to_pylist(), details.dictionary.to_pylist()
+    found: Counter[str] = Counter()
+    for (reason, detail), count in pairs.items():
+        text = texts[detail] if detail >= 0 else ""
+        column = text.partition(":")[0] if names[reason] in OF_A_COLUMN else ""
+        found[f"{names[reason]}: {column}" if column else names[reason]] += count
+    return found
+
+
+def _codes(column: pa.DictionaryArray) -> list[int]:
+    codes: list[int] = column.indices.fill_null(-1).to_pylist()
+    return codes
+
+
+def read_rejects(
+    disk: Disk, folder: Path, extents: Iterable[Extent], wanted: RejectFilter
+) -> Iterator[pa.RecordBatch]:
+    """The rejects meant, in the order in which they came. Raises MissingFile or Corruption."""
+    for extent in extents:
+        for batch in read_log(disk, folder, extent):
+            rows = wanted.rows(batch)
+            if rows.any():
+                yield batch if rows.all() else batch.filter(pa.array(rows))
+
+
+def _mask(found: pa.Array) -> Mask:
+    mask: Mask = found.fill_null(False).to_numpy(zero_copy_only=False)
+    return mask

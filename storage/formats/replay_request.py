@@ -1,0 +1,80 @@
+"""Replay requests: which rejects are to be decoded again, asked of the job through files.
+
+    DATA/replay/000004.json     a record (see `record`) of kind "replay", version 2
+
+Numbered in the order in which they were asked, written once, never changed. Each partition carries
+them out in that order and remembers the last number in its state, so one look for the next number's
+file tells whether there is anything to do. To carry one out twice changes nothing: what passed is
+no reject any more, and the rest fails again.
+
+A request that can't be read is left out by each partition, and its number stays taken. None is ever
+deleted: a manifest does not tell what a crash could undo, so a restart may look for a number that
+it had passed, and a new partition begins with the first. Each is some hundred bytes, asked by hand.
+
+Asking twice is one request as long as no partition has begun another run: within a run the same
+message is always decoded alike. `runs` (each partition's incarnation when it was asked) tells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+
+from forebay.storage.base import record
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput, Corruption, FormatVersion
+from forebay.storage.base.layout import Layout
+from forebay.storage.base.record import Count
+from forebay.storage.formats.rejects import RejectFilter
+
+KIND = "replay"
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class ReplayRequest:
+    number: Count
+    wanted: RejectFilter
+    runs: dict[str, Count]
+
+    def encode(self) -> bytes:
+        return record.encode(KIND, VERSION, self)
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> ReplayRequest:
+        """Raises Corruption or FormatVersion; `name` describes the data in errors."""
+        return record.read(cls, KIND, VERSION, data, name)
+
+
+def read_request(disk: Disk, layout: Layout, number: int) -> ReplayRequest | None:
+    """The request of this number, or None if there is none yet."""
+    path = layout.replay_request(number)
+    try:
+        return ReplayRequest.decode(disk.read(path), str(path))
+    except FileNotFoundError:
+        return None
+
+
+def ask(disk: Disk, layout: Layout, wanted: RejectFilter, runs: dict[str, int]) -> ReplayRequest:
+    """The request that asks for this: the one there is, or a new one, durable on return.
+
+    Raises BadInput if another process is writing one at this moment.
+    """
+    disk.make_directory(layout.replay)
+    try:
+        lock = disk.lock(layout.replay / "lock")
+    except BadInput as error:
+        raise BadInput(f"{layout.replay}: another request is being written; try again") from error
+    with lock:
+        for number in count(1):
+            try:
+                found = read_request(disk, layout, number)
+            except (Corruption, FormatVersion):
+                continue
+            if found is None:
+                break
+            if (found.wanted, found.runs) == (wanted, runs):
+                return found
+        request = ReplayRequest(number, wanted, runs)
+        disk.replace(layout.replay_request(number), request.encode(), durable=True)
+    return request

@@ -1,0 +1,136 @@
+"""What is known of one partition: the commit record, and the hot manifest.
+
+The same value serves twice. Returned from a snapshot it commits the logs up to the recorded
+lengths; published at DATA/hot/PARTITION/manifest.json it tells readers what is hot. The published
+one may be ahead of the committed one by what came since the last snapshot.
+
+Format: a record (see `record`) of kind "manifest", version 2; the fields are those of
+`PartitionState`. Its size depends on the number of blocks, never on the number of events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from forebay.storage.base import record
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption
+from forebay.storage.base.layout import BlockId
+from forebay.storage.base.record import OPTIONAL, Count, Seed, SpanMs, TimeMs
+from forebay.storage.formats.boundary import Seal
+from forebay.storage.formats.columns import ColumnTypes
+from forebay.storage.formats.log import Extent
+
+KIND = "manifest"
+VERSION = 2
+
+
+@dataclass
+class Counters:
+    """Since the partition began; exact over restarts.
+
+    `rejects` are those there are now: a replay that one passes takes it from there to `accepted` or
+    `duplicates`. `conflicts` are duplicates whose payload is not that of the event kept. `late`
+    events were older than the dedup window, those `after_seal` of a time that was sealed.
+    """
+
+    accepted: Count = 0
+    duplicates: Count = 0
+    conflicts: Count = 0
+    rejects: Count = 0
+    late: Count = 0
+    after_seal: Count = 0
+    nulled: Count = 0
+    skipped: Count = 0
+    rejected: dict[str, Count] = field(default_factory=dict)
+    """The `rejects` by reason, and where a column is at fault by "REASON: COLUMN"."""
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """One block. `touched_ms` is the stream time of its last update; times are upload times.
+
+    `late` is the number of the seal that its events came too late for, 0 if they did not.
+    """
+
+    id: BlockId
+    touched_ms: TimeMs
+    first_ms: TimeMs
+    last_ms: TimeMs
+    extents: tuple[Extent, ...]
+    late: Count = 0
+    number: Count | None = None
+    """Eviction number, None while the block is hot."""
+    covered_at_ms: TimeMs | None = None
+    """Wall time at which a chunk was first seen to cover it."""
+
+    @property
+    def rows(self) -> int:
+        return sum(extent.rows for extent in self.extents)
+
+
+@dataclass
+class PartitionState:
+    """Everything `blocks` must know to go on. Unlisted log bytes do not count."""
+
+    partition: str
+    incarnation: Count
+    key: tuple[str, ...]
+    block_span_ms: SpanMs
+    schema: ColumnTypes
+    snapshots: Count = 0
+    sequence: Count = 0
+    evictions: Count = 0
+    runs: dict[str, Count] = field(default_factory=dict)
+    """For each earlier run (its incarnation, as text) that this state descends from, the last
+    eviction it committed: a chunk of any other eviction does not count (`Catalog.committed`)."""
+    stream_time_ms: TimeMs | None = None
+    next_offsets: dict[str, Count] = field(default_factory=dict)
+    end_offsets: dict[str, Count] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+    hot: list[BlockState] = field(default_factory=list)
+    evicted: list[BlockState] = field(default_factory=list)
+    rejects: list[Extent] = field(default_factory=list)
+    drops: list[Extent] = field(default_factory=list)
+    """Drop logs. Bounded, and not made durable by a commit: what they tell may be incomplete."""
+    replays: Count = 0
+    """Number of the last replay request that was carried out."""
+    seal: Seal | None = None
+    """The last seal (see `batch`): what comes for times below it is late."""
+    committed_seal: Count = 0
+    """Number of the last seal that no crash can undo."""
+    committed_ms: TimeMs | None = None
+    """Stream time at the last snapshot that no crash can undo."""
+    seed: Seed = field(default="", metadata=OPTIONAL)
+    """Of the hash by which keys are indexed (see `index.KeyHash`). Fixed when the partition began;
+    empty in partitions of version 1, which have the hash without a seed."""
+    paths: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict, metadata=OPTIONAL)
+    """Where each declared column is taken from in a message: its JSON paths, of which the first
+    that holds a value counts."""
+    roles: dict[str, str] = field(default_factory=dict, metadata=OPTIONAL)
+    """Which column has the user, the event and the time, as far as the schema says."""
+
+    @property
+    def blocks(self) -> list[BlockState]:
+        return [*self.hot, *self.evicted]
+
+    def encode(self) -> bytes:
+        return record.encode(KIND, VERSION, self)
+
+    @classmethod
+    def decode(cls, data: bytes, name: str) -> PartitionState:
+        """Raises Corruption or FormatVersion; `name` describes the data in errors."""
+        state = record.read(cls, KIND, VERSION, data, name)
+        if not set(state.key) <= set(state.schema):
+            raise Corruption(f"{name}: expected a key of columns of the schema, got {state.key}", 0)
+        return state
+
+
+def read_manifest(disk: Disk, path: Path) -> PartitionState | None:
+    """The published state, or None if there is none."""
+    try:
+        data = disk.read(path)
+    except FileNotFoundError:
+        return None
+    return PartitionState.decode(data, str(path))

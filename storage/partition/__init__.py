@@ -1,0 +1,1 @@
+"""One partition as it changes: admission, journal, garbage collection; and its chunks."""

@@ -1,0 +1,164 @@
+"""The chunks of one partition: merging offered blocks, publishing the catalog, deleting.
+
+Steps for each chunk, each safe to repeat after a crash: write under a temporary name; fsync and
+rename; publish the catalog that lists it. A crash before the last leaves a file that no catalog
+names, which the next start collects.
+
+What always holds: this is the only writer of the catalog; a chunk's name is never used twice; the
+first offer of a run withdraws every chunk that an earlier run made of evictions that were never
+committed, before a block is merged. Nothing needs to be remembered from run to run but the catalog:
+`blocks` offers again whatever it does not cover. Late blocks are merged apart, by their seal; a
+block that the batch layer has is not merged any more, but dropped at the next tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.layout import ChunkId, Layout, chunk_name
+from forebay.storage.formats.boundary import watched_boundary
+from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
+from forebay.storage.formats.chunk import schema_of, write_chunk
+from forebay.storage.formats.columns import column_types
+from forebay.storage.formats.state import BlockState
+from forebay.storage.partition.offer import Offer, Tick
+from forebay.storage.partition.retention import EXPIRED, HANDED_OFF
+
+
+class Chunks:
+    """Thread safety: one thread at a time, which may be another than the caller of `blocks`."""
+
+    def __init__(
+        self, partition: str, layout: Layout, disk: Disk, blocks_per_chunk: int, grace_ms: int
+    ) -> None:
+        self._partition = partition
+        self._layout = layout
+        self._disk = disk
+        self._blocks_per_chunk = blocks_per_chunk
+        self._grace_ms = grace_ms
+        self._folder = layout.chunks(partition)
+        disk.make_directory(self._folder)
+        self._catalog = read_catalog(disk, layout.catalog(partition), partition)
+        self._pending: dict[int, BlockState] = {}
+        self._batch = watched_boundary(disk, layout)
+        self._doomed: dict[str, int] = {}
+        self._resumed = False
+
+    def take(self, offer: Offer, now_ms: int) -> None:
+        """Accept offered blocks and merge every full set of them, oldest eviction first."""
+        if offer.runs is not None:
+            self._resume(offer.runs, offer.incarnation, now_ms)
+        if not self._resumed:
+            raise AssertionError("bug: an offer came before the one that resumes the partition")
+        for block in offer.blocks:
+            if block.id not in self._catalog.covered and block.number is not None:
+                self._pending[block.number] = block
+        while blocks := self._due():
+            self._merge(blocks, offer.incarnation)
+            self._forget(blocks)
+        if offer.tick is not None:
+            self._drop(offer.tick, offer.incarnation)
+            self._doom(now_ms)
+        self._collect(now_ms)
+
+    def _due(self) -> list[BlockState]:
+        """The next full set of blocks to merge, oldest eviction first; none if there is none."""
+        batch = self._batch.read()
+        sets: dict[int, list[BlockState]] = {}
+        for number in sorted(self._pending):
+            block = self._pending[number]
+            if not batch.handed_off(block):
+                found = sets.setdefault(block.late, [])
+                found.append(block)
+                if len(found) == self._blocks_per_chunk:
+                    return found
+        return []
+
+    def _forget(self, blocks: Iterable[BlockState]) -> None:
+        gone = {block.number for block in blocks}
+        self._pending = {n: block for n, block in self._pending.items() if n not in gone}
+
+    def _drop(self, tick: Tick, incarnation: int) -> None:
+        """Take from the catalog what may go, and forget dropped blocks that nobody knows."""
+        catalog, retention = self._catalog, tick.retention
+        kept, gone = [], []
+        for chunk in catalog.chunks:
+            reason = retention.reason(chunk)
+            sure = chunk.id.incarnation < incarnation or chunk.id.last <= tick.committed
+            old = reason != HANDED_OFF or chunk.batch < retention.batch.number
+            if reason and sure and old:
+                gone.append((reason, chunk.rows, chunk.blocks))
+            else:
+                kept.append(chunk)
+        blocks = []
+        for number, block in self._pending.items():
+            reason = retention.reason(block)
+            if reason and number <= tick.committed:
+                gone.append((reason, block.rows, (block.id,)))
+                blocks.append(block)
+        dropped = (*catalog.dropped, *(id for _, _, ids in gone for id in ids))
+        found = Catalog(
+            catalog.partition,
+            tuple(kept),
+            tuple(id for id in dropped if id in tick.listed),
+            catalog.handed_off_rows + sum(rows for why, rows, _ in gone if why == HANDED_OFF),
+            catalog.expired_rows + sum(rows for why, rows, _ in gone if why == EXPIRED),
+        )
+        if found != catalog:
+            self._publish(found)
+        self._forget(blocks)
+
+    def _resume(self, runs: dict[str, int], incarnation: int, now_ms: int) -> None:
+        kept = self._catalog.committed(runs, incarnation)
+        if kept != self._catalog:
+            self._publish(kept)
+        self._pending = {}
+        self._doom(now_ms)
+        self._resumed = True
+
+    def _doom(self, now_ms: int) -> None:
+        """Note the files that no catalog names."""
+        named = {chunk.file for chunk in self._catalog.chunks}
+        found = (path.relative_to(self._folder) for path in self._folder.rglob("*.parquet*"))
+        for name in {name.as_posix() for name in found} - named:
+            self._doomed.setdefault(name, now_ms + self._grace_ms)
+
+    def _merge(self, blocks: list[BlockState], incarnation: int) -> None:
+        numbers = [block.number for block in blocks if block.number is not None]
+        id = ChunkId(min(numbers), max(numbers), incarnation)
+        first_ms = min(block.first_ms for block in blocks)
+        name = chunk_name(id, first_ms)
+        target = self._folder / name
+        self._disk.make_directory(target.parent)
+        hot = self._layout.hot(self._partition)
+        schema = schema_of(self._disk, hot, blocks)
+        temporary = target.with_name(f"{target.name}.tmp")
+        checksum = write_chunk(self._disk, hot, blocks, temporary, schema)
+        self._disk.publish(temporary, target)
+        chunk = Chunk(
+            id=id,
+            file=name,
+            blocks=tuple(block.id for block in blocks),
+            batch=self._batch.read().number,
+            rows=sum(block.rows for block in blocks),
+            checksum=checksum,
+            first_ms=first_ms,
+            last_ms=max(block.last_ms for block in blocks),
+            schema=column_types(schema),
+            late=blocks[0].late,
+        )
+        self._publish(self._catalog.with_chunk(chunk))
+
+    def _publish(self, catalog: Catalog) -> None:
+        path = self._layout.catalog(self._partition)
+        self._disk.replace(path, catalog.encode(), durable=True)
+        self._catalog = catalog
+
+    def _collect(self, now_ms: int) -> None:
+        """Delete files that no catalog has named for the grace period, and folders left empty."""
+        for name in [name for name, due in self._doomed.items() if due <= now_ms]:
+            path = self._folder / name
+            self._disk.remove(path)
+            self._disk.remove_empty(path.parent, self._folder)
+            del self._doomed[name]

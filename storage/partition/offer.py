@@ -1,0 +1,34 @@
+"""The offer: what `blocks` tells `chunks`, in order, on the stream between the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forebay.storage.base.layout import BlockId
+from forebay.storage.formats.state import BlockState
+from forebay.storage.partition.retention import Retention
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Asks `chunks` to delete what may go.
+
+    `committed` is the last eviction that no crash can undo; what was evicted later stays for now.
+    `listed` are all evicted blocks of any state that a restart could resume from.
+    """
+
+    retention: Retention
+    committed: int
+    listed: frozenset[BlockId]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Evicted blocks to merge, and now and then a tick to delete by. The first offer of a run
+    carries the committed `runs` (see `PartitionState`): chunks of evictions that were never
+    committed are to be withdrawn."""
+
+    incarnation: int
+    blocks: tuple[BlockState, ...]
+    runs: dict[str, int] | None = None
+    tick: Tick | None = None
