@@ -12,7 +12,8 @@ from forebay.operators.blocks import SYNC_THREADS
 from forebay.storage.base.layout import Layout
 from forebay.storage.dedup.keys import KeyCache
 from forebay.storage.formats.frame import Frame
-from forebay.storage.partition.blocks import Blocks, BlocksConfig
+from forebay.storage.partition.blocks import Blocks
+from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.offer import Offer
 from tests.partition import OpenDisk
 

@@ -29,6 +29,7 @@ from benchmarks.lines import lines
 from benchmarks.measure import ROOT, Failed, Figure, scratch
 from benchmarks.peer import PEERS
 from benchmarks.report import Bound, Report
+from forebay.storage.formats.state import by_id
 
 EVENTS = 20_000_000
 HOURS = 3
@@ -109,7 +110,7 @@ def _folders(data: Path, folder: Path) -> dict[str, Path]:
     for partition in forebay.open(data).view().partitions:
         manifest = folder / "hot" / "hot" / partition.state.partition / "manifest.json"
         manifest.unlink()
-        alone = replace(partition.state, hot=list(partition.hot), evicted=[])
+        alone = replace(partition.state, hot=by_id(partition.hot), evicted={})
         manifest.write_bytes(alone.encode())
     cold, sorted_files = folder / "cold", folder / "sorted"
     cold.mkdir()

@@ -57,7 +57,7 @@ from forebay.storage.formats.source import (
     read_sources,
     read_topic,
 )
-from forebay.storage.partition.blocks import BlocksConfig
+from forebay.storage.partition.config import BlocksConfig
 
 _locks: list[BinaryIO] = []
 

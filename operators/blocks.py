@@ -41,7 +41,8 @@ from forebay.storage.formats.boundary import Boundary, watched_boundary
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.replay_request import read_request
 from forebay.storage.formats.state import PartitionState
-from forebay.storage.partition.blocks import Blocks, BlocksConfig
+from forebay.storage.partition.blocks import Blocks
+from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.offer import Offer
 from forebay.storage.partition.replay import Redecode
 
@@ -241,11 +242,12 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         if redecode is None or blocks is None:
             return False
         if self._replay is None:
+            number = blocks.state.replays + 1
             try:
-                request = read_request(self._step.files, self._step.layout, blocks.replays + 1)
+                request = read_request(self._step.files, self._step.layout, number)
             except ForebayError as error:
                 log.error("replay request left out: %s", error)
-                blocks.replayed(blocks.replays + 1)
+                blocks.replayed(number)
                 return True
             if request is None:
                 return False

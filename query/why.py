@@ -286,7 +286,7 @@ def _original(
         of, certain = nearest, all_here and len(events) == 1
     elif elsewhere:
         of, certain = newest, all_here
-    elif newest.where in [_in_block(block) for block in state.hot]:
+    elif newest.where in [_in_block(block) for block in state.hot.values()]:
         of, certain = newest, True
     else:
         of, certain = nearest, nearest is newest

@@ -67,10 +67,12 @@ from forebay.storage.formats.hashes import U64
 from forebay.storage.formats.log import Extent, LogReader, Span
 from forebay.storage.formats.schema import UPLOAD_TIME, Schema
 from forebay.storage.formats.series import LogSeries
-from forebay.storage.partition import blocks
-from forebay.storage.partition.blocks import Blocks, BlocksConfig
+from forebay.storage.partition import resume
+from forebay.storage.partition.blocks import Blocks
+from forebay.storage.partition.config import BlocksConfig
+from forebay.storage.partition.journal import Journal
+from forebay.storage.partition.known import KnownKeys
 from forebay.storage.partition.offer import Offer
-from forebay.storage.partition.retained import Retained
 from forebay.verify.dying import DyingDisk
 from forebay.verify.worker import main
 
@@ -95,9 +97,9 @@ def keys() -> None:
 
 
 def hollow() -> None:
-    snapshot = Blocks.snapshot
+    snapshot = Journal.snapshot
 
-    def hollow_snapshot(self: Blocks) -> bytes:
+    def hollow_snapshot(self: Journal) -> bytes:
         self.flush = list  # type: ignore[method-assign]
         try:
             return snapshot(self)
@@ -105,7 +107,7 @@ def hollow() -> None:
             del self.flush
 
     step._Worker.sync = lambda self: None  # type: ignore[method-assign]
-    Blocks.snapshot = hollow_snapshot  # type: ignore[method-assign]
+    Journal.snapshot = hollow_snapshot  # type: ignore[method-assign]
 
 
 def hasty() -> None:
@@ -113,8 +115,8 @@ def hasty() -> None:
 
     def hasty_tidy(self: Blocks, now_ms: int) -> None:
         tidy(self, now_ms)
-        covered = self._catalog().covered
-        for block in self._state.evicted:
+        covered = self._catalog.read().covered
+        for block in self.state.evicted.values():
             if block.id in covered:
                 for extent in block.extents:
                     self._disk.remove(self._folder / extent.file)
@@ -123,7 +125,7 @@ def hasty() -> None:
 
 
 def short() -> None:
-    Retained.of_interval = lambda self, interval, catalog: []  # type: ignore[method-assign]
+    KnownKeys.retained = lambda self, interval_ms: []  # type: ignore[method-assign]
 
 
 def _accept_ahead(skew_ms: int) -> None:
@@ -236,7 +238,7 @@ def wavering() -> None:
     def wavering_admit(self: Blocks, events: pa.RecordBatch) -> Offer | None:
         offer = admit(self, events)
         if events.num_rows:
-            self._state.stream_time_ms = events.column(UPLOAD_TIME).cast(pa.int64())[-1].as_py()
+            self.state.stream_time_ms = events.column(UPLOAD_TIME).cast(pa.int64())[-1].as_py()
         return offer
 
     Blocks._admit = wavering_admit  # type: ignore[method-assign]
@@ -261,7 +263,7 @@ def lenient() -> None:
         return follow(self, extent, torn_ok=True)
 
     LogReader.follow = as_far_as_it_goes  # type: ignore[method-assign]
-    blocks.require_logs = lambda *_: None  # type: ignore[attr-defined]
+    resume._require_logs = lambda *_: None
 
 
 def blind() -> None:

@@ -23,8 +23,9 @@ from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
 from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
 from forebay.storage.formats.state import PartitionState
-from forebay.storage.partition.blocks import Blocks, BlocksConfig
+from forebay.storage.partition.blocks import Blocks
 from forebay.storage.partition.chunks import Chunks
+from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.offer import Offer
 from tests.oracle import Oracle
 from tests.partition import (
@@ -155,7 +156,7 @@ class Lane:
 
     def hot_log(self) -> Path:
         """The log of the one live block."""
-        (block,) = self.manifest().hot
+        (block,) = self.manifest().hot.values()
         (extent,) = block.extents
         return self.layout.hot(self.name) / extent.file
 

@@ -26,8 +26,9 @@ from forebay.storage.formats.hashes import U64, Hash
 from forebay.storage.formats.log import Extent, read_log
 from forebay.storage.formats.schema import OFFSET, PARTITION, Column, Schema
 from forebay.storage.formats.state import PartitionState, read_manifest
-from forebay.storage.partition.blocks import Blocks, BlocksConfig
+from forebay.storage.partition.blocks import Blocks
 from forebay.storage.partition.chunks import Chunks
+from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.offer import Offer
 from tests.oracle import Key, Oracle, Place
 
@@ -164,9 +165,9 @@ class Partition:
     def start(self, snapshot: bytes | None = None) -> Partition:
         """Begin, or resume from a snapshot."""
         committed = PartitionState.decode(snapshot, "snapshot") if snapshot else None
-        cache = KeyCache(self.cache_bytes)
+        self.cache = KeyCache(self.cache_bytes)
         self.blocks = Blocks(
-            self.config, NAME, self.layout, self.files, cache, committed, self.hash
+            self.config, NAME, self.layout, self.files, self.cache, committed, self.hash
         )
         self.chunks = Chunks(
             NAME, self.layout, self.files, self.blocks_per_chunk, self.config.grace_ms
@@ -271,7 +272,7 @@ def assert_agrees(partition: Partition, oracle: Oracle) -> None:
     assert manifest.stream_time_ms == oracle.stream_time_ms
     assert manifest.next_offsets == oracle.next_offsets
     assert sum(extent.rows for extent in manifest.rejects) == oracle.rejects
-    assert sum(block.rows for block in manifest.hot) == sum(
+    assert sum(block.rows for block in manifest.hot.values()) == sum(
         len(block.events) for block in oracle.live.values()
     )
     assert manifest.evictions == len(oracle.closed)

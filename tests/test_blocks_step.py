@@ -155,7 +155,7 @@ def test_a_seal_that_comes_while_a_partition_begins_is_carried_out_before_its_fi
     logic.on_eof()
     manifest = read_manifest(step.files, step.layout.manifest(NAME))
     assert manifest is not None
-    assert [block.late for block in manifest.hot] == [1]
+    assert [block.late for block in manifest.hot.values()] == [1]
     assert manifest.counters.after_seal == 1
     step.files.close()
 

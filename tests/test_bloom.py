@@ -101,6 +101,6 @@ def test_new_keys_alone_keep_the_cache_within_its_bound(tmp_path: Path) -> None:
         partition.append(*(event(n, n, n // 10) for n in range(low, low + 500)))
         partition.blocks.publish()
     partition.append(event(20_000, 20_000, 2_000))
-    found = partition.blocks._cache.bytes
+    found = partition.cache.bytes
     partition.files.close()
     assert 0 < found <= cache_bytes

@@ -65,7 +65,7 @@ from forebay.storage.formats.log import (
 from forebay.storage.formats.rejects import RejectFilter
 from forebay.storage.formats.replay_request import ReplayRequest
 from forebay.storage.formats.schema import Column, Schema
-from forebay.storage.formats.state import BlockState, Counters, PartitionState
+from forebay.storage.formats.state import BlockState, Counters, PartitionState, by_id
 
 GOLDEN = Path(__file__).parent / "golden" / "2"
 GOLDEN_1 = GOLDEN.parent / "1"
@@ -128,18 +128,22 @@ MANIFEST = PartitionState(
         skipped=7,
         rejected={"bad json": 1, "no key: id": 1},
     ),
-    hot=[BlockState(BLOCK, NOON_MS + 5, NOON_MS + 3, NOON_MS + 5, (Extent(LOG, 2354, 3, 77),))],
-    evicted=[
-        BlockState(
-            BlockId(NOON_MS - 300_000, 16),
-            NOON_MS - 9,
-            NOON_MS - 300_000,
-            NOON_MS - 1,
-            (Extent("20240501T1155-000016.2.arrows", 10, 1, 4_294_967_295),),
-            number=5,
-            covered_at_ms=NOON_MS + 1,
-        )
-    ],
+    hot=by_id(
+        [BlockState(BLOCK, NOON_MS + 5, NOON_MS + 3, NOON_MS + 5, (Extent(LOG, 2354, 3, 77),))]
+    ),
+    evicted=by_id(
+        [
+            BlockState(
+                BlockId(NOON_MS - 300_000, 16),
+                NOON_MS - 9,
+                NOON_MS - 300_000,
+                NOON_MS - 1,
+                (Extent("20240501T1155-000016.2.arrows", 10, 1, 4_294_967_295),),
+                number=5,
+                covered_at_ms=NOON_MS + 1,
+            )
+        ]
+    ),
     rejects=[Extent(REJECT_LOG, 99, 2, 5)],
     drops=[Extent(DROP_LOG, 98, 3, 6)],
     replays=4,

@@ -136,13 +136,13 @@ def test_event_for_a_sealed_time_whose_block_is_in_the_cache_goes_to_another_blo
     partition.append(event(3, 100, BASE_MS - START_MS + SPAN_MS))
     found = store(partition)
     assert offsets(found.sealed()) == [0, 1]
-    assert [block.late for block in partition.manifest().hot] == [0, 0, 1, 0]
+    assert [block.late for block in partition.manifest().hot.values()] == [0, 0, 1, 0]
     snapshot = confirm(partition)
     partition.crash()
     partition.start(snapshot)
     partition.append(event(4, 101, BASE_MS - START_MS + SPAN_MS))
     assert offsets(store(partition).sealed()) == [0, 1]
-    assert [block.late for block in partition.manifest().hot] == [0, 0, 1, 0]
+    assert [block.late for block in partition.manifest().hot.values()] == [0, 0, 1, 0]
 
 
 def test_chunk_of_late_events_stays_until_they_were_taken(partition: Partition) -> None:
@@ -265,7 +265,7 @@ def test_idle_partition_gives_up_covered_blocks_without_chunks_once_no_event_can
     partition.blocks.snapshot()
     partition.blocks.snapshot()
     tick(partition)
-    live = [block.id.interval_ms for block in partition.manifest().hot]
+    live = [block.id.interval_ms for block in partition.manifest().hot.values()]
     assert live == [ms for ms in range(BASE_MS, boundary, SPAN_MS) if ms + WINDOW_MS > boundary]
     assert partition.catalog().chunks == ()
     assert partition.catalog().handed_off_rows == 4 - len(live)

@@ -16,7 +16,7 @@ from forebay.storage.base.errors import Corruption
 from forebay.storage.base.layout import incarnation_of
 from forebay.storage.dedup.index import SAME_MAX, DedupIndex
 from forebay.storage.dedup.key_sources import LogKeys
-from forebay.storage.dedup.keys import KNOWN_KEY_BYTES, KeyCache, Stored
+from forebay.storage.dedup.keys import KNOWN_KEY_BYTES, Stored
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.hash_file import MAGIC, HashWriter, read_hashes
 from forebay.storage.formats.hashes import I64, U64, Hash, KeyHash, hash_keys
@@ -60,13 +60,12 @@ def restarted_with_three_hot_blocks(partition: Partition) -> list[Message]:
 def test_a_restart_reads_back_the_keys_that_the_cache_has_room_for(
     partition: Partition, monkeypatch: pytest.MonkeyPatch, cache_bytes: int, loaded: list[bool]
 ) -> None:
-    monkeypatch.setattr("forebay.storage.partition.live.LOAD_BYTES", 1)
+    monkeypatch.setattr("forebay.storage.partition.known.LOAD_BYTES", 1)
+    partition.cache_bytes = cache_bytes
     taken = restarted_with_three_hot_blocks(partition)
-    live, cache = partition.blocks._live, KeyCache(cache_bytes)
-    for block in live:
-        block.keys._cache = cache
-    live.load(cache)
-    assert [block.keys.loaded for block in live] == loaded
+    known = partition.blocks._known
+    known._load()
+    assert [known._live[block].loaded for block in sorted(known._live)] == loaded
     again = [event(3 + number, number, number * SPAN_MS) for number in range(3)]
     partition.append(*again)
     partition.blocks.publish()
@@ -105,7 +104,7 @@ def test_each_log_is_read_back_once_if_the_cache_has_room_for_the_indexes_alone(
     more = [event(3 + number, 3 + number, 2 * SPAN_MS) for number in range(4)]
     for message in more:
         partition.append(message)
-        assert partition.blocks._cache.bytes <= partition.cache_bytes
+        assert partition.cache.bytes <= partition.cache_bytes
     assert len(read) == 3
     partition.blocks.publish()
     assert_agrees(partition, judge([*taken, *more]))
@@ -427,13 +426,13 @@ def test_keys_of_a_crowd_count_towards_the_bound_of_the_cache(partition: Partiti
     partition.hash = one_hash
     partition.start()
     partition.append(*(event(n, n, 0) for n in range(10 * SAME_MAX)))
-    before = partition.blocks._cache.bytes
+    before = partition.cache.bytes
     partition.append(event(10 * SAME_MAX, 10 * SAME_MAX - 1, 0))
     known = 10 * SAME_MAX - SAME_MAX
-    assert partition.blocks._cache.bytes >= before + known * KNOWN_KEY_BYTES
-    (block,) = partition.blocks._live
-    block.keys.close()
-    assert partition.blocks._cache.bytes == 0
+    assert partition.cache.bytes >= before + known * KNOWN_KEY_BYTES
+    (keys,) = partition.blocks._known._live.values()
+    keys.close()
+    assert partition.cache.bytes == 0
 
 
 def test_each_partition_indexes_its_keys_under_a_seed_of_its_own_for_ever(tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ def test_with_partial_damaged_rejects_of_one_partition_hide_no_others(lane: Lane
 
 def test_with_partial_a_damaged_hot_log_hides_no_rejects(lane: Lanes) -> None:
     one = filled(lane())
-    log = one.layout.hot(one.name) / one.manifest().hot[0].extents[0].file
+    log = one.layout.hot(one.name) / one.manifest().blocks[0].extents[0].file
     log.write_bytes(bytes(byte ^ 0x55 for byte in log.read_bytes()))
     store = forebay.open(one.root, partial=True)
     rejects = store.rejects().select(pl.len()).collect().item()

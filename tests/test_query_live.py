@@ -192,7 +192,7 @@ def test_sql_asks_again_of_a_new_view_when_a_chunk_has_gone(lane: Lanes) -> None
     one = filled(lane())
     kept = in_memory(one.published)
     first = one.catalog().chunks[0]
-    covered = {b.id for b in one.manifest().evicted} & set(first.blocks)
+    covered = set(one.manifest().evicted) & set(first.blocks)
     assert covered == set(first.blocks)
     store = Disturbed([one.root])
 

@@ -31,7 +31,7 @@ from forebay.storage.formats.frame import REASONS, REJECT_SCHEMA, Frame
 from forebay.storage.formats.rejects import ALL, RejectFilter
 from forebay.storage.formats.replay_request import ReplayRequest, ask, read_request
 from forebay.storage.formats.schema import RAW
-from forebay.storage.partition.blocks import BlocksConfig
+from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.offer import Offer
 from tests.oracle import Oracle, Place
 from tests.partition import (
@@ -84,7 +84,7 @@ def partition(tmp_path: Path) -> Iterator[Partition]:
 
 def replay(partition: Partition, bytes_max: int, wanted: RejectFilter = ALL) -> None:
     """Carry one request out to its end."""
-    number = partition.blocks.replays + 1
+    number = partition.blocks.state.replays + 1
     for offer in partition.blocks.replay(ReplayRequest(number, wanted, {}), redecode(bytes_max)):
         partition.offers += [offer] if offer else []
 

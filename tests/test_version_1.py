@@ -33,7 +33,7 @@ from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
 from forebay.storage.formats.schema import UPLOAD_TIME, Column, Schema
 from forebay.storage.formats.state import read_manifest
-from forebay.storage.partition.blocks import BlocksConfig
+from forebay.storage.partition.config import BlocksConfig
 from tests.job import Job
 from tests.partition import NAME, Partition
 from tests.test_formats import GOLDEN_1

@@ -34,7 +34,7 @@ from forebay.storage.formats.hashes import Hash
 from forebay.storage.formats.log import LogReader
 from forebay.storage.formats.payload import Probe, hash_payload
 from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
-from forebay.storage.partition.blocks import BlocksConfig
+from forebay.storage.partition.config import BlocksConfig
 from tests.job import Job
 from tests.oracle import Key, Oracle, OracleBlock, Place
 from tests.partition import (

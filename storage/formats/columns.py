@@ -49,9 +49,7 @@ def outside_years(times: pa.Array) -> Mask | None:
     first, end = FIRST_S * per_second, END_S * per_second
     if low is None or (low >= first and high < end):
         return None
-    outside = pc.or_(pc.less(numbers, first), pc.greater_equal(numbers, end)).fill_null(False)
-    mask: Mask = outside.to_numpy(zero_copy_only=False)
-    return mask
+    return as_mask(pc.or_(pc.less(numbers, first), pc.greater_equal(numbers, end)))
 
 
 def within_years(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -131,5 +129,11 @@ def equal_rows(left: pa.RecordBatch, right: pa.RecordBatch) -> Mask:
     """Row by row equality of two batches of the same columns; null equals nothing."""
     result: Mask = np.ones(left.num_rows, dtype=bool)
     for mine, theirs in zip(left.columns, right.columns, strict=True):
-        result &= pc.equal(mine, theirs).fill_null(False).to_numpy(zero_copy_only=False)
+        result &= as_mask(pc.equal(mine, theirs))
     return result
+
+
+def as_mask(found: pa.Array) -> Mask:
+    """A boolean column as a mask; null is False."""
+    mask: Mask = found.fill_null(False).to_numpy(zero_copy_only=False)
+    return mask

@@ -21,7 +21,7 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.record import Count, TimeMs
 from forebay.storage.base.times import FIRST_MS, LAST_MS
-from forebay.storage.formats.columns import Mask
+from forebay.storage.formats.columns import Mask, as_mask
 from forebay.storage.formats.frame import OF_A_COLUMN, REASONS
 from forebay.storage.formats.log import Extent, read_log
 from forebay.storage.formats.schema import OFFSET, PARTITION
@@ -68,12 +68,12 @@ class RejectFilter:
         ):
             if values:
                 column = rejects.column(name)
-                wanted &= _mask(pc.is_in(column, value_set=pa.array(values, column.type)))
+                wanted &= as_mask(pc.is_in(column, value_set=pa.array(values, column.type)))
         times = rejects.column("broker_time").cast(pa.int64())
         if self.since_ms is not None:
-            wanted &= _mask(pc.greater_equal(times, self.since_ms))
+            wanted &= as_mask(pc.greater_equal(times, self.since_ms))
         if self.until_ms is not None:
-            wanted &= _mask(pc.less(times, self.until_ms))
+            wanted &= as_mask(pc.less(times, self.until_ms))
         return wanted
 
 
@@ -113,8 +113,3 @@ def read_rejects(
             rows = wanted.rows(batch)
             if rows.any():
                 yield batch if rows.all() else batch.filter(pa.array(rows))
-
-
-def _mask(found: pa.Array) -> Mask:
-    mask: Mask = found.fill_null(False).to_numpy(zero_copy_only=False)
-    return mask

@@ -10,8 +10,13 @@ Format: a record (see `record`) of kind "manifest", version 2; the fields are th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import GetPydanticSchema
+from pydantic_core import core_schema
 
 from forebay.storage.base import record
 from forebay.storage.base.disk import Disk
@@ -70,6 +75,22 @@ class BlockState:
         return sum(extent.rows for extent in self.extents)
 
 
+def by_id(blocks: Iterable[BlockState]) -> dict[BlockId, BlockState]:
+    """The blocks by their ids, in the same order."""
+    return {block.id: block for block in blocks}
+
+
+BlocksById = Annotated[
+    dict[BlockId, BlockState],
+    GetPydanticSchema(
+        lambda _, handler: core_schema.no_info_after_validator_function(
+            by_id, handler.generate_schema(list[BlockState])
+        )
+    ),
+]
+"""Blocks by their ids; in a record, a list of them."""
+
+
 @dataclass
 class PartitionState:
     """Everything `blocks` must know to go on. Unlisted log bytes do not count."""
@@ -89,8 +110,9 @@ class PartitionState:
     next_offsets: dict[str, Count] = field(default_factory=dict)
     end_offsets: dict[str, Count] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
-    hot: list[BlockState] = field(default_factory=list)
-    evicted: list[BlockState] = field(default_factory=list)
+    hot: BlocksById = field(default_factory=dict)
+    evicted: BlocksById = field(default_factory=dict)
+    """In order of eviction."""
     rejects: list[Extent] = field(default_factory=list)
     drops: list[Extent] = field(default_factory=list)
     """Drop logs. Bounded, and not made durable by a commit: what they tell may be incomplete."""
@@ -113,10 +135,13 @@ class PartitionState:
 
     @property
     def blocks(self) -> list[BlockState]:
-        return [*self.hot, *self.evicted]
+        """The hot ones in order of id, then the evicted ones."""
+        return [*(self.hot[id] for id in sorted(self.hot)), *self.evicted.values()]
 
     def encode(self) -> bytes:
-        return record.encode(KIND, VERSION, self)
+        blocks = self.blocks
+        hot, evicted = blocks[: len(self.hot)], blocks[len(self.hot) :]
+        return record.encode(KIND, VERSION, {**vars(self), "hot": hot, "evicted": evicted})
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> PartitionState:

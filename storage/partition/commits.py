@@ -35,7 +35,7 @@ class Commit:
             state.evictions,
             state.seal.number if state.seal else 0,
             state.stream_time_ms,
-            frozenset(block.id for block in state.evicted),
+            frozenset(state.evicted),
         )
 
 

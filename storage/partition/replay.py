@@ -1,7 +1,7 @@
 """A replay of rejects: one file of them decoded again, and what stays of it.
 
 In the log of rejects, each that counts is in exactly one listed extent: what passes goes out with
-its file, and what stays of that is appended anew, so the state never grows with what was replayed.
+its file, and what stays of that is appended again, so the state never grows with what was replayed.
 """
 
 from __future__ import annotations
@@ -14,25 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from forebay.storage.base.disk import Disk
-from forebay.storage.formats.columns import Mask
+from forebay.storage.formats.columns import Mask, as_mask
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.log import Extent, read_log
-from forebay.storage.formats.rejects import RejectFilter, _mask
+from forebay.storage.formats.rejects import RejectFilter
 from forebay.storage.formats.schema import OFFSET, PARTITION
-
-FILE_BYTES_MAX = 8 << 20
-"""A replay holds, and rewrites, one file of rejects at a time."""
-
+from forebay.storage.partition.edits import Replay
 
 Redecode = Callable[[pa.RecordBatch], list[Frame]]
-"""Decodes rejects anew: frames of their sources with the events of those that pass."""
+"""Decodes rejects again: frames of their sources with the events of those that pass."""
 
 
 def redecoded(
     disk: Disk, folder: Path, extent: Extent, wanted: RejectFilter, redecode: Redecode
-) -> tuple[list[pa.RecordBatch], list[pa.RecordBatch], list[Frame]]:
-    """What stays of one file of rejects, what does not, and frames with all events that come of
-    that."""
+) -> tuple[Replay, list[Frame]]:
+    """What becomes of one file of rejects, and frames with all events that come of it."""
     left, passed, frames = [], [], []
     for batch in read_log(disk, folder, extent):
         rows = np.flatnonzero(wanted.rows(batch))
@@ -40,10 +36,11 @@ def redecoded(
         for frame in redecode(batch.take(pa.array(rows))) if len(rows) else ():
             if frame.events.num_rows:
                 frames.append(frame)
-                mine = _mask(pc.equal(batch.column(PARTITION), frame.source))
+                mine = as_mask(pc.equal(batch.column(PARTITION), frame.source))
                 stays &= ~(mine & np.isin(batch.column(OFFSET), frame.events.column(OFFSET)))
         if stays.any():
             left.append(batch.filter(pa.array(stays)))
         if not stays.all():
             passed.append(batch.filter(pa.array(~stays)))
-    return left, passed, frames
+    nulled = sum(frame.nulled for frame in frames)
+    return Replay(extent, tuple(left), tuple(passed), nulled), frames

@@ -7,14 +7,13 @@ committed state is gone, are both errors that say what is missing.
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pyarrow as pa
 
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption, MissingFile
-from forebay.storage.base.layout import Layout, hash_file_name, incarnation_of
-from forebay.storage.formats.catalog import Catalog
+from forebay.storage.base.layout import Layout, incarnation_of
+from forebay.storage.formats.catalog import Catalog, read_catalog
 from forebay.storage.formats.columns import arrow_schema, column_types, parse_types, unite
 from forebay.storage.formats.hashes import KeyHash
 from forebay.storage.formats.rejects import ALL, labels, read_rejects
@@ -23,7 +22,29 @@ from forebay.storage.formats.state import PartitionState, read_manifest
 from forebay.storage.partition.commits import UNCOMMITTED_SNAPSHOTS_MAX
 
 
-def next_incarnation(
+def resumed(
+    disk: Disk,
+    layout: Layout,
+    partition: str,
+    committed: PartitionState | None,
+    schema: Schema,
+    block_span_ms: int,
+) -> PartitionState:
+    """The state to go on with: the committed one under this schema, as a new run, or a new one.
+
+    Raises MissingFile or Corruption if a log that it names is not here, BadInput if it has events
+    made under another key or block span."""
+    incarnation = _next_incarnation(disk, layout, partition, committed)
+    catalog = read_catalog(disk, layout.catalog(partition), partition)
+    runs = _runs_with_chunks(committed, catalog) if committed else {}
+    state = _under(schema, block_span_ms, partition, committed)
+    state.incarnation, state.runs = incarnation, runs
+    _require_logs(disk, layout, state, catalog.committed(runs, incarnation))
+    _recount_rejects(disk, layout, state)
+    return state
+
+
+def _next_incarnation(
     disk: Disk, layout: Layout, partition: str, committed: PartitionState | None
 ) -> int:
     """One more than any start of this partition that left a trace.
@@ -51,7 +72,7 @@ def next_incarnation(
     return max(traces) + 1
 
 
-def require_logs(disk: Disk, layout: Layout, state: PartitionState, catalog: Catalog) -> None:
+def _require_logs(disk: Disk, layout: Layout, state: PartitionState, catalog: Catalog) -> None:
     """Raise unless every block and reject log that still counts is here at its full committed
     length. Drop logs may have lost some."""
     hot, rejects = layout.hot(state.partition), layout.rejects(state.partition)
@@ -70,10 +91,10 @@ def require_logs(disk: Disk, layout: Layout, state: PartitionState, catalog: Cat
             raise Corruption(f"log {path}: expected {extent.bytes} bytes, got {size}", size)
 
 
-def begun_or_resumed(
-    partition: str, committed: PartitionState | None, schema: Schema, block_span_ms: int
+def _under(
+    schema: Schema, block_span_ms: int, partition: str, committed: PartitionState | None
 ) -> PartitionState:
-    """The state to go on with: the committed one under this schema, or a new one.
+    """The committed state, or a new one, under this schema.
 
     A partition that has never had an event goes on under any key and block span. Raises BadInput if
     dedup could not be exact, or where the type of a column has changed.
@@ -117,7 +138,7 @@ def _require_same(state: PartitionState, key: tuple[str, ...], block_span_ms: in
         )
 
 
-def recount_rejects(disk: Disk, layout: Layout, state: PartitionState) -> None:
+def _recount_rejects(disk: Disk, layout: Layout, state: PartitionState) -> None:
     """Count the rejects by label where the state does not have that, being of version 1."""
     counters = state.counters
     if sum(counters.rejected.values()) == counters.rejects:
@@ -128,17 +149,8 @@ def recount_rejects(disk: Disk, layout: Layout, state: PartitionState) -> None:
     counters.rejected = dict(found)
 
 
-def runs_with_chunks(committed: PartitionState, catalog: Catalog) -> dict[str, int]:
+def _runs_with_chunks(committed: PartitionState, catalog: Catalog) -> dict[str, int]:
     """What each run committed, for the runs whose chunks are in the catalog."""
     runs = {**committed.runs, str(committed.incarnation): committed.evictions}
     made = {str(chunk.id.incarnation) for chunk in catalog.chunks}
     return {run: evictions for run, evictions in runs.items() if run in made}
-
-
-def unlisted(folder: Path, state: PartitionState) -> list[Path]:
-    """Files in `folder` that were made for logs which `state` does not count on."""
-    listed = {extent.file for block in state.blocks for extent in block.extents}
-    listed |= {extent.file for extent in (*state.rejects, *state.drops)}
-    listed |= {hash_file_name(file) for file in listed}
-    made = (path for path in folder.iterdir() if path.suffix in (".arrows", ".hashes"))
-    return sorted(path for path in made if path.name not in listed)

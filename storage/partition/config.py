@@ -1,0 +1,30 @@
+"""What the rules of a partition depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forebay.storage.formats.schema import Schema
+
+DROPS_BYTES_MAX = 16 << 20
+
+
+@dataclass(frozen=True)
+class BlocksConfig:
+    """All times in ms.
+
+    `conflicts`: whether the payloads of duplicates are compared. `drops_bytes_max` bounds the drop
+    log; 0 keeps none.
+    """
+
+    schema: Schema
+    block_span_ms: int
+    dedup_window_ms: int
+    grace_ms: int
+    conflicts: bool = True
+    drops_bytes_max: int = DROPS_BYTES_MAX
+
+    @property
+    def compared(self) -> tuple[str, ...] | None:
+        """The columns in which a duplicate may differ from the event kept; None: not compared."""
+        return (self.schema.payload or None) if self.conflicts else None
