@@ -105,36 +105,6 @@ sizes = st.lists(st.integers(1, 30), min_size=1, max_size=5)
 hashes: st.SearchStrategy[Hash | None] = st.sampled_from([None, one_hash])
 
 
-@given(few_or_many, sizes, st.sampled_from([1, 600, BIG_CACHE]), hashes)
-def test_blocks_agree_with_the_oracle_however_the_input_is_cut(
-    many: list[Step], sizes: list[int], cache_bytes: int, hash: Hash | None
-) -> None:
-    messages = produce(many)
-    oracle = judge(messages)
-    with fresh(cache_bytes=cache_bytes, hash=hash, blocks_per_chunk=1_000) as partition:
-        partition.start()
-        for part in cut(messages, sizes):
-            partition.append(*part)
-        partition.blocks.publish()
-        assert_agrees(partition, oracle)
-        assert partition.by_block() == oracle.blocks()
-
-
-@given(few_or_many, sizes, sizes)
-def test_block_ids_are_the_same_however_the_input_is_cut(
-    many: list[Step], sizes: list[int], others: list[int]
-) -> None:
-    found = []
-    for way in (sizes, others):
-        with fresh(blocks_per_chunk=1_000) as partition:
-            partition.start()
-            for part in cut(produce(many), way):
-                partition.append(*part)
-            partition.blocks.publish()
-            found.append({block.id for block in partition.manifest().blocks})
-    assert found[0] == found[1]
-
-
 @given(few_or_many, sizes, sizes, st.data())
 def test_crash_and_replay_with_other_cuts_agree_with_the_oracle(
     many: list[Step], before: list[int], after: list[int], data: st.DataObject

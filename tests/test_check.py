@@ -171,7 +171,7 @@ def test_logs_of_a_block_that_a_chunk_covers_may_be_gone(partition: Partition) -
 
 def test_rows_other_than_the_manifests_are_told(partition: Partition) -> None:
     path = partition.layout.manifest(NAME)
-    body = record.decode("manifest", 2, path.read_bytes(), "manifest")
+    body = orjson.loads(path.read_bytes())["body"]
     body["rejects"][0]["rows"] += 1
     path.write_bytes(record.encode("manifest", 2, body))
     (found,) = faults(partition)

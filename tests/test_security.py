@@ -111,7 +111,8 @@ def change(data: Path, **fields: object) -> None:
 
 
 def manifest_of(data: Path) -> dict[str, Any]:
-    return record.decode("manifest", 2, Layout(data).manifest("p00").read_bytes(), "x")
+    body: dict[str, Any] = orjson.loads(Layout(data).manifest("p00").read_bytes())["body"]
+    return body
 
 
 def one_block(data: Path, kind: str = "hot", **extent: object) -> None:
@@ -129,7 +130,7 @@ def one_block(data: Path, kind: str = "hot", **extent: object) -> None:
 def change_chunk(data: Path, **fields: object) -> None:
     """Other values for the first chunk in the catalog, and the checksum that fits them."""
     file = Layout(data).catalog("p00")
-    body = record.decode("catalog", 2, file.read_bytes(), "x")
+    body = orjson.loads(file.read_bytes())["body"]
     first, *others = body["chunks"]
     file.write_bytes(
         record.encode("catalog", 2, {**body, "chunks": [{**first, **fields}, *others]})
