@@ -78,7 +78,7 @@ def read(shape: type[T], kind: str, version: int, data: bytes, name: str) -> T:
 
 
 @cache
-def _validator(shape: type) -> SchemaValidator:
+def _validator(shape: Any) -> SchemaValidator:
     """Pydantic's, but for one thing: only an OPTIONAL field takes its default."""
     schema = TypeAdapter[Any](shape).core_schema
     optional = {one.name for one in fields(shape) if one.metadata == OPTIONAL}
