@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 PARTITION = "_partition"
@@ -66,7 +67,7 @@ class Schema:
     volatile: tuple[str, ...] = ()
     roles: tuple[tuple[str, str], ...] = ()
 
-    @property
+    @cached_property
     def payload(self) -> tuple[str, ...]:
         """The columns that all copies of one event have in common, the dedup key left out."""
         apart = {*self.key, *self.volatile}
