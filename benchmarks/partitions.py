@@ -13,8 +13,8 @@ from forebay.storage.base.layout import Layout
 from forebay.storage.dedup.keys import KeyCache
 from forebay.storage.formats.frame import Frame
 from forebay.storage.partition.blocks import Blocks
-from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.offer import Offer
+from forebay.storage.partition.rules import Rules
 from tests.partition import OpenDisk
 
 SPAN_MS, WINDOW_MS, GRACE_MS = 300_000, 600_000, 600_000
@@ -25,7 +25,7 @@ class Partitions:
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.layout, self.files = Layout(folder), OpenDisk()
-        config = BlocksConfig(SCHEMA, SPAN_MS, WINDOW_MS, GRACE_MS)
+        config = Rules(SCHEMA, SPAN_MS, WINDOW_MS, GRACE_MS)
         cache = KeyCache(int(Settings().cache_bytes))
         self._blocks = {
             name: Blocks(config, name, self.layout, self.files, cache, None) for name in names

@@ -57,7 +57,7 @@ from forebay.storage.formats.source import (
     read_sources,
     read_topic,
 )
-from forebay.storage.partition.config import BlocksConfig
+from forebay.storage.partition.rules import Rules
 
 _locks: list[BinaryIO] = []
 
@@ -107,7 +107,7 @@ def build(
         return [part for frame in frames for part in repartition(frame, schema.key, owners)]
 
     blocks = BlocksStep(
-        BlocksConfig(
+        Rules(
             schema,
             settings.block_span,
             settings.dedup_window,

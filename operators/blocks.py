@@ -42,9 +42,9 @@ from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.replay_request import read_request
 from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition.blocks import Blocks
-from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.offer import Offer
 from forebay.storage.partition.replay import Redecode
+from forebay.storage.partition.rules import Rules
 
 SYNC_THREADS = 16
 IDLE_LOOK_S, EPOCH_LOOK_S = 5.0, 0.02
@@ -269,7 +269,7 @@ class BlocksStep:
 
     def __init__(
         self,
-        config: BlocksConfig,
+        rules: Rules,
         layout: Layout,
         disk: Disk,
         *,
@@ -289,7 +289,7 @@ class BlocksStep:
         self.batch_late_ms = batch_late_ms
         self.redecode = redecode
         self.layout = layout
-        self._config = config
+        self._rules = rules
         self.files = disk
         self._worker = PerThread(
             lambda: _Worker(KeyCache(cache_bytes), watched_boundary(disk, layout))
@@ -302,7 +302,7 @@ class BlocksStep:
 
     def make(self, partition: str, committed: PartitionState | None) -> Blocks:
         blocks = Blocks(
-            self._config, partition, self.layout, self.files, self.worker.cache, committed
+            self._rules, partition, self.layout, self.files, self.worker.cache, committed
         )
         self.worker.partitions.append(blocks)
         return blocks

@@ -69,10 +69,10 @@ from forebay.storage.formats.schema import UPLOAD_TIME, Schema
 from forebay.storage.formats.series import LogSeries
 from forebay.storage.partition import resume
 from forebay.storage.partition.blocks import Blocks
-from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.journal import Journal
 from forebay.storage.partition.known import KnownKeys
 from forebay.storage.partition.offer import Offer
+from forebay.storage.partition.rules import Rules
 from forebay.verify.dying import DyingDisk
 from forebay.verify.worker import main
 
@@ -144,10 +144,10 @@ def strict() -> None:
 
 
 def graceless() -> None:
-    def config(*args: Any) -> BlocksConfig:
-        return replace(BlocksConfig(*args), grace_ms=0)
+    def config(*args: Any) -> Rules:
+        return replace(Rules(*args), grace_ms=0)
 
-    realtime.BlocksConfig = config  # type: ignore[attr-defined,assignment]
+    realtime.Rules = config  # type: ignore[attr-defined,assignment]
 
 
 def leaky() -> None:

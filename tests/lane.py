@@ -25,8 +25,8 @@ from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, 
 from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition.blocks import Blocks
 from forebay.storage.partition.chunks import Chunks
-from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.offer import Offer
+from forebay.storage.partition.rules import Rules
 from tests.oracle import Oracle
 from tests.partition import (
     GRACE_MS,
@@ -109,7 +109,7 @@ class Lane:
 
     def start(self, snapshot: bytes | None = None) -> Lane:
         committed = PartitionState.decode(snapshot, "snapshot") if snapshot else None
-        config = BlocksConfig(self.schema, SPAN_MS, WINDOW_MS, GRACE_MS)
+        config = Rules(self.schema, SPAN_MS, WINDOW_MS, GRACE_MS)
         cache = KeyCache(1 << 30)
         self.blocks = Blocks(config, self.name, self.layout, self.files, cache, committed)
         self.chunks = Chunks(self.name, self.layout, self.files, self.blocks_per_chunk, GRACE_MS)

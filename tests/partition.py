@@ -28,8 +28,8 @@ from forebay.storage.formats.schema import OFFSET, PARTITION, Column, Schema
 from forebay.storage.formats.state import PartitionState, read_manifest
 from forebay.storage.partition.blocks import Blocks
 from forebay.storage.partition.chunks import Chunks
-from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.offer import Offer
+from forebay.storage.partition.rules import Rules
 from tests.oracle import Key, Oracle, Place
 
 NAME = "p00"
@@ -61,7 +61,7 @@ SCHEMA = Schema(
     upload_time=Column("upload_time", ("time",), "time"),
     raw=False,
 )
-CONFIG = BlocksConfig(SCHEMA, SPAN_MS, WINDOW_MS, GRACE_MS)
+CONFIG = Rules(SCHEMA, SPAN_MS, WINDOW_MS, GRACE_MS)
 BIG_CACHE = 1 << 30
 
 
@@ -150,7 +150,7 @@ class Partition:
     """`blocks` and `chunks` of one partition, with the queue of offers between them."""
 
     root: Path
-    config: BlocksConfig = CONFIG
+    config: Rules = CONFIG
     cache_bytes: int = BIG_CACHE
     hash: Hash | None = None
     blocks_per_chunk: int = 2

@@ -15,7 +15,7 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption
 from forebay.storage.base.layout import incarnation_of
 from forebay.storage.dedup.index import SAME_MAX, DedupIndex
-from forebay.storage.dedup.key_sources import LogKeys
+from forebay.storage.dedup.key_sources import KeyColumns, LogKeys
 from forebay.storage.dedup.keys import KNOWN_KEY_BYTES, Stored
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.hash_file import MAGIC, HashWriter, read_hashes
@@ -268,8 +268,9 @@ def test_keys_read_again_from_a_flipped_log_are_right_or_corruption(tmp_path: Pa
     log = tmp_path / "x.1.arrows"
     data = log.read_bytes()
     wrong: dict[int, str] = {}
+    columns = KeyColumns(SCHEMA.key, (), hash_keys)
     for at in range(0, len(data), 1 if LONG else 11):
-        keys = LogKeys(Disk(), tmp_path, SCHEMA.key, lambda: [writer.extent], hash=hash_keys)
+        keys = LogKeys(Disk(), tmp_path, columns, lambda: [writer.extent])
         (_, stored) = keys.batches()
         broken = bytearray(data)
         broken[at] ^= 1 + at % 255
@@ -299,9 +300,8 @@ def test_keys_and_payloads_are_right_or_corruption_whatever_flipped_in_the_head_
     disk.close()
 
     def made() -> LogKeys:
-        return LogKeys(
-            Disk(), tmp_path, SCHEMA.key, lambda: [writer.extent], payload, hash=hash_keys
-        )
+        columns = KeyColumns(SCHEMA.key, payload, hash_keys)
+        return LogKeys(Disk(), tmp_path, columns, lambda: [writer.extent])
 
     (stored,) = made().batches()
     assert stored.keys is None

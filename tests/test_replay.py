@@ -31,8 +31,8 @@ from forebay.storage.formats.frame import REASONS, REJECT_SCHEMA, Frame
 from forebay.storage.formats.rejects import ALL, RejectFilter
 from forebay.storage.formats.replay_request import ReplayRequest, ask, read_request
 from forebay.storage.formats.schema import RAW
-from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.offer import Offer
+from forebay.storage.partition.rules import Rules
 from tests.oracle import Oracle, Place
 from tests.partition import (
     GRACE_MS,
@@ -48,7 +48,7 @@ from tests.partition import (
 SMALL, LARGE = 100, 10_000
 SOURCE = "s0"
 KEPT = replace(SCHEMA, raw=True)
-CONFIG = BlocksConfig(KEPT, SPAN_MS, WINDOW_MS, GRACE_MS)
+CONFIG = Rules(KEPT, SPAN_MS, WINDOW_MS, GRACE_MS)
 
 
 def decoder(bytes_max: int) -> Decoder:

@@ -33,7 +33,7 @@ from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
 from forebay.storage.formats.schema import UPLOAD_TIME, Column, Schema
 from forebay.storage.formats.state import read_manifest
-from forebay.storage.partition.config import BlocksConfig
+from forebay.storage.partition.rules import Rules
 from tests.job import Job
 from tests.partition import NAME, Partition
 from tests.test_formats import GOLDEN_1
@@ -196,7 +196,7 @@ def test_a_handoff_lands_events_that_differ_in_hostile_times_only_and_each_once(
 ) -> None:
     columns = (Column("id", ("id",)), Column("t", ("t",), "time"))
     schema = Schema(columns, ("id", "t"), Column(UPLOAD_TIME, ("at",), "time"), raw=False)
-    config = BlocksConfig(schema, HOUR_MS, 2 * HOUR_MS, 1000)
+    config = Rules(schema, HOUR_MS, 2 * HOUR_MS, 1000)
     one = Partition(tmp_path, config).start()
     times = [2**60, 2**60 + 1, 2**60 + 2, START_MS]
     ours = {

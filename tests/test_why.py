@@ -34,7 +34,7 @@ from forebay.storage.formats.hashes import Hash
 from forebay.storage.formats.log import LogReader
 from forebay.storage.formats.payload import Probe, hash_payload
 from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
-from forebay.storage.partition.config import BlocksConfig
+from forebay.storage.partition.rules import Rules
 from tests.job import Job
 from tests.oracle import Key, Oracle, OracleBlock, Place
 from tests.partition import (
@@ -63,7 +63,7 @@ WITH_PAYLOAD = replace(
     raw=True,
     volatile=("sent",),
 )
-CONFIG = BlocksConfig(WITH_PAYLOAD, SPAN_MS, WINDOW_MS, GRACE_MS)
+CONFIG = Rules(WITH_PAYLOAD, SPAN_MS, WINDOW_MS, GRACE_MS)
 Values = tuple[str | None, int | None, bool | None]
 NO_VALUES: Values = (None, None, None)
 

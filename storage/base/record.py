@@ -67,7 +67,9 @@ def read(shape: type[T], kind: str, version: int, data: bytes, name: str) -> T:
     """
     start, body = _body(kind, version, data, name)
     try:
-        value: T = _validator(shape).validate_json(body, strict=True)
+        value: T = _validator(shape).validate_json(  # type: ignore[arg-type]
+            body, strict=True
+        )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         what = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))

@@ -7,6 +7,7 @@ hash files, a chunk's footer and its pages.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,31 +28,43 @@ from forebay.storage.formats.payload import Payload, hash_payload
 from forebay.storage.formats.schema import UPLOAD_TIME
 
 
+@dataclass(frozen=True)
+class KeyColumns:
+    """What a key set reads back: the columns of the key, with their `hash`, and of the payload."""
+
+    key: tuple[str, ...]
+    payload: tuple[str, ...]
+    hash: Hash
+
+    def payload_of(
+        self, present: Iterable[str], read: Callable[[Sequence[str]], pa.RecordBatch]
+    ) -> Payload:
+        """The payload of the rows that `read` gives, of those columns that are `present`."""
+        present = set(present)
+        names = tuple(name for name in self.payload if name in present)
+        # Read with a key column, for a batch of no columns has no rows.
+        return Payload(names, hash_payload(read([self.key[0], *names]).select(list(names))))
+
+
 class LogKeys:
-    """The key columns of a block's logs, and the hashes of their payload columns, as a key set
-    reads them back."""
+    """Of a block's logs."""
 
     def __init__(
         self,
         disk: Disk,
         folder: Path,
-        columns: Sequence[str],
+        columns: KeyColumns,
         extents: Callable[[], Iterable[Extent]],
-        payload: Sequence[str] = (),
-        *,
-        hash: Hash,
     ) -> None:
         self._disk = disk
         self._folder = folder
-        self._columns = list(columns)
-        self._hash = hash
-        self._payload = tuple(payload)
+        self._columns = columns
         self._extents = extents
         self._schemas: dict[str, pa.Schema] = {}
 
     def batches(self) -> Iterator[Stored]:
         for extent in self._extents():
-            known = read_hashes(self._disk, self._folder, extent, self._hash)
+            known = read_hashes(self._disk, self._folder, extent, self._columns.hash)
             if known is None:
                 yield from self._read_log(extent)
             else:
@@ -62,19 +75,16 @@ class LogKeys:
         found = reader.follow(extent)
         if reader.schema is not None:
             self._schemas[extent.file] = reader.schema
-        batches = reader.decode(found, self._columns)
+        batches = reader.decode(found, self._columns.key)
         for (span, _), keys in zip(found, batches, strict=True):
-            yield Stored(span, self._hash(keys.columns), keys)
+            yield Stored(span, self._columns.hash(keys.columns), keys)
 
     def read(self, place: Span) -> pa.RecordBatch:
-        return self._read(place, self._columns)
+        return self._read(place, self._columns.key)
 
     def payload(self, place: Span) -> Payload:
-        present = self._schema(place).names
-        names = tuple(name for name in self._payload if name in present)
-        # Read with a key column, for a batch of no columns has no rows.
-        batch = self._read(place, [self._columns[0], *names])
-        return Payload(names, hash_payload(batch.select(list(names))))
+        names = self._schema(place).names
+        return self._columns.payload_of(names, lambda columns: self._read(place, columns))
 
     def _read(self, place: Span, columns: Sequence[str]) -> pa.RecordBatch:
         return read_span(self._disk, self._folder, place, self._schema(place), columns)
@@ -86,27 +96,21 @@ class LogKeys:
 
 
 class ChunkKeys:
-    """The key columns of one interval of a chunk, and the hashes of its payload columns, as a key
-    set reads them back: by metadata as written, and pages that match their checksums."""
+    """Of one interval of a chunk: by metadata as written, and pages that match their checksums."""
 
     def __init__(
         self,
         disk: Disk,
         path: Path,
+        columns: KeyColumns,
         chunk: Chunk,
-        columns: Sequence[str],
         first_ms: int,
         end_ms: int,
-        payload: Sequence[str] = (),
-        *,
-        hash: Hash,
     ) -> None:
         self._disk = disk
-        self._hash = hash
         self._path = path
+        self._columns = columns
         self._chunk = chunk
-        self._columns = list(columns)
-        self._payload = tuple(payload)
         self._first_ms = first_ms
         self._end_ms = end_ms
 
@@ -114,20 +118,18 @@ class ChunkKeys:
         with self._open() as file:
             for group in range(file.num_row_groups):
                 if self._overlaps(file, group):
-                    batch = self._inside(file, group, self._columns)
+                    batch = self._inside(file, group, self._columns.key)
                     if batch.num_rows:
-                        yield Stored(group, self._hash(batch.columns), batch)
+                        yield Stored(group, self._columns.hash(batch.columns), batch)
 
     def read(self, place: int) -> pa.RecordBatch:
         with self._open() as file:
-            return self._inside(file, place, self._columns)
+            return self._inside(file, place, self._columns.key)
 
     def payload(self, place: int) -> Payload:
         with self._open() as file:
-            present = file.schema_arrow.names
-            names = tuple(name for name in self._payload if name in present)
-            batch = self._inside(file, place, [self._columns[0], *names])
-            return Payload(names, hash_payload(batch.select(list(names))))
+            names = file.schema_arrow.names
+            return self._columns.payload_of(names, lambda some: self._inside(file, place, some))
 
     def _open(self) -> pq.ParquetFile:
         metadata = chunk_metadata(self._disk, self._path, self._chunk)

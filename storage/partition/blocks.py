@@ -30,7 +30,6 @@ from forebay.storage.formats.rejects import RejectFilter
 from forebay.storage.formats.replay_request import ReplayRequest
 from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition.admission import admit, unseen
-from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.edits import Close, Edit, Evict, Forget, Progress, Reject, Replayed
 from forebay.storage.partition.gc import Garbage, files_of, forgettable, handed_off, unlisted
 from forebay.storage.partition.journal import Journal
@@ -39,6 +38,7 @@ from forebay.storage.partition.offer import Offer, Tick
 from forebay.storage.partition.replay import Redecode, redecoded
 from forebay.storage.partition.resume import resumed
 from forebay.storage.partition.retention import Retention, Waiting, waiting
+from forebay.storage.partition.rules import Rules
 
 
 class Blocks:
@@ -46,7 +46,7 @@ class Blocks:
 
     def __init__(
         self,
-        config: BlocksConfig,
+        rules: Rules,
         partition: str,
         layout: Layout,
         disk: Disk,
@@ -57,7 +57,7 @@ class Blocks:
         """Resume from the `committed` state, or begin. Keys are hashed by `hash`, by default under
         the state's own seed. Raises MissingFile or Corruption if a log that it names is not here,
         BadInput if it has events made under another key or block span."""
-        self._config = config
+        self._rules = rules
         self._layout = layout
         self._disk = disk
         self._folder = layout.hot(partition)
@@ -65,21 +65,12 @@ class Blocks:
         for folder in self._folders:
             disk.make_directory(folder)
         self._lock = disk.lock(self._folder / "lock")
-        state = resumed(disk, layout, partition, committed, config.schema, config.block_span_ms)
+        state = resumed(disk, layout, partition, committed, rules.schema, rules.block_span_ms)
         self._catalog = _watched_catalog(disk, layout, state)
         self._hash = hash or KeyHash(state.seed)
-        self._garbage = Garbage(disk, config.grace_ms)
-        self._known = KnownKeys(
-            disk,
-            layout,
-            state,
-            config.schema,
-            config.dedup_window_ms,
-            cache,
-            self._hash,
-            self._catalog,
-        )
-        self._journal = Journal(disk, layout, config, state, self._hash, self._known, self._garbage)
+        self._garbage = Garbage(disk, rules.grace_ms)
+        self._known = KnownKeys(disk, layout, state, rules, cache, self._hash, self._catalog)
+        self._journal = Journal(disk, layout, rules, state, self._hash, self._known, self._garbage)
 
     @property
     def state(self) -> PartitionState:
@@ -116,9 +107,9 @@ class Blocks:
     def _admit(self, events: pa.RecordBatch) -> Offer | None:
         if not events.num_rows:
             return None
-        config, at_ms = self._config, self.state.stream_time_ms
-        segment = Segment.of(events, config.schema.key, config.compared, at_ms, self._hash)
-        return self._apply(admit(self.state, self._known, segment, config.dedup_window_ms))
+        rules, at_ms = self._rules, self.state.stream_time_ms
+        segment = Segment.of(events, rules.schema.key, rules.compared, at_ms, self._hash)
+        return self._apply(admit(self.state, self._known, segment, rules.dedup_window_ms))
 
     def _apply(self, edits: Iterable[Edit]) -> Offer | None:
         """Carry out each edit before the next is asked for; what was evicted is offered."""
@@ -169,7 +160,7 @@ class Blocks:
     def tick(self, boundary: Boundary, retention_ms: int) -> Offer:
         """Have what may go deleted, live blocks that are handed off among it."""
         state, commits = self.state, self._journal.commits
-        evicted = self._apply(handed_off(state, boundary, self._config.dedup_window_ms))
+        evicted = self._apply(handed_off(state, boundary, self._rules.dedup_window_ms))
         retention = Retention(boundary, state.stream_time_ms, retention_ms)
         tick = Tick(retention, commits.sure.evictions, commits.evicted(state))
         return Offer(state.incarnation, evicted.blocks if evicted else (), tick=tick)
@@ -197,7 +188,7 @@ class Blocks:
         forgotten for another, or replaced for one once that is surely committed."""
         sure, catalog = self._journal.commits.sure, self._catalog.read()
         self._known.keep(catalog)
-        for edit in forgettable(self.state, catalog, sure, now_ms, self._config.grace_ms):
+        for edit in forgettable(self.state, catalog, sure, now_ms, self._rules.grace_ms):
             if isinstance(edit, Forget):
                 self._garbage.doom(files_of(self.state, edit, self._folder), now_ms)
             self._journal.apply(edit)

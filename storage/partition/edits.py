@@ -175,7 +175,7 @@ class Close:
 
 
 @dataclass(frozen=True)
-class Commit:
+class Count:
     """A snapshot is being taken."""
 
     def apply(self, state: PartitionState) -> None:
@@ -216,7 +216,7 @@ class Forget:
 
 Edit = (
     Progress | Reject | Replay | Replayed | Judge | Open | Take | Write | List | Evict | Close
-    | Commit | Assure | Cover | Forget
+    | Count | Assure | Cover | Forget
 )  # fmt: skip
 
 

@@ -19,11 +19,10 @@ from forebay.storage.formats.log import Extent, GrowingLog
 from forebay.storage.formats.series import LogSeries
 from forebay.storage.formats.state import BlockState, PartitionState
 from forebay.storage.partition.commits import Commits
-from forebay.storage.partition.config import BlocksConfig
 from forebay.storage.partition.drop_log import Drops
 from forebay.storage.partition.edits import (
     Assure,
-    Commit,
+    Count,
     Edit,
     Evict,
     Forget,
@@ -37,6 +36,7 @@ from forebay.storage.partition.edits import (
 )
 from forebay.storage.partition.gc import Garbage
 from forebay.storage.partition.known import KnownKeys
+from forebay.storage.partition.rules import Rules
 
 REJECTS_BYTES_MAX = 8 << 20
 """A replay holds, and rewrites, one file of rejects at a time."""
@@ -49,7 +49,7 @@ class Journal:
         self,
         disk: Disk,
         layout: Layout,
-        config: BlocksConfig,
+        rules: Rules,
         state: PartitionState,
         hash: Hash,
         known: KnownKeys,
@@ -61,7 +61,7 @@ class Journal:
         self._disk = disk
         self._manifest = layout.manifest(state.partition)
         self._hot = layout.hot(state.partition)
-        self._schema = arrow_schema(config.schema)
+        self._schema = arrow_schema(rules.schema)
         self._hash = hash
         self._known = known
         self._garbage = garbage
@@ -79,8 +79,8 @@ class Journal:
             layout.drops(state.partition),
             state.incarnation,
             state.drops,
-            config.drops_bytes_max,
-            config.schema.payload,
+            rules.drops_bytes_max,
+            rules.schema.payload,
         )
         self._blocks: dict[BlockId, tuple[GrowingLog, HashWriter]] = {}
         for id in sorted(state.hot):
@@ -138,7 +138,7 @@ class Journal:
         self._unsynced = []
         self._rejects.settle()
         self._drops.settle()
-        self.apply(Commit())
+        self.apply(Count())
         self.commits.add(self.state)
         self._assure()
         return self.state.encode()

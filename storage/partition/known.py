@@ -18,15 +18,15 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import BlockId, Layout
 from forebay.storage.base.watched import Watched
 from forebay.storage.dedup.bloom import BloomFilters
-from forebay.storage.dedup.key_sources import ChunkKeys, LogKeys
+from forebay.storage.dedup.key_sources import ChunkKeys, KeyColumns, LogKeys
 from forebay.storage.dedup.keys import KeyCache, KeySet
 from forebay.storage.formats.catalog import Catalog, Chunk
 from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.hashes import U64, Hash
 from forebay.storage.formats.log import Extent, GrowingLog, Span
 from forebay.storage.formats.payload import Payload
-from forebay.storage.formats.schema import Schema
 from forebay.storage.formats.state import BlockState, PartitionState
+from forebay.storage.partition.rules import Rules
 
 READERS = min(8, os.cpu_count() or 1)
 LOAD_BYTES = 128 << 20
@@ -41,8 +41,7 @@ class KnownKeys:
         disk: Disk,
         layout: Layout,
         state: PartitionState,
-        schema: Schema,
-        window_ms: int,
+        rules: Rules,
         cache: KeyCache,
         hash: Hash,
         catalog: Watched[Catalog],
@@ -51,11 +50,10 @@ class KnownKeys:
         self._hot = layout.hot(state.partition)
         self._chunks = layout.chunks(state.partition)
         self._block_span_ms = state.block_span_ms
-        self._schema = schema
+        self._columns = KeyColumns(rules.schema.key, rules.schema.payload, hash)
         self._cache = cache
-        self._hash = hash
         self._catalog = catalog
-        self._bloom = BloomFilters(window_ms)
+        self._bloom = BloomFilters(rules.dedup_window_ms)
         self._logs: dict[BlockId, GrowingLog] = {}
         self._live: dict[BlockId, KeySet] = {}
         self._retained: dict[BlockId, KeySet] = {}
@@ -153,22 +151,13 @@ class KnownKeys:
     def _of_chunk(self, chunk: Chunk, interval_ms: int) -> KeySet:
         place = (chunk.file, interval_ms)
         if place not in self._merged:
-            source = ChunkKeys(
-                self._disk,
-                self._chunks / chunk.file,
-                chunk,
-                self._schema.key,
-                interval_ms,
-                interval_ms + self._block_span_ms,
-                self._schema.payload,
-                hash=self._hash,
-            )
+            path, end_ms = self._chunks / chunk.file, interval_ms + self._block_span_ms
+            source = ChunkKeys(self._disk, path, self._columns, chunk, interval_ms, end_ms)
             self._merged[place] = KeySet(source, self._cache)
         return self._merged[place]
 
     def _log_keys(self, extents: Callable[[], Iterable[Extent]]) -> LogKeys:
-        schema = self._schema
-        return LogKeys(self._disk, self._hot, schema.key, extents, schema.payload, hash=self._hash)
+        return LogKeys(self._disk, self._hot, self._columns, extents)
 
 
 def uncovered(state: PartitionState, catalog: Catalog) -> list[BlockState]:

@@ -1,4 +1,4 @@
-"""What the rules of a partition depend on."""
+"""The rules of a partition, as far as they are a matter of configuration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DROPS_BYTES_MAX = 16 << 20
 
 
 @dataclass(frozen=True)
-class BlocksConfig:
+class Rules:
     """All times in ms.
 
     `conflicts`: whether the payloads of duplicates are compared. `drops_bytes_max` bounds the drop
