@@ -108,6 +108,18 @@ class _Crowd:
     bytes: int = 0
 
 
+@dataclass
+class _Part:
+    """Rows that follow one another: pending, or a batch of the source, at `place`, from which keys
+    and payload are read back where they are None. `hashes` are those of pending rows."""
+
+    rows: int
+    keys: pa.RecordBatch | None
+    payload: Payload | None
+    place: Hashable = None
+    hashes: U64 = field(default_factory=lambda: _NONE)
+
+
 class KeySet:
     """The dedup keys of one block or of one interval of a chunk."""
 
@@ -115,14 +127,8 @@ class KeySet:
         self._source = source
         self._cache = cache
         self._index: DedupIndex | None = None
-        self._starts: list[int] = []
-        self._places: list[Hashable] = []
-        self._keys: list[pa.RecordBatch | None] = []
-        self._payloads: list[Payload | None] = []
-        self._settled = 0
-        self._pending: list[pa.RecordBatch] = []
-        self._pending_hashes: list[U64] = []
-        self._pending_payloads: list[Payload | None] = []
+        self._settled: list[_Part] = []
+        self._pending: list[_Part] = []
         self._crowds: dict[int, _Crowd] = {}
 
     @classmethod
@@ -134,20 +140,18 @@ class KeySet:
 
     def add(self, keys: pa.RecordBatch, hashes: U64, payload: Payload | None = None) -> None:
         """Append rows that are not in the log yet."""
-        self._pending.append(keys)
-        self._pending_hashes.append(hashes)
-        self._pending_payloads.append(payload)
+        self._pending.append(_Part(len(hashes), keys, payload, hashes=hashes))
         if self._index is not None:
             self._index.insert(hashes)
 
     def settle(self, place: Hashable) -> U64:
         """All pending rows are now one batch of the source, at `place`; their hashes."""
-        hashes = np.concatenate(self._pending_hashes)
-        batch = pa.concat_batches(self._pending)
-        payload = _joined(self._pending_payloads)
-        self._pending, self._pending_hashes, self._pending_payloads = [], [], []
+        parts, self._pending = self._pending, []
+        hashes = np.concatenate([part.hashes for part in parts])
         if self._index is not None:
-            self._append(place, len(hashes), batch, payload)
+            keys = pa.concat_batches([part.keys for part in parts])
+            payload = _joined([part.payload for part in parts])
+            self._append(_Part(len(hashes), keys, payload, place))
             self._hold_index()
         return hashes
 
@@ -208,14 +212,11 @@ class KeySet:
     def release(self, part: int) -> None:
         """Let go of a batch of keys or of the whole index; it is read back when needed."""
         if part == INDEX:
-            for ordinal in range(len(self._keys)):
+            for ordinal in range(len(self._settled)):
                 self._cache.forget(self, ordinal)
-            self._index = None
-            self._crowds = {}
-            self._starts, self._places, self._keys, self._settled = [], [], [], 0
-            self._payloads = []
+            self._index, self._settled, self._crowds = None, [], {}
         else:
-            self._keys[part] = self._payloads[part] = None
+            self._settled[part].keys = self._settled[part].payload = None
 
     def close(self) -> None:
         """Give all memory back."""
@@ -231,7 +232,8 @@ class KeySet:
         """Read what is in the source, and index it with what is pending. A thread of its own may do
         it, if no one else asks this set for anything meanwhile."""
         batches = list(self._source.batches())
-        hashes = [_NONE, *(batch.hashes for batch in batches), *self._pending_hashes]
+        pending = (part.hashes for part in self._pending)
+        hashes = [_NONE, *(batch.hashes for batch in batches), *pending]
         rows = np.concatenate(hashes)
         index = DedupIndex(len(rows))
         index.insert(rows)
@@ -241,7 +243,7 @@ class KeySet:
         """Take what was fetched."""
         self._index = index
         for batch in batches:
-            self._append(batch.place, len(batch.hashes), batch.keys)
+            self._append(_Part(len(batch.hashes), batch.keys, None, batch.place))
         self._hold_index()
 
     def _ready(self) -> DedupIndex:
@@ -257,32 +259,22 @@ class KeySet:
             crowds = sum(crowd.bytes for crowd in self._crowds.values())
             self._cache.hold(self, INDEX, self._index.nbytes + crowds)
 
-    def _append(
-        self,
-        place: Hashable,
-        rows: int,
-        keys: pa.RecordBatch | None,
-        payload: Payload | None = None,
-    ) -> None:
-        self._starts.append(self._settled)
-        self._places.append(place)
-        self._keys.append(keys)
-        self._payloads.append(payload)
-        self._settled += rows
-        self._hold(len(self._keys) - 1)
+    def _append(self, part: _Part) -> None:
+        self._settled.append(part)
+        self._hold(len(self._settled) - 1)
 
     def _hold(self, ordinal: int) -> None:
-        keys, payload = self._keys[ordinal], self._payloads[ordinal]
-        size = keys.nbytes if keys is not None else 0
-        size += payload.hashes.nbytes if payload is not None else 0
+        part = self._settled[ordinal]
+        size = part.keys.nbytes if part.keys is not None else 0
+        size += part.payload.hashes.nbytes if part.payload is not None else 0
         if size:
             self._cache.hold(self, ordinal, size)
 
     def _by_owner(self, rows: I64) -> Iterator[tuple[int, I64, I64]]:
         """For each batch that has any of `rows`: its ordinal, where in `rows` its rows are, and
         which rows of the batch they are."""
-        pending_starts = self._settled + np.cumsum([0, *(b.num_rows for b in self._pending)])
-        starts = np.concatenate((np.array(self._starts, dtype=np.int64), pending_starts[:-1]))
+        parts = (*self._settled, *self._pending)
+        starts = np.cumsum([0, *(part.rows for part in parts)], dtype=np.int64)[:-1]
         owners = np.searchsorted(starts, rows, side="right") - 1
         order = np.argsort(owners, kind="stable")
         owners = owners[order]
@@ -304,25 +296,25 @@ class KeySet:
         return result
 
     def _batch(self, ordinal: int) -> pa.RecordBatch:
-        if ordinal >= len(self._keys):
-            return self._pending[ordinal - len(self._keys)]
-        batch = self._keys[ordinal]
-        if batch is None:
-            batch = self._keys[ordinal] = self._source.read(self._places[ordinal])
+        if ordinal >= len(self._settled):
+            return self._pending[ordinal - len(self._settled)].keys
+        part = self._settled[ordinal]
+        if part.keys is None:
+            part.keys = self._source.read(part.place)
         self._hold(ordinal)
-        return batch
+        return part.keys
 
     def _payload(self, ordinal: int) -> Payload:
-        if ordinal >= len(self._keys):
-            payload = self._pending_payloads[ordinal - len(self._keys)]
+        if ordinal >= len(self._settled):
+            payload = self._pending[ordinal - len(self._settled)].payload
             if payload is None:
                 raise AssertionError("bug: payloads are compared and were not given")
             return payload
-        payload = self._payloads[ordinal]
-        if payload is None:
-            payload = self._payloads[ordinal] = self._source.payload(self._places[ordinal])
+        part = self._settled[ordinal]
+        if part.payload is None:
+            part.payload = self._source.payload(part.place)
         self._hold(ordinal)
-        return payload
+        return part.payload
 
 
 def _joined(payloads: Sequence[Payload | None]) -> Payload | None:
