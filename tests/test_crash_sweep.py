@@ -20,7 +20,7 @@ from forebay.verify.feed import Traffic
 from forebay.verify.harness import Row, Story, Trial, play
 from forebay.verify.hostile import hostile
 from forebay.verify.reader import Report
-from forebay.verify.room import FILE_BYTES_MAX
+from forebay.verify.small_disk import FILE_BYTES_MAX
 from forebay.verify.stories import (
     STORIES,
     named_points,

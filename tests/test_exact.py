@@ -7,8 +7,6 @@ The reference reads each value with `json` and `Decimal`; it knows nothing of ho
 from __future__ import annotations
 
 import json
-import re
-from datetime import datetime
 from decimal import Decimal
 
 import numpy as np
@@ -19,9 +17,9 @@ from hypothesis import strategies as st
 from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.operators.sources.messages import Messages
 from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType, Schema
+from forebay.verify.oracle import NoValue, value_of
 
 NOW_MS = 1_700_000_000_000
-PLACES: dict[ColumnType, int] = {"time_s": 0, "time": 3, "time_us": 6}
 
 
 def decoder(type: ColumnType, path: tuple[str, ...] = ("k",)) -> Decoder:
@@ -54,22 +52,12 @@ def message(value: str, name: str = '"k"', between: str = ":", more: str = "") -
 
 def expected(value: str, type: ColumnType) -> int | None:
     """The key that this JSON value is; None if it is none."""
-    found: int | str | Decimal = json.loads(value, parse_float=Decimal)
-    if isinstance(found, str):
-        if type == "int":
-            return int(found) if re.fullmatch(r"[+-]?\d+", found) else None
-        moment = datetime.fromisoformat(found)
-        fraction = (found.partition(".")[2][:-1] if "." in found else "").rstrip("0")
-        if len(fraction) > PLACES[type]:
-            return None
-        units: int = round(Decimal(str(moment.timestamp())) * 10 ** PLACES[type])
-        return units
-    number = Decimal(found)
-    exact = number == number.to_integral_value() and -(2**63) <= number < 2**63
-    if type != "int" and exact:
-        first, end = -62_135_596_800 * 10 ** PLACES[type], 253_402_300_800 * 10 ** PLACES[type]
-        exact = first <= number < end
-    return int(number) if exact else None
+    try:
+        found = value_of(json.loads(value, parse_float=Decimal), type, in_key=True)
+    except NoValue:
+        return None
+    assert isinstance(found, int)
+    return found
 
 
 digits = st.text("0123456789", min_size=1, max_size=25)

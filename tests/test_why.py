@@ -36,7 +36,7 @@ from forebay.storage.formats.payload import Probe, hash_payload
 from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
 from forebay.storage.partition.rules import Rules
 from tests.job import Job
-from tests.oracle import Key, Oracle, OracleBlock, Place
+from tests.oracle import Block, Key, Oracle, Place
 from tests.partition import (
     BIG_CACHE,
     GRACE_MS,
@@ -177,8 +177,7 @@ class PayloadOracle(Oracle):
     """The rules, and: a duplicate conflicts if its payload is not that of the event kept, which is
     the one in a live block if there is one, else the one retained in its interval."""
 
-    kept: list[tuple[OracleBlock, Event]] = field(default_factory=list)
-    conflicts: int = 0
+    kept: list[tuple[Block, Event]] = field(default_factory=list)
     originals: dict[int, int] = field(default_factory=dict)
     dropped: list[tuple[int, str]] = field(default_factory=list)
 

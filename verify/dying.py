@@ -19,6 +19,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -39,6 +40,17 @@ POINTS = {
     "catalog-publish": TORN,
     "log-delete": WHOLE,
 }
+NTH_MAX = {
+    "log-append": 40,
+    "log-fsync": 20,
+    "snapshot-return": 6,
+    "manifest-publish": 12,
+    "chunk-write": 2,
+    "chunk-rename": 2,
+    "catalog-publish": 2,
+    "log-delete": 2,
+}
+"""How often a portion surely comes to each step, whatever the number of workers."""
 MOMENT = "moment"
 STORING_MS = 20
 """The engine stores a snapshot within about this time."""
@@ -114,8 +126,10 @@ class DyingDisk(Disk):
             self._left -= 1
             return death.when if self._left == 0 else None
 
-    def around(self, point: str, act: Callable[[], None], half: Callable[[], None]) -> None:
-        """Do `act`; or die before it, after it, or after `half` of it."""
+    def around(
+        self, point: str, act: Callable[[], object], half: Callable[[], object] = bool
+    ) -> None:
+        """Do `act`; or die before it, after it, or after `half` of it (nothing, by default)."""
         when = self.due(point)
         if when == "before":
             self.end()
@@ -149,12 +163,11 @@ class DyingDisk(Disk):
 
     @override
     def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
-        point = f"{path.stem}-publish"
         temporary = path.with_name(f".{path.name}.tmp")
         self.around(
-            point,
-            lambda: super(DyingDisk, self).replace(path, data, durable=durable),
-            lambda: _write(temporary, data[: len(data) // 2]),
+            f"{path.stem}-publish",
+            partial(super().replace, path, data, durable=durable),
+            lambda: temporary.write_bytes(data[: len(data) // 2]),
         )
 
     @override
@@ -166,16 +179,15 @@ class DyingDisk(Disk):
 
     @override
     def publish(self, temporary: Path, path: Path) -> None:
-        publish = super().publish
-        self.around("chunk-rename", lambda: publish(temporary, path), _nothing)
+        self.around("chunk-rename", partial(super().publish, temporary, path))
 
     @override
     def remove(self, path: Path) -> None:
-        remove = super().remove
+        remove = partial(super().remove, path)
         if path.suffix == ".arrows":
-            self.around("log-delete", lambda: remove(path), _nothing)
+            self.around("log-delete", remove)
         else:
-            remove(path)
+            remove()
 
     @override
     def step(self, name: str) -> None:
@@ -195,13 +207,12 @@ class _DyingAppender(Appender):
     @override
     def append(self, data: bytes | memoryview) -> None:
         append = super().append
-        self._disk.around(
-            "log-append", lambda: append(data), lambda: append(data[: len(data) // 2])
-        )
+        half = data[: len(data) // 2]
+        self._disk.around("log-append", partial(append, data), partial(append, half))
 
     @override
     def sync(self) -> None:
-        self._disk.around("log-fsync", super().sync, _nothing)
+        self._disk.around("log-fsync", super().sync)
 
 
 class _DyingChunk(FileIO):
@@ -219,12 +230,3 @@ class _DyingChunk(FileIO):
         super().close()
         if self._when:
             self._disk.end()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-
-
-def _nothing() -> None:
-    """Half of what has no bytes."""

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,14 +27,15 @@ from forebay.flows.settings import ENV_PREFIX
 from forebay.query import Store
 from forebay.storage.base.times import now_ms
 from forebay.verify import values
-from forebay.verify.dying import Death
+from forebay.verify.dying import MOMENT, NTH_MAX, POINTS, Death
 from forebay.verify.feed import Feed
-from forebay.verify.oracle import BYTES_MAX, COLUMNS, Expected, judge
+from forebay.verify.oracle import BYTES_MAX, COLUMNS, KINDS, Expected, judge
 from forebay.verify.worker import DEATH, LIMIT, NOTES, Note
 
 PARTITIONS = 3
 WORKERS = (1, 1, 1, 2, 2, 3)
 """How many a run has, unless told; each costs a core about two seconds to start."""
+MOMENT_MS_MAX = 400
 TOLD_CHARS = 2000
 SETTINGS = {
     "SOURCE": "files",
@@ -103,6 +104,15 @@ class Trial:
 
     def rounds(self, count: int) -> range:
         return range(1 if self.brief else count)
+
+    def death(self, *points: str) -> Death:
+        """At one of these points, by default any but the deletion of logs, which takes long."""
+        point = self.rng.choice(points or [point for point in POINTS if point != "log-delete"])
+        return self.moment() if point == MOMENT else Death.drawn(self.rng, point, NTH_MAX[point])
+
+    def moment(self, ms_max: int = MOMENT_MS_MAX) -> Death:
+        """At some time after the first append."""
+        return Death(MOMENT, "after", self.rng.randint(1, ms_max))
 
     def typed(self) -> None:
         """From now on events have columns of every type, and `raw`."""
@@ -197,14 +207,22 @@ class Trial:
         raw = self.settings.get("RAW") == "true"
         for name, one in expected.items():
             sent = self.feed.messages[name]
-            for offset, row in one.events.items():
-                place = (name, offset, *row, *([sent[offset]] if raw else []))
-                wanted[place] += 1
+            wanted.update(
+                (name, offset, *row, *([sent[offset]] if raw else []))
+                for offset, row in one.events.items()
+            )
             wanted.update((name, offset, message) for offset, message in one.rejects.items())
         found = Counter(self._events(store, ["raw"] if raw else []))
         found.update(store.rejects().select("_partition", "_offset", "message").collect().rows())
         lost, doubled = (wanted - found).total(), (found - wanted).total()
-        wanted_counts, found_counts = _wanted_counts(expected), _found_counts(store)
+        wanted_counts = _counts(
+            {"partition": name, "next_offset": one.messages, "stream_time": one.stream_time_ms}
+            | one.counts
+            for name, one in expected.items()
+            if one.messages
+        )
+        stream_time = pl.col("stream_time").dt.epoch("ms")
+        found_counts = _counts(store.partitions().with_columns(stream_time).to_dicts())
         lost = max(lost, (wanted_counts - found_counts).total())
         doubled = max(doubled, (found_counts - wanted_counts).total())
         return Difference(self.lost + lost, self.doubled + doubled)
@@ -222,23 +240,12 @@ class Trial:
 
 Counts = Counter[tuple[str, str]]
 """What was counted, by partition and kind; and where it stands, which counts one."""
-KINDS = ("accepted", "duplicates", "conflicts", "rejects", "late")
 
 
-def _wanted_counts(expected: dict[str, Expected]) -> Counts:
+def _counts(partitions: Iterable[Mapping[str, object]]) -> Counts:
     counts: Counts = Counter()
-    for name, one in expected.items():
-        counts.update({(name, kind): one.counts[kind] for kind in KINDS})
-        if one.messages:
-            counts[name, f"at {one.messages}, {one.stream_time_ms}"] = 1
-    return counts
-
-
-def _found_counts(store: Store) -> Counts:
-    counts: Counts = Counter()
-    frame = store.partitions().with_columns(pl.col("stream_time").dt.epoch("ms"))
-    for row in frame.to_dicts():
-        name = row["partition"]
+    for row in partitions:
+        name = str(row["partition"])
         counts.update({(name, kind): row[kind] for kind in KINDS})
         counts[name, f"at {row['next_offset']}, {row['stream_time']}"] = 1
     return counts

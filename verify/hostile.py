@@ -21,13 +21,15 @@ from forebay.storage.base.layout import Layout
 from forebay.storage.formats.rejects import ALL
 from forebay.storage.formats.replay_request import ask
 from forebay.verify import values
-from forebay.verify.dying import MOMENT, Death
+from forebay.verify.dying import Death
 from forebay.verify.feed import Traffic
 from forebay.verify.harness import Failure, Trial
-from forebay.verify.oracle import Value, text_us
+from forebay.verify.oracle import Value, moment
 
 BYTES_MAX = 16 << 10
-DEEP, DEEPEST = 300, 5_000
+EVERY_RUN = ("log-append", "log-fsync", "manifest-publish", "snapshot-return")
+"""Steps of every run."""
+DEEP, DEEPEST = values.DEPTH, 5_000
 """What every reader of JSON follows, and what some do not."""
 HARMLESS = [
     b'"x":' + b"[" * DEEP + b"]" * DEEP,
@@ -41,13 +43,8 @@ HARMLESS = [
     '"x":"\u2028\x85\U0001f600"'.encode(),
     b'"":null',
     b'"n":1,"n":"one"',
-    b'"n":"\\u0000"',
     b'"n":{"device":"d"}',
-    b'"n":' + b"[" * DEEP + b"]" * DEEP,
     b'"n":[[]]',
-    b'"n":true',
-    b'"n":%d' % 2**63,
-    b'"n":-' + b"9" * 300,
 ]
 """An event with one of these is an event; what is no integer in `n` is null."""
 HARMFUL = [
@@ -152,7 +149,8 @@ def hostile_input(trial: Trial) -> None:
     comes, what stands beside it is what it would be alone, and every answer can be printed."""
     trial.typed()
     trial.limits = [BYTES_MAX]
-    for death in (_moment(trial), _any(trial), _any(trial))[: len(trial.rounds(3))]:
+    for turn in trial.rounds(3):
+        death = trial.death(*EVERY_RUN) if turn else trial.moment(200)
         for name in trial.feed.names:
             for piece in trial.rng.sample(PIECES, len(PIECES)):
                 trial.feed.send(trial.rng.randrange(12), Traffic(broken=0), [name])
@@ -192,23 +190,14 @@ def _shown(value: str | float | bool | None, kind: str) -> Value:
     if isinstance(value, float):
         return value.hex()
     if isinstance(value, str) and kind.startswith("time"):
-        time_us = text_us(value)
-        return None if time_us is None else int(time_us)
+        return moment(value, 6, False)
     return value
 
 
 def _printed(trial: Trial, *arguments: str) -> str:
     """What `forebay sql` prints."""
-    command = [
-        sys.executable,
-        "-m",
-        "forebay.cli.main",
-        "sql",
-        "--data-dir",
-        str(trial.data),
-        *arguments,
-    ]
-    done = subprocess.run(command, env=trial.environment, capture_output=True, check=False)
+    sql = [sys.executable, "-m", "forebay", "sql", "--data-dir", str(trial.data), *arguments]
+    done = subprocess.run(sql, env=trial.environment, capture_output=True, check=False)
     if done.returncode:
         raise Failure(f"expected answers, {arguments[1]} failed:\n{done.stderr.decode()[-2000:]}")
     return done.stdout.decode()
@@ -222,7 +211,7 @@ def rejects_replayed(trial: Trial) -> None:
     one event, one duplicate or still one reject, and another replay changes nothing."""
     trial.limits = [SMALL]
     _send_bulky(trial)
-    trial.may_die(_moment(trial), 1)
+    trial.may_die(trial.moment(200), 1)
     trial.ends(1)
     before = _rejects(trial)
     trial.limits.append(LARGE)
@@ -230,7 +219,7 @@ def rejects_replayed(trial: Trial) -> None:
         raise AssertionError("bug: expected some rejects to pass under the larger limit")
     replay(trial)
     trial.dies(Death.drawn(trial.rng, "log-append", 4), 1)
-    trial.may_die(_any(trial), 1)
+    trial.may_die(trial.death(*EVERY_RUN), 1)
     trial.ends(1)
     once = trial.compare()
     if once.lost or once.doubled:
@@ -258,13 +247,3 @@ def replay(trial: Trial) -> None:
 
 def _rejects(trial: Trial) -> int:
     return sum(len(one.rejects) for one in trial.expected().values())
-
-
-def _any(trial: Trial) -> Death:
-    """A death at a step that comes in every run."""
-    point = trial.rng.choice(("log-append", "log-fsync", "manifest-publish", "snapshot-return"))
-    return Death.drawn(trial.rng, point, 5)
-
-
-def _moment(trial: Trial) -> Death:
-    return Death(MOMENT, "after", trial.rng.randint(1, 200))

@@ -34,23 +34,87 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from typing import TypeGuard
 
 FIRST_MS, FUTURE_SKEW_MS = 946_684_800_000, 60_000
 BYTES_MAX = 1 << 20
 EMPTY = (b"", b"\r")
 COLUMNS = {"device": "string", "id": "string"}
 UNITS_US = {"time": 1000, "time_s": 1_000_000, "time_us": 1}
-FIRST_US = (date(1, 1, 1).toordinal() - date(1970, 1, 1).toordinal()) * 86_400_000_000
-END_US = FIRST_US + 3_652_059 * 86_400_000_000
-"""The year 10000."""
-TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(\.\d+)?(Z|([+-])(\d\d):(\d\d))?")
+PLACES = {"time": 3, "time_s": 0, "time_us": 6}
+"""Decimal places of a second that a column keeps."""
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+FIRST_S, END_S = -62_135_596_800, 253_402_300_800
+"""The years 1 to 9999."""
+INTEGER = re.compile(r"[+-]?[0-9]+")
+TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?)?", re.ASCII
+)
 Value = str | int | None
 """Times in µs; floats as text in hexadecimal digits, so that 0.0 does not equal -0.0."""
 Row = tuple[Value, ...]
 """One value for each column."""
+Key = Row
+Place = tuple[str, int]
+"""Source and offset: what tells one event from another."""
+KINDS = ("accepted", "duplicates", "conflicts", "rejects", "late")
+"""What is counted."""
+
+
+class NoValue(ValueError):
+    """A value is not of its column's type."""
+
+
+@dataclass
+class Block:
+    """The events of an interval, in order, and their values by key."""
+
+    interval_ms: int
+    touched_ms: int
+    keys: dict[Key, Row] = field(default_factory=dict)
+    events: list[Place] = field(default_factory=list)
+
+
+@dataclass
+class Oracle:
+    """Rules 2 to 5 for one partition. `closed` has blocks in order of eviction; none is ever
+    forgotten."""
+
+    block_span_ms: int
+    dedup_window_ms: int
+    stream_time_ms: int | None = None
+    live: dict[int, Block] = field(default_factory=dict)
+    closed: list[Block] = field(default_factory=list)
+    accepted: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+    rejects: int = 0
+    late: int = 0
+
+    def admit(self, place: Place, key: Key, upload_ms: int, row: Row = ()) -> bool:
+        """Whether the event is accepted."""
+        now_ms = self.stream_time_ms = max(self.stream_time_ms or upload_ms, upload_ms)
+        for block in sorted(self.live.values(), key=lambda block: block.interval_ms):
+            if now_ms - block.touched_ms >= self.dedup_window_ms:
+                self.closed.append(self.live.pop(block.interval_ms))
+        interval_ms = upload_ms // self.block_span_ms * self.block_span_ms
+        retained = [block for block in self.closed if block.interval_ms == interval_ms]
+        known = [b.keys[key] for b in (*self.live.values(), *retained) if key in b.keys]
+        if known:
+            self.duplicates += 1
+            self.conflicts += known[0] != row
+            return False
+        block = self.live.setdefault(interval_ms, Block(interval_ms, now_ms))
+        block.touched_ms = now_ms
+        block.keys[key] = row
+        block.events.append(place)
+        self.accepted += 1
+        self.late += now_ms - upload_ms >= self.dedup_window_ms
+        return True
 
 
 @dataclass
@@ -76,40 +140,23 @@ def judge(
 ) -> Expected:
     """The verdict on a partition's lines, at offsets 0, 1, ...; `limits` are the most bytes of a
     message, at first and in each replay; `columns` have types by name."""
-    expected = Expected()
-    touched: dict[int, int] = {}
-    opened: dict[int, dict[Row, Row]] = {}
-    closed: dict[int, dict[Row, Row]] = {}
-    lines = dict(enumerate(messages))
-    expected.messages = len(lines)
-    expected.rejects = {offset: line for offset, line in lines.items() if line not in EMPTY}
+    oracle = Oracle(span_ms, window_ms)
+    lines = list(messages)
+    events: dict[int, Row] = {}
+    rejects = {offset: line for offset, line in enumerate(lines) if line not in EMPTY}
     for bytes_max in limits:
-        for offset, message in list(expected.rejects.items()):
+        for offset, message in list(rejects.items()):
             event = _event(message, bytes_max, now_ms, columns, key_columns)
             if event is None:
                 continue
-            del expected.rejects[offset]
+            del rejects[offset]
             row, at_ms = event
             key = tuple(v for name, v in zip(columns, row, strict=True) if name in key_columns)
-            stream_ms = max(expected.stream_time_ms or at_ms, at_ms)
-            expected.stream_time_ms = stream_ms
-            for interval in [i for i, last in touched.items() if stream_ms - last >= window_ms]:
-                closed.setdefault(interval, {}).update(opened.pop(interval))
-                del touched[interval]
-            interval = at_ms // span_ms
-            known = [rows[key] for rows in opened.values() if key in rows]
-            known += [rows[key] for rows in (closed.get(interval, {}),) if key in rows]
-            if known:
-                expected.counts["duplicates"] += 1
-                expected.counts["conflicts"] += known[0] != row
-                continue
-            opened.setdefault(interval, {})[key] = row
-            touched[interval] = stream_ms
-            expected.events[offset] = row
-            expected.counts["accepted"] += 1
-            expected.counts["late"] += stream_ms - at_ms >= window_ms
-    expected.counts["rejects"] = len(expected.rejects)
-    return expected
+            if oracle.admit(("", offset), key, at_ms, row):
+                events[offset] = row
+    oracle.rejects = len(rejects)
+    counts = Counter({kind: getattr(oracle, kind) for kind in KINDS})
+    return Expected(events, rejects, counts, len(lines), oracle.stream_time_ms)
 
 
 def _event(
@@ -128,7 +175,7 @@ def _event(
         json.dumps(event, ensure_ascii=False, default=str).encode()
         at_ms = event["at"]
         row = tuple(
-            _value(event.get(name), kind, name in key_columns) for name, kind in columns.items()
+            _in_row(event.get(name), kind, name in key_columns) for name, kind in columns.items()
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -140,59 +187,78 @@ def _event(
     return row, at_ms
 
 
-def _value(value: object, kind: str, in_key: bool) -> Value:
-    """What a column has of a JSON value."""
-    number = None if isinstance(value, bool) or not isinstance(value, int | Decimal) else value
-    if kind == "string":
-        return value if isinstance(value, str) else None
-    if kind == "bool":
-        return value if isinstance(value, bool) else None
-    if kind == "int":
-        if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value):
-            number = int(value)
-        return int(number) if number is not None and _whole_of_64_bits(number) else None
-    if kind == "float":
-        return _float(value if isinstance(value, str) else number)
-    unit_us = UNITS_US[kind]
-    time_us = text_us(value) if isinstance(value, str) else None
-    if number is not None and -(2**63) <= number < 2**63:
-        time_us = Decimal(number) * unit_us
-    if time_us is None or not FIRST_US <= time_us < END_US:
-        return None
-    cut_us = int(time_us / unit_us) * unit_us
-    return None if in_key and cut_us != time_us else cut_us
-
-
-def _whole_of_64_bits(number: int | Decimal) -> bool:
-    return -(2**63) <= number < 2**63 and number == int(number)
-
-
-def _float(value: str | int | Decimal | None) -> str | None:
+def _in_row(value: object, kind: str, in_key: bool) -> Value:
     try:
-        number = math.nan if value is None else float(str(value))
-    except ValueError:
+        found = value_of(value, kind, in_key)
+    except NoValue:
         return None
-    return number.hex() if math.isfinite(number) else None
+    if isinstance(found, float):
+        return found.hex()
+    return found * UNITS_US[kind] if kind in PLACES and isinstance(found, int) else found
 
 
-def text_us(text: str) -> Decimal | None:
-    """The time that text says, in µs; in UTC unless it says otherwise. None if it says none."""
+def value_of(value: object, kind: str, in_key: bool) -> str | int | float | bool | None:
+    """What a column has of a JSON value, of which fractions are Decimals: None for null, a time as
+    a number of the column's unit. Raises NoValue."""
+    if value is None:
+        return None
+    if kind == "string" and isinstance(value, str):
+        return value
+    if kind == "bool" and isinstance(value, bool):
+        return value
+    if kind == "int":
+        number = int(value) if isinstance(value, str) and INTEGER.fullmatch(value) else value
+        if is_number(number) and -(2**63) <= number < 2**63 and number == int(number):
+            return int(number)
+    if kind == "float" and (is_number(value) or isinstance(value, str)):
+        with suppress(ValueError, OverflowError):
+            if math.isfinite(number := float(value)):
+                return number
+    if kind in PLACES and (is_number(value) or isinstance(value, str)):
+        return _time(value, PLACES[kind], in_key)
+    raise NoValue
+
+
+def is_number(value: object) -> TypeGuard[int | Decimal]:
+    return isinstance(value, int | Decimal) and not isinstance(value, bool)
+
+
+def _time(value: int | Decimal | str, places: int, in_key: bool) -> int:
+    """A time in the years 1 to 9999; outside the key, cut to its unit, and a double where it is
+    written with a point or an exponent."""
+    first, end = FIRST_S * 10**places, END_S * 10**places
+    if isinstance(value, str):
+        number = moment(value, places, in_key)
+    elif first - 1 < value < end and not (in_key and value != int(value)):
+        number = int(value) if in_key or isinstance(value, int) else int(float(value))
+    else:
+        raise NoValue
+    if not first <= number < end:
+        raise NoValue
+    return number
+
+
+def moment(text: str, places: int, in_key: bool) -> int:
+    """RFC 3339, or with a space, or without a zone (UTC), or a date alone, in units of so many
+    decimal places of a second. Raises NoValue."""
     found = TIME.fullmatch(text)
     if not found:
-        return None
+        raise NoValue
+    day, clock, fraction, zone = found.groups()
+    fraction = (fraction or "").ljust(places, "0")
+    if in_key and fraction[places:].strip("0"):
+        raise NoValue
+    # Python has no year 0, which is a leap year, as four years later is.
+    year = day.replace("0000", "0004", 1)
     try:
-        day = date(*map(int, found.group(1, 2, 3))).toordinal() - date(1970, 1, 1).toordinal()
-    except ValueError:
-        return None
-    hour, minute, second = map(int, found.group(4, 5, 6))
-    if hour > 23 or minute > 59 or second > 59:
-        return None
-    _, _, _, _, _, _, fraction, zone, sign, east_h, east_m = found.groups()
-    seconds = Decimal(day * 86_400 + hour * 3600 + minute * 60 + second) + Decimal(fraction or 0)
-    if zone not in (None, "Z"):
-        east = int(east_h) * 3600 + int(east_m) * 60
-        seconds -= east if sign == "+" else -east
-    return seconds * 1_000_000
+        moment = datetime.fromisoformat(f"{year}T{clock or '00:00:00'}+00:00")
+    except ValueError as error:
+        raise NoValue from error
+    seconds = (moment - EPOCH) // timedelta(seconds=1) - (year != day) * 1461 * 86_400
+    if zone and zone != "Z":
+        minutes = 60 * int(zone[1:3]) + int(zone[4:])
+        seconds -= (-60 if zone[0] == "-" else 60) * minutes
+    return int(seconds * 10**places + int(fraction[:places] or "0"))
 
 
 def _refuse(constant: str) -> None:

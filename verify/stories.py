@@ -20,16 +20,13 @@ from forebay.query.view import take_view
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import PERMANENT, Corruption
 from forebay.storage.base.times import now_ms
-from forebay.verify.dying import MOMENT, POINTS, Death, every_death
+from forebay.verify.dying import MOMENT, NTH_MAX, POINTS, Death, every_death
 from forebay.verify.feed import START_MS, Traffic
 from forebay.verify.harness import Failure, Story, Trial
 from forebay.verify.hostile import hostile_input, rejects_replayed
-from forebay.verify.oracle import FUTURE_SKEW_MS
+from forebay.verify.oracle import FUTURE_SKEW_MS, Place
 from forebay.verify.reader import Report
-from forebay.verify.room import small_disk
-
-Place = tuple[str, int]
-"""Partition and offset."""
+from forebay.verify.small_disk import small_disk
 
 TRIES = 6
 PORTION = 1500
@@ -46,18 +43,6 @@ least where a log is read for each key."""
 LONG_ID_BYTES = 16_000
 KEYS_SLACK = 8 << 20
 """Between two runs over as many bytes: 4 MiB were measured, and 25 where no key is let go."""
-NTH_MAX = {
-    "log-append": 40,
-    "log-fsync": 20,
-    "snapshot-return": 6,
-    "manifest-publish": 12,
-    "chunk-write": 2,
-    "chunk-rename": 2,
-    "catalog-publish": 2,
-    "log-delete": 2,
-}
-"""How often a portion surely comes to each step, whatever the number of workers."""
-MOMENT_MS_MAX = 400
 FILES_MOST = (36, 28, 20)
 """Descriptors: with the first a run may have enough, with the last none has."""
 READ_S = 60.0
@@ -75,7 +60,7 @@ def random_moments(trial: Trial) -> None:
     """Of events with columns of every type, and of retries with other values in these."""
     trial.typed()
     for _ in trial.rounds(10):
-        _die(trial, _moment(trial))
+        _die(trial, trial.moment())
 
 
 def two_crashes_in_a_row(trial: Trial) -> None:
@@ -95,7 +80,7 @@ def another_worker_count(trial: Trial) -> None:
     workers = 1
     for _ in trial.rounds(6):
         workers = trial.rng.choice([count for count in (1, 2, 3) if count != workers])
-        _die(trial, _any(trial), workers=workers)
+        _die(trial, trial.death(), workers=workers)
 
 
 def bounded(**settings: str) -> Callable[[Story], Story]:
@@ -124,10 +109,10 @@ def stall_then_redelivery(trial: Trial) -> None:
     """Stream time stands still while the job is away, for longer than the dedup window, which is
     made shorter than a start takes; then the bus sends the end of each partition again."""
     trial.feed.send(PORTION, Traffic(retries=0))
-    trial.may_die(_moment(trial))
+    trial.may_die(trial.moment())
     trial.ends()
     _send_again(trial, {name: messages[-400:] for name, messages in trial.feed.messages.items()})
-    trial.may_die(_moment(trial))
+    trial.may_die(trial.moment())
 
 
 @bounded(DEDUP_WINDOW="120s", BLOCK_SPAN="60s")
@@ -136,7 +121,7 @@ def redelivery_of_an_hour_ago(trial: Trial) -> None:
     trial.feed.id_bytes = 400
     slow = Traffic(step_ms=2000, retries=0, late_ms=10 * MINUTE_MS)
     trial.feed.send(2 * PORTION, slow)
-    _die(trial, _moment(trial), slow)
+    _die(trial, trial.moment(), slow)
     trial.ends()
     before_ms = trial.feed.now_ms - HOUR_MS
     again = {
@@ -144,7 +129,7 @@ def redelivery_of_an_hour_ago(trial: Trial) -> None:
         for name, messages in trial.feed.messages.items()
     }
     _send_again(trial, again)
-    trial.may_die(_moment(trial))
+    trial.may_die(trial.moment())
 
 
 def more_keys_than_memory_holds(trial: Trial) -> None:
@@ -187,13 +172,13 @@ def redelivery_storm(trial: Trial) -> None:
                 again = 10 * trial.feed.messages[name][-40:]
                 trial.rng.shuffle(again)
                 trial.feed.append(name, again)
-        trial.may_die(_moment(trial))
+        trial.may_die(trial.moment())
 
 
 @bounded(DEDUP_WINDOW="600s", BLOCK_SPAN="60s")
 def out_of_order_by_minutes(trial: Trial) -> None:
     for _ in trial.rounds(3):
-        _die(trial, _any(trial, "log-append", "snapshot-return"), Traffic(1000, 5 * MINUTE_MS))
+        _die(trial, trial.death("log-append", "snapshot-return"), Traffic(1000, 5 * MINUTE_MS))
 
 
 @bounded()
@@ -205,7 +190,7 @@ def clocks_far_off(trial: Trial) -> None:
                 trial.feed.send(20, ORDINARY, [name])
                 off_ms = trial.rng.choice([FAR_FUTURE_MS, 0, -HOUR_MS])
                 trial.feed.append(name, [trial.feed.event(off_ms)])
-        trial.may_die(_moment(trial))
+        trial.may_die(trial.moment())
 
 
 @bounded(DEDUP_WINDOW="60s", BLOCK_SPAN="30s")
@@ -218,7 +203,7 @@ def clocks_a_little_off(trial: Trial) -> None:
                 off_ms = trial.rng.choice([FUTURE_SKEW_MS // 2, 0, -3 * MINUTE_MS])
                 trial.feed.now_ms = now_ms() + off_ms
                 trial.feed.send(20, ORDINARY, [name])
-        trial.may_die(_moment(trial))
+        trial.may_die(trial.moment())
 
 
 def readers_during_change(trial: Trial) -> None:
@@ -226,7 +211,7 @@ def readers_during_change(trial: Trial) -> None:
     trial.data.mkdir()
     with reading(trial) as one, reading(trial, "2") as other:
         for _ in trial.rounds(6):
-            _die(trial, _any(trial, *POINTS, MOMENT))
+            _die(trial, trial.death(*POINTS, MOMENT))
         trial.ends()
         for reader in (one, other):
             report = report_of(trial, reader)
@@ -301,18 +286,6 @@ def _die(
         if trial.may_die(death, workers):
             return
     raise Failure(f"{death} was never reached")
-
-
-def _any(trial: Trial, *points: str) -> Death:
-    """A death at one of these points, by default any but the deletion of logs, which takes long."""
-    point = trial.rng.choice(points or [point for point in POINTS if point != "log-delete"])
-    if point == MOMENT:
-        return _moment(trial)
-    return Death.drawn(trial.rng, point, NTH_MAX[point])
-
-
-def _moment(trial: Trial) -> Death:
-    return Death(MOMENT, "after", trial.rng.randint(1, MOMENT_MS_MAX))
 
 
 def _runs_out(
@@ -415,7 +388,7 @@ def _damage(
 ) -> tuple[str, set[Place], list[Place] | Corruption]:
     """Change the content of a log of a hot block, after a run and a kill; see that the job ends and
     names the file; mend it. The partition, what a query should find, and what it found."""
-    _die(trial, _moment(trial))
+    _die(trial, trial.moment())
     trial.ends()
     view = take_view(Disk(), [trial.data])
     logs = [(p, p.folder / e.file) for p in view.partitions for b in p.hot for e in b.extents]

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import random
 import zlib
+from collections.abc import Iterable
 
 from forebay.verify.feed import START_MS
+from forebay.verify.oracle import END_S, FIRST_S, PLACES
 
 COLUMNS = {
     "device": "string",
@@ -28,9 +30,6 @@ COLUMNS = {
 KEY = ("device", "id", "_x", "select", "order")
 DEPTH = 300
 """What every reader of JSON follows."""
-_END_US = 253_402_300_800_000_000
-"""The year 10000."""
-_UNITS = {"time": 1000, "time_s": 1, "time_us": 1_000_000}
 
 TEXT = [
     b'""', b'"\\u0000"', b'"' + "\ud7ff".encode() * 16 + b'"', '"\U0010ffff"'.encode(),
@@ -69,8 +68,7 @@ NEVER = [
 
 def _moments(kind: str) -> list[bytes]:
     """The first and the last of a unit, and the numbers next to these."""
-    end = _END_US * _UNITS[kind] // 1_000_000
-    first = -62_135_596_800 * _UNITS[kind]
+    first, end = FIRST_S * 10 ** PLACES[kind], END_S * 10 ** PLACES[kind]
     return [b"%d" % number for number in (first, end - 1, first - 1, end)]
 
 
@@ -79,20 +77,19 @@ _OF_TYPE = {
     "int": NUMBERS + NO_NUMBERS,
     "float": FLOATS + NO_FLOATS,
     "bool": [b"true", b"false", *NO_TRUTHS],
-    **{kind: MOMENTS + NO_MOMENTS + _moments(kind) for kind in _UNITS},
+    **{kind: MOMENTS + NO_MOMENTS + _moments(kind) for kind in PLACES},
 }
-HOSTILE = [
-    b'"%b":%b' % (name.encode(), text)
-    for name, kind in COLUMNS.items()
-    if name not in KEY
-    for text in [*_OF_TYPE[kind], *NEVER]
-]
+
+
+def _hostile(names: Iterable[str]) -> list[bytes]:
+    """A field for each of these columns and each value that it may get."""
+    texts = [(name.encode(), text) for name in names for text in (*_OF_TYPE[COLUMNS[name]], *NEVER)]
+    return [b'"%b":%b' % one for one in texts]
+
+
+HOSTILE = _hostile(name for name in COLUMNS if name not in KEY)
 """An event with one of these is an event."""
-HOSTILE_KEYS = [
-    b'"%b":%b' % (name.encode(), text)
-    for name in KEY[2:]
-    for text in [*_OF_TYPE[COLUMNS[name]], *NEVER]
-]
+HOSTILE_KEYS = _hostile(KEY[2:])
 """An event with one of these is another event, or a reject."""
 
 

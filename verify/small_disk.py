@@ -17,7 +17,7 @@ FILE_BYTES_MAX = 100_000
 
 
 @dataclass
-class Disk:
+class SmallDisk:
     """`limit` is what a worker must be told (see `verify.worker`), None if the disk itself is
     small; `reasons` are what the operating system, or SQLite, calls it."""
 
@@ -40,16 +40,16 @@ class Disk:
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Disk]:
+def small_disk(folder: Path) -> Iterator[SmallDisk]:
     """A disk at the new folder `folder`."""
     folder.mkdir()
     full = "database or disk is full"
     if not _mount(folder, f"size={LARGE}"):
         reasons = ("File too large", "disk I/O error", full)
-        yield Disk(folder, f"FSIZE={FILE_BYTES_MAX}", reasons)
+        yield SmallDisk(folder, f"FSIZE={FILE_BYTES_MAX}", reasons)
         return
     try:
-        yield Disk(folder, None, ("No space left on device", full))
+        yield SmallDisk(folder, None, ("No space left on device", full))
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
