@@ -114,10 +114,9 @@ def run_day(
 def missing_days(roots: Sequence[Path]) -> list[date]:
     """The days that are over and not handed over, oldest first."""
     with Handoff(roots) as handoff:
-        reach_ms, covered = handoff.reach_ms(), [b.covered_until_ms for b in handoff.batches]
+        reach_ms, covered = handoff.reach_ms(), _covered_ms(handoff.batches)
         begun = _begun(handoff.batches)
-    known = [ms for ms in covered if ms is not None]
-    first_ms = min(begun) - DAY_MS if begun else max(known) if known else _first_ms(roots)
+    first_ms = min(begun) - DAY_MS if begun else _first_ms(roots) if covered is None else covered
     if reach_ms is None or first_ms is None:
         return []
     first, end = first_ms // DAY_MS, reach_ms // DAY_MS
@@ -136,13 +135,14 @@ class _Run:
         self._seal = ".".join(batch.seal.id for batch in batches if batch.seal)
         self._number = max(batch.number for batch in batches) + 1
         self._was_completed = all(batch.complete for batch in batches)
-        self._covered = [b.covered_until_ms for b in batches if b.covered_until_ms is not None]
+        self._covered_ms = _covered_ms(batches)
         view = self._store().view()
         names = [partition.state.partition for partition in view.partitions]
         if len(set(names)) < len(names):
             raise BadInput("batch: expected no two nodes to have a partition of the same name")
         self._key = list(view.key)
-        self._spans_ms = {p.state.block_span_ms for p in view.partitions}
+        spans_ms = (p.state.block_span_ms for p in view.partitions)
+        self._span = timedelta(milliseconds=min(spans_ms, default=DAY_MS))
         self._offsets = {
             str(node.root): {p.state.partition: p.state.next_offsets for p in node.partitions}
             for node in view.nodes
@@ -248,13 +248,12 @@ class _Run:
 
     def _counts(self) -> pl.DataFrame:
         """Rows of each block span: all, and those of times that were handed over before."""
-        span = f"{min(self._spans_ms, default=DAY_MS)}ms"
-        covered = max(self._covered, default=None)
+        covered = self._covered_ms
         late = pl.lit(False) if covered is None else pl.col(UPLOAD_TIME) < time_of(covered)
         return (
             self._store()
             .sealed()
-            .group_by(pl.col(UPLOAD_TIME).dt.truncate(span).alias("start"))
+            .group_by(pl.col(UPLOAD_TIME).dt.truncate(self._span).alias("start"))
             .agg(pl.len().cast(pl.Int64).alias("rows"), late.sum().cast(pl.Int64).alias("late"))
             .sort("start")
             .collect()
@@ -267,11 +266,10 @@ class _Run:
         if self._table.head is None:
             return pl.LazyFrame(schema=schema)
         rows = scan_table(self.metadata, schema, self._config.catalog, self._roots)
-        known = pl.col(UPLOAD_TIME) >= time_of(max(self._covered, default=0))
+        known = pl.col(UPLOAD_TIME) >= time_of(self._covered_ms or 0)
         times = counts.filter(pl.col("late") > 0)["start"]
         if not times.is_empty():
-            end = max(times) + timedelta(milliseconds=min(self._spans_ms))
-            known |= pl.col(UPLOAD_TIME).is_between(min(times), end)
+            known |= pl.col(UPLOAD_TIME).is_between(min(times), max(times) + self._span)
         return rows.filter(known)
 
     def _write_files(
@@ -286,7 +284,7 @@ class _Run:
         size = _Size()
         with ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
-            for start, end, expected in _slices(counts, self._spans_ms, size):
+            for start, end, expected in _slices(counts, self._span, size):
                 frame, done = self._slice(found, start, end), done + expected
                 progress(done)
                 if frame.is_empty():
@@ -354,11 +352,10 @@ class _Size:
 
 
 def _slices(
-    counts: pl.DataFrame, spans_ms: set[int], size: _Size
+    counts: pl.DataFrame, span: timedelta, size: _Size
 ) -> Iterator[tuple[datetime, datetime, int]]:
     """Ranges of upload times within a day, of as many rows as `size` has when they begin to be
     counted, or one interval if that has more."""
-    span = timedelta(milliseconds=min(spans_ms, default=DAY_MS))
     start, end, held = EPOCH, EPOCH, 0
     for row in counts.iter_rows(named=True):
         at = row["start"]
@@ -371,17 +368,23 @@ def _slices(
 
 
 def _require_next(batches: list[Boundary], day: date) -> None:
-    covered = [b.covered_until_ms for b in batches if b.covered_until_ms is not None]
-    if covered and _day_ms(day) > max(covered):
-        raise BadInput(
-            f"batch: expected {time_of(max(covered)):%Y-%m-%d}, the first day that is not handed"
-            f" over, got {day}; --catch-up does all days in turn"
-        )
-    if any(until_ms < _day_ms(day) + DAY_MS for until_ms in _begun(batches)):
-        raise BadInput(
-            f"batch: expected {time_of(min(_begun(batches)) - DAY_MS):%Y-%m-%d}, a day that is"
-            f" sealed and not handed over, got {day}; --catch-up does all days in turn"
-        )
+    covered, begun = _covered_ms(batches), _begun(batches)
+    if covered is not None and _day_ms(day) > covered:
+        first_ms, why = covered, "the first day that is not handed over"
+    elif begun and min(begun) < _day_ms(day) + DAY_MS:
+        first_ms, why = min(begun) - DAY_MS, "a day that is sealed and not handed over"
+    else:
+        return
+    raise BadInput(
+        f"batch: expected {time_of(first_ms):%Y-%m-%d}, {why}, got {day}; --catch-up does all days"
+        " in turn"
+    )
+
+
+def _covered_ms(batches: list[Boundary]) -> int | None:
+    """The furthest boundary of all nodes."""
+    covered = (batch.covered_until_ms for batch in batches)
+    return max((ms for ms in covered if ms is not None), default=None)
 
 
 def _begun(batches: list[Boundary]) -> list[int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,18 +109,7 @@ class EventTable:
         self._handed_over = handed_over
         self._refused = NOT_SHOWN
         with self._told():
-            for _ in attempts():
-                try:
-                    self._catalog = load_catalog("forebay", **(catalog or own_catalog(folder)))
-                    table = self._load_or_make(schema)
-                    self.schema = self._as_named(schema, table.schema().column_names)
-                    self._bring_up_to_date(table)
-                    break
-                except NOT_NOW as error:
-                    self._refused = _one_line(error)
-            else:
-                raise self.not_now()
-        self.table = table
+            self.table = self._tried(lambda: self._open(catalog or own_catalog(folder), schema))
 
     @property
     def head(self) -> int | None:
@@ -160,13 +149,7 @@ class EventTable:
 
     def look(self) -> None:
         """See what the catalog has now."""
-        for _ in attempts():
-            try:
-                self.table = self._catalog.load_table(self._name)
-                return
-            except NOT_NOW as error:
-                self._refused = _one_line(error)
-        raise self.not_now()
+        self.table = self._tried(lambda: self._catalog.load_table(self._name))
 
     def not_now(self) -> BadInput:
         """Told by what the catalog last refused."""
@@ -191,6 +174,22 @@ class EventTable:
                 f"table {self._name}: expected snapshot {snapshot.snapshot_id} to be readable, got"
                 f" {error}; roll the table back to the snapshot before it"
             ) from error
+
+    def _tried(self, act: Callable[[], Table]) -> Table:
+        """What `act` returns, repeated while the catalog can't do it just now."""
+        for _ in attempts():
+            try:
+                return act()
+            except NOT_NOW as error:
+                self._refused = _one_line(error)
+        raise self.not_now()
+
+    def _open(self, catalog: Mapping[str, str], schema: pa.Schema) -> Table:
+        self._catalog = load_catalog("forebay", **catalog)
+        table = self._load_or_make(schema)
+        self.schema = self._as_named(schema, table.schema().column_names)
+        self._bring_up_to_date(table)
+        return table
 
     def _load_or_make(self, schema: pa.Schema) -> Table:
         try:

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 
-from forebay.flows.running import job_runs
+from forebay.flows.recovery import job_runs
 from forebay.storage.base.directory import require_data_directory
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
@@ -56,12 +55,7 @@ class Handoff:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stack.close()
 
     @property
@@ -95,12 +89,11 @@ class Handoff:
             )
         for layout, writer in zip(self._layouts, self._writers, strict=True):
             spans_ms = {state.block_span_ms for state in self._states(layout)}
-            if job_runs(self._disk, layout):
-                writer.seal(until_ms, spans_ms)
-            else:
-                with self._disk.lock(layout.lock):
+            with ExitStack() as stack:
+                if not job_runs(self._disk, layout):
+                    stack.enter_context(self._disk.lock(layout.lock))
                     self._require_ended(layout)
-                    writer.seal(until_ms, spans_ms)
+                writer.seal(until_ms, spans_ms)
         deadline = time.monotonic() + self._timeout_s
         for layout, batch in zip(self._layouts, self.batches, strict=True):
             self._wait(layout, batch, deadline)
@@ -124,13 +117,12 @@ class Handoff:
         if len({batch.covered_until_ms for batch in batches}) > 1 and any(
             batch.seal is None or batch.seal.until_ms != until_ms for batch in batches
         ):
-            told = ", ".join(
+            ends = (batch.covered_until_ms for batch in batches)
+            found = ", ".join(
                 f"{layout.root}: {'none' if ms is None else utc_text(ms)}"
-                for layout, ms in zip(
-                    self._layouts, (batch.covered_until_ms for batch in batches), strict=True
-                )
+                for layout, ms in zip(self._layouts, ends, strict=True)
             )
-            raise BadInput(f"seal: expected one boundary on all nodes, got {told}")
+            raise BadInput(f"seal: expected one boundary on all nodes, got {found}")
 
     def _require_ended(self, layout: Layout) -> None:
         if not layout.ended.exists():

@@ -7,6 +7,7 @@ A name in SQL is the source's own in snake case, without `$`. What is not declar
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType
 
@@ -28,21 +29,15 @@ def parse_path(text: str) -> tuple[str, ...]:
     return tuple(text.removeprefix("$.").split("."))
 
 
-def _columns(**declared: str) -> tuple[Column, ...]:
-    """Each `name="path"` or `name="path type"`."""
+def _columns(declared: str) -> tuple[Column, ...]:
+    """Each `name`, `name:type`, `name=path` or `name=path:type`; the path is the name, and the type
+    string, unless given."""
     columns = []
-    for name, text in declared.items():
-        path, _, type = text.partition(" ")
-        columns.append(Column(name, parse_path(path), _type(type or "string")))
+    for text in declared.split():
+        place, _, type = text.partition(":")
+        name, _, path = place.partition("=")
+        columns.append(Column(name, parse_path(path or name), cast(ColumnType, type or "string")))
     return tuple(columns)
-
-
-def _type(text: str) -> ColumnType:
-    types: dict[str, ColumnType] = {
-        "string": "string", "int": "int", "float": "float", "bool": "bool",
-        "time": "time", "time_s": "time_s", "time_us": "time_us",
-    }  # fmt: skip
-    return types[text]
 
 
 def _roles(user: str, event: str, time: str) -> tuple[tuple[str, str], ...]:
@@ -56,21 +51,9 @@ def _uploaded(path: str) -> Column:
 PRESETS: dict[str, Preset] = {
     "amplitude": Preset(
         _columns(
-            device_id="device_id",
-            insert_id="$insert_id",
-            uuid="uuid",
-            event_type="event_type",
-            event_time="event_time time",
-            user_id="user_id",
-            amplitude_id="amplitude_id int",
-            session_id="session_id int",
-            event_id="event_id int",
-            platform="platform",
-            os_name="os_name",
-            version_name="version_name",
-            country="country",
-            city="city",
-            language="language",
+            "device_id insert_id=$insert_id uuid event_type event_time:time user_id"
+            " amplitude_id:int session_id:int event_id:int"
+            " platform os_name version_name country city language"
         ),
         key=("device_id", "insert_id"),
         upload_time=_uploaded("server_upload_time"),
@@ -79,16 +62,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "segment": Preset(
         _columns(
-            message_id="messageId",
-            type="type",
-            event="event",
-            timestamp="timestamp time",
-            sent_at="sentAt time",
-            user_id="userId",
-            anonymous_id="anonymousId",
-            channel="channel",
-            page_path="context.page.path",
-            ip="context.ip",
+            "message_id=messageId type event timestamp:time sent_at=sentAt:time user_id=userId"
+            " anonymous_id=anonymousId channel page_path=context.page.path ip=context.ip"
         ),
         key=("message_id",),
         upload_time=_uploaded("receivedAt"),
@@ -96,30 +71,15 @@ PRESETS: dict[str, Preset] = {
         roles=_roles("user_id", "event", "timestamp"),
     ),
     "posthog": Preset(
-        _columns(
-            uuid="uuid",
-            event="event",
-            timestamp="timestamp time",
-            team_id="team_id int",
-            distinct_id="distinct_id",
-            elements_chain="elements_chain",
-        ),
+        _columns("uuid event timestamp:time team_id:int distinct_id elements_chain"),
         key=("uuid",),
         upload_time=_uploaded("created_at"),
         roles=_roles("distinct_id", "event", "timestamp"),
     ),
     "snowplow": Preset(
         _columns(
-            event_id="event_id",
-            event_fingerprint="event_fingerprint",
-            event_name="event_name",
-            derived_tstamp="derived_tstamp time",
-            dvce_created_tstamp="dvce_created_tstamp time",
-            app_id="app_id",
-            platform="platform",
-            user_id="user_id",
-            domain_userid="domain_userid",
-            page_urlpath="page_urlpath",
+            "event_id event_fingerprint event_name derived_tstamp:time dvce_created_tstamp:time"
+            " app_id platform user_id domain_userid page_urlpath"
         ),
         key=("event_id", "event_fingerprint"),
         upload_time=_uploaded("collector_tstamp"),
@@ -127,43 +87,23 @@ PRESETS: dict[str, Preset] = {
     ),
     "mixpanel": Preset(
         _columns(
-            event="event",
-            distinct_id="properties.distinct_id",
-            time="properties.time time_s",
-            insert_id="properties.$insert_id",
-            user_id="properties.$user_id",
-            os="properties.$os",
-            city="properties.$city",
-            country="properties.mp_country_code",
+            "event distinct_id=properties.distinct_id time=properties.time:time_s"
+            " insert_id=properties.$insert_id user_id=properties.$user_id os=properties.$os"
+            " city=properties.$city country=properties.mp_country_code"
         ),
         key=("event", "distinct_id", "time", "insert_id"),
         roles=_roles("distinct_id", "event", "time"),
     ),
     "cloudevents": Preset(
-        _columns(
-            source="source",
-            id="id",
-            type="type",
-            subject="subject",
-            time="time time",
-            datacontenttype="datacontenttype",
-        ),
+        _columns("source id type subject time:time datacontenttype"),
         key=("source", "id"),
         roles=_roles("subject", "type", "time"),
     ),
     "github": Preset(
         _columns(
-            id="id",
-            type="type",
-            actor_login="actor.login",
-            actor_id="actor.id int",
-            repo_name="repo.name",
-            repo_id="repo.id int",
-            org_login="org.login",
-            public="public bool",
-            action="payload.action",
-            ref="payload.ref",
-            created_at="created_at time",
+            "id type actor_login=actor.login actor_id=actor.id:int repo_name=repo.name"
+            " repo_id=repo.id:int org_login=org.login public:bool action=payload.action"
+            " ref=payload.ref created_at:time"
         ),
         key=("id",),
         upload_time=_uploaded("created_at"),

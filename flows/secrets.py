@@ -70,13 +70,10 @@ def shown_catalog(name: str, value: object) -> object:
 
 def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as JSON types, as they may be shown."""
-    found = {name: _masked_all(value) for name, value in values.items()}
-    for section, name, show in (
-        ("kafka", "librdkafka", shown_property),
-        ("batch", "catalog", shown_catalog),
-    ):
-        passed = values[section][name]
-        found[section][name] = {key: show(key, value) for key, value in passed.items()}
+    found: dict[str, Any] = _masked_all(values)
+    properties, catalog = values["kafka"]["librdkafka"], values["batch"]["catalog"]
+    found["kafka"]["librdkafka"] = {k: shown_property(k, v) for k, v in properties.items()}
+    found["batch"]["catalog"] = {k: shown_catalog(k, v) for k, v in catalog.items()}
     return found
 
 
@@ -89,7 +86,7 @@ def _shown(value: object) -> object:
 def _masked_all(value: Any) -> Any:
     if isinstance(value, str):
         return masked(value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _masked_all(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_masked_all(one) for one in value]
