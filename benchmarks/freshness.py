@@ -26,6 +26,7 @@ from benchmarks.measure import Child, Failed, Figure, scratch
 from benchmarks.report import Bound, Report
 from benchmarks.topic import Topic, broker, generated
 from forebay.flows.sections import BROKER
+from forebay.storage.base.times import now_ms
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from tests.broker import Broker
 
@@ -155,7 +156,7 @@ class _Reader:
         """Take one look; the first must find every partition."""
         new = pl.col(OFFSET) >= min(self._next.values(), default=0)
         found = self._store.scan().select(PARTITION, OFFSET, UPLOAD_TIME).filter(new).collect()
-        now_ms = time.time_ns() // 1_000_000
+        looked_ms = now_ms()
         self.scans += 1
         for (name,), rows in found.group_by(PARTITION):
             partition = str(name)
@@ -163,7 +164,7 @@ class _Reader:
             if fresh.height:
                 self._next[partition] = int(fresh[OFFSET].to_numpy().max()) + 1
                 times_ms = fresh[UPLOAD_TIME].dt.epoch("ms").to_numpy()
-                self.ages.append(now_ms - times_ms)
+                self.ages.append(looked_ms - times_ms)
                 self.seen += fresh.height
 
     def follow(self, messages: int, job: Child, deadline_s: float) -> None:

@@ -19,7 +19,7 @@ from benchmarks.job import TIMEOUT_S, Job, taken
 from benchmarks.lines import PLAIN, lines
 from benchmarks.measure import Child, Figure, Usage, scratch
 from benchmarks.report import Bound, Report
-from benchmarks.topic import Topic, broker, generated
+from benchmarks.topic import Topic, broker, generate_command, generated
 from tests.broker import Broker
 
 EVENTS = 400_000
@@ -144,17 +144,8 @@ def _paced(case: Case, running: Broker, events: int, folder: Path) -> dict[str, 
     startup = case.start(few, place / "few").ingest()
     job = case.start(topic, place / "job")
     job.child.wait_until(lambda: taken(job.data) >= STARTUP_EVENTS, TIMEOUT_S)
-    command = [
-        sys.executable,
-        "-m",
-        "forebay.cli.main",
-        "generate",
-        "--events",
-        str(count),
-        "--seed",
-        "1",
-    ]
-    command += ["--bootstrap", topic.bootstrap, "--topic", topic.name, *load, str(case.rate)]
+    where = ("--seed", "1", "--bootstrap", topic.bootstrap, "--topic", topic.name)
+    command = generate_command(count, *where, *load, str(case.rate))
     sender = Child(command, place / "sender.log", {})
     usage = job.ingest()
     sender.wait(TIMEOUT_S)

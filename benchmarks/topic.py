@@ -55,17 +55,13 @@ def broker(folder: Path) -> Iterator[Broker]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def generate_command(events: int, *options: str) -> list[str]:
+    return [sys.executable, "-m", "forebay", "generate", "--events", str(events), *options]
+
+
 def generate(events: int, *options: str) -> dict[str, Any]:
     """`forebay generate`, and the totals that it prints."""
-    command = [
-        sys.executable,
-        "-m",
-        "forebay.cli.main",
-        "generate",
-        "--events",
-        str(events),
-        *options,
-    ]
+    command = generate_command(events, *options)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
         raise Failed(f"generate ended with {done.returncode}: {done.stderr.decode()}")
