@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 
 from forebay.cli.load import Load, LoadSpec
 from forebay.cli.outlet import PARTITIONS, SUFFIXES, Outlet, files, topic_of
-from forebay.flows.duration import duration_ms
+from forebay.flows.sections import duration_ms
 from forebay.storage.base.times import now_ms
 
 START = "2024-05-01T00:00:00Z"

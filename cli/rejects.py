@@ -19,8 +19,8 @@ from forebay.cli.filters import filtered, wanted
 from forebay.cli.roots import data_dirs_option, roots_of
 from forebay.cli.table import echo_table
 from forebay.cli.target import force_option, new_file
-from forebay.flows.running import job_runs
-from forebay.operators.repartition import is_hash_partition
+from forebay.flows.recovery import job_runs
+from forebay.operators.routing import is_hash_partition
 from forebay.query.view import View, take_view
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput

@@ -19,7 +19,7 @@ from rich.text import Text
 from forebay import query
 from forebay.cli.roots import data_dirs_option
 from forebay.cli.table import number_text, table, terminal_width, time_text, totals
-from forebay.flows.running import job_runs
+from forebay.flows.recovery import job_runs
 from forebay.flows.settings import load
 from forebay.query.receipt import COUNTS
 from forebay.query.view import View

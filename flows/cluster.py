@@ -29,12 +29,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from forebay.flows.recovery import begin, init_recovery, take_data_directory
+from forebay.operators.process import stop_signals
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import INCOMPLETE, PERMANENT
 from forebay.storage.base.layout import Layout
@@ -207,12 +208,10 @@ class Cluster:
     def _stop_within(self, seconds: float) -> bool:
         """Whether a stop is asked for before so long has passed."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                if self._events.get(timeout=left) is None:
-                    return True
-            except queue.Empty:
-                break
+        with suppress(queue.Empty):
+            while self._next(deadline):
+                pass
+            return True
         return False
 
     def _start(self) -> None:
@@ -250,12 +249,6 @@ class Cluster:
         self._processes, self._channels = [], []
 
 
-def stop_signals() -> list[signal.Signals]:
-    """Those that ask for a stop: SIGHUP, of a closed terminal, too, unless nohup has it ignored."""
-    hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangup else [])]
-
-
 def _workers(count: int) -> str:
     return "1 worker" if count == 1 else f"{count} workers"
 
@@ -270,11 +263,8 @@ def _end_of(code: int) -> str:
 
 def _free_addresses(count: int) -> list[str]:
     """So many addresses on this host on which nothing listens now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

@@ -4,17 +4,12 @@ may be a secret.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from forebay.flows.secrets import HIDDEN, masked
 from forebay.storage.base.text import did_you_mean, plain, shortened
 
-SECRET = re.compile(
-    r"password|passphrase|secret|token|credential|access-key|\.key$|key\.pem|jaas|oauthbearer\.config",
-    re.IGNORECASE,
-)
 CAME_CHARACTERS = 120
 Known = Callable[[tuple[str, ...]], Iterable[str]]
 NAMED = "named"
@@ -42,25 +37,19 @@ _EXPECTED: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
 """What each kind of error of pydantic's expects."""
 
 
-def faults(
-    errors: Iterable[Mapping[str, Any]],
-    known: Known,
-    sections_with: Callable[[str], Sequence[str]],
-    columns: object,
-) -> list[str]:
-    """A sentence for each error. `known` gives the names that a section has, `sections_with` the
-    sections that have a name; `columns` is what was declared as columns, whose entries are named by
-    it."""
-    found = [_fault(error, known, sections_with, columns) for error in errors]
+def faults(errors: Iterable[Mapping[str, Any]], known: Known, columns: object) -> list[str]:
+    """A sentence for each error. `known` gives the names that a section has; `columns` is what was
+    declared as columns, whose entries are named by it."""
+    found = [_fault(error, known, columns) for error in errors]
     return list(dict.fromkeys(found))  # a value that may be one of several types is one fault
 
 
-def _fault(
-    error: Mapping[str, Any],
-    known: Known,
-    sections_with: Callable[[str], Sequence[str]],
-    columns: object,
-) -> str:
+def sections_with(name: str, known: Known) -> list[str]:
+    """The sections that have such a name, which may have been given without its section."""
+    return [section for section in ("files", "kafka", "batch") if name in known((section,))]
+
+
+def _fault(error: Mapping[str, Any], known: Known, columns: object) -> str:
     place = tuple(map(str, error["loc"]))
     passed_through = place[:2] == ("kafka", "librdkafka") and len(place) > 2
     name = ".".join(place[:3] if passed_through else place)
@@ -69,7 +58,7 @@ def _fault(
     if error["type"] == "extra_forbidden":
         where = f"of [{'.'.join(place[:-1])}]" if place[:-1] else "of the settings"
         near = did_you_mean(place[-1], known(place[:-1]))
-        if len(place) == 1 and (sections := sections_with(place[0])):
+        if len(place) == 1 and (sections := sections_with(place[0], known)):
             near = f"; it belongs below [{sections[0]}]"
         return f"{name}: expected one {where}, got an unknown name{plain(near)}"
     expected = "text, a number or a boolean" if passed_through else _expected(error, place)
@@ -117,5 +106,4 @@ def _column(place: tuple[object, ...], columns: object) -> str:
 
 def _secret(place: tuple[str, ...]) -> bool:
     """Whether what came could hold a secret: the whole of [kafka] or of what is passed through."""
-    held = place in (("kafka",), ("batch",)) or "librdkafka" in place or "catalog" in place
-    return held or any(SECRET.search(part) for part in place)
+    return place in (("kafka",), ("batch",)) or "librdkafka" in place or "catalog" in place

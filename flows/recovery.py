@@ -1,6 +1,7 @@
 """The engine's recovery store: made whole or not at all, and opened by one job at a time.
 
-Opening it is enough to spoil it for a job that runs, so the data directory's lock comes first.
+Opening it is enough to spoil it for a job that runs, so the data directory's lock comes first. A
+job holds that, and its workers those of the partitions: they show whether one runs.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ def take_data_directory(layout: Layout) -> BinaryIO:
     for folder in (layout.topics, layout.sources):
         disk.drop_claims(folder)
     return lock
+
+
+def job_runs(disk: Disk, layout: Layout) -> bool:
+    """Whether a job runs on the data directory, however it was started."""
+    locks = [layout.lock, *(layout.hot(name) / "lock" for name in layout.partitions())]
+    return any(disk.locked(path) for path in locks)
 
 
 def begin(layout: Layout) -> None:

@@ -16,13 +16,15 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    PlainSerializer,
     field_validator,
 )
 
-from forebay.flows.duration import Duration
 from forebay.flows.schemas import parse_path
 from forebay.storage.formats.schema import RESERVED, RESERVED_ELSEWHERE, ColumnType
 
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 BROKER = "broker"
 OWNED = (
     "bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store",
@@ -35,6 +37,35 @@ _BROKER = re.compile(
     r"(?:(?:PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)://)?"
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.%]+\]):(?P<port>[0-9]{1,5})"
 )
+
+
+def duration_ms(value: object) -> int:
+    """Milliseconds of "500ms", "90s", "10m", "2h", "1d"; a bare number counts seconds."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", str(value))
+    if isinstance(value, bool) or found is None or len(found[1]) > 15:
+        raise ValueError("expected a time such as 500ms, 90s, 10m or 2h")
+    return round(float(found[1]) * UNITS_MS[found[2] or "s"])
+
+
+def duration_text(ms: int) -> str:
+    """The shortest text that `duration_ms` reads back."""
+    unit = max((u for u in UNITS_MS if ms % UNITS_MS[u] == 0), key=UNITS_MS.__getitem__)
+    return f"{ms // UNITS_MS[unit]}{unit}" if ms else "0s"
+
+
+Duration = Annotated[int, BeforeValidator(duration_ms), PlainSerializer(duration_text)]
+"""Text such as "500ms", "90s", "10m", kept as whole milliseconds."""
+
+
+def at_least(least_ms: int) -> AfterValidator:
+    """Of a duration."""
+
+    def check(value: int) -> int:
+        if value < least_ms:
+            raise ValueError(f"expected at least {duration_text(least_ms)}")
+        return value
+
+    return AfterValidator(check)
 
 
 def _path(value: object) -> object:

@@ -9,7 +9,7 @@ whole milliseconds; sizes are bytes, or text such as "512MiB".
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -34,17 +34,22 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from forebay.flows.duration import HOUR_MS, MINUTE_MS, Duration, duration_text
-from forebay.flows.fault import NAMED, faults
+from forebay.flows.fault import NAMED, faults, sections_with
 from forebay.flows.schemas import PRESETS, Preset, parse_path
 from forebay.flows.secrets import without_secrets
 from forebay.flows.sections import (
     BROKER,
+    DAY_MS,
+    HOUR_MS,
+    MINUTE_MS,
     TIME_TYPES,
     BatchSettings,
     ColumnSettings,
+    Duration,
     FilesSettings,
     KafkaSettings,
+    at_least,
+    duration_text,
     upload_path,
 )
 from forebay.flows.toml import read_toml
@@ -61,13 +66,6 @@ from forebay.storage.formats.schema import (
 
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"
-DAY_MS = 86_400_000
-_LEAST_MS = {
-    "block_span": 1000, "dedup_window": 1000, "epoch_interval": 50, "publish_interval": 10,
-    "grace": 1000, "tick_interval": 100,
-}  # fmt: skip
-
-
 NO_SOURCE = 'source: expected source = "kafka" beside [kafka], got none; the default is files'
 
 
@@ -147,12 +145,12 @@ class Settings(BaseSettings):
         description="What a partition keeps to explain dropped and late events (`forebay why`)."
         " More: explains older ones; 0: explains none.",
     )
-    block_span: Duration = Field(
+    block_span: Annotated[Duration, at_least(1000)] = Field(
         5 * MINUTE_MS,
         description="Upload time that a block holds. Shorter: more files, finer eviction. Fixed for"
         " the life of a data directory.",
     )
-    dedup_window: Duration = Field(
+    dedup_window: Annotated[Duration, at_least(1000)] = Field(
         10 * MINUTE_MS,
         description="How long after its last update a block stays in the cache, in stream time."
         " Longer: catches later retries, more memory.",
@@ -169,10 +167,10 @@ class Settings(BaseSettings):
         description="Dedup indexes and keys kept in memory by a worker. Less costs reads from disk,"
         " never exactness.",
     )
-    epoch_interval: Duration = Field(
+    epoch_interval: Annotated[Duration, at_least(50)] = Field(
         1000, description="Time between commits. Longer: fewer fsyncs, more to replay."
     )
-    publish_interval: Duration = Field(
+    publish_interval: Annotated[Duration, at_least(10)] = Field(
         100,
         description="Time until readers see new events; up to 1s where many more wait to be read."
         " Shorter: fresher, smaller writes.",
@@ -182,11 +180,11 @@ class Settings(BaseSettings):
         description="How far an upload time may be ahead of the broker's timestamp. Beyond it the"
         " message is a reject, for it would evict blocks too early.",
     )
-    grace: Duration = Field(
+    grace: Annotated[Duration, at_least(1000)] = Field(
         10 * MINUTE_MS,
         description="How long replaced files are kept. Must exceed the longest query and epoch.",
     )
-    tick_interval: Duration = Field(
+    tick_interval: Annotated[Duration, at_least(100)] = Field(
         HOUR_MS,
         description="How often what may go is deleted. It also is whenever a day was handed over.",
     )
@@ -242,35 +240,31 @@ class Settings(BaseSettings):
     def _once(
         cls, value: tuple[ColumnSettings, ...], info: ValidationInfo
     ) -> tuple[ColumnSettings, ...]:
-        preset = PRESETS.get(info.data.get("event_schema", ""))
-        seen = {column.name.casefold(): column.name for column in preset.columns} if preset else {}
+        preset = _preset(info.data.get("event_schema", "none"))
+        seen = {column.name.casefold(): column.name for column in preset.columns}
         for column in value:
-            folded = column.name.casefold()
-            known = seen.get(folded)
-            seen[folded] = column.name
-            if known is None:
-                continue
+            known = seen.get(column.name.casefold())
+            seen[column.name.casefold()] = column.name
             if known == column.name:
                 raise ValueError(f"expected each column once, got {column.name!r} again")
-            raise ValueError(
-                f"expected names that differ by more than case, got {column.name!r} beside"
-                f" {known!r}: SQL takes them for one"
-            )
+            if known:
+                raise ValueError(
+                    f"expected names that differ by more than case, got {column.name!r} beside"
+                    f" {known!r}: SQL takes them for one"
+                )
         return value
 
     @field_validator("dedup_key")
     @classmethod
     def _declared(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if "event_schema" not in info.data or "columns" not in info.data:
+        types = _declared_types(info)
+        if types is None:
             return value
-        preset = PRESETS.get(info.data["event_schema"], Preset((), ()))
-        names = [column.name for column in (*preset.columns, *info.data["columns"])]
-        if not value and not preset.key:
+        if not value and not _preset(info.data["event_schema"]).key:
             raise ValueError("expected at least one column, for no preset gives a key")
-        _require_columns(value, names)
+        _require_columns(value, types)
         if len(set(value)) < len(value):
             raise ValueError("expected each column once")
-        types = {column.name: column.type for column in (*preset.columns, *info.data["columns"])}
         if floats := [name for name in value if types[name] == "float"]:
             raise ValueError(
                 f"expected no float, for equality of floats is not exact; got {floats}"
@@ -280,11 +274,9 @@ class Settings(BaseSettings):
     @field_validator("volatile")
     @classmethod
     def _columns_of(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if "event_schema" not in info.data or "columns" not in info.data:
-            return value
-        preset = PRESETS.get(info.data["event_schema"], Preset((), ()))
-        names = [column.name for column in (*preset.columns, *info.data["columns"])]
-        _require_columns(value, names)
+        types = _declared_types(info)
+        if types is not None:
+            _require_columns(value, types)
         return value
 
     @field_validator("upload_time_type")
@@ -299,14 +291,6 @@ class Settings(BaseSettings):
             raise ValueError("; ".join(faults))
         return value
 
-    @field_validator(*_LEAST_MS)
-    @classmethod
-    def _long_enough(cls, value: int, info: ValidationInfo) -> int:
-        least_ms = _LEAST_MS[str(info.field_name)]
-        if value < least_ms:
-            raise ValueError(f"expected at least {duration_text(least_ms)}")
-        return value
-
     @field_validator("hash_partitions")
     @classmethod
     def _together(cls, value: int, info: ValidationInfo) -> int:
@@ -315,15 +299,9 @@ class Settings(BaseSettings):
         for name in ("epoch_interval", "publish_interval"):
             ms = info.data.get(name)
             if grace_ms is not None and ms is not None and grace_ms < ms:
+                least, came = duration_text(ms), duration_text(grace_ms)
                 raise PydanticCustomError(
-                    NAMED,
-                    "expected at least {name_of} ({least}), got '{came}'",
-                    {
-                        "name": "grace",
-                        "name_of": name,
-                        "least": duration_text(ms),
-                        "came": duration_text(grace_ms),
-                    },
+                    NAMED, f"expected at least {name} ({least}), got '{came}'", {"name": "grace"}
                 )
         return value
 
@@ -331,7 +309,7 @@ class Settings(BaseSettings):
     def schema_of_events(self) -> Schema:
         """The schema that these settings declare."""
         declared = _schema(self.event_schema, self.columns, self.upload_time, self.upload_time_type)
-        preset = PRESETS.get(self.event_schema, Preset((), ()))
+        preset = _preset(self.event_schema)
         return replace(
             declared,
             key=self.dedup_key or declared.key,
@@ -341,6 +319,19 @@ class Settings(BaseSettings):
         )
 
 
+def _preset(name: str) -> Preset:
+    """That of the schema of this name, an empty one for "none"."""
+    return PRESETS.get(name, Preset((), ()))
+
+
+def _declared_types(info: ValidationInfo) -> dict[str, ColumnType] | None:
+    """The types of all columns by name; None where what declares them has a fault."""
+    if not {"event_schema", "columns"} <= set(info.data):
+        return None
+    columns = (*_preset(info.data["event_schema"]).columns, *info.data["columns"])
+    return {column.name: column.type for column in columns}
+
+
 def _schema(
     preset_name: str,
     own: tuple[ColumnSettings, ...],
@@ -348,7 +339,7 @@ def _schema(
     upload_type: ColumnType,
 ) -> Schema:
     """The preset with the columns of one's own and another upload time, if there is one."""
-    preset = PRESETS.get(preset_name, Preset((), ()))
+    preset = _preset(preset_name)
     upload_time = preset.upload_time
     if upload_path == BROKER:
         upload_time = None
@@ -376,7 +367,7 @@ def load(**overrides: Any) -> Settings:
         found += _span_faults(settings)
     except ValidationError as error:
         errors = [cast(Mapping[str, Any], one) for one in error.errors()]
-        found += faults(errors, _names, _sections_with, declared("columns", ()))
+        found += faults(errors, _names, declared("columns", ()))
     except BadInput as error:
         found += [] if str(error).startswith(f"{named}: ") and found else [str(error)]
     if found or settings is None:
@@ -430,39 +421,29 @@ def shown(settings: Settings) -> dict[str, Any]:
     """The effective values as JSON types, secrets hidden."""
     values = settings.model_dump(mode="json", by_alias=True)
     values["dedup_key"] = list(settings.schema_of_events.key)
-    values["upload_time"] = _upload_time_text(settings.schema_of_events)
+    upload_time = settings.schema_of_events.upload_time
+    values["upload_time"] = ".".join(upload_time.path) if upload_time else BROKER
     return without_secrets(values)
 
 
-def _upload_time_text(schema: Schema) -> str:
-    return ".".join(schema.upload_time.path) if schema.upload_time else BROKER
-
-
-def _require_columns(names: Iterable[str], known: list[str]) -> None:
+def _require_columns(names: Iterable[str], known: Collection[str]) -> None:
     if unknown := [name for name in names if name not in known]:
         near = did_you_mean(unknown[0], known)
         raise ValueError(f"expected columns among {', '.join(known)}; got {unknown}{near}")
 
 
 def _unknown_environment(environment: Mapping[str, str]) -> list[str]:
-    known = {"CONFIG", *(name.upper() for name in Settings.model_fields), "SCHEMA"}
-    known -= {"EVENT_SCHEMA"}
+    known = {"CONFIG", *(name.upper() for name in _names(()))}
     found = []
-    for name in sorted(environment):
-        own = name[len(ENV_PREFIX) :].split("__")[0]
-        if name.startswith(ENV_PREFIX) and own not in known:
-            text = name[len(ENV_PREFIX) :]
+    for name in sorted(name for name in environment if name.startswith(ENV_PREFIX)):
+        text = name.removeprefix(ENV_PREFIX)
+        if text.split("__")[0] not in known:
             near = did_you_mean(text, _variables())
-            for section in _sections_with(text.casefold()):
+            for section in sections_with(text.casefold(), _names):
                 near = f"; did you mean '{section.upper()}__{text}'?"
             near = near.replace("mean '", f"mean '{ENV_PREFIX}")
             found.append(plain(f"{name}: expected one of the settings, got an unknown name{near}"))
     return found
-
-
-def _sections_with(name: str) -> list[str]:
-    """The sections that have such a name, which may have been given without its section."""
-    return [section for section in ("files", "kafka", "batch") if name in _names((section,))]
 
 
 def _variables() -> Iterable[str]:

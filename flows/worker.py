@@ -33,8 +33,7 @@ from bytewax.recovery import (
 )
 
 from forebay.flows.cluster import AGAIN, BUILT
-from forebay.operators.failure import failure, note, unread
-from forebay.operators.stop import stop_on_signals, stopping
+from forebay.operators.process import failure, note, stop_on_signals, stopping, unread
 from forebay.storage.base.disk import Disk, naming
 from forebay.storage.base.errors import INCOMPLETE, PERMANENT, Corruption, ForebayError
 from forebay.storage.base.layout import Layout

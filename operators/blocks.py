@@ -27,10 +27,8 @@ from datetime import datetime, timedelta, timezone
 from bytewax.operators import StatefulBatchLogic
 from typing_extensions import override
 
-from forebay.operators.failure import noted
+from forebay.operators.process import PerThread, noted, stopping
 from forebay.operators.reject_watch import RejectWatch
-from forebay.operators.stop import stopping
-from forebay.operators.thread import PerThread
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.layout import Layout

@@ -12,10 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from typing_extensions import override
 
-from forebay.operators.failure import failure, note, noted
+from forebay.operators.process import PerThread, failure, note, noted, stopping
 from forebay.operators.routing import partition_name
-from forebay.operators.stop import stopping
-from forebay.operators.thread import PerThread
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.times import now_ms

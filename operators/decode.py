@@ -28,7 +28,15 @@ import pyarrow.compute as pc
 from forebay.operators.exact import Exact, Found
 from forebay.operators.json_reader import Reader, misread
 from forebay.operators.sources.messages import I64, Messages
-from forebay.storage.formats.columns import ARROW_TYPES, Mask, arrow_schema, nulled, outside_years
+from forebay.storage.formats.columns import (
+    ARROW_TYPES,
+    Mask,
+    arrow_schema,
+    as_mask,
+    nulled,
+    outside_years,
+    within_years,
+)
 from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
 from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
 
@@ -86,7 +94,7 @@ class Decoder:
         sizes = np.concatenate([pc.binary_length(messages).to_numpy() for _, messages in items])
         reasons.flag("too large", sizes > self._config.message_bytes_max)
         reasons.flag("empty", sizes == 0)
-        if reasons.any:
+        if reasons.found:
             bad = set(np.flatnonzero(reasons.mask).tolist())
             values = [b"null" if row in bad else value for row, value in enumerate(values)]
         columns = self._checked(values, [m for _, m in items], self._read(values, reasons), reasons)
@@ -101,35 +109,32 @@ class Decoder:
 
     def _read(self, values: list[bytes], reasons: _Reasons) -> list[pa.Array]:
         """Steps 1 to 3: the columns."""
-        rows = self._reader.read(values)
-        if rows is not None:
-            return self._reader.take(rows)
-        parts: list[pa.StructArray] = []
-        order: list[int] = []
+        whole = self._reader.read(values)
+        if whole is not None:
+            return self._reader.take(whole)
         suspect = misread(b"\n".join(values))
         kinds = [_kind(value, suspect) for value in values]
         documents = [row for row, kind in enumerate(kinds) if kind == "object"]
         refused = [row for row, kind in enumerate(kinds) if kind == "other"]
         texts = [values[row] for row in documents]
-        for low, high, part in self._reader.read_documents(texts):
+        regions = [
+            (documents[low:high], part) for low, high, part in self._reader.read_documents(texts)
+        ]
+        unclear = [row for row, kind in enumerate(kinds) if kind == "unclear"]
+        regions += [([row], self._reader.read([values[row]])) for row in unclear]
+        parts: list[pa.StructArray] = []
+        order: list[int] = []
+        for rows, part in regions:
             if part is None:
-                refused += documents[low:high]
+                refused += rows
             else:
                 parts.append(part)
-                order += documents[low:high]
-        for row in (row for row, kind in enumerate(kinds) if kind == "unclear"):
-            one = self._reader.read([values[row]])
-            if one is None:
-                refused.append(row)
-            else:
-                parts.append(one)
-                order.append(row)
+                order += rows
         alone = self._read_alone(values, refused, reasons)
         positions = pa.array(np.argsort(np.array(order + refused, dtype=np.int64)))
         if not parts:
             return [column.take(positions) for column in alone]
-        rows = pa.concat_arrays(parts)
-        both = zip(self._reader.take(rows), alone, strict=True)
+        both = zip(self._reader.take(pa.concat_arrays(parts)), alone, strict=True)
         return [pa.concat_arrays(pair).take(positions) for pair in both]
 
     def _read_alone(
@@ -138,24 +143,25 @@ class Decoder:
         """Step 3: the columns of the messages at `rows`, among which the reader refuses some."""
         documents: list[dict[str, Any]] = []
         for row in rows:
-            document: object = {}
+            document: Any = {}
             try:
                 document = _document(values[row])
             except ValueError as error:
                 reasons.flag_row("bad json", row, str(error))
             if not isinstance(document, dict):
                 reasons.flag_row("bad json", row, NO_OBJECT)
-            documents.append(document if isinstance(document, dict) else {})
+                document = {}
+            documents.append(document)
         columns = []
         for reader, column in zip(self._single, self._columns, strict=True):
             found = [_dig(document, column.path) for document in documents]
             if column.type == "string":
                 good = [value is None or isinstance(value, str) for value in found]
-                kept = [value if ok else None for value, ok in zip(found, good, strict=True)]
-                taken = pa.array(kept, pa.string())
+                texts = [value if isinstance(value, str) else None for value in found]
+                columns.append(pa.array(texts, pa.string()))
             else:
                 taken, good = _read_values(reader, found)
-            columns.append(taken)
+                columns.append(taken)
             for row, ok in zip(rows, good, strict=True):
                 if not ok:
                     reasons.wrong[row, column.name] = f"expected {column.type}"
@@ -204,7 +210,7 @@ class Decoder:
             [by_name[field.name] for field in self._schema], schema=self._schema
         )
         rejects = _NO_REJECTS
-        if reasons.any:
+        if reasons.found:
             rejects = self._rejects(item, reasons, messages, broker)
             events = events.filter(pa.array(~reasons.mask))
         return Frame(
@@ -229,8 +235,7 @@ class Decoder:
         return found
 
     def _flag_times(self, upload: pa.Array, clock_ms: I64 | np.int64, reasons: _Reasons) -> None:
-        missing = upload.is_null().to_numpy(zero_copy_only=False)
-        reasons.flag("no upload time", missing, UPLOAD_TIME)
+        reasons.flag("no upload time", as_mask(upload.is_null()), UPLOAD_TIME)
         ms = upload.cast(pa.int64()).fill_null(UPLOAD_MIN_MS).to_numpy(zero_copy_only=False)
         reasons.flag("absurd upload time", (ms < UPLOAD_MIN_MS) | (ms >= UPLOAD_MAX_MS))
         reasons.flag("future upload time", ms > clock_ms + self._config.future_skew_ms)
@@ -240,58 +245,47 @@ class Decoder:
     ) -> pa.RecordBatch:
         rows = np.flatnonzero(reasons.mask)
         picked = pa.array(rows)
-        outside = outside_years(broker)
-        if outside is not None:  # a producer may stamp anything
-            broker = nulled(broker, outside)
-        return pa.RecordBatch.from_arrays(
+        found = [reasons.found[row] for row in rows.tolist()]
+        rejects = pa.RecordBatch.from_arrays(
             [
                 pa.repeat(pa.scalar(item.source, pa.string()), len(rows)),
                 pa.array(item.offsets).take(picked),
                 broker.take(picked),
-                pa.array([reasons.names[row] for row in rows.tolist()], pa.string()),
-                pa.array([reasons.details.get(row) for row in rows.tolist()], pa.string()),
+                pa.array([reason for reason, _ in found], pa.string()),
+                pa.array([detail for _, detail in found], pa.string()),
                 messages.take(picked),
             ],
             schema=REJECT_SCHEMA,
         )
+        return within_years(rejects)  # a producer may stamp anything
 
 
 class _Reasons:
-    """Why rows are rejects, of which the first reason found stands; and what is `wrong` with the
-    value of a column, by row and name: it was read as null."""
+    """Why rows are rejects: `found` has the first reason, with its detail; and what is `wrong` with
+    the value of a column, by row and name: it was read as null."""
 
     def __init__(self, rows: int) -> None:
         self.mask: Mask = np.zeros(rows, dtype=bool)
-        self.names: dict[int, str] = {}
-        self.details: dict[int, str] = {}
+        self.found: dict[int, tuple[str, str | None]] = {}
         self.wrong: dict[tuple[int, str], str] = {}
-
-    @property
-    def any(self) -> bool:
-        return bool(self.names)
 
     def flag(self, reason: str, rows: Mask, column: str = "") -> None:
         """`column` is at fault, if any is."""
         fresh = rows & ~self.mask
         if not fresh.any():
             return
-        self.mask |= fresh
         for row in np.flatnonzero(fresh).tolist():
-            self.names[row] = reason
-            if column:
-                self.details[row] = f"{column}: {self.wrong.get((row, column), 'expected a value')}"
+            wrong = self.wrong.get((row, column), "expected a value")
+            self.flag_row(reason, row, f"{column}: {wrong}" if column else None)
 
-    def flag_row(self, reason: str, row: int, detail: str) -> None:
-        if not self.mask[row]:
-            self.mask[row] = True
-            self.names[row] = reason
-            self.details[row] = detail
+    def flag_row(self, reason: str, row: int, detail: str | None) -> None:
+        self.mask[row] = True
+        self.found.setdefault(row, (reason, detail))
 
     def slice(self, low: int, high: int) -> _Reasons:
         part = _Reasons(high - low)
         part.mask = self.mask[low:high].copy()
-        part.names = {row - low: name for row, name in self.names.items() if low <= row < high}
-        part.details = {row - low: text for row, text in self.details.items() if low <= row < high}
+        part.found = {row - low: why for row, why in self.found.items() if low <= row < high}
         part.wrong = {(r - low, c): text for (r, c), text in self.wrong.items() if low <= r < high}
         return part
 
@@ -302,7 +296,7 @@ def _odd(column: pa.Array) -> tuple[str, Mask | None]:
     if pa.types.is_timestamp(column.type):
         return "a time in the years 1 to 9999", outside_years(column)
     if pa.types.is_floating(column.type) and len(column):
-        odd: Mask = pc.invert(pc.is_finite(column)).fill_null(False).to_numpy(zero_copy_only=False)
+        odd = as_mask(pc.invert(pc.is_finite(column)))
         return "a finite number", odd if odd.any() else None
     return "", None
 
@@ -406,11 +400,9 @@ _NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECT_SCHEMA)
 
 def _absent(column: pa.Array) -> Mask:
     """Null or empty text."""
-    absent: Mask = column.is_null().to_numpy(zero_copy_only=False)
+    absent = as_mask(column.is_null())
     if pa.types.is_string(column.type):
-        absent = absent | (
-            pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False) == 0
-        )
+        absent = absent | as_mask(pc.equal(pc.binary_length(column), 0))
     return absent
 
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from forebay.storage.base.compiled import compiled
-from forebay.storage.formats.columns import Mask
+from forebay.storage.formats.columns import Mask, as_mask
 from forebay.storage.formats.schema import Column
 
 INT_MIN, INT_END = -(2**63), 2**63
@@ -43,23 +43,22 @@ def _is_digit(letter: Any) -> Any:
 
 
 @compiled
-def _name_before(data: Any, start: Any, at: Any) -> Any:
-    """Where the quote is that ends the name of the value at `at`; -1 if none stands before it."""
+def _before_spaces(data: Any, start: Any, at: Any) -> Any:
+    """Where the last letter before `at` is that is no white space; `start` if there is none."""
     at -= 1
     while at > start and data[at] <= _SPACE:
         at -= 1
-    if at <= start or data[at] != _COLON:
-        return -1
-    at -= 1
-    while at > start and data[at] <= _SPACE:
-        at -= 1
-    return at if at > start and data[at] == _QUOTE else -1
+    return at
 
 
 @compiled
-def _is_one_of(data: Any, start: Any, quote: Any, names: Any, bounds: Any, first: Any) -> Any:
-    """Whether the name that ends at `quote` is one of `names` from number `first` on, or has an
+def _is_named(data: Any, start: Any, at: Any, names: Any, bounds: Any, first: Any) -> Any:
+    """Whether the value at `at` has one of `names` from number `first` on, or a name with an
     escape."""
+    colon = _before_spaces(data, start, at)
+    quote = _before_spaces(data, start, colon)
+    if quote <= start or data[quote] != _QUOTE or data[colon] != _COLON:
+        return False
     at = quote - 1
     while at > start and data[at] != _QUOTE:
         if data[at] == _BACKSLASH:
@@ -69,14 +68,11 @@ def _is_one_of(data: Any, start: Any, quote: Any, names: Any, bounds: Any, first
         return True
     for n in range(first, len(bounds) - 1):
         length = bounds[n + 1] - bounds[n]
-        if length == quote - at - 1:
-            same = True
-            for i in range(length):
-                if data[at + 1 + i] != names[bounds[n] + i]:
-                    same = False
-                    break
-            if same:
-                return True
+        same = length == quote - at - 1
+        for i in range(length if same else 0):
+            same &= data[at + 1 + i] == names[bounds[n] + i]
+        if same:
+            return True
     return False
 
 
@@ -92,9 +88,8 @@ def _has_fraction(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts
         return False
     if letter != _MINUS:
         first += 1
-    quote = _name_before(data, start, first)
-    if quote >= 0:
-        return _is_one_of(data, start, quote, names, bounds, 0)
+    if _is_named(data, start, first, names, bounds, 0):
+        return True
     if texts == len(bounds) - 1 or data[at] != _POINT:
         return False
     while first > start and (
@@ -106,10 +101,7 @@ def _has_fraction(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts
         or (data[first] | _LOWER) == _T
     ):
         first -= 1
-    if data[first] != _QUOTE:
-        return False
-    quote = _name_before(data, start, first)
-    return quote >= 0 and _is_one_of(data, start, quote, names, bounds, texts)
+    return data[first] == _QUOTE and _is_named(data, start, first, names, bounds, texts)
 
 
 @compiled
@@ -121,10 +113,7 @@ def _has_escape(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts: 
         if data[first] == _QUOTE or data[first] == _BACKSLASH:
             break
         first -= 1
-    if data[first] != _QUOTE:
-        return False
-    quote = _name_before(data, start, first)
-    return quote >= 0 and _is_one_of(data, start, quote, names, bounds, texts)
+    return data[first] == _QUOTE and _is_named(data, start, first, names, bounds, texts)
 
 
 @compiled
@@ -191,7 +180,7 @@ class Exact:
         found: Mask = np.zeros(len(messages), dtype=bool)
         for column in columns:
             if pa.types.is_integer(column.type) and pc.min_max(column)["min"].as_py() == INT_MIN:
-                found |= pc.equal(column, INT_MIN).fill_null(False).to_numpy(zero_copy_only=False)
+                found |= as_mask(pc.equal(column, INT_MIN))
         if self._columns and len(messages):
             _, offsets, data = messages.buffers()
             rows = np.frombuffer(offsets, np.int32)[messages.offset :][: len(messages) + 1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from forebay.operators import failure
+from forebay.operators import process
 from forebay.operators.chunks import ChunksSink
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
@@ -16,7 +16,7 @@ from forebay.storage.partition.offer import Offer
 
 @pytest.fixture
 def sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChunksSink:
-    monkeypatch.setattr(failure, "_noted", [])
+    monkeypatch.setattr(process, "_noted", [])
     return ChunksSink(["p"], Layout(tmp_path), Disk(), blocks_per_chunk=2, grace_ms=1000)
 
 
@@ -28,7 +28,7 @@ def test_a_partition_that_is_built_again_after_an_offer_goes_on(sink: ChunksSink
     first.close()
     second.write_batch([Offer(1, ())])
     second.close()
-    assert failure.failure() is None
+    assert process.failure() is None
 
 
 def test_a_merge_that_fails_is_noted_when_the_partition_is_closed(sink: ChunksSink) -> None:
@@ -37,4 +37,4 @@ def test_a_merge_that_fails_is_noted_when_the_partition_is_closed(sink: ChunksSi
     with suppress(AssertionError):  # if it has failed already
         part.write_batch([Offer(1, ())])
     part.close()
-    assert "an offer came before" in str(failure.failure())
+    assert "an offer came before" in str(process.failure())

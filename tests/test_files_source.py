@@ -19,8 +19,8 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from forebay.operators import failure
-from forebay.operators.failure import unread
+from forebay.operators import process
+from forebay.operators.process import unread
 from forebay.operators.sources.content import WINDOW_BYTES, Position
 from forebay.operators.sources.files import NAME_CHARS_MAX, FilesConfig, FileSource, file_partitions
 from forebay.operators.sources.messages import Messages
@@ -35,7 +35,7 @@ CONTENT = b"\n".join(LINES) + b"\n"
 
 @pytest.fixture(autouse=True)
 def _nothing_unread_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failure, "_unread", [])
+    monkeypatch.setattr(process, "_unread", [])
 
 
 class Match:
@@ -338,7 +338,7 @@ def test_whatever_is_damaged_ends_the_file_and_nothing_else(
     tmp_path: Path, name: str, edits: list[tuple[int, bytes]]
 ) -> None:
     """Each edit puts bytes in the place of others, or cuts the file there."""
-    failure._unread.clear()
+    process._unread.clear()
     path = write(tmp_path, name, CONTENT)
     damaged = bytearray(path.read_bytes())
     for at, text in edits:

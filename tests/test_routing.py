@@ -19,9 +19,15 @@ from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from bytewax.testing import TestingSink, TestingSource, cluster_main
 from typing_extensions import override
 
-from forebay.operators.repartition import hash_partitions, repartition
-from forebay.operators.routing import MODULUS, partition_name, route, state_key
-from forebay.operators.thread import PerThread
+from forebay.operators.process import PerThread
+from forebay.operators.routing import (
+    MODULUS,
+    hash_partitions,
+    partition_name,
+    repartition,
+    route,
+    state_key,
+)
 from forebay.storage.base.layout import PartitionKey
 from tests.partition import event, frame
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.flows.duration import duration_ms, duration_text
-from forebay.flows.sections import OWNED
+from forebay.flows.sections import OWNED, duration_ms, duration_text
 from forebay.flows.settings import Settings, load, shown
 from forebay.storage.base.errors import BadInput
 from forebay.storage.formats.columns import arrow_schema

@@ -18,7 +18,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from copy import copy
 from pathlib import Path
 
@@ -163,17 +163,10 @@ def _checksums_with(trace: Trace, end: bytes) -> tuple[int, int]:
 def head(path: Path) -> bytes:
     """The first WINDOW_BYTES of what a file holds, or as much as can be read."""
     found = b""
-    try:
-        content = Content(path)
-    except (ForebayError, OSError):
-        return found  # told when it is its turn to be read
-    try:
+    # What keeps it from being read is reported when it is its turn to be.
+    with suppress(ForebayError, OSError), closing(Content(path)) as content:
         while len(found) < WINDOW_BYTES and (piece := content.read()):
             found += piece
-    except ForebayError:
-        return found[:WINDOW_BYTES]
-    finally:
-        content.close()
     return found[:WINDOW_BYTES]
 
 

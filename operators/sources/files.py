@@ -6,7 +6,7 @@ stands for the broker's timestamp. The source ends at the files' ends; what is a
 read by the next run, and so is a last line that is not whole yet.
 
 What always holds: a file that can't be read, is not the one that was read before, or is damaged
-stops no other. It is named in the log and again at the end (`failure.note_unread`), what stands
+stops no other. It is named in the log and again at the end (`process.note_unread`), what stands
 before the damage is read, and its place is kept for a run that finds it whole.
 """
 
@@ -26,10 +26,9 @@ import orjson
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from typing_extensions import override
 
-from forebay.operators.failure import note_unread, noted
+from forebay.operators.process import note_unread, noted, stopping
 from forebay.operators.sources.content import Content, Position
-from forebay.operators.sources.messages import Messages
-from forebay.operators.stop import stopping
+from forebay.operators.sources.messages import Messages, Resting
 from forebay.storage.base.errors import BadInput, ForebayError
 from forebay.storage.base.layout import PartitionKey
 from forebay.storage.base.times import now_ms
@@ -87,7 +86,14 @@ def _below(config: FilesConfig) -> Iterator[tuple[str, Path]]:
     own = os.path.realpath(config.leave_out) if config.leave_out else ""
     if own and _within(config.path, own):
         raise BadInput(f"files.path: expected a folder outside of data_dir, got {config.path}")
-    for folder, folders, names in os.walk(config.path, onerror=_Unlisted(config.path)):
+
+    def unlisted(error: OSError) -> None:
+        if error.filename == str(config.path):
+            raise error
+        if not isinstance(error, FileNotFoundError):
+            _leave(f"folder {error.filename}: {error.strerror}")
+
+    for folder, folders, names in os.walk(config.path, onerror=unlisted):
         links = [name for name in folders if Path(folder, name).is_symlink()]
         folders[:] = sorted(name for name in folders if not _within(Path(folder, name), own))
         for name in sorted([*names, *links]):
@@ -121,19 +127,6 @@ def _within(entry: Path, own: str) -> bool:
     """Whether this is the folder `own`, or in it."""
     real = os.path.realpath(entry) if own else ""
     return bool(own) and (real == own or real.startswith(f"{own}{os.sep}"))
-
-
-@dataclass(frozen=True)
-class _Unlisted:
-    """Takes the errors of listing the folder `top` and those below."""
-
-    top: Path
-
-    def __call__(self, error: OSError) -> None:
-        if error.filename == str(self.top):
-            raise error
-        if not isinstance(error, FileNotFoundError):
-            _leave(f"folder {error.filename}: {error.strerror}")
 
 
 def _leave(what: str) -> None:
@@ -244,21 +237,6 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
         self._content.close()
 
 
-class _RestingPartition(StatefulSourcePartition[Messages, Position | None]):
-    """A file of which nothing can be read in this run: its place is kept."""
-
-    def __init__(self, resume: Position | None) -> None:
-        self._resume = resume
-
-    @override
-    def next_batch(self) -> list[Messages]:
-        raise StopIteration
-
-    @override
-    def snapshot(self) -> Position | None:
-        return self._resume
-
-
 class FileSource(FixedPartitionedSource[Messages, Position | None]):
     """The files that are there when the job starts."""
 
@@ -294,7 +272,7 @@ class FileSource(FixedPartitionedSource[Messages, Position | None]):
             if content:
                 content.close()
             _leave(f"{error}")
-            return _RestingPartition(resume_state)
+            return Resting(resume_state)
         if resume_state is not None:
             log.warning("file of partition %s is gone; what was read of it stays", for_part)
-        return _RestingPartition(resume_state)
+        return Resting(resume_state)

@@ -38,11 +38,9 @@ from confluent_kafka import (
 )
 from typing_extensions import override
 
-from forebay.operators.failure import noted
-from forebay.operators.sources.messages import I64, Messages
+from forebay.operators.process import PerThread, noted, stopping
+from forebay.operators.sources.messages import I64, Messages, Resting
 from forebay.operators.sources.topic import Broker, KafkaConfig, Watch, partition_key, refused
-from forebay.operators.stop import stopping
-from forebay.operators.thread import PerThread
 from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.times import now_ms
 
@@ -75,14 +73,7 @@ class _Queue:
     next_offset: int
     pieces: list[Piece] = field(default_factory=list)
     rows: int = 0
-    bytes: int = 0
     skipped: int = 0
-
-    def add(self, piece: Piece) -> None:
-        self.pieces.append(piece)
-        self.rows += len(piece.values)
-        self.bytes += piece.bytes
-        self.next_offset = piece.next_offset
 
     def take(self, rows: int, linger_s: float, sure_s: float) -> list[Piece]:
         """The pieces of a batch, if there is one: full, or old enough. Only what was read before
@@ -98,7 +89,6 @@ class _Queue:
             return []
         taken, self.pieces = self.pieces[:count], self.pieces[count:]
         self.rows -= took_rows
-        self.bytes -= took_bytes
         return taken
 
 
@@ -219,7 +209,9 @@ class _Reader:
         """What has arrived for a partition."""
         queue = self._queues[number]
         self._waiting += not queue.pieces
-        queue.add(piece)
+        queue.pieces.append(piece)
+        queue.rows += len(piece.values)
+        queue.next_offset = piece.next_offset
         self._rows += len(piece.values)
         self._bytes += piece.bytes
 
@@ -386,18 +378,6 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         self._reader.remove()
 
 
-class _Stopped(StatefulSourcePartition[Messages, int | None]):
-    """A partition of which a stop came before it was known where it begins."""
-
-    @override
-    def next_batch(self) -> list[Messages]:
-        raise StopIteration
-
-    @override
-    def snapshot(self) -> None:
-        return None
-
-
 class KafkaSource(FixedPartitionedSource[Messages, int | None]):
     """All partitions of one topic, as they are when the job starts."""
 
@@ -436,6 +416,6 @@ class KafkaSource(FixedPartitionedSource[Messages, int | None]):
         if at is None:
             at = reader.first_offset(number)
             if at is None:
-                return _Stopped()
+                return Resting()  # a stop came before it was known where it begins
             self._began(for_part, at)
         return _KafkaPartition(for_part, reader, reader.add(number, at), self._config.batch_rows)

@@ -34,7 +34,7 @@ from confluent_kafka.admin import (
     TopicDescription,
 )
 
-from forebay.operators.stop import stopping, wait
+from forebay.operators.process import stopping, wait
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import PartitionKey
 
