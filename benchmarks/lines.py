@@ -23,7 +23,7 @@ class Lines:
 
     @property
     def settings(self) -> dict[str, str]:
-        """How a job is told to read them."""
+        """The settings by which a job reads them."""
         return {"source": "files", "files__path": str(self.folder)}
 
 

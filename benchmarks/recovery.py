@@ -1,7 +1,7 @@
 """Recovery: from the start after a SIGKILL until the first new event is visible.
 
 A job reads files until so many events are visible and hot, and is killed; at each start after that
-it is awaited until readers see more than they saw before, and killed again. Ingesting anew is what
+it is awaited until readers see more than they saw before, and killed again. Reingesting is what
 the job took at first, from its start to the same number of events.
 """
 
@@ -27,7 +27,7 @@ WINDOW = "2h"
 
 
 def run(events: int, runs: int, command: str) -> Report:
-    """Time from a start until the first new event is visible, against ingesting anew."""
+    """Time from a start until the first new event is visible, against reingesting."""
     report = Report("recovery", command, events, runs)
     more = min(MORE_EVENTS, events)
     with scratch("recovery") as folder:

@@ -35,7 +35,7 @@ class Topic:
 
     @property
     def settings(self) -> dict[str, str]:
-        """How a job is told to read it."""
+        """The settings by which a job reads it."""
         own = {"kafka__bootstrap": self.bootstrap, "kafka__topic": self.name}
         return {"source": "kafka", **own}
 

@@ -199,7 +199,7 @@ class _Run:
         return DayReport(day, self._number, rows, duplicates, late, outcome)
 
     def _named(self, seal: str) -> Container[str] | None:
-        """The files of a seal that has landed. One before, if it can't be told, is left alone."""
+        """The files of a seal that has landed. One whose snapshot can't be read is left alone."""
         try:
             landed = self._table.landed(seal)
         except Corruption:

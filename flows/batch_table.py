@@ -3,7 +3,7 @@
 A snapshot that adds rows carries the seal's id. Of those that the table's main branch is made of,
 at most one has a given id, whoever else is at work: a commit requires the branch to be where it was
 when duplicates were looked for, pyiceberg never repeats one by itself, and whether one has landed
-is told by the table alone, not by the catalog's answer, which can be lost.
+is for the table alone to say, not by the catalog's answer, which can be lost.
 
 Columns are those of events, but for `_partition` (see `query.iceberg`). Only columns of numbers and
 times have bounds in the table: pyiceberg can't round up a text that ends in U+D7FF.
@@ -234,7 +234,7 @@ class EventTable:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """What pyiceberg refuses for good is told as ours."""
+        """What pyiceberg refuses for good is raised as BadInput."""
         try:
             yield
         except (ForebayError, *NOT_NOW):

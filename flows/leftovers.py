@@ -5,7 +5,7 @@
 Two runs of one seal never share a file: its name begins with the run's id. Which files are left
 over is certain once the seal has landed: whoever else has files for it finds it there, and adds
 none. So what the note of any run for that seal lists and its snapshot does not name is deleted
-then, and never before. A file without a note is not ours, and stays; so does what is no note of
+then, and never before. A file without a note is not ours, and stays; so does what is not a note of
 ours, and a note, as long as a file that it lists can't be deleted.
 """
 
@@ -52,7 +52,7 @@ class Note:
 
     def _append(self, *lines: str) -> None:
         """Durably. Another run of this seal, which has landed it, may have deleted the note: it
-        begins anew then."""
+        is recreated then."""
         with self._path.open("ab") as note:
             is_new = note.tell() == 0
             for line in (self._seal, *lines) if is_new else lines:

@@ -3,7 +3,7 @@
     python -m forebay.flows.worker PROCESS ADDRESS...
 
 Its standard input is a socket to the supervisor. It ends when that does, so that no worker outlives
-its supervisor; it says there when it has built the dataflow, runs it when it is told to, and may
+its supervisor; it says there when it has built the dataflow, runs it when asked to, and may
 ask for another start of all workers. Exit codes: 0 the input ended or a stop was asked for;
 INCOMPLETE the input ended, but some of it could not be read; PERMANENT an error that a restart
 would meet again; 1 another error; else what the engine makes of the loss of a peer.

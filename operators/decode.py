@@ -1,10 +1,10 @@
 """Decode: messages in, columnar frames out; what can't become an event becomes a reject.
 
 1. one call of the fast reader (`reader`) reads a whole batch;
-2. if it refuses the batch, orjson tells which messages are no documents, and these are tried alone;
-   of the others, small regions are tried;
-3. what is refused then is taken from orjson's documents, column by column: what is no object is a
-   reject, and a value of a wrong type is null and counted;
+2. if it refuses the batch, orjson finds the messages that are not JSON documents, and these are
+   tried alone; of the others, small regions are tried;
+3. what is refused then is taken from orjson's documents, column by column: what is not an object is
+   a reject, and a value of a wrong type is null and counted;
 4. numbers that these readers cut or round are taken from the text (`exact`); a fraction where a
    column has integers, and a time outside the years 1 to 9999, is a value of a wrong type;
 5. events without key or upload time, or with an absurd or future one, are rejects.
@@ -174,7 +174,7 @@ class Decoder:
         columns: list[pa.Array],
         reasons: _Reasons,
     ) -> list[pa.Array]:
-        """Step 4: the columns with exact numbers, and null for what is none or no time."""
+        """Step 4: the columns with exact numbers, and null for what is not a number or a time."""
         suspects, low = [], 0
         for part in messages:
             read = [column.slice(low, len(part)) for column in columns]

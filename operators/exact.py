@@ -155,7 +155,7 @@ def _search(
 @dataclass(frozen=True)
 class Found:
     """What the text of one message says of a column: the exact integer (of the column's unit), or
-    None for what is none."""
+    None for what is not an integer."""
 
     row: int
     column: int
@@ -199,7 +199,7 @@ class Exact:
             text = message.decode()
             document = json.loads(text, strict=False, parse_float=_decimal, parse_int=_decimal)
         except (ValueError, RecursionError):
-            # None but the most lenient reader takes it, so nothing in it can be told to be exact.
+            # None but the most lenient reader takes it, so nothing in it is known to be exact.
             return [Found(row, n, None) for n, _ in self._columns]
         found = []
         for n, column in self._columns:

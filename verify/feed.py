@@ -1,7 +1,7 @@
 """The feed: files that grow between runs, one a partition, and every message that is in them.
 
 Messages are small: `{"device": ..., "id": ..., "at": upload time in ms}`. A new event has an id of
-its own; what comes again is a copy byte for byte, or a retry, which is the key with a new upload
+its own; what is redelivered is a copy byte for byte, or a retry, which is the key with a new upload
 time. The same seed gives the same messages.
 """
 
@@ -22,7 +22,7 @@ class Traffic:
     """What `Feed.send` makes. Shares are of all messages.
 
     `step_ms`: upload time from one event to the next; `disorder_ms`: how far an event may lie
-    behind. `copies` come from the `reach` last messages; `retries` are keys that come again with
+    behind. `copies` come from the `reach` last messages; `retries` are keys sent again with
     a new upload time; `late` lie up to `late_ms` behind.
     """
 

@@ -2,8 +2,8 @@
 
 The job is the one that users run: a supervised cluster of worker processes over files. Its settings
 make blocks, chunks, commits and deletions so frequent that a second of it has them all. What always
-holds: a run ends because the input has ended, or because a worker died as it was told to; any other
-end is a `Failure` that tells the end of the job's log.
+holds: a run ends because the input has ended, or because a worker died as requested; any other
+end is a `Failure` with the end of the job's log.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from forebay.verify.worker import DEATH, LIMIT, NOTES, Note
 
 PARTITIONS = 3
 WORKERS = (1, 1, 1, 2, 2, 3)
-"""How many a run has, unless told; each costs a core about two seconds to start."""
+"""How many a run has, unless given; each costs a core about two seconds to start."""
 MOMENT_MS_MAX = 400
 TOLD_CHARS = 2000
 SETTINGS = {
@@ -61,7 +61,7 @@ class Failure(Exception):
 @dataclass(frozen=True)
 class Difference:
     """`lost`: events and rejects that no answer has, and counts that are too low. `doubled`: those
-    that an answer has more often than once, or that nobody sent, and counts that are too high."""
+    that an answer has more often than once, or that were never sent, and counts too high."""
 
     lost: int
     doubled: int
@@ -71,7 +71,7 @@ class Difference:
 class Trial:
     """`settings` replace those above; `module` is what the worker processes run. The last of
     `limits`, as in `judge`, is the one that the job runs with. A `brief` trial has one round of
-    what a story has more of, and one worker unless told."""
+    what a story has more of, and one worker unless given."""
 
     folder: Path
     seed: str

@@ -46,7 +46,7 @@ HARMLESS = [
     b'"n":{"device":"d"}',
     b'"n":[[]]',
 ]
-"""An event with one of these is an event; what is no integer in `n` is null."""
+"""An event with one of these is an event; what is not an integer in `n` is null."""
 HARMFUL = [
     b'"x":' + b"[" * DEEPEST,
     b'"x":' + b'{"x":' * DEEP,

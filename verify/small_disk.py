@@ -18,7 +18,7 @@ FILE_BYTES_MAX = 100_000
 
 @dataclass
 class SmallDisk:
-    """`limit` is what a worker must be told (see `verify.worker`), None if the disk itself is
+    """`limit` is what a worker must be given (see `verify.worker`), None if the disk itself is
     small; `reasons` are what the operating system, or SQLite, calls it."""
 
     folder: Path

@@ -1,7 +1,7 @@
 """The stories: what happens to the job, its input, its disk and its readers.
 
-Each is told to a `Trial`, after which the job runs to the end and everything is compared. Every
-story draws from the trial's own random numbers, so a seed tells it again; when exactly a process
+Each is played on a `Trial`, after which the job runs to the end and everything is compared. Every
+story draws from the trial's own random numbers, so a seed repeats it; when exactly a process
 dies is the machine's to say.
 """
 
@@ -86,7 +86,7 @@ def another_worker_count(trial: Trial) -> None:
 def bounded(**settings: str) -> Callable[[Story], Story]:
     """The story under these settings, in which no worker may have more memory than an ordinary
     portion took, the cache as configured, and some slack, nor read its logs and chunks more often
-    than so many times a message; however much comes again."""
+    than so many times a message; however much is redelivered."""
 
     def bound(story: Story) -> Story:
         @wraps(story)
@@ -133,7 +133,7 @@ def redelivery_of_an_hour_ago(trial: Trial) -> None:
 
 
 def more_keys_than_memory_holds(trial: Trial) -> None:
-    """As much comes again as before, but of ten times as many keys: that takes no more memory."""
+    """As much is redelivered as before, but of ten times as many keys, and takes no more memory."""
     trial.settings.update(CACHE_BYTES=f"{CACHE_MIB}MiB", DEDUP_WINDOW="120s", BLOCK_SPAN="60s")
     trial.feed.id_bytes = LONG_ID_BYTES
     trial.feed.send(PORTION, Traffic(step_ms=4000, copies=0, retries=0))
@@ -146,7 +146,7 @@ def more_keys_than_memory_holds(trial: Trial) -> None:
 
 
 def _peak_of(trial: Trial, again: dict[str, list[bytes]]) -> int:
-    """The memory of one worker to which all this comes again."""
+    """The memory of one worker to which all this is redelivered."""
     _send_again(trial, again)
     trial.ends(1)
     return trial.notes()[-1].peak_bytes
@@ -317,8 +317,8 @@ def _runs_out(
 
 
 def read(trial: Trial, firm: set[Place]) -> set[Place]:
-    """What a query finds now; counted are events that it has twice, that nobody sent, and those of
-    `firm` that it lacks."""
+    """What a query finds now; counted are events that it has twice, that were never sent, and
+    those of `firm` that it lacks."""
     wanted, answer = _places(trial), query.open(trial.data).sql(EVENTS).rows()
     trial.doubled += len(answer) - len(wanted.intersection(answer))
     trial.lost += len(firm.difference(answer))

@@ -94,7 +94,7 @@ HOSTILE_KEYS = _hostile(KEY[2:])
 
 
 def settings() -> dict[str, str]:
-    """What the job is told of these columns."""
+    """The job's settings for these columns."""
     columns = [{"name": name, "path": name, "type": kind} for name, kind in COLUMNS.items()]
     return {"COLUMNS": json.dumps(columns), "DEDUP_KEY": json.dumps(KEY), "RAW": "true"}
 

@@ -1,4 +1,4 @@
-"""A worker of the job that dies where it is told to, or has less of a resource than the host.
+"""A worker of the job that dies at a chosen step, or has less of a resource than the host.
 
     python -m forebay.verify.worker PROCESS ADDRESS...
 

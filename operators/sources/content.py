@@ -2,8 +2,8 @@ r"""What a file of the source holds: its decompressed bytes, read forward from a
 
 A run that goes on checks that the file is the one it has read from: the content before its place
 must be as long as it was, and its first and last WINDOW_BYTES must have the checksums they had.
-That tells a rotated, rewritten or truncated file for the price of two small reads, and a file that
-was compressed anew is the same. It doesn't tell an edit between the two windows: the whole content
+That detects a rotated, rewritten or truncated file for the price of two small reads, and a file
+that was recompressed is the same. It doesn't detect an edit between the windows: the whole content
 would have to be read for that at each start.
 
 A last line may lack its newline when it is read; `\n` is taken to stand there, and the place is
@@ -44,7 +44,7 @@ two."""
 
 
 class Trace:
-    """How much was read of a file, and what tells its content from another's."""
+    """How much was read of a file, and what distinguishes its content from another's."""
 
     def __init__(self) -> None:
         self.bytes = 0

@@ -1,7 +1,7 @@
 """The topic: how to reach it, which partitions it has, and whether it is still the one it was.
 
-A topic deleted and recreated has the old name and other messages at the old offsets. Its id tells
-the two apart, and no id is ever used twice. So what was read before a question was sent is of the
+A topic deleted and recreated has the old name and other messages at the old offsets. Its id is
+another, and no id is ever used twice. So what was read before a question was sent is of the
 known topic if the answer is the known id. `Watch` asks beside the reader, which holds back what it
 has read until then: one question at a time, none while nothing waits, but for one every few
 seconds, so that an idle job notices as well. Each answer has the number of partitions too.

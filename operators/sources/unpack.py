@@ -25,7 +25,7 @@ WINDOW_BYTES_MAX = 128 << 20
 """Of a zstd frame, which says how much memory it takes to decompress: zstd's own limit."""
 _ZSTD, _SKIPPABLE, _SKIPPABLE_MASK = 0xFD2FB528, 0x184D2A50, 0xFFFFFFF0
 _FRAME_HEAD_BYTES = 5
-"""As much as tells how long the head of a frame is."""
+"""As much as says how long the head of a frame is."""
 _RLE = 1
 _MAGIC = {
     b"\x1f\x8b": "gzip",
