@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from forebay import __version__
 from forebay.flows.secrets import masked
 from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.text import did_you_mean, plain_lines
@@ -71,7 +72,7 @@ def _shown(error: Exception) -> str:
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="forebay")
+@click.version_option(__version__, prog_name="forebay")
 def main() -> None:
     """Forebay: the real-time layer of a lambda architecture.
 

@@ -137,7 +137,7 @@ class Stranger:
         ).stdout.split("\0")  # fmt: skip
         for name in filter(None, tracked):
             (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, self.checkout / name)
+            shutil.copy(ROOT / name, self.checkout / name, follow_symlinks=False)
         self._set_up()
         kept = {
             name: value

@@ -56,7 +56,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("reader", ABANDONED)
 def test_a_script_that_abandons_a_stream_ends_well_and_at_once(reader: str, large: Path) -> None:
     code = (
-        "import sys, duckdb, polars as pl, pyarrow as pa, query, forebay.query.batches\n"
+        "import sys, duckdb, polars as pl, pyarrow as pa, forebay.query.batches\n"
         "from forebay.query.store import stream\n"
         "forebay.query.batches.BATCH_ROWS = 500\n"
         "store = forebay.open(sys.argv[1])\n"
