@@ -63,7 +63,7 @@ audit: setup  ## look for known vulnerabilities of what is pinned
 # The image has what constraints.txt and constraints-build.txt pin: the job with the extra `batch`,
 # and what its wheel is built with, in the versions that the tests run with.
 constraints:  ## pin anew what pyproject.toml allows; UPGRADE=--upgrade: everything
-	uv=$$(./setup.sh uv) && compile() { "$$uv" pip compile -q --universal --python-version 3.10 \
+	uv=$$(./setup.sh uv) && compile() { "$$uv" pip compile -q --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate $(UPGRADE) "$$@"; } && \
 	compile --extra dev -o constraints-dev.txt pyproject.toml && \
 	compile --extra batch -c constraints-dev.txt -o constraints.txt pyproject.toml && \

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv: a Python 3.10 to 3.12, the packages that constraints-dev.txt pins by hash, and this
+# Makes .venv: a Python 3.11 or 3.12, the packages that constraints-dev.txt pins by hash, and this
 # checkout. `make` runs it first; where everything is in place it does nothing.
 #
 #     ./setup.sh          makes .venv
@@ -23,7 +23,7 @@ fail() {
 # Whether a command is a Python with which a .venv can be made.
 fits() {
   "$1" -c 'import sys, venv, ensurepip
-sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
 }
 
 works() {
@@ -48,27 +48,27 @@ find_uv() {
     "$any" -m venv --clear build/uv
     build/uv/bin/python -m pip install --quiet 'uv>=0.9,<1' ||
       fail "expected pip to install uv, which can fetch a Python 3.12; it failed as said above." \
-        "Install Python 3.10, 3.11 or 3.12, or let pip reach a package index"
+        "Install Python 3.11 or 3.12, or let pip reach a package index"
     return
   done
-  fail "expected Python 3.10, 3.11 or 3.12 with venv on PATH (on Debian and Ubuntu:" \
+  fail "expected Python 3.11 or 3.12 with venv on PATH (on Debian and Ubuntu:" \
     "apt-get install python3-venv), or uv to fetch one; found neither"
 }
 
 # Sets `python`: the first on PATH that fits, else one that uv has or downloads.
 find_python() {
-  for python in python3.12 python3.11 python3.10 python3 python; do
+  for python in python3.12 python3.11 python3 python; do
     if fits "$python"; then return; fi
   done
   find_uv
   case $uv in "$here"/*) export UV_PYTHON_INSTALL_DIR="$here/build/python" ;; esac
   export UV_PYTHON_PREFERENCE=only-managed
-  if ! python=$("$uv" python find --no-project '>=3.10,<3.13' 2>/dev/null); then
-    echo "setup: no Python 3.10 to 3.12 with venv on PATH; uv downloads one" >&2
-    "$uv" python install --no-bin '>=3.10,<3.13' ||
-      fail "expected uv to download a Python 3.12; it failed as said above. Install Python 3.10," \
-        "3.11 or 3.12 yourself (on Debian and Ubuntu with python3-venv), and run make again"
-    python=$("$uv" python find --no-project '>=3.10,<3.13')
+  if ! python=$("$uv" python find --no-project '>=3.11,<3.13' 2>/dev/null); then
+    echo "setup: no Python 3.11 or 3.12 with venv on PATH; uv downloads one" >&2
+    "$uv" python install --no-bin '>=3.11,<3.13' ||
+      fail "expected uv to download a Python 3.12; it failed as said above. Install Python 3.11" \
+        "or 3.12 yourself (on Debian and Ubuntu with python3-venv), and run make again"
+    python=$("$uv" python find --no-project '>=3.11,<3.13')
   fi
 }
 
@@ -76,7 +76,7 @@ make_venv() {
   if [ -e .venv/ready ] || [ -e .venv/unfinished ]; then
     rm -rf .venv
   elif [ -e .venv ] || [ -L .venv ]; then
-    fail "expected .venv to have a Python 3.10, 3.11 or 3.12 and pip. It was not made here, so it" \
+    fail "expected .venv to have a Python 3.11 or 3.12 and pip. It was not made here, so it" \
       "stays as it is: move it away, and run make again"
   fi
   find_python

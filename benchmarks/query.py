@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from os import link
 from pathlib import Path
 from statistics import geometric_mean
@@ -119,7 +119,7 @@ def _folders(data: Path, folder: Path) -> dict[str, Path]:
         link(path, cold / f"{number:05d}.parquet")
     events, time = forebay.open(data).scan(), pl.col("upload_time")
     step = timedelta(minutes=PART_MINUTES)
-    low = datetime.fromtimestamp(START_MS / 1000, timezone.utc)
+    low = datetime.fromtimestamp(START_MS / 1000, UTC)
     for number in range(HOURS * 60 // PART_MINUTES + 1):
         part = events.filter((time >= low + number * step) & (time < low + (number + 1) * step))
         frame = part.sort("upload_time").collect()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -26,7 +26,7 @@ def time_ms(_context: click.Context, _option: click.Parameter, text: str | None)
         raise click.BadParameter(
             f"expected a time such as 2024-05-01T12:00, got {text!r}"
         ) from error
-    time = time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
     ms = ms_of(time)
     if not FIRST_MS <= ms <= LAST_MS:
         raise click.BadParameter(f"expected a time of the years 1 to 9999 in UTC, got {text!r}")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -50,7 +50,7 @@ def moment_ms(text: str) -> int:
         moment = datetime.fromisoformat(re.sub(r"[zZ]\Z", "+00:00", text))
     except ValueError as error:
         raise click.BadParameter(f"expected a time such as {START}, got {text!r}") from error
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1000)
 
 

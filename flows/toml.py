@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
-from importlib import import_module
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import plain
-
-_parser = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
 BOM = b"\xef\xbb\xbf"
 _WORDS = {
@@ -53,7 +50,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path}: line {line}: expected UTF-8 text, got byte 0x{data[error.start]:02x}"
         ) from None
     try:
-        found: dict[str, Any] = _parser.loads(text)
+        found: dict[str, Any] = tomllib.loads(text)
     except RecursionError:
         raise BadInput(f"{path}: expected TOML, got lists or tables nested too deep") from None
     except ValueError as error:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from bytewax.operators import StatefulBatchLogic
 from typing_extensions import override
@@ -129,7 +129,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         if committed is not None:
             state = PartitionState.decode(committed, "recovery snapshot of a partition")
             self._start(state.partition, state)
-            self._notify_at = datetime.now(timezone.utc)
+            self._notify_at = datetime.now(UTC)
 
     def _start(self, partition: str, committed: PartitionState | None) -> Blocks:
         self._blocks = self._step.make(partition, committed)
@@ -231,7 +231,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
 
     def _notify_in(self, wait_s: float) -> None:
         """Be called again after this time, or sooner if that was asked for before."""
-        due = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
+        due = datetime.now(UTC) + timedelta(seconds=wait_s)
         self._notify_at = due if self._notify_at is None else min(due, self._notify_at)
 
     def _replay_some(self) -> bool:

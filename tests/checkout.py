@@ -76,8 +76,6 @@ class Checkout:
         names = re.findall(
             r"^([\w-]+)==", (ROOT / "constraints-build.txt").read_text(), re.MULTILINE
         )
-        if sys.version_info >= (3, 11):
-            names.remove("tomli")
         names += ["editables", *more]
         pins = [pack(name, self.wheels) for name in names]
         text = "".join(f"{pin} --hash=sha256:{digest}\n" for pin, digest in pins)
@@ -115,10 +113,10 @@ class Checkout:
         """Whether .venv runs this checkout's code, and the scripts of its packages."""
         run = {"cwd": self.folder.parent, "env": {"PATH": os.defpath}, "text": True}
         venv = self.folder / ".venv" / "bin"
-        code = "import cli; print(cli.__file__)"
+        code = "import forebay; print(forebay.__file__)"
         asked = subprocess.run([venv / "python", "-c", code], capture_output=True, **run)  # type: ignore[call-overload]
         tool = subprocess.run([venv / "hatchling", "--help"], capture_output=True, **run)  # type: ignore[call-overload]
-        here = str(self.folder / "cli" / "__init__.py")
+        here = str(self.folder / "forebay" / "__init__.py")
         return asked.stdout.strip() == here and tool.returncode == 0 and self.ready.exists()
 
     @property

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ COLUMNS = (
 )
 SCHEMA = Schema(COLUMNS, ("id", "part"), Column(UPLOAD_TIME, ("time",), "time"))
 NARROW = replace(SCHEMA, columns=COLUMNS[:3], raw=False)
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 IN_ORDER = (PARTITION, OFFSET)
 
 

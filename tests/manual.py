@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -20,11 +20,6 @@ from pydantic import BaseModel
 
 from forebay.cli.main import main
 from forebay.flows.settings import Settings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 MIB = 1 << 20
 REFERENCE = Path(__file__).resolve().parent.parent / "REFERENCE.md"

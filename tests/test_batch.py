@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -355,7 +355,7 @@ def test_pyarrow_duckdb_and_polars_read_the_same_rows_from_the_table(job: Job) -
     rows = pl.DataFrame(found).select(expected.columns).sort("source_partition", "_offset")
     assert rows.rows() == expected.rows()
     expected = expected.rename({"source_partition": "_partition"})
-    below = pl.col("upload_time") < datetime.fromtimestamp(starts_ms(2) / 1000, timezone.utc)
+    below = pl.col("upload_time") < datetime.fromtimestamp(starts_ms(2) / 1000, UTC)
     all_layers = forebay.open(job.data).scan("all").filter(below).collect()
     assert all_layers.select(expected.columns).sort("_partition", "_offset").rows() == (
         expected.rows()
@@ -454,7 +454,7 @@ def assert_why_looks_in_the_table(job: Job) -> None:
     store = forebay.open(job.data)
     kept, copy = store.why({"id": "a-0-10"}).copies
     assert (kept.what, kept.where, kept.handed_off) == ("event", forebay.query.why.TABLE, True)
-    assert kept.upload_time == datetime(2024, 5, 1, 1, tzinfo=timezone.utc)
+    assert kept.upload_time == datetime(2024, 5, 1, 1, tzinfo=UTC)
     assert (copy.what, copy.of, copy.certain) == ("duplicate", ("a.ndjson", kept.offset), True)
     (here,) = store.why({"id": "a-1-10"}).copies[:1]
     assert (here.handed_off, (here.where or "").split(" ")[0]) == (False, "chunk")
@@ -485,7 +485,7 @@ def test_chunks_older_than_the_retention_go_whether_handed_over_or_not(job: Job)
     assert left
     assert {(item["what"], item["reason"]) for item in left} == {("file", "no catalog names it")}
     left = forebay.open(job.data).scan().select("upload_time").min().collect().item()
-    oldest = datetime.fromtimestamp((starts_ms(2) - HOUR_MS) / 1000, timezone.utc)
+    oldest = datetime.fromtimestamp((starts_ms(2) - HOUR_MS) / 1000, UTC)
     assert oldest <= left <= oldest + timedelta(hours=4)
 
 

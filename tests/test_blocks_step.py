@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,13 +49,13 @@ def test_partition_awakes_in_each_of_its_first_epochs_and_then_no_more(step: Blo
     for _ in range(UNCOMMITTED_SNAPSHOTS_MAX):
         logic.on_notify()
         due = logic.notify_at()
-        soon = datetime.now(timezone.utc) + timedelta(seconds=EPOCH_LOOK_S)
+        soon = datetime.now(UTC) + timedelta(seconds=EPOCH_LOOK_S)
         assert due is not None
         assert due <= soon
         logic.snapshot()
     logic.on_notify()
     due = logic.notify_at()
-    assert due is None or due > datetime.now(timezone.utc) + timedelta(seconds=60)
+    assert due is None or due > datetime.now(UTC) + timedelta(seconds=60)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_partition_with_much_before_it_that_does_not_come_awakes_as_others_do(
     logic.on_notify()
     due = logic.notify_at()
     assert due is not None
-    assert due <= datetime.now(timezone.utc) + timedelta(seconds=0.2)
+    assert due <= datetime.now(UTC) + timedelta(seconds=0.2)
 
 
 class SealedMeanwhile(OpenDisk):

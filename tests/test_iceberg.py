@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,7 +59,6 @@ from tests.days import (
 from tests.job import Job
 from tests.lane import Lane
 
-UTC = timezone.utc
 Row = dict[str, Any]
 
 

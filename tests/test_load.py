@@ -7,7 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.schema import Schema
 from tests.oracle import Oracle
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SPAN_MS = 300_000
 SPEC = LoadSpec(events=2_000, partitions=3, seed=7, slice_events=300)
 AMPLITUDE = PRESETS["amplitude"]
@@ -65,7 +65,7 @@ def event(message: bytes) -> tuple[str, str, int] | None:
         found = json.loads(message.decode())
         key = found["device_id"], found["$insert_id"]
         text = found["server_upload_time"]
-        at = datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=timezone.utc)
+        at = datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC)
     except (ValueError, TypeError, KeyError):
         return None
     return (*key, (at - EPOCH) // timedelta(milliseconds=1)) if 2000 <= at.year < 2200 else None

@@ -145,7 +145,7 @@ def test_foreign_venv_that_does_not_work_is_left_alone(checkout: Checkout) -> No
     theirs.write_text("mine")
     code, told = checkout.make("setup")
     assert code == 2
-    assert "expected .venv to have a Python 3.10, 3.11 or 3.12 and pip" in told
+    assert "expected .venv to have a Python 3.11 or 3.12 and pip" in told
     assert theirs.read_text() == "mine"
 
 
@@ -189,7 +189,7 @@ def test_without_a_python_that_fits_set_up_says_what_to_install(
         checkout.python(name, TOO_NEW)
     code, told = checkout.make("setup")  # the folder of wheels has no uv
     assert code == 2
-    assert "Python 3.10, 3.11 or 3.12" in told
+    assert "Python 3.11 or 3.12" in told
     assert not (checkout.folder / ".venv").exists()
 
 

@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import tarfile
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import orjson
@@ -59,7 +59,7 @@ SETTINGS = {
 }
 START_MS = 1_714_521_600_000
 HOUR_MS = 3_600_000
-BEGIN = datetime(2024, 5, 1, tzinfo=timezone.utc)
+BEGIN = datetime(2024, 5, 1, tzinfo=UTC)
 NULLS = (10, 10, 6)
 """Of these events, in `t`, `ts` and `tu`: as microseconds four of the ten are good times."""
 FAR = [*(f"far{n}" for n in range(5)), *(f"hot{n}" for n in range(5))]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ HOUR_MS = 3_600_000
 NEVER_MS = 4_000_000_000_000
 """No upload time of a feed is between now and then."""
 LATER_MS = START_MS + 50 * HOUR_MS
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 NUMBERS = [
     *("0", "-0.0", "1.5", "-0.7", "1e3", "1e400", "-1e400", "1e-400", "9" * 400),

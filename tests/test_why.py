@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -422,7 +422,7 @@ def why(partition: Partition, key: int) -> tuple[Copy, ...]:
 
 
 def time(upload_ms: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(milliseconds=START_MS + upload_ms)
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=START_MS + upload_ms)
 
 
 def test_why_tells_where_each_event_is_and_of_what_each_copy_was_a_duplicate(

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 
 import numpy as np
@@ -345,7 +345,7 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         if not pieces:
             wait_s = IDLE_SHARE * (reader.linger_s if queue.pieces else now - self._emitted)
             wait_s = min(max(IDLE_POLL_S, wait_s), IDLE_POLL_S_MAX)
-            self._awake = datetime.now(timezone.utc) + timedelta(seconds=wait_s)
+            self._awake = datetime.now(UTC) + timedelta(seconds=wait_s)
             return []
         self._awake, self._emitted = None, now
         after_offset, self._next_offset = self._next_offset, pieces[-1].next_offset

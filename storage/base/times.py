@@ -6,9 +6,9 @@ Only the years 1 to 9999 are times: those that readers in any language take.
 from __future__ import annotations
 
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_S, END_S = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999 in seconds, the end not included."""
 FIRST_MS, LAST_MS = FIRST_S * 1000, END_S * 1000 - 1
