@@ -11,6 +11,7 @@ from confluent_kafka import Consumer, KafkaException
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from forebay.flows.kafka import kafka_config
 from forebay.flows.secrets import HIDDEN, masked, shown_property
 from forebay.flows.sections import DAY_MS, duration_ms, duration_text
 from forebay.flows.settings import (
@@ -22,8 +23,7 @@ from forebay.flows.settings import (
     load,
     shown,
 )
-from forebay.flows.sources import kafka_config
-from forebay.operators.sources.files import FilesConfig, file_partitions
+from forebay.operators.sources.folder import FilesConfig, file_partitions
 from forebay.query.view import take_view
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, ForebayError

@@ -16,12 +16,12 @@ from typing import cast
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from forebay.flows.kafka import kafka_config
 from forebay.flows.secrets import masked
 from forebay.flows.settings import Settings
-from forebay.flows.sources import kafka_config
 from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.operators.sources.content import Content
-from forebay.operators.sources.files import FilesConfig, file_partitions
+from forebay.operators.sources.folder import FilesConfig, file_partitions
 from forebay.operators.sources.messages import Messages
 from forebay.operators.sources.topic import partition_key
 from forebay.storage.base.errors import ForebayError

@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from forebay import query
+from forebay.cli.engine import require_engine
 from forebay.cli.load import COUNTS, Load, LoadSpec
 from forebay.cli.outlet import files
 from forebay.cli.target import own_folder
@@ -101,6 +102,7 @@ class _Job:
 @click.option("--github", type=click.Path(path_type=Path), default=SAMPLE, show_default=True)
 def demo(folder: Path, events: int, seed: int, github: Path) -> None:
     """Run the job on a load, kill it half-way, and show that nothing is lost or doubled."""
+    require_engine("demo")
     for name in ("data", "github-data"):
         if Disk().locked(Layout(folder / name).lock):
             raise BadInput(f"{folder / name}: expected no job to run on it, one does")

@@ -10,6 +10,7 @@ import sys
 
 import click
 
+from forebay.cli.engine import require_engine
 from forebay.storage.base.errors import PERMANENT, ForebayError
 
 
@@ -29,6 +30,7 @@ def _open_standard_streams() -> None:
 def run(workers: int) -> None:
     """Run the job until its input ends or SIGTERM. Workers may be more or fewer in another run."""
     _open_standard_streams()
+    require_engine("run")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

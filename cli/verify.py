@@ -17,6 +17,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from forebay.cli.engine import require_engine
 from forebay.verify.harness import Row, play
 from forebay.verify.stories import STORIES
 
@@ -45,6 +46,7 @@ def verify(
     Each story runs the real job on input of its own. The table tells what came of it; on any
     difference the exit code is 1. Ctrl-C prints the table so far.
     """
+    require_engine("verify")
     if not long and (minutes is not None or kills is not None):
         raise click.UsageError("--minutes, --kills: expected --long with them")
     until_s = time.monotonic() + 60 * (math.inf if minutes is None else minutes)

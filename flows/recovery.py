@@ -12,8 +12,6 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
-from bytewax.recovery import init_db_dir
-
 from forebay.storage.base.directory import require_data_directory
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, MissingFile
@@ -80,6 +78,8 @@ def _locked(disk: Disk, layout: Layout) -> BinaryIO:
 
 def init_recovery(path: Path) -> None:
     """Make the store at `path` if there is none."""
+    from bytewax.recovery import init_db_dir  # where data is only read, there is no engine
+
     if any(path.glob("part-*.sqlite3")):
         return
     disk = Disk()

@@ -12,15 +12,16 @@ from typing import Any
 
 from bytewax.inputs import FixedPartitionedSource
 
+from forebay.flows.kafka import kafka_config
 from forebay.flows.settings import Settings
 from forebay.operators.sources.content import head
-from forebay.operators.sources.files import FilesConfig, FileSource, file_partitions
+from forebay.operators.sources.files import FileSource
+from forebay.operators.sources.folder import FilesConfig, file_partitions
 from forebay.operators.sources.kafka import KafkaSource
 from forebay.operators.sources.messages import Messages
 from forebay.operators.sources.topic import (
     Broker,
     Found,
-    KafkaConfig,
     partition_key,
     require_same_topic,
 )
@@ -56,12 +57,6 @@ def open_source(
     if settings.source == "files":
         return _files(settings, layout, disk)
     return _kafka(settings, layout, disk, restart)
-
-
-def kafka_config(settings: Settings) -> KafkaConfig:
-    kafka = settings.kafka
-    own = kafka.model_dump(exclude={"linger"})
-    return KafkaConfig(**own, batch_rows=settings.batch_rows, linger_s=kafka.linger / 1000)
 
 
 def _files(settings: Settings, layout: Layout, disk: Disk) -> Opened:

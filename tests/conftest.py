@@ -17,6 +17,10 @@ from hypothesis import HealthCheck, Phase, settings
 
 pytest.register_assert_rewrite("tests.partition", "tests.job", "tests.lane")
 
+from tests import engine  # noqa: E402
+
+engine.skip_without()
+
 from tests.broker import Broker, missing  # noqa: E402
 from tests.job import Job  # noqa: E402
 from tests.lane import Lane, Lanes  # noqa: E402

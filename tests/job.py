@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -22,6 +22,7 @@ import polars as pl
 import forebay
 from forebay.cli.load import Load, LoadSpec
 from forebay.storage.base.errors import BadInput
+from tests import engine
 from tests.oracle import Oracle, Place
 
 LOOK_S = 0.02
@@ -48,11 +49,13 @@ class Job:
 
     def run(self, workers: int = 1) -> subprocess.Popen[bytes]:
         """`forebay run`."""
+        engine.need()
         self.started_before = self._started()
         return self.start("-m", "forebay", "run", "--workers", str(workers))
 
     def bytewax(self, *options: str) -> subprocess.Popen[bytes]:
         """The job as the engine documents it; it does not tell that it started."""
+        engine.need()
         self.started_before = -1
         recovery = self.data / "recovery"
         if not recovery.is_dir():
@@ -211,8 +214,8 @@ def judged(source: str, messages: Iterable[bytes], broker_ms: int, window_ms: in
 
 def _time_ms(text: str) -> int:
     """Whole milliseconds of "2024-05-01 12:05:00.123456", truncated."""
-    moment = datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=timezone.utc)
-    return (moment - datetime(1970, 1, 1, tzinfo=timezone.utc)) // timedelta(milliseconds=1)
+    moment = datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC)
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
 
 
 def assert_exact(job: Job, expected: Generated) -> None:

@@ -19,7 +19,10 @@ from forebay.flows.cluster import Cluster
 from forebay.flows.recovery import begin
 from forebay.storage.base.errors import INCOMPLETE, PERMANENT
 from forebay.storage.base.layout import Layout
+from tests import engine
 from tests.job import Job
+
+engine.need()
 
 MakeJob = Callable[..., Job]
 LONG_S = 30.0

@@ -22,6 +22,7 @@ from forebay.query.receipt import _PARTITION_SCHEMA
 from forebay.query.store import TABLES
 from forebay.storage.base import errors
 from forebay.storage.formats.frame import REJECT_SCHEMA
+from tests import engine
 from tests.broker import _free_port
 from tests.image import ROOT, services
 from tests.manual import REFERENCE, commands, page, settings
@@ -226,6 +227,7 @@ def assert_parses(arguments: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stranger]:
+    engine.need()
     made = Stranger(tmp_path_factory.mktemp("stranger"), _free_port())
     yield made
     made.close()

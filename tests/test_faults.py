@@ -19,6 +19,7 @@ from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import did_you_mean, plain
 from forebay.storage.formats.schema import RESERVED_ELSEWHERE
+from tests import engine
 from tests.lane import Lanes, filled
 
 ROOT = Path(__file__).parent.parent
@@ -309,6 +310,7 @@ def test_a_topic_without_the_source_that_reads_it_is_told_as_that(tmp_path: Path
 
 
 def test_a_run_without_the_source_that_was_meant_ends_with_that(tmp_path: Path) -> None:
+    engine.need()
     (tmp_path / "forebay.toml").write_text("[kafka]\ntopic = 'x'\n")
     done = subprocess.run(
         [sys.executable, "-m", "forebay", "run"], cwd=tmp_path, capture_output=True, text=True,

@@ -36,7 +36,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TypeGuard
 
@@ -47,7 +47,7 @@ COLUMNS = {"device": "string", "id": "string"}
 UNITS_US = {"time": 1000, "time_s": 1_000_000, "time_us": 1}
 PLACES = {"time": 3, "time_s": 0, "time_us": 6}
 """Decimal places of a second that a column keeps."""
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_S, END_S = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999."""
 INTEGER = re.compile(r"[+-]?[0-9]+")

@@ -16,7 +16,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from forebay.flows import worker
 from forebay.verify.dying import Death, DyingDisk, kill_self
 
 DEATH, LIMIT, NOTES = "VERIFY_DEATH", "VERIFY_LIMIT", "VERIFY_NOTES"
@@ -45,6 +44,8 @@ class Note:
 
 def main(arguments: list[str]) -> int:
     """As `flows.worker`."""
+    from forebay.flows import worker  # the engine, which who only lists the stories may not have
+
     if limit := os.environ.get(LIMIT):
         name, most = limit.split("=")
         number = getattr(resource, f"RLIMIT_{name}")
@@ -76,4 +77,6 @@ def _peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    worker.leave(main(sys.argv[1:]))
+    from forebay.flows.worker import leave
+
+    leave(main(sys.argv[1:]))

@@ -39,7 +39,8 @@ from confluent_kafka import (
 from typing_extensions import override
 
 from forebay.operators.process import PerThread, noted, stopping
-from forebay.operators.sources.messages import I64, Messages, Resting
+from forebay.operators.sources.messages import I64, Messages
+from forebay.operators.sources.resting import Resting
 from forebay.operators.sources.topic import Broker, KafkaConfig, Watch, partition_key, refused
 from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.times import now_ms

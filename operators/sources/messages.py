@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from bytewax.inputs import StatefulSourcePartition
-from typing_extensions import override
 
 I64 = npt.NDArray[np.int64]
-S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -38,18 +34,3 @@ class Messages:
         if len(self.offsets):
             return int(self.offsets[0])
         return self.next_offset if self.after_offset is None else self.after_offset
-
-
-class Resting(StatefulSourcePartition[Messages, S | None]):
-    """A partition of which nothing is read in this run: its place, if it has one, is kept."""
-
-    def __init__(self, place: S | None = None) -> None:
-        self._place = place
-
-    @override
-    def next_batch(self) -> list[Messages]:
-        raise StopIteration
-
-    @override
-    def snapshot(self) -> S | None:
-        return self._place
