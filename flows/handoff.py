@@ -34,11 +34,19 @@ LOOK_S = 0.05
 
 
 class Handoff:
-    """One handoff of all nodes. Raises BadInput if another is open, or for what is no data
-    directory."""
+    """One handoff of all nodes, open from `with` on.
+
+        with forebay.Handoff(["data"]) as handoff:
+            handoff.seal(until_ms)
+            ...  # read the table `events_sealed`
+            handoff.complete(now_ms, late=True)
+
+    To open it raises BadInput if another is open, or for what is no data directory.
+    """
 
     def __init__(self, roots: Sequence[str | PathLike[str]], timeout_s: float = SEAL_S) -> None:
-        """`timeout_s` is how long a running job may take to commit a seal."""
+        """`roots` are the data directories of all nodes; `timeout_s` is how many seconds a running
+        job may take to commit a seal."""
         self._disk = Disk()
         self._layouts = [Layout(Path(root)) for root in roots]
         self._timeout_s = timeout_s
@@ -64,7 +72,8 @@ class Handoff:
         return [writer.batch for writer in self._writers]
 
     def reach_ms(self) -> int | None:
-        """The newest upload time that was committed: a time can be sealed up to there."""
+        """The newest upload time that was committed (since 1970), None if there is none: a time can
+        be sealed up to there."""
         reached = []
         for layout in self._layouts:
             running = job_runs(self._disk, layout)
@@ -73,7 +82,8 @@ class Handoff:
         return max((ms for ms in reached if ms is not None), default=None)
 
     def seal(self, until_ms: int) -> list[Boundary]:
-        """Have events that come from now on for upload times below `until_ms` treated as late.
+        """Have events that come from now on for upload times below `until_ms` (since 1970) treated
+        as late.
 
         Returns when that is committed, each node's batch. Raises BadInput if it would go back or
         past what has been committed, if the job was killed and does not run, or if it takes longer
@@ -101,9 +111,11 @@ class Handoff:
         return self._sealed
 
     def complete(self, now_ms: int, *, late: bool, table: str | None = None) -> list[Boundary]:
-        """Move the boundary to the seal: from now on the batch layer answers below it.
+        """Move the boundary to the seal: from now on the batch layer answers below it. Returns what
+        each node has on record then.
 
-        `late`: it has taken the late table too; `table`: the metadata file of its Iceberg table.
+        `now_ms` is the wall time (since 1970), which is kept; `late`: the batch layer has taken the
+        late table too; `table`: the metadata file of its Iceberg table, which `events_all` reads.
         Raises BadInput unless `seal` has confirmed what is completed.
         """
         if self._sealed != self.batches:

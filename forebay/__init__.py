@@ -5,8 +5,13 @@
     store = forebay.open("data")
     store.sql("select event_type, count(*) as n from events group by event_type")
 
-The rest of the package is what the `forebay` command is made of. It is found in the folders of a
-checkout, which this one links to: `flows`, `operators`, `storage`, `query`, `cli`, `verify`.
+What is listed in `__all__` is the public interface: `open` gives a `Store`, whose answers come with
+a `Receipt`; `RejectFilter` says which rejects one means; `Handoff` is for a batch layer of one's
+own; what can go wrong is in `errors`. Times are aware datetimes in UTC, or whole milliseconds since
+1970 where a name ends in `_ms`.
+
+The rest of the package is what the `forebay` command is made of, and may change. In a checkout its
+folders are links to `flows`, `operators`, `storage`, `query`, `cli` and `verify`.
 """
 
 from __future__ import annotations
@@ -17,13 +22,29 @@ from typing import TYPE_CHECKING
 from forebay.storage.base import errors
 
 if TYPE_CHECKING:
-    from forebay.query import PartitionReceipt, Receipt, SilentPartition, Store, open
+    from forebay.flows.handoff import Handoff
+    from forebay.query import (
+        Answer,
+        Copy,
+        PartitionReceipt,
+        Receipt,
+        SilentPartition,
+        Store,
+        open,
+    )
+    from forebay.storage.formats.boundary import Boundary
+    from forebay.storage.formats.rejects import RejectFilter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
+    "Boundary",
+    "Copy",
+    "Handoff",
     "PartitionReceipt",
     "Receipt",
+    "RejectFilter",
     "SilentPartition",
     "Store",
     "__version__",
@@ -31,13 +52,20 @@ __all__ = [
     "open",
 ]
 
+if not TYPE_CHECKING:  # else each wrong name would be an object to a static tool
+    _ELSEWHERE = {
+        "Boundary": "forebay.storage.formats.boundary",
+        "Handoff": "forebay.flows.handoff",
+        "RejectFilter": "forebay.storage.formats.rejects",
+    }
 
-def __getattr__(name: str) -> object:
-    """What reads data is imported when it is first asked for: the job never needs Polars."""
-    if name in __all__:
-        return getattr(import_module("forebay.query"), name)
-    raise AttributeError(f"module 'forebay' has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """What reads data is imported when it is first asked for: the job never needs Polars."""
+        if name not in __all__:
+            raise AttributeError(f"module 'forebay' has no attribute {name!r}")
+        found = getattr(import_module(_ELSEWHERE.get(name, "forebay.query")), name)
+        globals()[name] = found
+        return found
 
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+    def __dir__() -> list[str]:
+        return sorted(__all__)

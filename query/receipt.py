@@ -14,7 +14,12 @@ from forebay.storage.base.times import time_of
 
 @dataclass(frozen=True)
 class PartitionReceipt:
-    """How far one partition had come."""
+    """How far one partition had come.
+
+    `node` is its data directory; `partition` its name there. `stream_time` is the greatest upload
+    time so far, in UTC, None before the first event. `next_offsets` has, of each source that feeds
+    it, the offset of the next message to read.
+    """
 
     node: str
     partition: str
@@ -24,7 +29,13 @@ class PartitionReceipt:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an answer covers. Rows are those of the view, before any filter."""
+    """What an answer covers. Rows are those of the view, before any filter.
+
+    `batch_number` is how many handoffs were completed; before `covered_until` (UTC, None if there
+    was none) the batch layer answers. `hot_rows` are in block logs, `cold_rows` in Parquet chunks;
+    `partitions` says how far each had come. `silent_nodes` and `silent_partitions` are what an
+    answer lacks that is `partial`.
+    """
 
     batch_number: int
     covered_until: datetime | None

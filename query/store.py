@@ -65,7 +65,15 @@ T = TypeVar("T")
 
 
 class Store:
-    """Reads; never writes. Thread safety: any thread."""
+    """One data directory, or several nodes' read as one; `open` makes it.
+
+    Reads; never writes. Thread safety: any thread. Each answer comes from a view taken for it. What
+    is lazy has to be collected, and a stream read, within the grace period (10 minutes unless the
+    job has another `grace`), for then files that were replaced are deleted.
+
+    Methods raise BadInput for what can't be asked; Corruption, FormatVersion or MissingFile if what
+    counts can't be read, which with `partial` leaves out its partition.
+    """
 
     def __init__(
         self,
@@ -75,6 +83,8 @@ class Store:
         verify: bool = False,
         iceberg: Mapping[str, str] | None = None,
     ) -> None:
+        """`roots` are data directories; `partial`, `verify` and `iceberg` as in `open`, which
+        checks them before."""
         self._disk = Disk()
         self._iceberg = dict(iceberg or {})
         self._roots = roots
@@ -84,7 +94,8 @@ class Store:
         self._view = self.view()
 
     def view(self) -> View:
-        """Take a new view; all answers use the newest one."""
+        """Take a new view, which `last_view`, `receipt` and the next use of it refer to. What is in
+        a view is no part of the public interface."""
         self._view = take_view(self._disk, self._roots, sound=self._sound, partial=self._partial)
         self._cache.keep(self._view)
         self._sound.keep(path for path, _ in self._view.chunks)
@@ -92,7 +103,7 @@ class Store:
 
     @property
     def last_view(self) -> View:
-        """The view that the last answer was made of."""
+        """The view that the last answer was made of; no part of the public interface."""
         return self._view
 
     def _readable(self, *, events: bool = True, rejects: bool = False) -> View:
@@ -107,8 +118,13 @@ class Store:
         return self._view
 
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
-        """All events of a view taken now, from the boundary on; with the batch layer's, if it is
-        asked for `all` layers. Collect it within the grace period."""
+        """All events of a view taken now: those of the real-time layer, from the boundary on, or
+        those of both, with `layers` "all".
+
+        Columns are `_partition`, `_offset`, `upload_time` (ms, UTC), the declared ones, and `raw`
+        if it is kept. Collect it within the grace period. Raises BadInput for other layers, or for
+        "all" without the extra `batch`.
+        """
         if layers not in get_args(Layers):
             raise BadInput(f"layers: expected 'realtime' or 'all', got {layers!r}")
         view = self._readable()
@@ -121,7 +137,8 @@ class Store:
 
     def sealed(self) -> pl.LazyFrame:
         """What the newest seal is about to hand over: events below it that no batch layer has, and
-        the late table up to it. The same rows in every view until the boundary moves."""
+        the late table up to it. The same rows in every view until the boundary moves. Raises
+        BadInput unless every node has a seal."""
         return self._sealed(self.view())
 
     def _sealed(self, view: View) -> pl.LazyFrame:
@@ -183,15 +200,21 @@ class Store:
         return pl.concat(parts, how="vertical")
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
-        """All rejects of a view taken now, or those meant. Collect it within the grace period."""
+        """All rejects of a view taken now, or those that agree with `wanted`: `_partition`,
+        `_offset`, `broker_time` (ms, UTC), `reason`, `detail` and `message` (bytes).
+
+        Collect it within the grace period. Raises BadInput for what is no RejectFilter.
+        """
         _require_filter(wanted)
         view = self._readable(events=False, rejects=True)
         return scan_rejects(self._disk, view.partitions, wanted)
 
     def export_rejects(self, wanted: RejectFilter, write: Callable[[pa.RecordBatch], None]) -> None:
-        """Give the rejects meant to `write`, batch by batch, so that memory holds one file's.
+        """Give the rejects that agree with `wanted` to `write`, batch by batch, so that memory
+        holds one file's; columns as in `rejects`.
 
-        Raises MissingFile if files went meanwhile, for the grace period is over.
+        Raises BadInput for what is no RejectFilter; MissingFile if files went meanwhile, for the
+        grace period is over.
         """
         _require_filter(wanted)
         view = self._readable(events=False, rejects=True)
@@ -201,8 +224,13 @@ class Store:
     def why(
         self, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]] | None = None
     ) -> Answer:
-        """Where the event of this dedup key is, or why it is not there (see `query.why`). The batch
-        layer's table is asked if it can be read here."""
+        """Where the event of this dedup key is, or why it is not there.
+
+        `key` has a value for each column of the dedup key; `paths` says where a message has it, as
+        keys from the outside in, so that rejects are decoded for it: without, they are searched for
+        the values as text. The batch layer's table is asked if it can be read here. Raises BadInput
+        for another key, or where nothing has been taken in yet.
+        """
 
         def answer() -> Answer:
             view = self.view()
@@ -212,8 +240,9 @@ class Store:
         return self._retried(answer)
 
     def sql(self, text: str) -> pl.DataFrame:
-        """The answer to a query over the tables `events`, `events_all` (with the batch layer's),
-        `events_late` (the late table), `events_sealed` (what is to be handed over) and `rejects`.
+        """The answer to the query `text` over the tables `events`, `events_all` (with the batch
+        layer's), `events_late` (the late table), `events_sealed` (what is to be handed over) and
+        `rejects`, in the SQL of Polars.
 
         Raises BadInput if it is not valid or the engine can't answer it, Corruption if that is for
         a damaged chunk.
@@ -250,8 +279,9 @@ class Store:
         return partitions_of(self.view())
 
     def stream(self, table: str = TABLE) -> pa.RecordBatchReader:
-        """All rows of `events`, `events_all`, `events_late` or `rejects`, of a view taken now,
-        batch by batch: nothing is read before it is asked for; memory never holds all of it.
+        """All rows of a `table`, which is "events", "events_all", "events_late" or "rejects", of a
+        view taken now, batch by batch: nothing is read before it is asked for; memory never holds
+        all of it.
 
         Read it within the grace period. Raises BadInput for another table; MissingFile or
         Corruption, also from the reader.
@@ -261,8 +291,8 @@ class Store:
         return self._retried(lambda: self._stream(table))
 
     def files(self, table: str = TABLE) -> pl.DataFrame:
-        """The chunk files that count for `events` or `events_late` in a view taken now, one a row:
-        node, partition, path, rows, bytes, first and last upload time.
+        """The chunk files that count for a `table`, which is "events" or "events_late", in a view
+        taken now, one a row: node, partition, path, rows, bytes, first and last upload time.
 
         Where `from_time` or `before_time` is not null, only rows whose `upload_time` is at or after
         the one, or before the other, are of the table. Hot rows are in no file: `receipt` counts
@@ -285,7 +315,8 @@ class Store:
         return _reader(schema, batches)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """All events as a stream of batches, for DuckDB, pyarrow and others."""
+        """All events as a stream of batches, for DuckDB, pyarrow and others. It has the columns'
+        own types, whatever `requested_schema` asks for, as the protocol allows."""
         return self.stream().__arrow_c_stream__(requested_schema)
 
     def _retried(self, answer: Callable[[], T]) -> T:
@@ -343,7 +374,7 @@ def open(
     verify: bool = False,
     iceberg: Mapping[str, str] | None = None,
 ) -> Store:
-    """The store of one data directory, or of several nodes' read as one.
+    """The store of one data directory, or of several nodes' `data_dirs` read as one.
 
     With `partial`, a node or partition that can't be read is left out of answers, and the receipt
     says so. With `verify`, every byte of a chunk is held against its checksum before its first use;

@@ -80,7 +80,8 @@ class PartitionView:
 
 @dataclass(frozen=True)
 class SilentPartition:
-    """One that can't be read, and why."""
+    """A `partition` that can't be read and is left out, of which `node` (its data directory), and
+    the `reason`, in words."""
 
     node: str
     partition: str

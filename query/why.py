@@ -43,8 +43,11 @@ class Copy:
     """One message that had the key, and what became of it.
 
     `what`: "event" (kept), "duplicate", "conflict" (a duplicate with another payload) or "reject".
-    `where` an event is: "hot block ID", "chunk FILE" or TABLE. `of` is the event that a duplicate
-    was one of, if that can be found yet. `detail`: a reject's reason, a sampled conflict's payload.
+    `partition` and `offset` are its place, `upload_time` is in UTC, None if it had none. `where` an
+    event is: "hot block ID", "chunk FILE" or "the batch layer's table". It came `late`: when it was
+    older than the dedup window; it is `handed_off` if the batch layer answers for it. `of` is the
+    place of the event that a duplicate was one of, if that can be found yet. `detail`: a reject's
+    reason, a sampled conflict's payload.
     """
 
     what: str
@@ -63,8 +66,11 @@ class Copy:
 
 @dataclass(frozen=True)
 class Answer:
-    """All that is known of a key. `covered_until`: earlier events are with the batch layer;
-    `table`: whether its table was asked."""
+    """All that is known of a `key`: the `copies` of its event, by partition and offset.
+
+    `covered_until` (UTC): earlier events are with the batch layer, None before any handoff;
+    `table`: whether its table was asked.
+    """
 
     key: dict[str, Any]
     copies: tuple[Copy, ...]

@@ -10,6 +10,16 @@ A plain assertion or any other exception is a bug in Forebay.
 
 from __future__ import annotations
 
+__all__ = [
+    "INCOMPLETE",
+    "PERMANENT",
+    "BadInput",
+    "Corruption",
+    "ForebayError",
+    "FormatVersion",
+    "MissingFile",
+]
+
 PERMANENT = 78
 """Exit code of a process that met an error which a restart would meet again (EX_CONFIG)."""
 INCOMPLETE = 65

@@ -79,8 +79,12 @@ class Placed(Protocol):
 
 @dataclass(frozen=True)
 class Boundary:
-    """`covered_until_ms` is the upload time below which the batch layer answers; late blocks of
-    seals below `late_from` are with it too."""
+    """What a data directory has on record of handoffs: how many were completed (`number`), the
+    newest `seal`, if there was one, and the last thousand completed ones (`history`).
+
+    `covered_until_ms` is the upload time (since 1970) below which the batch layer answers; late
+    blocks of seals below `late_from` are with it too.
+    """
 
     number: Count = 0
     covered_until_ms: TimeMs | None = None
@@ -99,19 +103,20 @@ class Boundary:
         return next((one.table for one in reversed(self.history) if one.table), None)
 
     def handed_off(self, part: Placed) -> bool:
-        """Whether the batch layer has all events of a block or chunk."""
+        """Whether the batch layer has all events of a `part`, a block or chunk."""
         until_ms = self.covered_until_ms
         if until_ms is None or part.last_ms >= until_ms:
             return False
         return not part.late or part.late < self.late_from
 
     def in_late_table(self, part: Placed) -> bool:
-        """Whether the events below the boundary of this block or chunk are yet to be taken."""
+        """Whether the events below the boundary of a `part`, a block or chunk, are yet to be
+        taken."""
         return part.late >= max(1, self.late_from)
 
     def sealed(self, until_ms: int) -> Boundary:
-        """With a seal up to there; the same if there is that one. Raises BadInput if it would go
-        back."""
+        """With a seal up to `until_ms`; the same if there is that one. Raises BadInput if it would
+        go back."""
         if self.seal is None or until_ms > self.seal.until_ms:
             return self._newly_sealed(until_ms)
         if until_ms < self.seal.until_ms:
@@ -126,8 +131,8 @@ class Boundary:
         return replace(self, seal=Seal(number, until_ms, uuid.uuid4().hex))
 
     def completed(self, now_ms: int, *, late: bool, table: str | None) -> Boundary:
-        """With the boundary at the seal; if it is there, the same but for the table. Raises
-        BadInput without a seal."""
+        """With the boundary at the seal since `now_ms`; if it is there, the same but for the
+        `table`. `late`: the late table was taken too. Raises BadInput without a seal."""
         seal = self.seal
         if seal is None:
             raise BadInput("batch: expected a seal to complete, got none")
@@ -145,11 +150,13 @@ class Boundary:
         )
 
     def encode(self) -> bytes:
+        """The content of batch.json."""
         return record.encode(KIND, VERSION, asdict(self))
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Boundary:
-        """Raises Corruption or FormatVersion; `name` describes the data in errors."""
+        """What `data`, the content of batch.json, says. Raises Corruption or FormatVersion; `name`
+        describes the data in errors."""
         return record.read(cls, KIND, VERSION, data, name)
 
 

@@ -31,8 +31,9 @@ from forebay.storage.formats.schema import OFFSET, PARTITION
 class RejectFilter:
     """Rejects that agree with everything given; an empty field asks for nothing.
 
-    `partitions` are those the messages came from; `since_ms` (included) and `until_ms` (not
-    included) are broker times. Raises BadInput on a reason that there is not.
+    `reasons` are as in the table of rejects; `partitions` and `offsets` are where the messages came
+    from; `since_ms` (included) and `until_ms` (not included) are broker times, since 1970. Raises
+    BadInput on a reason that there is not, and on other types.
     """
 
     reasons: tuple[str, ...] = ()
@@ -59,7 +60,7 @@ class RejectFilter:
                 _require_within(name, ms, FIRST_MS, LAST_MS)
 
     def rows(self, rejects: pa.RecordBatch) -> Mask:
-        """For each row of a batch of REJECT_SCHEMA, whether it is meant."""
+        """For each row of `rejects`, a batch with the columns of the table, whether it is meant."""
         wanted: Mask = np.ones(rejects.num_rows, dtype=bool)
         for name, values in (
             ("reason", self.reasons),
