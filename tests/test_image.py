@@ -50,7 +50,8 @@ def test_wheel_of_what_an_image_build_may_see_has_every_module(tmp_path: Path) -
     subprocess.run(build_it, cwd=tmp_path / "src", check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
     folders = [path for path in (ROOT / "forebay").iterdir() if path.is_dir()]
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "forebay").glob("*.py*")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "forebay").glob("*.py")}
+    modules.add("forebay/py.typed")
     modules |= {
         f"forebay/{folder.name}/{path.relative_to(folder).as_posix()}"
         for folder in folders
