@@ -15,8 +15,8 @@ from typing import Any
 import orjson
 from confluent_kafka import Producer
 
+from benchmarks.github import github
 from benchmarks.measure import ROOT, Failed
-from forebay.cli.github import github
 from tests.broker import Broker, missing
 
 SAMPLE = ROOT / "tests" / "data" / "github-events-2021-07-21.ndjson.gz"

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import orjson
 import polars as pl
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from forebay import query
-from forebay.cli.filters import time_ms
-from forebay.cli.roots import data_dirs_option, roots_of
-from forebay.cli.target import force_option, new_file
+from forebay.cli.options import data_dirs_option, force_option, json_option, settings, time_option
+from forebay.cli.output import echo_json
+from forebay.cli.target import new_file
 from forebay.flows.handoff import Handoff
-from forebay.flows.settings import load
-from forebay.query.view import take_view
-from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
-from forebay.storage.base.times import utc_text
+from forebay.storage.base.times import now_ms, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.schema import UPLOAD_TIME
-
-if TYPE_CHECKING:
-    from forebay.flows.batch import DayReport
 
 SHOWN = 5
 NOTES = {
@@ -44,8 +28,8 @@ NOTES = {
     "completed before": " (completed before: nothing to do)",
 }
 
-through_option = click.option(
-    "--through", "until_ms", required=True, callback=time_ms,
+through_option = time_option(
+    "--through", "until_ms", required=True,
     help="Upload time up to which, not included: 2024-05-02 is the end of the 1st (UTC).",
 )  # fmt: skip
 
@@ -57,14 +41,14 @@ def batch() -> None:
 
 @batch.command()
 @through_option
-@data_dirs_option
-def seal(until_ms: int, data_dirs: tuple[Path, ...]) -> None:
+@data_dirs_option()
+def seal(until_ms: int, roots: list[Path]) -> None:
     """From now on, what comes for earlier upload times is late: what is there never changes.
 
     Returns when no crash can undo that. Read the table `events_sealed` then, which has the late
     table too, and say `complete --late`.
     """
-    with Handoff(roots_of(data_dirs)) as handoff:
+    with Handoff(roots) as handoff:
         for found in handoff.seal(until_ms):
             number = found.seal.number if found.seal else 0
             click.echo(f"sealed until {utc_text(until_ms)}, seal {number}")
@@ -73,47 +57,42 @@ def seal(until_ms: int, data_dirs: tuple[Path, ...]) -> None:
 @batch.command()
 @through_option
 @click.option("--late", is_flag=True, help="The batch layer has taken the late table as well.")
-@data_dirs_option
-def complete(until_ms: int, late: bool, data_dirs: tuple[Path, ...]) -> None:
+@data_dirs_option()
+def complete(until_ms: int, late: bool, roots: list[Path]) -> None:
     """From now on the batch layer answers for earlier upload times. Seals them if that was not
     done: what came since you read them is hidden then, so better `seal` before you read."""
-    with Handoff(roots_of(data_dirs)) as handoff:
+    with Handoff(roots) as handoff:
         handoff.seal(until_ms)
-        for found in handoff.complete(round(time.time() * 1000), late=late):
+        for found in handoff.complete(now_ms(), late=late):
             click.echo(f"batch {found.number}, covered until {utc_text(until_ms)}")
 
 
 @batch.command()
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
-@data_dirs_option
-def show(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
+@json_option("As one JSON object.")
+@data_dirs_option()
+def show(as_json: bool, roots: list[Path]) -> None:
     """The batch number, the boundary, the seal, the late table's size and the last handoffs."""
-    roots = roots_of(data_dirs)
-    view = take_view(Disk(), roots)
-    late = _late_by_day(query.open(*roots))
+    store = query.open(*roots)
+    late = _late_by_day(store)
+    view = store.last_view
     found = {
         "batch_number": view.batch_number,
         "covered_until": _text(view.covered_until_ms),
         "sealed_until": _text(view.sealed_until_ms),
         "late_events": int(late["events"].sum()),
         "table": view.table,
-        "nodes": [
-            {"node": str(node.root), "history": _history(node.batch or Boundary())}
-            for node in view.nodes
-        ],
     }
+    nodes = {str(node.root): _history(node.batch or Boundary()) for node in view.nodes}
     if as_json:
-        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+        histories = [{"node": node, "history": history} for node, history in nodes.items()]
+        echo_json({**found, "nodes": histories})
         return
     for name, value in found.items():
-        if name != "nodes":
-            click.echo(f"{name.replace('_', ' '):14} {'-' if value is None else value}")
-    for node in view.nodes:
-        for one in (node.batch or Boundary()).history[-SHOWN:]:
-            click.echo(
-                f"{node.root}: batch {one.number} covered until {utc_text(one.covered_until_ms)},"
-                f" since {utc_text(one.at_ms)}"
-            )
+        click.echo(f"{name.replace('_', ' '):14} {'-' if value is None else value}")
+    for node, history in nodes.items():
+        for one in history[-SHOWN:]:
+            since = f"covered until {one['covered_until']}, since {one['at']}"
+            click.echo(f"{node}: batch {one['number']} {since}")
 
 
 @batch.command()
@@ -122,11 +101,11 @@ def show(as_json: bool, data_dirs: tuple[Path, ...]) -> None:
     help="Write the late table to this Parquet file.",
 )  # fmt: skip
 @force_option
-@data_dirs_option
-def late(file: Path | None, force: bool, data_dirs: tuple[Path, ...]) -> None:
+@data_dirs_option()
+def late(file: Path | None, force: bool, roots: list[Path]) -> None:
     """The late table: events that came for a time that was handed over. `batch run` takes it with
     the next day; for a batch layer of your own it is in the table `events_sealed` after a seal."""
-    store = query.open(*roots_of(data_dirs))
+    store = query.open(*roots)
     if file is not None:
         with new_file(file, force=force) as temporary:
             store.late().sink_parquet(temporary)
@@ -139,9 +118,9 @@ def late(file: Path | None, force: bool, data_dirs: tuple[Path, ...]) -> None:
 @batch.command()
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="The day (UTC) to hand over.")
 @click.option("--catch-up", is_flag=True, help="All days that are over and not handed over.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a day.")
-@data_dirs_option
-def run(day: datetime | None, catch_up: bool, as_json: bool, data_dirs: tuple[Path, ...]) -> None:
+@json_option("One JSON object a day.")
+@data_dirs_option()
+def run(day: datetime | None, catch_up: bool, as_json: bool, roots: list[Path]) -> None:
     """The batch layer that comes along: a day's events, once each, into an Iceberg table."""
     if (day is None) != catch_up:
         raise BadInput("batch run: expected either --day or --catch-up")
@@ -151,46 +130,33 @@ def run(day: datetime | None, catch_up: bool, as_json: bool, data_dirs: tuple[Pa
         raise BadInput(
             f"batch run: expected the packages of forebay[batch], {error.name} is not installed"
         ) from error
-    settings = load()
-    config = BatchConfig(
-        settings.batch.table, dict(settings.batch.catalog), int(settings.batch.memory)
-    )
-    roots = roots_of(data_dirs, settings.data_dir)
+    batch = settings().batch
+    config = BatchConfig(batch.table, dict(batch.catalog), int(batch.memory))
     days = missing_days(roots) if day is None else [day.date()]
     for one in days:
         with _progress(quiet=as_json) as bar:
-            show_rows = partial(_show_rows, bar, bar.add_task(f"{one}", total=None))
+            task = bar.add_task(f"{one}", total=None)
+
+            def show_rows(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)  # noqa: B023
+
             report = run_day(roots, config, one, show_rows)
-        _tell(report, as_json)
+        if as_json:
+            click.echo(orjson.dumps(report))
+            continue
+        click.echo(
+            f"{report.day}: batch {report.number}, {report.rows:,} events,"
+            f" {report.duplicates:,} duplicates across partitions, {report.late:,} late"
+            + NOTES[report.outcome]
+        )
     if not days:
         click.echo("no day is over that was not handed over", err=True)
 
 
-def _show_rows(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)
-
-
 def _progress(*, quiet: bool) -> Progress:
     console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=quiet or not console.is_terminal,
-    )
-
-
-def _tell(report: DayReport, as_json: bool) -> None:
-    if as_json:
-        click.echo(orjson.dumps(report))
-        return
-    click.echo(
-        f"{report.day}: batch {report.number}, {report.rows:,} events,"
-        f" {report.duplicates:,} duplicates across partitions, {report.late:,} late"
-        + NOTES[report.outcome]
-    )
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*bar, console=console, disable=quiet or not console.is_terminal)
 
 
 def _late_by_day(store: query.Store) -> pl.DataFrame:

@@ -11,6 +11,8 @@ from confluent_kafka import Consumer, KafkaException
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from forebay.cli.options import json_option
+from forebay.cli.output import echo_json
 from forebay.flows.kafka import kafka_config
 from forebay.flows.secrets import HIDDEN, masked, shown_property
 from forebay.flows.sections import DAY_MS, duration_ms, duration_text
@@ -51,16 +53,12 @@ def check(connect: bool) -> None:
         settings = None
     faults += _source_faults(settings)
     faults += [] if settings is None else _data_faults(settings)
-    told: list[str] = []
-    if connect and settings is not None and not faults:
-        from forebay.cli.connect import ask
-
-        answer = ask(settings)
-        told, faults = answer.lines, answer.faults
-    for line in told:
-        click.echo(line)
     if faults:
         raise BadInput("\n".join(faults))
+    if connect and settings is not None:
+        from forebay.cli.connect import ask
+
+        ask(settings, click.echo)
     for note in _notes(settings):
         click.echo(f"note: {note}")
     click.echo(f"{_checked()}: no faults")
@@ -87,13 +85,13 @@ def _notes(settings: Settings | None) -> list[str]:
 
 
 def _source_faults(settings: Settings | None) -> list[str]:
-    """What is wrong with the source itself, as far as can be told without it."""
+    """What is wrong with the source itself, as far as can be known without it."""
     if settings is not None and settings.source == "kafka":
         try:
             Consumer(kafka_config(settings).consumer()).close()
         except KafkaException as error:
-            told = _told(settings, error)
-            return [f"kafka.librdkafka: expected properties that it takes, got: {told}"]
+            reported = _reported(settings, error)
+            return [f"kafka.librdkafka: expected properties that it takes, got: {reported}"]
         return []
     source = declared("source", None)
     if source is None and declared("kafka", None) is not None:
@@ -121,18 +119,13 @@ def _data_faults(settings: Settings) -> list[str]:
     except ForebayError as error:
         return [f"data_dir: expected data that can be read, got: {error}"]
     wanted = settings.schema_of_events
-    faults = {
-        f"dedup_key: expected {list(state.key)}, as the data in {settings.data_dir} was made with,"
-        f" got {list(wanted.key)}"
-        for state in states
-        if state.key != wanted.key
-    }
-    faults |= {
-        f"block_span: expected {duration_text(state.block_span_ms)!r}, as the data in"
-        f" {settings.data_dir} was made with, got {duration_text(settings.block_span)!r}"
-        for state in states
-        if state.block_span_ms != settings.block_span
-    }
+    faults, made = set(), f"as the data in {settings.data_dir} was made with"
+    for state in states:
+        if state.key != wanted.key:
+            faults.add(f"dedup_key: expected {list(state.key)}, {made}, got {list(wanted.key)}")
+        if state.block_span_ms != settings.block_span:
+            spans = duration_text(state.block_span_ms), duration_text(settings.block_span)
+            faults.add(f"block_span: expected {spans[0]!r}, {made}, got {spans[1]!r}")
     own = arrow_schema(wanted)
     faults |= {
         f"columns: {name}: expected {known.field(name).type}, as the data in {settings.data_dir}"
@@ -143,22 +136,22 @@ def _data_faults(settings: Settings) -> list[str]:
     return sorted(faults)
 
 
-def _told(settings: Settings, error: KafkaException) -> str:
+def _reported(settings: Settings, error: KafkaException) -> str:
     """What librdkafka says of its properties, without their values: it quotes them."""
-    told = masked(str(error.args[0].str()))
+    text = masked(str(error.args[0].str()))
     for name, value in settings.kafka.librdkafka.items():
         if shown_property(name, value) == HIDDEN and str(value):
-            told = told.replace(str(value), HIDDEN)
-    return plain(told)
+            text = text.replace(str(value), HIDDEN)
+    return plain(text)
 
 
 @config.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON, without defaults and reasons.")
+@json_option("As JSON, without defaults and reasons.")
 def show(as_json: bool) -> None:
     """The effective values as a forebay.toml, secrets hidden, each with its trade-off."""
     values = shown(load())
     if as_json:
-        click.echo(orjson.dumps(values, option=orjson.OPT_INDENT_2))
+        echo_json(values)
         return
     fields = Settings.model_fields.items()
     sections = [one for one in fields if isinstance(one[1].default, BaseModel)]
@@ -187,12 +180,8 @@ def _toml(value: object) -> str:
 def _default(field: FieldInfo) -> str:
     """The default as it would be written; nothing where it is empty."""
     default = field.get_default(call_default_factory=True)
-    if any(item is duration_ms for item in _parsers(field)):
+    if any(isinstance(one, BeforeValidator) and one.func is duration_ms for one in field.metadata):
         default = duration_text(default)
     if isinstance(default, Path):
         default = str(default)
     return "" if default in ("", ()) else f" [default: {_toml(default)}]"
-
-
-def _parsers(field: FieldInfo) -> list[object]:
-    return [one.func for one in field.metadata if isinstance(one, BeforeValidator)]

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from typing import cast
 
 import numpy as np
@@ -24,7 +26,7 @@ from forebay.operators.sources.content import Content
 from forebay.operators.sources.folder import FilesConfig, file_partitions
 from forebay.operators.sources.messages import Messages
 from forebay.operators.sources.topic import partition_key
-from forebay.storage.base.errors import ForebayError
+from forebay.storage.base.errors import BadInput, ForebayError
 from forebay.storage.base.text import did_you_mean, plain
 from forebay.storage.base.times import now_ms
 from forebay.storage.formats.outcome import ADVICE, Outcome
@@ -38,34 +40,25 @@ _AFTER = re.compile(r" \(after \d+ms in state .*\)$")
 
 Sample = list[tuple[str, int, int, bytes]]
 """Partition, offset, broker time in ms, and the message."""
+Report = Callable[[str], None]
+"""Is called with a line, or with several."""
 
 
-@dataclass
-class Answer:
-    """What there is to tell, and what is wrong."""
-
-    lines: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-
-def ask(settings: Settings) -> Answer:
-    """Whether the source can be read, and what its messages would become."""
-    answer = Answer()
-    sample = _topic(settings, answer) if settings.source == "kafka" else _heads(settings, answer)
-    if answer.faults:
-        return answer
+def ask(settings: Settings, report: Report) -> None:
+    """Report whether the source can be read, and what its messages would become. Raises BadInput
+    with all that is wrong."""
+    sample = _topic(settings, report) if settings.source == "kafka" else _heads(settings, report)
     if not sample:
-        answer.lines.append("messages: none there to try")
-        return answer
+        report("messages: none there to try")
+        return
     found = _tried(settings, sample)
     first, *rest = found.lines()
-    answer.lines += [f"messages: {len(sample):,} tried: {first}", *rest]
+    report("\n".join([f"messages: {len(sample):,} tried: {first}", *rest]))
     if not found.accepted:
-        answer.faults.append(
+        raise BadInput(
             f"schema: expected messages that can become events, got none among {len(sample):,}:"
             f" schema is {settings.event_schema!r}; {ADVICE}"
         )
-    return answer
 
 
 def _tried(settings: Settings, sample: Sample) -> Outcome:
@@ -74,15 +67,14 @@ def _tried(settings: Settings, sample: Sample) -> Outcome:
         settings.schema_of_events, settings.future_skew, settings.message_bytes_max
     )
     decoder, found = Decoder(config), Outcome()
-    for partition in dict.fromkeys(one[0] for one in sample):
-        mine = [one for one in sample if one[0] == partition]
-        offsets = np.array([one[1] for one in mine], dtype=np.int64)
+    for partition, mine in groupby(sample, itemgetter(0)):
+        _, offsets, times_ms, values = zip(*mine, strict=True)
         item = Messages(
             source=partition,
-            values=[one[3] for one in mine],
-            offsets=offsets,
-            times_ms=np.array([one[2] for one in mine], dtype=np.int64),
-            next_offset=int(offsets[-1]) + 1,
+            values=list(values),
+            offsets=np.array(offsets, dtype=np.int64),
+            times_ms=np.array(times_ms, dtype=np.int64),
+            next_offset=offsets[-1] + 1,
             read_ms=now_ms(),
         )
         for frame in decoder.decode([item]):
@@ -91,10 +83,7 @@ def _tried(settings: Settings, sample: Sample) -> Outcome:
     return found
 
 
-# -- a topic ------------------------------------------------------------------------------------
-
-
-def _topic(settings: Settings, answer: Answer) -> Sample:
+def _topic(settings: Settings, report: Report) -> Sample:
     """The newest messages of the topic."""
     kafka = settings.kafka
     errors: list[KafkaError] = []
@@ -107,25 +96,21 @@ def _topic(settings: Settings, answer: Answer) -> Sample:
         known = topics.get(kafka.topic)
         if known is None or known.error is not None:
             reason = f": {known.error.str()}" if known is not None and known.error else ""
-            answer.faults.append(
+            raise BadInput(
                 f"kafka.topic: expected a topic of {kafka.bootstrap}, got {kafka.topic!r}{reason}"
                 f"{did_you_mean(kafka.topic, topics)}"
             )
-            return []
         count = len(known.partitions)
-        answer.lines.append(
-            f"kafka: {kafka.bootstrap} answers; topic {kafka.topic} has {count} partitions"
-        )
+        report(f"kafka: {kafka.bootstrap} answers; topic {kafka.topic} has {count} partitions")
         return _newest(consumer, kafka.topic, sorted(known.partitions))
     except KafkaException as error:
         consumer.poll(0)  # has the callback called
-        told = [error.args[0], *errors]
-        reasons = dict.fromkeys(_AFTER.sub("", plain(masked(one.str()))) for one in told)
-        answer.faults.append(
+        reported = [error.args[0], *errors]
+        reasons = dict.fromkeys(_AFTER.sub("", plain(masked(one.str()))) for one in reported)
+        raise BadInput(
             f"kafka.bootstrap: expected an answer of {masked(kafka.bootstrap)} within"
             f" {ANSWER_S:.0f} s, got: {'; '.join(reasons)}"
-        )
-        return []
+        ) from error
     finally:
         consumer.close()
 
@@ -160,14 +145,12 @@ def _newest(consumer: Consumer, topic: str, numbers: list[int]) -> Sample:
     return sorted(found)
 
 
-# -- files --------------------------------------------------------------------------------------
-
-
-def _heads(settings: Settings, answer: Answer) -> Sample:
+def _heads(settings: Settings, report: Report) -> Sample:
     """The first lines of some of the files."""
     paths = file_partitions(FilesConfig(settings.files.path, leave_out=settings.data_dir))
-    answer.lines.append(f"files: {len(paths):,} at {plain(str(settings.files.path))}")
+    report(f"files: {len(paths):,} at {plain(str(settings.files.path))}")
     found: Sample = []
+    faults = []
     share = -(-MESSAGES // min(len(paths), FILES_MAX))
     for key, path in sorted(paths.items())[:FILES_MAX]:
         try:
@@ -176,7 +159,9 @@ def _heads(settings: Settings, answer: Answer) -> Sample:
                     if line.strip():
                         found.append((key.name, number, content.time_ms, line))
         except (OSError, ForebayError) as error:
-            answer.faults.append(f"files.path: {plain(str(error))}")
+            faults.append(f"files.path: {plain(str(error))}")
+    if faults:
+        raise BadInput("\n".join(faults))
     return found
 
 

@@ -19,9 +19,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import click
 import orjson
@@ -57,17 +58,24 @@ TOP = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
-    """One run of the demo: a folder of events, a schema, and what must come out."""
+    """A job of the demo: a folder of events, a schema, and what must come out; then the seconds all
+    of it took, and whether it was killed half-way."""
 
     name: str
     schema: str
     events: Path
     data: Path
     expected: dict[str, int]
-
     kill_at: float
+    seconds: float = 0
+    killed: bool = False
+
+    @cached_property
+    def store(self) -> query.Store:
+        """What came out."""
+        return query.open(self.data)
 
     @property
     def settings(self) -> Path:
@@ -83,7 +91,7 @@ class _Job:
             f'source = "files"\ndata_dir = {_toml(self.data)}\nschema = {_toml(self.schema)}\n'
             f"files = {{ path = {_toml(self.events)} }}\n"
         )
-        kept = {name: text for name, text in os.environ.items() if not _is_setting(name)}
+        kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(ENV_PREFIX)}
         environment = {**kept, f"{ENV_PREFIX}CONFIG": str(self.settings)}
         command = [sys.executable, "-m", "forebay", "run", "--workers", "2"]
         with log.open("ab") as out:
@@ -119,11 +127,11 @@ def _demo(folder: Path, events: int, seed: int, github: Path) -> None:
             jobs.append(_github(folder, github))
         else:
             console.print(f"no GitHub sample at {github}: leaving it out")
-        runs = {job.name: _run(job, folder / "job.log", progress) for job in jobs}
-    stores = {job.name: query.open(job.data) for job in jobs}
-    wrong = [fault for job in jobs for fault in _differences(job, stores[job.name])]
-    console.print(_summary(jobs, stores, runs))
-    store = stores[jobs[0].name]
+        for job in jobs:
+            _run(job, folder / "job.log", progress)
+    wrong = [fault for job in jobs for fault in _differences(job)]
+    console.print(_summary(jobs))
+    store = jobs[0].store
     console.print(f"\n[bold]{TOP}[/]")
     with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
         console.print(str(store.sql(TOP)))
@@ -131,7 +139,7 @@ def _demo(folder: Path, events: int, seed: int, github: Path) -> None:
     console.print(_chart(store, console.width - 12), highlight=False)
     if wrong:
         raise click.ClickException("\n".join(wrong))
-    killed = ", after a SIGKILL half-way" if any(run.killed for run in runs.values()) else ""
+    killed = ", after a SIGKILL half-way" if any(job.killed for job in jobs) else ""
     console.print(
         f"\nEvery total equals the load's own{killed}. Ask more:\n"
         f"  forebay sql --data-dir {jobs[0].data} 'select count(*) from events'",
@@ -145,10 +153,6 @@ def _is_ours(entry: Path) -> bool:
     if entry.parent.name in ("data", "github-data"):
         return entry.name in ENTRIES
     return re.fullmatch(r"part-\d{5}\.ndjson|events\.ndjson", entry.name) is not None
-
-
-def _is_setting(name: str) -> bool:
-    return name.upper().startswith(ENV_PREFIX)
 
 
 def _toml(value: object) -> str:
@@ -179,18 +183,10 @@ def _github(folder: Path, sample: Path) -> _Job:
     return _Job("github", "github", target.parent, folder / "github-data", expected, math.inf)
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What came of a job: the seconds all of it took, and whether it was killed half-way."""
-
-    seconds: float
-    killed: bool
-
-
-def _run(job: _Job, log: Path, progress: Progress) -> _Run:
+def _run(job: _Job, log: Path, progress: Progress) -> None:
     """Run, kill half-way (unless it is faster than that), run to the end."""
     task = progress.add_task(f"ingesting {job.name}", total=job.messages)
-    started_s, killed = time.monotonic(), False
+    started_s = time.monotonic()
 
     def taken() -> int:
         count = _taken(job.data)
@@ -202,7 +198,7 @@ def _run(job: _Job, log: Path, progress: Progress) -> _Run:
         _wait(process, lambda: taken() >= job.kill_at)
         if process.poll() is None:
             _kill(process)
-            killed = True
+            job.killed = True
             progress.console.print(f"SIGKILL at {taken():,} of {job.messages:,} messages; again")
             process = job.start(log)
             _wait(process, lambda: taken() < 0)
@@ -212,7 +208,7 @@ def _run(job: _Job, log: Path, progress: Progress) -> _Run:
         tail = log.read_text(errors="replace")[-2000:]
         raise click.ClickException(f"the job ended with {process.returncode}:\n{tail}")
     taken()
-    return _Run(time.monotonic() - started_s, killed)
+    job.seconds = time.monotonic() - started_s
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -225,11 +221,9 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _wait(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
     """Until `reached`, or the process ends; between two looks it is the process that is awaited."""
     while not reached():
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(POLL_S)
-        except subprocess.TimeoutExpired:
-            continue
-        return
+            return
 
 
 def _taken(data: Path) -> int:
@@ -241,9 +235,9 @@ def _taken(data: Path) -> int:
     return int(found.select(pl.sum_horizontal("accepted", "duplicates", "rejects").sum()).item())
 
 
-def _differences(job: _Job, store: query.Store) -> list[str]:
+def _differences(job: _Job) -> list[str]:
     """Every total that is not the oracle's."""
-    partitions = store.partitions()
+    partitions = job.store.partitions()
     totals = {name: int(partitions[name].sum()) for name in job.expected}
     faults = [
         f"{job.name}: expected {name} {job.expected[name]}, got {totals[name]}"
@@ -251,7 +245,7 @@ def _differences(job: _Job, store: query.Store) -> list[str]:
         if totals[name] != job.expected[name]
     ]
     key = ("_partition", "_offset")
-    counted = store.scan().select(pl.len(), pl.struct(key).n_unique().alias("unique")).collect()
+    counted = job.store.scan().select(pl.len(), pl.struct(key).n_unique().alias("unique")).collect()
     rows, unique = counted.row(0)
     accepted = job.expected["accepted"]
     if rows != accepted or unique != accepted:
@@ -261,17 +255,13 @@ def _differences(job: _Job, store: query.Store) -> list[str]:
     return faults
 
 
-def _summary(jobs: list[_Job], stores: dict[str, query.Store], runs: dict[str, _Run]) -> Table:
+def _summary(jobs: list[_Job]) -> Table:
     table = Table("", *(job.name for job in jobs), title="after the restart", box=None)
-    reports: dict[str, dict[str, Any]] = {}
-    for job in jobs:
-        partitions = stores[job.name].partitions()
-        names = ("accepted", "duplicates", "rejects", "late", "hot_events", "cold_events", "chunks")
-        reports[job.name] = {name: f"{int(partitions[name].sum()):,}" for name in names}
-        rate = job.messages / runs[job.name].seconds
-        reports[job.name]["messages/s, start-up and restart included"] = f"{rate:,.0f}"
-    for name in reports[jobs[0].name]:
-        table.add_row(name, *(reports[job.name][name] for job in jobs))
+    found = [job.store.partitions() for job in jobs]
+    for name in (*COUNTS[1:], "hot_events", "cold_events", "chunks"):
+        table.add_row(name, *(f"{partitions[name].sum():,}" for partitions in found))
+    rates = [f"{job.messages / job.seconds:,.0f}" for job in jobs]
+    table.add_row("messages/s, start-up and restart included", *rates)
     return table
 
 

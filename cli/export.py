@@ -11,8 +11,7 @@ null in NDJSON, as JSON has none.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +22,44 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forebay import query
-from forebay.cli.roots import data_dirs_option, roots_of
-from forebay.cli.target import force_option, new_file
-from forebay.flows.settings import load
+from forebay.cli.options import data_dirs_option, force_option, settings
+from forebay.cli.target import new_file
 from forebay.query.store import STREAMED
 from forebay.storage.base.errors import BadInput, MissingFile
 
 TRIES = 3
 ROW_GROUP_BYTES = 64 << 20
+BINARY = (pa.binary(), pa.large_binary())
 
 LINES = 4096
 """Rows that are held as text, or as Python's objects."""
 
-Write = Callable[[pa.RecordBatch], None]
-Writer = Callable[[Path, pa.Schema], AbstractContextManager[Write]]
+Writer = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], None]
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--table", type=click.Choice(STREAMED), default="events", show_default=True)
 @force_option
-@data_dirs_option
-def export(file: Path, table: str, force: bool, data_dirs: tuple[Path, ...]) -> None:
+@data_dirs_option()
+def export(file: Path, table: str, force: bool, roots: list[Path]) -> None:
     """Write all rows of a table to FILE.parquet, FILE.ndjson or FILE.csv, or to DIR/TABLE.parquet
     if FILE is a folder."""
-    settings = load()
-    store = query.open(*roots_of(data_dirs, settings.data_dir), iceberg=settings.batch.catalog)
+    store = query.open(*roots, iceberg=settings().batch.catalog)
     target = file / f"{table}.parquet" if file.is_dir() else file
     if target.suffix not in WRITERS:
         raise BadInput(f"export: expected a folder or {', '.join(WRITERS)}; got {file.name!r}")
     with new_file(target, force=force) as temporary:
-        rows = _written(store, table, temporary, WRITERS[target.suffix])
+        rows = _export(store, table, temporary, target.suffix)
     click.echo(f"{rows:,} rows of {table} in {target}")
 
 
-def _written(store: query.Store, table: str, path: Path, writer: Writer) -> int:
+def _export(store: query.Store, table: str, path: Path, suffix: str) -> int:
     """How many rows were written."""
     for _ in range(TRIES):
         try:
-            rows = 0
             reader = store.stream(table)
-            with writer(path, reader.schema) as write:
-                for batch in reader:
-                    write(batch)
-                    rows += batch.num_rows
-            return rows
+            return write_rows(path, suffix, reader.schema, reader)
         except MissingFile as error:
             failure = error
     raise MissingFile(
@@ -76,40 +68,56 @@ def _written(store: query.Store, table: str, path: Path, writer: Writer) -> int:
     ) from failure
 
 
-@contextmanager
-def _parquet(path: Path, schema: pa.Schema) -> Iterator[Write]:
+def write_rows(
+    path: Path, suffix: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
+) -> int:
+    """Write the rows in the format of a suffix, one of WRITERS; how many there were."""
+    rows = 0
+
+    def counted() -> Iterator[pa.RecordBatch]:
+        nonlocal rows
+        for batch in batches:
+            rows += batch.num_rows
+            yield batch
+
+    WRITERS[suffix](path, schema, counted())
+    return rows
+
+
+def _parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Row groups of a bounded size, each of several batches."""
     held: list[pa.RecordBatch] = []
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as out:
-
-        def flush() -> None:
-            if held:
-                out.write_table(pa.Table.from_batches(held, schema))
-                held.clear()
-
-        def write(batch: pa.RecordBatch) -> None:
+        for batch in batches:
             held.append(batch)
             if sum(one.nbytes for one in held) >= ROW_GROUP_BYTES:
-                flush()
+                out.write_table(pa.Table.from_batches(held, schema))
+                held = []
+        if held:
+            out.write_table(pa.Table.from_batches(held, schema))
 
-        yield write
-        flush()
 
-
-@contextmanager
-def _ndjson(path: Path, schema: pa.Schema) -> Iterator[Write]:
-    binary = [field.name for field in schema if _is_binary(field.type)]
+def _ndjson(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    binary = [field.name for field in schema if field.type in BINARY]
     with path.open("wb") as out:
-
-        def write(batch: pa.RecordBatch) -> None:
-            for first in range(0, batch.num_rows, LINES):
-                rows = batch.slice(first, LINES).to_pylist()
-                out.writelines(_line(row, binary) for row in rows)
-
-        yield write
+        for part in _parts(batches):
+            out.writelines(json_line(row, binary) for row in part.to_pylist())
 
 
-def _line(row: dict[str, Any], binary: list[str]) -> bytes:
+def _csv(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    with path.open("wb") as out:
+        out.write(pl.DataFrame(schema=dict.fromkeys(schema.names, pl.String)).write_csv().encode())
+        for part in _parts(batches):
+            readable(pl.DataFrame(part)).write_csv(out, include_header=False)
+
+
+def _parts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield from (batch.slice(first, LINES) for first in range(0, batch.num_rows, LINES))
+
+
+def json_line(row: dict[str, Any], binary: Sequence[str]) -> bytes:
+    """A row as a line of JSON from which the `binary` columns can be had back byte for byte."""
     for name in binary:
         value = row[name]
         try:
@@ -119,26 +127,11 @@ def _line(row: dict[str, Any], binary: list[str]) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z)
 
 
-@contextmanager
-def _csv(path: Path, schema: pa.Schema) -> Iterator[Write]:
-    with path.open("wb") as out:
-
-        def write(batch: pa.RecordBatch) -> None:
-            for first in range(0, batch.num_rows, LINES):
-                rows = pl.DataFrame(pa.Table.from_batches([batch.slice(first, LINES)]))
-                texts = rows.with_columns(pl.col(pl.Binary).map_elements(_replaced, pl.String))
-                texts.write_csv(out, include_header=False)
-
-        out.write(pl.DataFrame(schema=dict.fromkeys(schema.names, pl.String)).write_csv().encode())
-        yield write
-
-
-def _replaced(value: bytes) -> str:
-    return value.decode(errors="replace")
-
-
-def _is_binary(type: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(type) or pa.types.is_large_binary(type))
+def readable(rows: pl.DataFrame) -> pl.DataFrame:
+    """With messages as text, in which bytes that are not UTF-8 are replaced."""
+    return rows.with_columns(
+        pl.col(pl.Binary).map_elements(lambda value: value.decode(errors="replace"), pl.String)
+    )
 
 
 WRITERS: dict[str, Writer] = {

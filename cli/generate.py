@@ -14,19 +14,19 @@ to have one has no key.
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
-import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from forebay.cli.load import Load, LoadSpec
+from forebay.cli.options import time_ms, time_option
 from forebay.cli.outlet import PARTITIONS, SUFFIXES, Outlet, files, topic_of
+from forebay.cli.output import echo_json
 from forebay.flows.sections import duration_ms
 from forebay.storage.base.times import now_ms
 
@@ -34,7 +34,6 @@ START = "2024-05-01T00:00:00Z"
 SPAN = "1h"
 SLICES_PER_S = 20
 SLICE_EVENTS_MAX = 50_000
-INTERRUPTED = 130
 
 
 def _duration(text: str) -> int:
@@ -42,16 +41,6 @@ def _duration(text: str) -> int:
         return duration_ms(text)
     except ValueError as error:
         raise click.BadParameter(f"{error}, got {text!r}") from error
-
-
-def moment_ms(text: str) -> int:
-    """Milliseconds since 1970 of an ISO time, in UTC unless it says otherwise."""
-    try:
-        moment = datetime.fromisoformat(re.sub(r"[zZ]\Z", "+00:00", text))
-    except ValueError as error:
-        raise click.BadParameter(f"expected a time such as {START}, got {text!r}") from error
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1000)
 
 
 def _send(load: Load, outlet: Outlet, rate: float) -> None:
@@ -79,10 +68,6 @@ def _pairs(properties: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _first(asked: int | None, default: int) -> int:
-    return default if asked is None else asked
-
-
 @click.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write files here.")
 @click.option("--bootstrap", metavar="HOST:PORT", help="Send to Kafka instead.")
@@ -96,25 +81,25 @@ def _first(asked: int | None, default: int) -> int:
 @click.option("--partitions", type=int, help=f"[default: {PARTITIONS}, or as the topic has]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--rate", type=click.FloatRange(0), default=0, help="Events/s; 0: no limit [default]")
-@click.option("--start", type=moment_ms, help=f"The first upload time.  [default: {START}]")
+@time_option("--start", "start", help=f"The first upload time.  [default: {START}]")
 @click.option("--span", type=_duration, help=f"How long uploads go on.  [default: {SPAN}]")
 @click.option("--now", is_flag=True, help="Upload times are those of sending; needs --rate.")
 @click.option("--bytes", type=int, default=440, show_default=True, help="Mean size of a message.")
 @click.option("--duplicates", type=float, default=0.02, show_default=True, help="Share of copies.")
 @click.option(
-    "--redeliver-span", type=_duration, default="3m", show_default=True,
-    help="A batch comes again within this.",
+    "--redeliver-span", "redeliver_ms", type=_duration, default="3m", show_default=True,
+    help="A batch is redelivered within this.",
 )  # fmt: skip
 @click.option("--late", type=float, default=0.01, show_default=True, help="Share of late events.")
 @click.option("--broken", type=float, default=0.002, show_default=True, help="Share of rejects.")
-@click.option("--disorder", type=_duration, default="2s", show_default=True)
-@click.option("--window", type=_duration, default="10m", show_default=True, help="For dedup.")
+@click.option("--disorder", "disorder_ms", type=_duration, default="2s", show_default=True)
+@click.option(
+    "--window", "window_ms", type=_duration, default="10m", show_default=True, help="For dedup."
+)
 def generate(
     out: Path | None, bootstrap: str | None, topic: str | None, properties: tuple[str, ...],
-    compress: str, events: int,
-    partitions: int | None, seed: int, rate: float, start: int | None, span: int | None, now: bool,
-    bytes: int, duplicates: float, redeliver_span: int, late: float, broken: float,
-    disorder: int, window: int,
+    compress: str, events: int, partitions: int | None, rate: float, start: int | None,
+    span: int | None, now: bool, **shape: Any,
 ) -> None:  # fmt: skip
     """Make a load of events and print what an exact reader must count."""
     if (out is None) == (bootstrap is None) or (bootstrap is None) != (topic is None):
@@ -123,21 +108,16 @@ def generate(
         raise click.UsageError("--now: expected --rate, and neither --start nor --span")
     if properties and bootstrap is None:
         raise click.UsageError("--property: expected --bootstrap and --topic with it")
+    if now:
+        start, span = now_ms(), max(1, round(1000 * events / rate))
     try:
         spec = LoadSpec(
             events=events,
             partitions=PARTITIONS if partitions is None else partitions,
-            seed=seed,
-            start_ms=_first(now_ms() if now else start, moment_ms(START)),
-            span_ms=_first(max(1, round(1000 * events / rate)) if now else span, duration_ms(SPAN)),
-            duplicates=duplicates,
-            late=late,
-            broken=broken,
-            disorder_ms=disorder,
-            window_ms=window,
-            bytes=bytes,
-            redeliver_ms=redeliver_span,
+            start_ms=time_ms(START) if start is None else start,
+            span_ms=duration_ms(SPAN) if span is None else span,
             slice_events=max(1, min(SLICE_EVENTS_MAX, int(rate / SLICES_PER_S or 10**9))),
+            **shape,
         )
         if out:
             target = files(out, spec.partitions, compress)
@@ -149,12 +129,10 @@ def generate(
             _send(load, outlet, rate)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         where = out or f"topic {topic}"
         click.echo(f"interrupted: {where} has a part of the load, of no known totals", err=True)
-        raise SystemExit(INTERRUPTED) from None
+        raise
     totals = load.totals
     totals["partitions"] = dict(zip(outlet.names, totals["partitions"].values(), strict=True))
-    click.echo(orjson.dumps(totals, option=orjson.OPT_INDENT_2))
+    echo_json(totals)

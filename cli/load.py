@@ -3,7 +3,7 @@
 A load is made in slices, so its size never decides its memory. For each slice: arrivals, sorted,
 each with a device and with an upload time a little or far behind; the messages (a head of fixed
 width, filled as a byte matrix, and two texts from pools); copies of runs of a partition's recent
-messages, put by to be sent again later; broken lines. What always holds:
+messages, kept to be redelivered later; broken lines. What always holds:
 
 - The same spec gives the same bytes.
 - A dedup key (`device_id`, `$insert_id`) is given out once. Its copies are the same byte for byte
@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
+import pyarrow as pa
 
 Ints = npt.NDArray[np.int64]
 Text = npt.NDArray[np.uint8]
@@ -48,7 +49,7 @@ class LoadSpec:
 
     Shares: `duplicates` and `broken` of all messages, `late` of `events` (the unique, good ones).
     `bytes`: mean size of a message; padded up to it, never cut below what the fields need.
-    `redeliver_ms`: the longest wait until a batch comes again (at most a quarter of the span).
+    `redeliver_ms`: the longest wait until a batch is redelivered (at most a quarter of the span).
     `slice_events`: more is faster, fewer lets a paced sender send more often.
     """
 
@@ -129,30 +130,17 @@ def _uuids(rng: np.random.Generator, count: int) -> Text:
     raw[:, 6] = raw[:, 6] & 0x0F | 0x40
     raw[:, 8] = raw[:, 8] & 0x3F | 0x80
     digits = np.frombuffer(raw.tobytes().hex().encode(), np.uint8).reshape(count, 32)
-    text = np.full((count, 36), ord("-"), np.uint8)
-    for at, of, width in ((0, 0, 8), (9, 8, 4), (14, 12, 4), (19, 16, 4), (24, 20, 12)):
-        text[:, at : at + width] = digits[:, of : of + width]
-    return text
+    return np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1)
 
 
-def _write_digits(into: Text, numbers: Ints) -> None:
-    """Fill the rows of `into` with the last digits of `numbers`."""
-    for column in range(into.shape[1] - 1, -1, -1):
-        numbers, digit = np.divmod(numbers, 10)
-        into[:, column] = digit + ord("0")
+def _texts(values: pa.Array, width: int) -> Text:
+    """Values as text, one a row of `width` bytes, which each of them takes."""
+    return np.frombuffer(values.cast(pa.string()).buffers()[2], np.uint8).reshape(-1, width)
 
 
 def _clock(times_us: Ints) -> Text:
     """Times as "YYYY-MM-DD hh:mm:ss.ffffff", one a row of 26 bytes."""
-    seconds, micros = np.divmod(times_us, 1_000_000)
-    # Few seconds are distinct, and turning them into text is the dear part.
-    distinct, which = np.unique(seconds, return_inverse=True)
-    stamps = np.datetime_as_string(distinct.astype("M8[s]")).astype("S19")
-    text = np.full((len(times_us), 26), ord("."), np.uint8)
-    text[:, :19] = stamps.view(np.uint8).reshape(-1, 19)[which]
-    text[:, 10] = ord(" ")
-    _write_digits(text[:, 20:], micros)
-    return text
+    return _texts(pa.array(times_us, pa.timestamp("us")), 26)
 
 
 class _Devices:
@@ -194,12 +182,10 @@ def _change(message: bytes, name: str, value: bytes | None) -> bytes:
     return message[: at.start] + value + message[at.stop :]
 
 
-_NO_TIMES: tuple[bytes, ...] = (
-    b"0000-00-00 00:00:00.000000",
-    b"1970-01-01 00:00:00.000000",
-    b"yesterday",
-)
-_NO_TIMES += (b"2024-02-31 25:61:61.000000", b"9999-12-31 23:59:59.999999")
+_NO_TIMES = (
+    b"0000-00-00 00:00:00.000000", b"1970-01-01 00:00:00.000000", b"yesterday",
+    b"2024-02-31 25:61:61.000000", b"9999-12-31 23:59:59.999999",
+)  # fmt: skip
 _NOT_UTF8 = (b"\xff", b"\xc3(", b"\xed\xa0\x80")
 _NO_OBJECTS = (b"[]", b"null", b"42", b'"event"', b"true", b"[%b]")
 _GARBAGE = (b"GET /%x HTTP/1.1", b"<html>502 Bad Gateway %x</html>", b"\x00\x01\x02%x")
@@ -346,7 +332,7 @@ class Load:
         heads[:, VALUES["event_time"]] = _clock(events_us)
         heads[:, VALUES["server_upload_time"]] = _clock(uploads)
         sessions_ms = (events_us // 1000 - phases_ms) // SESSION_MS * SESSION_MS + phases_ms
-        _write_digits(heads[:, SESSION], sessions_ms)
+        heads[:, SESSION] = _texts(pa.array(sessions_ms), 13)
         ends, memos = [b"}"] * count, self._memos
         if memos:
             starts = rng.integers(0, len(memos) // 2, count).tolist()

@@ -53,22 +53,16 @@ class _Commands(click.Group):
         try:
             answer = super().invoke(ctx)
             sys.stdout.flush()
-        except ForebayError as error:
-            raise click.ClickException(_shown(error)) from error
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
             # What is left in the buffer would raise again when the interpreter ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(NO_READER) from None
-        except OSError as error:
-            raise click.ClickException(_shown(error)) from error
+        except (ForebayError, OSError) as error:
+            # What it quotes may be hostile, or a secret.
+            raise click.ClickException(plain_lines(masked(str(error)))) from error
         return answer
-
-
-def _shown(error: Exception) -> str:
-    """What a terminal and a log may have of it: what it quotes may be hostile, or a secret."""
-    return plain_lines(masked(str(error)))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -47,13 +47,10 @@ def files(directory: Path, partitions: int, compress: str) -> Iterator[Outlet]:
     if found := sorted(path.name for path in directory.glob("part-*")):
         raise click.ClickException(f"{directory}: expected no part-* files, got {found[0]}")
     names = [f"part-{number:05d}" for number in range(partitions)]
+    paths = [directory / f"{name}.ndjson{SUFFIXES[compress]}" for name in names]
     with ExitStack() as stack:
-        outs = []
-        for name in names:
-            file = stack.enter_context(
-                (directory / f"{name}.ndjson{SUFFIXES[compress]}").open("xb")
-            )
-            outs.append(stack.enter_context(_compressed(file, compress)))
+        plain = [stack.enter_context(path.open("xb")) for path in paths]
+        outs = [stack.enter_context(_compressed(file, compress)) for file in plain]
 
         def send(parts: list[list[bytes]]) -> None:
             for out, messages in zip(outs, parts, strict=True):
@@ -90,48 +87,28 @@ def topic_of(
         raise click.UsageError(
             f"--topic: expected letters, digits, . _ -, at most 249 of them, got {topic!r}"
         )
-    broker = _Broker(bootstrap, compress, properties)
-    producer = broker.producer
-    count = broker.partitions(topic) or broker.create(topic, partitions or PARTITIONS)
+    to = _Topic(bootstrap, topic, compress, properties)
+    count = to.partitions() or to.create(partitions or PARTITIONS)
     if partitions not in (None, count):
-        raise click.ClickException(
-            f"topic {topic!r}: expected {partitions} partitions, got {count}"
-        )
-
-    def check() -> None:
-        if broker.failures:
-            producer.purge()
-            raise click.ClickException(
-                f"topic {topic!r}: expected every message to be acknowledged, got:"
-                f" {broker.failures[0]}"
-            )
-
-    def send(parts: list[list[bytes]]) -> None:
-        for number, messages in enumerate(parts):
-            for message in messages:
-                _produce(producer, topic, number, message)
-            producer.poll(0)
-            check()
-
+        raise to.error(f"{partitions} partitions, got {count}")
     try:
-        yield Outlet([f"{topic}-{number:05d}" for number in range(count)], send)
-        # By twice the time that a delivery may take, each has succeeded or failed.
-        deadline = time.monotonic() + 2 * DELIVERY_TIMEOUT_S
-        while producer.flush(ASK_S) and time.monotonic() < deadline:
-            check()
-        check()
+        yield Outlet([f"{topic}-{number:05d}" for number in range(count)], to.send)
+        to.flush()
     except KeyboardInterrupt:
-        producer.purge()
+        to.producer.purge()
         raise
 
 
-class _Broker:
+class _Topic:
     """The clients, kept as long as their answers are waited for: these end with them."""
 
-    def __init__(self, bootstrap: str, compress: str, properties: Mapping[str, str]) -> None:
+    def __init__(
+        self, bootstrap: str, topic: str, compress: str, properties: Mapping[str, str]
+    ) -> None:
         self._bootstrap = bootstrap
+        self._name = topic
         self._trouble = ""
-        self.failures: list[str] = []
+        self._failures: list[str] = []
         common: dict[str, Any] = {
             **properties,
             "bootstrap.servers": bootstrap,
@@ -150,7 +127,7 @@ class _Broker:
                     "queue.buffering.max.kbytes": 128 * 1024,
                     "message.timeout.ms": int(1000 * DELIVERY_TIMEOUT_S),
                     "delivery.report.only.error": True,
-                    "on_delivery": lambda error, _: self.failures.append(str(error)),
+                    "on_delivery": lambda error, _: self._failures.append(str(error)),
                 }
             )
         except KafkaException as error:
@@ -158,14 +135,17 @@ class _Broker:
                 f"--property: expected a property of librdkafka, got: {error.args[0].str()}"
             ) from error
 
-    def partitions(self, topic: str) -> int:
+    def error(self, expected: str) -> click.ClickException:
+        return click.ClickException(f"topic {self._name!r}: expected {expected}")
+
+    def partitions(self) -> int:
         """How many the topic has, 0 if there is none. All topics are listed: asking for one by name
         might create it."""
         deadline = time.monotonic() + BROKER_TIMEOUT_S
         while True:
             try:
-                topics = self.producer.list_topics(timeout=ASK_S).topics
-                return len(topics[topic].partitions) if topic in topics else 0
+                found = self.producer.list_topics(timeout=ASK_S).topics.get(self._name)
+                return len(found.partitions) if found else 0
             except KafkaException as error:
                 self.producer.poll(0)
                 if time.monotonic() > deadline:
@@ -174,36 +154,53 @@ class _Broker:
                         f" got: {self._trouble or error.args[0].str()}"
                     ) from error
 
-    def create(self, topic: str, partitions: int) -> int:
+    def create(self, partitions: int) -> int:
         """Create the topic, and wait until the producer knows of it; its number of partitions."""
-        made = self._admin.create_topics([NewTopic(topic, partitions)])[topic]
+        created = self._admin.create_topics([NewTopic(self._name, partitions)])[self._name]
         deadline = time.monotonic() + BROKER_TIMEOUT_S
         try:
-            made.result(BROKER_TIMEOUT_S)
+            created.result(BROKER_TIMEOUT_S)
         except (KafkaException, TimeoutError) as error:
-            told = error.args[0].str() if isinstance(error, KafkaException) else "no answer"
-            raise click.ClickException(
-                f"topic {topic!r}: expected to create it with {partitions} partitions, got: {told}"
-            ) from error
-        while (count := self.partitions(topic)) < partitions and time.monotonic() < deadline:
+            got = error.args[0].str() if isinstance(error, KafkaException) else "no answer"
+            raise self.error(f"to create it with {partitions} partitions, got: {got}") from error
+        while (count := self.partitions()) < partitions and time.monotonic() < deadline:
             time.sleep(ASK_S / 20)
         return count
+
+    def send(self, parts: list[list[bytes]]) -> None:
+        for number, messages in enumerate(parts):
+            for message in messages:
+                self._queue(number, message)
+            self.producer.poll(0)
+            self._check()
+
+    def flush(self) -> None:
+        """Wait until every message is acknowledged, or raise why one is not. By twice the time that
+        a delivery may take, each has succeeded or failed."""
+        deadline = time.monotonic() + 2 * DELIVERY_TIMEOUT_S
+        while self.producer.flush(ASK_S) and time.monotonic() < deadline:
+            self._check()
+        self._check()
+
+    def _check(self) -> None:
+        if self._failures:
+            self.producer.purge()
+            raise self.error(f"every message to be acknowledged, got: {self._failures[0]}")
+
+    def _queue(self, partition: int, message: bytes) -> None:
+        """Waits for room. A message that fails makes room as well, so this ends."""
+        while True:
+            try:
+                self.producer.produce(self._name, message, device_of(message), partition)
+            except BufferError:
+                self.producer.poll(0.1)
+            else:
+                return
 
     def _failed(self, error: KafkaError) -> None:
         """Why the broker can't be reached, which a question that timed out does not say."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self._trouble = error.str()
-
-
-def _produce(producer: Producer, topic: str, partition: int, message: bytes) -> None:
-    """Queue a message, waiting for room. A message that fails makes room as well, so this ends."""
-    while True:
-        try:
-            producer.produce(topic, message, device_of(message), partition)
-        except BufferError:
-            producer.poll(0.1)
-        else:
-            return
 
 
 def device_of(message: bytes) -> bytes | None:

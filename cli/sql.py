@@ -12,13 +12,12 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-import polars as pl
 
 from forebay import query
-from forebay.cli.roots import data_dirs_option, roots_of
-from forebay.cli.table import table, terminal_width
-from forebay.flows.settings import load
-from forebay.query.calendar import on_calendar
+from forebay.cli.export import readable
+from forebay.cli.options import data_dirs_option, settings
+from forebay.cli.output import echo_table
+from forebay.query.frames import on_calendar
 from forebay.storage.base.text import plain
 
 ROWS_MAX = 1000
@@ -28,16 +27,14 @@ FORMATS = ("table", "json", "csv", "parquet")
 @click.command()
 @click.argument("text")
 @click.option("--format", "kind", type=click.Choice(FORMATS), default="table", show_default=True)
-@data_dirs_option
+@data_dirs_option()
 @click.option(
-    "--verify", is_flag=True, help="First hold every byte of chunks against its checksum."
+    "--verify", is_flag=True, help="First check every byte of chunks against its checksum."
 )
-def sql(text: str, kind: str, data_dirs: tuple[Path, ...], verify: bool) -> None:
+def sql(text: str, kind: str, roots: list[Path], verify: bool) -> None:
     """Answer a SQL query over the tables `events`, `events_all` (with the batch layer's),
     `events_late` and `rejects`."""
-    settings = load()
-    roots = roots_of(data_dirs, settings.data_dir)
-    store = query.open(*roots, verify=verify, iceberg=settings.batch.catalog)
+    store = query.open(*roots, verify=verify, iceberg=settings().batch.catalog)
     answer = on_calendar(store.sql(text))
     # As bytes: of text, click takes out what it believes to be colours.
     if kind == "parquet":
@@ -46,21 +43,15 @@ def sql(text: str, kind: str, data_dirs: tuple[Path, ...], verify: bool) -> None
         sys.stdout.buffer.write(out.getbuffer())
         sys.stdout.buffer.flush()
     elif kind == "csv":
-        click.echo(_readable(answer).write_csv().encode(), nl=False)
+        click.echo(readable(answer).write_csv().encode(), nl=False)
     elif kind == "json":
-        click.echo(_readable(answer).write_json().encode())
+        click.echo(readable(answer).write_json().encode())
     else:
-        _print(_readable(answer))
-
-
-def _print(answer: pl.DataFrame) -> None:
-    """As a table, or a block of lines each row where a terminal is too narrow for that."""
-    shown = [[_cell(value) for value in row] for row in answer.head(ROWS_MAX).iter_rows()]
-    numbers = [name for name, dtype in answer.schema.items() if dtype.is_numeric()]
-    lines = table(answer.columns, shown, right=numbers, width=terminal_width())
-    click.echo("\n".join(lines))
-    if answer.height > ROWS_MAX:
-        click.echo(f"{answer.height} rows, of which {ROWS_MAX} are shown", err=True)
+        rows = [[_cell(value) for value in row] for row in readable(answer.head(ROWS_MAX)).rows()]
+        numbers = [name for name, dtype in answer.schema.items() if dtype.is_numeric()]
+        echo_table(answer.columns, rows, right=numbers)
+        if answer.height > ROWS_MAX:
+            click.echo(f"{answer.height} rows, of which {ROWS_MAX} are shown", err=True)
 
 
 def _cell(value: object) -> str:
@@ -70,16 +61,3 @@ def _cell(value: object) -> str:
         text = str(value).removesuffix("+00:00")
         return text[:-3] if value.microsecond and value.microsecond % 1000 == 0 else text
     return plain(str(value))
-
-
-def _readable(answer: pl.DataFrame) -> pl.DataFrame:
-    """Messages as text; bytes that are no UTF-8 are replaced."""
-    binary = [name for name, dtype in answer.schema.items() if dtype == pl.Binary]
-    return answer.with_columns(
-        pl.Series(
-            name,
-            [None if v is None else v.decode(errors="replace") for v in answer[name].to_list()],
-            pl.String,
-        )
-        for name in binary
-    )

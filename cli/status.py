@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,20 +17,20 @@ from rich.live import Live
 from rich.text import Text
 
 from forebay import query
-from forebay.cli.roots import data_dirs_option
-from forebay.cli.table import number_text, table, terminal_width, time_text, totals
+from forebay.cli.options import data_dirs_option, json_option
+from forebay.cli.output import echo_json, terminal_width, text_table, time_text, totals
 from forebay.flows.recovery import job_runs
-from forebay.flows.settings import load
 from forebay.query.receipt import COUNTS
 from forebay.query.view import View
 from forebay.storage.base.directory import require_data_directory
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import plain
 
 WATCH_S = 1.0
-COLUMNS = ("stream_time", "next_offset", "lag", "accepted", "hot_events", "cold_events")
+COLUMNS = (
+    "partition", "stream_time", "next_offset", "lag", "accepted", "hot_events", "cold_events",
+)  # fmt: skip
 
 
 def report(store: query.Store) -> dict[str, Any]:
@@ -41,7 +41,10 @@ def report(store: query.Store) -> dict[str, Any]:
         "totals": {name: int(partitions[name].sum()) for name in COUNTS},
         "batch_number": receipt.batch_number,
         "covered_until": receipt.covered_until,
-        "nodes": [_node(node.root) for node in view.nodes],
+        "nodes": [
+            {"node": str(node.root), "job_runs": job_runs(Disk(), Layout(node.root))}
+            for node in view.nodes
+        ],
         "quiet_since": _quiet_since(view),
         "silent_nodes": list(receipt.silent_nodes),
         "silent_partitions": [asdict(partition) for partition in receipt.silent_partitions],
@@ -50,29 +53,26 @@ def report(store: query.Store) -> dict[str, Any]:
     }
 
 
+def _require_one(_what: str, roots: Sequence[Path]) -> None:
+    """Raise BadInput if no data directory is there, or another folder is in place of one."""
+    for root in [root for root in roots if root.is_dir()] or roots[:1]:
+        require_data_directory(root)
+
+
 @click.command()
-@click.option(
-    "--json", "as_json", is_flag=True, help="As one JSON object; with --watch one a line."
-)
+@json_option("As one JSON object; with --watch one a line.")
 @click.option("--watch", is_flag=True, help="Again every second, with the rate, until Ctrl-C.")
-@data_dirs_option
-def status(as_json: bool, watch: bool, data_dirs: tuple[Path, ...]) -> None:
+@data_dirs_option(_require_one)
+def status(as_json: bool, watch: bool, roots: list[Path]) -> None:
     """Show totals, and each partition's stream time, next offset and lag. Exit code 1 if a node
     or partition can't be read."""
-    roots = list(data_dirs) or [load().data_dir]
-    if not any(root.is_dir() for root in roots):
-        raise BadInput(
-            f"{roots[0]}: expected a readable data directory, got none; `forebay run` makes it"
-        )
-    for root in (root for root in roots if root.is_dir()):
-        require_data_directory(root)
     store = query.open(*roots, partial=True)
     if watch:
         _watch(store, as_json)
         return
     found = report(store)
     if as_json:
-        click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
+        echo_json(found)
     else:
         click.echo("\n".join(_lines(found, None)))
     if found["silent_nodes"] or found["silent_partitions"]:
@@ -84,8 +84,8 @@ def _watch(store: query.Store, as_json: bool) -> None:
     try:
         if as_json or not sys.stdout.isatty():
             for found, rate in _looks(store):
-                told = orjson.dumps(found).decode() if as_json else "\n".join(_lines(found, rate))
-                click.echo(told if as_json else f"{told}\n")
+                lines = [*_lines(found, rate), ""]
+                click.echo(orjson.dumps(found).decode() if as_json else "\n".join(lines))
                 sys.stdout.flush()
         console = Console(highlight=False)
         with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
@@ -120,17 +120,10 @@ def _lines(found: dict[str, Any], rate: float | None) -> list[str]:
         plain(f"{silent['partition']} can't be read: {silent['reason']}")
         for silent in found["silent_partitions"]
     ]
-    rows = [
-        (
-            row["partition"],
-            time_text(row["stream_time"]),
-            *(number_text(row[n]) for n in COLUMNS[1:]),
-        )
-        for row in found["partitions"]
-    ]
-    rows += [(name, "no message yet", *["-"] * 5) for name in found["unread_partitions"]]
+    rows = [[row[name] for name in COLUMNS] for row in found["partitions"]]
+    rows += [[name, "no message yet", *[None] * 5] for name in found["unread_partitions"]]
     if rows:
-        lines += table(("partition", *COLUMNS), rows, right=COLUMNS[1:], width=width)
+        lines += text_table(COLUMNS, rows, right=COLUMNS[2:], width=width)
     return lines
 
 
@@ -146,23 +139,19 @@ def _jobs(found: dict[str, Any]) -> list[str]:
     return [plain(f"a job runs on {', '.join(running)}, none on {', '.join(idle)}{quiet}")]
 
 
-def _node(root: Path) -> dict[str, Any]:
-    return {"node": str(root), "job_runs": job_runs(Disk(), Layout(root))}
-
-
 def _quiet_since(view: View) -> datetime | None:
     """When a partition published something new for the last time: a manifest is written only if it
     says something new."""
-    paths = [partition.folder / "manifest.json" for partition in view.partitions]
+    paths = [partition.layout.manifest(partition.name) for partition in view.partitions]
     times = [path.stat().st_mtime for path in paths if path.exists()]
     return datetime.fromtimestamp(max(times), UTC) if times else None
 
 
 def _unread(view: View) -> list[str]:
     """The source's partitions that are known, but of which no message was read yet."""
-    seen = {partition.state.partition for partition in view.partitions}
+    seen: set[str] = set()
     for partition in view.partitions:
-        seen |= partition.state.next_offsets.keys()
+        seen |= {partition.name, *partition.state.next_offsets}
     known: set[str] = set()
     for node in view.nodes:
         if node.batch is not None and (folder := Layout(node.root).sources).is_dir():

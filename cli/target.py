@@ -18,18 +18,9 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-import click
 
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-force_option: Callable[[F], F] = click.option(
-    "--force", is_flag=True, help="Overwrite the file if it exists."
-)
 
 
 @contextmanager
@@ -96,19 +87,14 @@ def own_folder(
                     f"{entry.parent}: expected only what an earlier run made, got {entry.name};"
                     " move it elsewhere"
                 )
-        for name in made:
-            _remove(folder / name)
+        for path in [folder / name for name in made]:
+            try:  # links are never followed
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise BadInput(
+                    f"{path}: expected to delete what an earlier run made, got {error}"
+                ) from error
         yield
-
-
-def _remove(path: Path) -> None:
-    """Delete a file or a folder, of which links are never followed."""
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise BadInput(f"{path}: expected to delete what an earlier run made, got {error}") from (
-            error
-        )

@@ -1,4 +1,4 @@
-"""`forebay verify`: tells every crash story to the installed build, and prints what came of it."""
+"""`forebay verify`: runs every crash story against the installed build; prints what came of it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-import orjson
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
 from forebay.cli.engine import require_engine
+from forebay.cli.options import json_option
+from forebay.cli.output import echo_json
 from forebay.verify.harness import Row, play
 from forebay.verify.stories import STORIES
 
@@ -25,7 +27,7 @@ COLUMNS = ("events", "kills", "lost", "doubled", "seconds")
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="The table as a JSON list.")
+@json_option("The table as a JSON list.")
 @click.option("--long", is_flag=True, help="Go on with new seeds until stopped.")
 @click.option("--minutes", type=click.FloatRange(0), help="With --long: stop after so many.")
 @click.option("--kills", type=click.IntRange(1), help="With --long: stop after so many.")
@@ -108,18 +110,13 @@ def _played(
 
 def _summed(rows: list[Row]) -> list[Row]:
     """One row a story."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.story, []).append(row)
-    return [
-        Row(story, *(sum(getattr(row, column) for row in mine) for column in COLUMNS))
-        for story, mine in found.items()
-    ]
+    stories = pl.DataFrame(rows).group_by("story", maintain_order=True) if rows else None
+    return [] if stories is None else [Row(*row) for row in stories.sum().rows()]
 
 
 def _print(rows: list[Row], as_json: bool) -> None:
     if as_json:
-        click.echo(orjson.dumps([asdict(row) for row in rows], option=orjson.OPT_INDENT_2))
+        echo_json([asdict(row) for row in rows])
         return
     table = Table("story", box=None)
     for column in COLUMNS:

@@ -9,8 +9,8 @@ import click
 import orjson
 
 from forebay import query
-from forebay.cli.roots import data_dirs_option, roots_of
-from forebay.flows.settings import load
+from forebay.cli.options import data_dirs_option, settings
+from forebay.cli.output import echo_json, time_text
 from forebay.query.why import Answer, Copy, key_names
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import plain
@@ -20,22 +20,21 @@ from forebay.storage.base.text import plain
 @click.argument("key", nargs=-1)
 @click.option("--json", "text", help='The key as {"device_id": "d1", "insert_id": "i1"}.')
 @click.option("--format", "kind", type=click.Choice(("text", "json")), default="text")
-@data_dirs_option
-def why(key: tuple[str, ...], text: str | None, kind: str, data_dirs: tuple[Path, ...]) -> None:
+@data_dirs_option()
+def why(key: tuple[str, ...], text: str | None, kind: str, roots: list[Path]) -> None:
     """Say what became of the messages with a dedup KEY (its columns in order).
 
     Each is kept (where), was dropped as a duplicate (of which event), or is a reject (why).
     """
-    settings = load()
-    store = query.open(*roots_of(data_dirs, settings.data_dir), iceberg=settings.batch.catalog)
-    names = key_names(store.view())
-    paths = {column.name: column.path for column in settings.schema_of_events.columns}
+    store = query.open(*roots, iceberg=settings().batch.catalog)
+    names = key_names(store.last_view)
+    paths = {column.name: column.path for column in settings().schema_of_events.columns}
     answer = store.why(_key(key, text, names), paths)
     if kind == "json":
-        click.echo(orjson.dumps(asdict(answer), option=orjson.OPT_INDENT_2))
+        echo_json(asdict(answer))
         return
     for copy in answer.copies:
-        click.echo(plain(_told(copy)))
+        click.echo(plain(_reported(copy)))
     if not any(copy.what == "event" for copy in answer.copies):
         click.echo(_missing(answer))
 
@@ -54,21 +53,17 @@ def _key(values: tuple[str, ...], text: str | None, names: tuple[str, ...]) -> d
     return dict(zip(names, values, strict=True))
 
 
-def _told(copy: Copy) -> str:
+def _reported(copy: Copy) -> str:
     place = f"partition {copy.partition}, offset {copy.offset}"
     if copy.upload_time is not None:
-        place += f", uploaded {copy.upload_time:%Y-%m-%d %H:%M:%S.%f}"[:-3]
+        place += f", uploaded {time_text(copy.upload_time, ms=True)}"
     if copy.what == "event":
-        told = f"kept: {place}; in {copy.where}"
-        told += "; was late" if copy.late else ""
-        return told + ("; handed off: the batch layer answers for it" if copy.handed_off else "")
+        kept = f"kept: {place}; in {copy.where}{'; was late' if copy.late else ''}"
+        return kept + ("; handed off: the batch layer answers for it" if copy.handed_off else "")
     if copy.what == "reject":
         return f"{'' if copy.certain else 'perhaps '}reject: {place}: {copy.detail}"
-    of = (
-        "an event no longer here"
-        if copy.of is None
-        else f"partition {copy.of[0]}, offset {copy.of[1]}"
-    ) + ("" if copy.certain else " (most likely)")
+    of = "partition {}, offset {}".format(*copy.of) if copy.of else "an event no longer here"
+    of += "" if copy.certain else " (most likely)"
     if copy.what == "duplicate":
         return f"dropped: {place}: duplicate of {of}"
     payload = "" if copy.detail is None else f"; its payload: {copy.detail}"
@@ -79,7 +74,7 @@ def _missing(answer: Answer) -> str:
     handed_off = ""
     if answer.covered_until is not None:
         handed_off = (
-            f"; events uploaded before {answer.covered_until:%Y-%m-%d %H:%M:%S} are handed off"
+            f"; events uploaded before {time_text(answer.covered_until)} are handed off"
             " to the batch layer"
         )
         handed_off += ", whose table does not have this key" if answer.table else ""

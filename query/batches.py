@@ -20,20 +20,15 @@ from weakref import WeakSet
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from forebay.query.view import PartitionView
-from forebay.storage.base.disk import Disk
+from forebay.query.partition import Partition
 from forebay.storage.base.errors import Corruption, MissingFile
+from forebay.storage.base.times import time_of
 from forebay.storage.formats.catalog import Chunk
-from forebay.storage.formats.chunk import chunk_metadata
 from forebay.storage.formats.columns import within_years
-from forebay.storage.formats.log import Extent, LogReader, Span
 from forebay.storage.formats.schema import UPLOAD_TIME
 
 BATCH_ROWS = 65_536
-LOG_BYTES = 4 << 20
-"""Compressed bytes of a log that are decoded at once."""
 REFUSED_S, LEAVE_S = 0.1, 0.05
 """How long the end of the process waits for a reader to ask once more, and to leave Python then."""
 
@@ -57,6 +52,13 @@ class Between:
                 batch = batch.filter(compare(times, bound))
                 times = batch.column(UPLOAD_TIME).cast(pa.int64())
         return batch
+
+    def scanned(self, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Those of a lazy frame that are between."""
+        for bound, compare in ((self.first_ms, pl.Expr.ge), (self.end_ms, pl.Expr.lt)):
+            if bound is not None:
+                rows = rows.filter(compare(pl.col(UPLOAD_TIME), time_of(bound)))
+        return rows
 
 
 class Pulled(Iterator[pa.RecordBatch]):
@@ -102,77 +104,39 @@ class Pulled(Iterator[pa.RecordBatch]):
 atexit.register(Pulled.end_all)
 
 
-def arrow_of(schema: pa.Schema) -> pa.Schema:
-    """The schema in which rows leave: as Polars has it, in types that every reader knows."""
-    return _exported(pl.DataFrame(schema.empty_table())).schema
-
-
 def event_batches(
-    disk: Disk, partitions: Sequence[PartitionView], schema: pa.Schema, between: Between
+    partitions: Sequence[Partition], between: Between, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
     """The rows of all chunks, then the hot ones, in the schema that `arrow_of` gives.
 
-    Raises MissingFile if the view is too old, or Corruption.
+    What a query keeps decoded of block logs is not used: all columns of all hot rows are many times
+    what their logs take. Raises MissingFile if the view is too old, or Corruption.
     """
-    for partition in partitions:
-        for path, chunk in zip(partition.chunk_paths, partition.chunks, strict=True):
-            for batch in _chunk_batches(disk, path, chunk):
-                found = batch if between.all_of(chunk) else between.rows(batch)
-                yield from _shaped(found, schema, path)
-    for partition in partitions:
-        for extent in partition.extents:
-            for batch in _log_batches(disk, partition.folder, extent):
-                yield from _shaped(between.rows(batch), schema, partition.folder / extent.file)
-
-
-def _chunk_batches(disk: Disk, path: Path, chunk: Chunk) -> Iterator[pa.RecordBatch]:
-    metadata = chunk_metadata(disk, path, chunk)
-    try:
-        with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
-            yield from file.iter_batches(BATCH_ROWS, use_threads=False)
-    except FileNotFoundError as error:
-        raise MissingFile(f"chunk {path}: expected a file, none is there") from error
-    except (pa.ArrowException, OSError) as error:
-        chunk.checksum.require_whole(disk, path)
-        raise Corruption(f"chunk {path}: expected pages that can be read, got {error}") from error
-
-
-def _log_batches(disk: Disk, folder: Path, extent: Extent) -> Iterator[pa.RecordBatch]:
-    """The rows of a block log, of which small batches are put together. What a query keeps decoded
-    is not used: all columns of all hot rows are many times what their logs take."""
-    reader = LogReader(disk, folder, extent.file)
-    held: list[tuple[Span, memoryview]] = []
-    size = 0
-    found = reader.follow(extent, torn_ok=True)
-    names = reader.schema.names if reader.schema is not None else []
-    for number, (span, message) in enumerate(found, start=1):
-        held.append((span, message))
-        size += len(message)
-        if size >= LOG_BYTES or number == len(found):
-            whole = pa.Table.from_batches(reader.decode(held, names)).combine_chunks()
-            yield from whole.to_batches(BATCH_ROWS)
-            held, size = [], 0
+    for file in (file for partition in partitions for file in partition.chunk_files):
+        for batch in file.batches(BATCH_ROWS):
+            found = batch if between.all_of(file.chunk) else between.rows(batch)
+            yield from _shaped(found, schema, file.path)
+    for log in (log for partition in partitions for log in partition.block_logs):
+        for group in log.groups():
+            for batch in pa.Table.from_batches(group).combine_chunks().to_batches(BATCH_ROWS):
+                yield from _shaped(between.rows(batch), schema, log.path)
 
 
 def _shaped(batch: pa.RecordBatch, schema: pa.Schema, path: Path) -> Iterator[pa.RecordBatch]:
     """The rows, if there are any, with exactly the columns of `schema`."""
     if not batch.num_rows:
         return
-    columns = []
-    for field in schema:
+
+    def column(field: pa.Field) -> pa.Array:
         at = batch.schema.get_field_index(field.name)
         if at < 0:
-            columns.append(pa.nulls(batch.num_rows, field.type))
-            continue
-        column = batch.column(at)
+            return pa.nulls(batch.num_rows, field.type)
         try:
-            columns.append(column if column.type == field.type else column.cast(field.type))
+            return batch.column(at).cast(field.type)
         except pa.ArrowException as error:
+            got = batch.schema.field(at).type
             raise Corruption(
-                f"{path}: {field.name}: expected {field.type}, got {column.type}", 0
+                f"{path}: {field.name}: expected {field.type}, got {got}", 0
             ) from error
-    yield within_years(pa.RecordBatch.from_arrays(columns, schema=schema))
 
-
-def _exported(frame: pl.DataFrame) -> pa.Table:
-    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    yield within_years(pa.RecordBatch.from_arrays([*map(column, schema)], schema=schema))

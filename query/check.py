@@ -1,4 +1,4 @@
-"""The check: every byte that counts in a data directory held against its checksum.
+"""The check: every byte that counts in a data directory, verified against its checksum.
 
 For each partition, whether or not the job runs: manifest and catalog; every log that the manifest
 names, to its last row; every chunk of the catalog, and if one is damaged, which columns where. Then
@@ -11,26 +11,22 @@ engine's own and is not looked at, nor is what nothing names.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from forebay.query.view import PAUSE_S, TRIES, Inside, read_state
+from forebay.query.partition import ChunkFile, Inside, Log, Partition, read_state
+from forebay.query.view import PAUSE_S, TRIES
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption, ForebayError, MissingFile
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import read_boundary
-from forebay.storage.formats.catalog import Chunk, read_catalog
-from forebay.storage.formats.checksum import damaged_columns
-from forebay.storage.formats.chunk import chunk_metadata
-from forebay.storage.formats.log import Extent, LogReader
+from forebay.storage.formats.catalog import Catalog, read_catalog
 from forebay.storage.formats.replay_request import ReplayRequest
 
 T = TypeVar("T")
-Look = Callable[[], Iterator[Corruption]]
-"""Yields or raises what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +60,6 @@ class Report:
         self.faults += other.faults
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A file that a manifest or catalog names, and how many bytes of it count."""
-
-    path: Path
-    bytes: int
-    look: Look
-
-
 def check(disk: Disk, root: Path) -> Report:
     """Read all of one data directory. Raises BadInput if there is none."""
     if not root.is_dir():
@@ -91,7 +78,7 @@ def _read_request(disk: Disk, path: Path) -> ReplayRequest:
 
 
 def _small(report: Report, path: Path, read: Callable[[], T]) -> T | None:
-    """What is in a small file, or None if that can't be told or it is not there."""
+    """What is in a small file, or None if it can't be read or is not there."""
     try:
         found = read()
         if path.is_file():
@@ -126,12 +113,12 @@ def _partition(disk: Disk, layout: Layout, name: str, report: Report) -> None:
         report.note(path, missing)
 
 
-def _look(inside: Inside, part: _Part, report: Report) -> None:
+def _look(inside: Inside, part: Log | ChunkFile, report: Report) -> None:
     """Raises MissingFile or FileNotFoundError, and nothing else that is wrong with a file."""
     found: list[Exception] = []
     try:
         inside.require(part.path)
-        found += part.look()
+        found += part.faults()
     except (MissingFile, FileNotFoundError):
         raise
     except (ForebayError, OSError) as error:
@@ -141,52 +128,16 @@ def _look(inside: Inside, part: _Part, report: Report) -> None:
         report.note(part.path, fault)
 
 
-def _parts(disk: Disk, layout: Layout, name: str, small: Report, inside: Inside) -> Iterator[_Part]:
+def _parts(
+    disk: Disk, layout: Layout, name: str, small: Report, inside: Inside
+) -> Iterator[Log | ChunkFile]:
     """What the partition names now. The manifest comes first, as in a view."""
-    states = _small(small, layout.manifest(name), lambda: read_state(disk, layout, name, inside))
+    state = _small(small, layout.manifest(name), lambda: read_state(disk, layout, name, inside))
     path = layout.catalog(name)
-    catalog = _small(small, path, lambda: read_catalog(disk, path, name))
-    for state in states or ():
+    catalog = _small(small, path, lambda: read_catalog(disk, path, name)) or Catalog(name)
+    if state is not None:
         # The logs of a block that a chunk covers may be gone already.
-        counts = catalog.committed(state.runs, state.incarnation).covered if catalog else ()
-        for block in state.blocks:
-            if block.id not in counts:
-                yield from _logs(disk, layout.hot(name), block.extents)
-        yield from _logs(disk, layout.rejects(name), state.rejects)
-        yield from _logs(disk, layout.drops(name), state.drops, torn_ok=True)
-    for chunk in catalog.chunks if catalog else ():
-        yield _of_chunk(disk, layout.chunks(name) / chunk.file, chunk)
-
-
-def _logs(
-    disk: Disk, folder: Path, extents: Iterable[Extent], torn_ok: bool = False
-) -> Iterator[_Part]:
-    for extent in extents:
-        yield _of_log(disk, folder, extent, torn_ok)
-
-
-def _of_log(disk: Disk, folder: Path, extent: Extent, torn_ok: bool) -> _Part:
-    path = folder / extent.file
-
-    def look() -> Iterator[Corruption]:
-        if torn_ok and not path.exists():
-            return
-        reader = LogReader(disk, folder, extent.file)
-        found = reader.follow(extent, torn_ok=torn_ok)
-        names = reader.schema.names if reader.schema else []
-        rows = sum(reader.decode([one], names)[0].num_rows for one in found)
-        if rows != extent.rows and not (torn_ok and disk.size(path) < extent.bytes):
-            yield Corruption(f"log {path}: expected {extent.rows} rows, got {rows}", 0)
-
-    return _Part(path, extent.bytes, look)
-
-
-def _of_chunk(disk: Disk, path: Path, chunk: Chunk) -> _Part:
-    def look() -> Iterator[Corruption]:
-        metadata = chunk_metadata(disk, path, chunk)
-        try:
-            chunk.checksum.require_whole(disk, path)
-        except Corruption as error:
-            yield from list(damaged_columns(path, metadata)) or [error]
-
-    return _Part(path, chunk.checksum.bytes, look)
+        partition = Partition.of(disk, layout, state, catalog)
+        yield from (*partition.block_logs, *partition.reject_logs, *partition.drop_logs)
+    for chunk in catalog.chunks:
+        yield ChunkFile(disk, layout.chunks(name) / chunk.file, chunk)

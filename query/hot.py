@@ -14,10 +14,10 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from forebay.query.view import PartitionView, View
-from forebay.storage.base.disk import Disk
+from forebay.query.partition import Log, Partition
+from forebay.query.view import View
 from forebay.storage.base.errors import Corruption
-from forebay.storage.formats.log import Extent, LogReader, Span
+from forebay.storage.formats.log import Extent, Span
 from forebay.storage.formats.schema import OFFSET
 
 YIELD_ROWS = 131_072
@@ -26,9 +26,9 @@ YIELD_ROWS = 131_072
 class _HotLog:
     """One log file: its record batches so far, and those columns that were ever asked for."""
 
-    def __init__(self, disk: Disk, folder: Path, name: str) -> None:
-        self._path = folder / name
-        self._reader = LogReader(disk, folder, name)
+    def __init__(self, log: Log) -> None:
+        self._path = log.path
+        self._reader = log.open()
         self._found: list[tuple[Span, memoryview]] = []
         self._columns: dict[str, tuple[int, pl.Series]] = {}
 
@@ -75,51 +75,40 @@ class _HotLog:
 class HotCache:
     """Decoded hot logs of one `Store`. Logs that are hot no more are dropped."""
 
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
+    def __init__(self) -> None:
         self._logs: dict[Path, _HotLog] = {}
         self._lock = threading.Lock()
 
     def keep(self, view: View) -> None:
         """Let go of what this view does not name."""
-        named = {p.folder / extent.file for p in view.partitions for extent in p.extents}
+        named = {log.path for partition in view.partitions for log in partition.block_logs}
         with self._lock:
             self._logs = {path: log for path, log in self._logs.items() if path in named}
 
     def frames(
-        self, partitions: Sequence[PartitionView], schema: dict[str, pl.DataType]
+        self, partitions: Sequence[Partition], schema: dict[str, pl.DataType]
     ) -> Iterator[pl.DataFrame]:
         """The hot rows, in frames of a size worth the call."""
         held: list[pl.DataFrame] = []
         rows = 0
-        for partition in partitions:
-            for extent in partition.extents:
-                held.append(self._frame(partition.folder, extent, schema))
-                rows += held[-1].height
-                if rows >= YIELD_ROWS:
-                    yield pl.concat(held)
-                    held, rows = [], 0
+        for log in (log for partition in partitions for log in partition.block_logs):
+            with self._lock:
+                held.append(self._log(log).frame(log.extent, schema))
+            rows += held[-1].height
+            if rows >= YIELD_ROWS:
+                yield pl.concat(held)
+                held, rows = [], 0
         if held:
             yield pl.concat(held)
 
-    def faults(self, partitions: Sequence[PartitionView]) -> dict[Path, str]:
-        """What is wrong with the logs of each partition that has a damaged one, by its folder."""
-        found = {}
-        for partition in partitions:
-            try:
-                for extent in partition.extents:
-                    with self._lock:
-                        self._log(partition.folder, extent).follow(extent)
-            except Corruption as error:
-                found[partition.folder] = str(error)
-        return found
+    def follow(self, partition: Partition) -> None:
+        """Read what is new in its logs. Raises MissingFile or Corruption."""
+        for log in partition.block_logs:
+            with self._lock:
+                self._log(log).follow(log.extent)
 
-    def _frame(self, folder: Path, extent: Extent, schema: dict[str, pl.DataType]) -> pl.DataFrame:
-        with self._lock:
-            return self._log(folder, extent).frame(extent, schema)
-
-    def _log(self, folder: Path, extent: Extent) -> _HotLog:
-        path = folder / extent.file
+    def _log(self, log: Log) -> _HotLog:
+        path = log.path
         if path not in self._logs:
-            self._logs[path] = _HotLog(self._disk, folder, extent.file)
+            self._logs[path] = _HotLog(log)
         return self._logs[path]

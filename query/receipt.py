@@ -1,14 +1,17 @@
-"""Receipts: what an answer covers, and how far each partition has come."""
+"""What a view says of itself: what an answer covers, how far each partition has come, and the chunk
+files that count, which another engine may read in place of a query of ours."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import polars as pl
 
-from forebay.query.view import PartitionView, SilentPartition, View
+from forebay.query.partition import Partition
+from forebay.query.view import SilentPartition, View
 from forebay.storage.base.times import time_of
 
 
@@ -47,16 +50,15 @@ class Receipt:
 
 
 def receipt_of(view: View) -> Receipt:
-    until_ms = view.covered_until_ms
     return Receipt(
         batch_number=view.batch_number,
-        covered_until=None if until_ms is None else time_of(until_ms),
+        covered_until=view.covered_until,
         hot_rows=sum(partition.hot_rows for partition in view.partitions),
         cold_rows=sum(partition.cold_rows for partition in view.partitions),
         partitions=tuple(
             PartitionReceipt(
                 str(node.root),
-                partition.state.partition,
+                partition.name,
                 _stream_time(partition),
                 dict(partition.state.next_offsets),
             )
@@ -74,30 +76,22 @@ def partitions_of(view: View) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=_PARTITION_SCHEMA)
 
 
-def _stream_time(partition: PartitionView) -> datetime | None:
+def _stream_time(partition: Partition) -> datetime | None:
     ms = partition.state.stream_time_ms
     return None if ms is None else time_of(ms)
 
 
-def _row(node: str, partition: PartitionView) -> dict[str, Any]:
+def _row(node: str, partition: Partition) -> dict[str, Any]:
     state = partition.state
     offsets = list(state.next_offsets.values())
     ends = [(end, state.next_offsets.get(name, 0)) for name, end in state.end_offsets.items()]
-    counters = state.counters
     return {
         "node": node,
-        "partition": state.partition,
+        "partition": partition.name,
         "stream_time": _stream_time(partition),
         "next_offset": offsets[0] if len(offsets) == 1 else None,
         "lag": sum(max(0, end - at) for end, at in ends) if ends else None,
-        "accepted": counters.accepted,
-        "duplicates": counters.duplicates,
-        "conflicts": counters.conflicts,
-        "rejects": counters.rejects,
-        "late": counters.late,
-        "after_seal": counters.after_seal,
-        "nulled": counters.nulled,
-        "skipped": counters.skipped,
+        **{name: getattr(state.counters, name) for name in COUNTERS},
         "hot_events": partition.hot_rows,
         "cold_events": partition.cold_rows,
         "handed_off": partition.handed_off_rows,
@@ -107,9 +101,36 @@ def _row(node: str, partition: PartitionView) -> dict[str, Any]:
     }
 
 
-COUNTS = (
+def files_of(
+    partitions: Sequence[Partition], from_ms: int | None, before_ms: int | None
+) -> pl.DataFrame:
+    """One row a chunk of a view. Of a chunk with rows on both sides of a bound, only those count
+    whose upload time is at or after `from_time`, or before `before_time`; null where all do."""
+    rows = []
+    for partition in partitions:
+        for file in partition.chunk_files:
+            first_ms, last_ms = file.chunk.first_ms, file.chunk.last_ms
+            from_time = time_of(from_ms) if from_ms is not None and first_ms < from_ms else None
+            before_time = (
+                time_of(before_ms) if before_ms is not None and last_ms >= before_ms else None
+            )
+            rows.append(
+                (
+                    str(partition.layout.root), partition.name, str(file.path.absolute()),
+                    file.chunk.rows, file.bytes, time_of(first_ms), time_of(last_ms),
+                    from_time, before_time,
+                )
+            )  # fmt: skip
+    return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row").sort(
+        "node", "partition", "first_upload_time", "path"
+    )
+
+
+COUNTERS = (
     "accepted", "duplicates", "conflicts", "rejects", "late", "after_seal", "nulled", "skipped",
-    "hot_events", "cold_events", "handed_off", "expired", "hot_blocks", "chunks",
+)  # fmt: skip
+COUNTS = (
+    *COUNTERS, "hot_events", "cold_events", "handed_off", "expired", "hot_blocks", "chunks",
 )  # fmt: skip
 _PARTITION_SCHEMA: dict[str, pl.DataType] = {
     "node": pl.String(),
@@ -118,4 +139,12 @@ _PARTITION_SCHEMA: dict[str, pl.DataType] = {
     "next_offset": pl.Int64(),
     "lag": pl.Int64(),
     **dict.fromkeys(COUNTS, pl.Int64()),
+}
+FILE_SCHEMA: dict[str, pl.DataType] = {
+    **dict.fromkeys(("node", "partition", "path"), pl.String()),
+    **dict.fromkeys(("rows", "bytes"), pl.Int64()),
+    **dict.fromkeys(
+        ("first_upload_time", "last_upload_time", "from_time", "before_time"),
+        pl.Datetime("ms", "UTC"),
+    ),
 }

@@ -7,14 +7,15 @@ it the `rejects`.
 
 Columns are `_partition`, `_offset`, `upload_time`, the declared ones, and `raw` if it is kept.
 Projection, predicate and row limit reach both layers. One answer comes from one view; `receipt`
-tells what the last one covered. No chunk is read before its size and footer were found to be as its
+says what the last one covered. No chunk is read before its size and footer were found to be as its
 catalog says, nor, with `verify`, before all of it was.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from os import PathLike
@@ -23,22 +24,31 @@ from typing import Literal, TypeVar, get_args
 
 import polars as pl
 import pyarrow as pa
-from polars.io.plugins import register_io_source
 
-from forebay.query.batches import Between, Pulled, arrow_of, event_batches
-from forebay.query.chunk_files import chunk_files
+from forebay.query.batches import Between, Pulled, event_batches
+from forebay.query.frames import (
+    arrow_of,
+    exported,
+    polars_schema,
+    scan_chunks,
+    scan_frames,
+    within_years,
+)
 from forebay.query.hot import HotCache
 from forebay.query.iceberg import can_read_tables, scan_table
-from forebay.query.receipt import Receipt, partitions_of, receipt_of
-from forebay.query.rejects import reject_batches, reject_faults, scan_rejects
-from forebay.query.sound import SoundChunks
-from forebay.query.view import PartitionView, View, take_view
+from forebay.query.partition import Partition, VerifiedChunks
+from forebay.query.receipt import Receipt, files_of, partitions_of, receipt_of
+from forebay.query.view import View, take_view
 from forebay.query.why import Answer, explain
-from forebay.storage.base.directory import data_directory, require_data_directory
+from forebay.storage.base.directory import (
+    data_directory,
+    require_data_directories,
+    require_distinct,
+)
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.errors import BadInput, MissingFile
+from forebay.storage.base.errors import BadInput, Corruption, MissingFile
 from forebay.storage.base.text import did_you_mean, shortened
-from forebay.storage.base.times import END_S, FIRST_S, PER_SECOND, time_of
+from forebay.storage.base.times import EPOCH, time_of
 from forebay.storage.formats.boundary import Placed
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.rejects import ALL, RejectFilter
@@ -51,7 +61,7 @@ STREAMED = (TABLE, ALL_EVENTS, LATE, REJECTS)
 Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
-TOLD_CHARACTERS = 1000
+REPORTED_CHARACTERS = 1000
 NOT_VALID = (
     pl.exceptions.SQLInterfaceError,
     pl.exceptions.SQLSyntaxError,
@@ -89,16 +99,16 @@ class Store:
         self._iceberg = dict(iceberg or {})
         self._roots = roots
         self._partial = partial
-        self._sound = SoundChunks(self._disk, whole=verify)
-        self._cache = HotCache(self._disk)
+        self._chunks = VerifiedChunks(whole=verify)
+        self._cache = HotCache()
         self._view = self.view()
 
     def view(self) -> View:
         """Take a new view, which `last_view`, `receipt` and the next use of it refer to. What is in
         a view is no part of the public interface."""
-        self._view = take_view(self._disk, self._roots, sound=self._sound, partial=self._partial)
+        self._view = take_view(self._disk, self._roots, chunks=self._chunks, partial=self._partial)
         self._cache.keep(self._view)
-        self._sound.keep(path for path, _ in self._view.chunks)
+        self._chunks.keep(file.path for file in self._view.chunk_files)
         return self._view
 
     @property
@@ -111,9 +121,9 @@ class Store:
         damaged: they are read beforehand, for a query fails as a whole."""
         view = self.view()
         if self._partial:
-            faults = self._cache.faults(view.partitions) if events else {}
+            faults = _damaged(view.partitions, self._cache.follow) if events else {}
             if rejects:
-                faults |= reject_faults(self._disk, view.partitions)
+                faults |= _damaged(view.partitions, lambda one: deque(one.rejects(ALL), maxlen=0))
             self._view = view.without(faults)
         return self._view
 
@@ -127,48 +137,45 @@ class Store:
         """
         if layers not in get_args(Layers):
             raise BadInput(f"layers: expected 'realtime' or 'all', got {layers!r}")
-        view = self._readable()
-        return self._events(view) if layers == "realtime" else self._all(view)
+        return self._table(self._readable(), TABLE if layers == "realtime" else ALL_EVENTS)
 
     def late(self) -> pl.LazyFrame:
         """The late table of a view taken now: events below the boundary that came after their time
         was sealed, and that no batch layer took yet."""
-        return self._late(self._readable())
+        return self._table(self._readable(), LATE)
 
     def sealed(self) -> pl.LazyFrame:
         """What the newest seal is about to hand over: events below it that no batch layer has, and
         the late table up to it. The same rows in every view until the boundary moves. Raises
         BadInput unless every node has a seal."""
-        return self._sealed(self.view())
+        return self._table(self.view(), SEALED)
+
+    def _table(self, view: View, name: str) -> pl.LazyFrame:
+        """One of TABLES."""
+        if name == REJECTS:
+            return _scan_rejects(view, ALL)
+        if name == SEALED:
+            return self._sealed(view)
+        return self._all(view) if name == ALL_EVENTS else self._rows(view, *_part(view, name))
 
     def _sealed(self, view: View) -> pl.LazyFrame:
         until_ms, sealed = view.sealed_until_ms, view.sealed
         if until_ms is None:
             raise BadInput("sealed: expected a seal on every node, got none")
-        below = pl.col(UPLOAD_TIME) < time_of(until_ms)
-        on_time = self._rows(view, [p.only(lambda part: not part.late) for p in sealed])
-        came_late = self._rows(view, [p.only(lambda part: part.late > 0) for p in sealed])
-        if view.covered_until_ms is not None:
-            on_time = on_time.filter(pl.col(UPLOAD_TIME) >= time_of(view.covered_until_ms))
-        return pl.concat([on_time, came_late]).filter(below)
-
-    def _events(self, view: View) -> pl.LazyFrame:
-        events = self._rows(view, view.events)
-        until_ms = view.covered_until_ms
-        if until_ms is not None:
-            events = events.filter(pl.col(UPLOAD_TIME) >= time_of(until_ms))
-        return events
-
-    def _late(self, view: View) -> pl.LazyFrame:
-        return self._rows(view, view.late).filter(
-            pl.col(UPLOAD_TIME) < time_of(view.covered_until_ms or 0)
+        on_time = [p.only(lambda part: not part.late) for p in sealed]
+        came_late = [p.only(lambda part: part.late > 0) for p in sealed]
+        return pl.concat(
+            [
+                self._rows(view, on_time, Between(view.covered_until_ms, until_ms)),
+                self._rows(view, came_late, Between(None, until_ms)),
+            ]
         )
 
     def _all(self, view: View) -> pl.LazyFrame:
         batch = self._batch(view)
         if batch is None:
-            return self._events(view)
-        events, late = self._events(view), self._late(view)
+            return self._table(view, TABLE)
+        events, late = self._table(view, TABLE), self._table(view, LATE)
         parts: list[Placed] = []
         for partition in view.late:
             parts += [*partition.hot, *partition.chunks]
@@ -183,21 +190,22 @@ class Store:
         """The batch layer's table up to the boundary, if `batch.json` names one."""
         if view.table is None:
             return None
-        until = time_of(view.covered_until_ms or 0)
-        schema = _polars_schema(view.schema)
+        until, schema = view.covered_until or EPOCH, polars_schema(view.schema)
         return scan_table(view.table, schema, self._iceberg, self._roots, until=until)
 
-    def _rows(self, view: View, partitions: list[PartitionView]) -> pl.LazyFrame:
-        """Whole blocks and chunks."""
-        schema = _polars_schema(view.schema)
-        parts = [self._hot(partitions, schema)]
+    def _rows(self, view: View, partitions: list[Partition], between: Between) -> pl.LazyFrame:
+        """Those of blocks and chunks."""
+        schema = polars_schema(view.schema)
+        parts = [
+            scan_frames(lambda used: self._cache.frames(partitions, used), schema, "hot blocks")
+        ]
         outside: dict[frozenset[str], list[Path]] = {}
         for path in [path for partition in partitions for path in partition.chunk_paths]:
-            outside.setdefault(self._sound.outside_years(path), []).append(path)
+            outside.setdefault(self._chunks.outside_years(path), []).append(path)
         for names, paths in outside.items():
-            within = [_within_years(name, schema[name]) for name in sorted(names & schema.keys())]
-            parts.insert(0, _cold(paths, schema).with_columns(within))
-        return pl.concat(parts, how="vertical")
+            within = [within_years(name, schema[name]) for name in sorted(names & schema.keys())]
+            parts.insert(0, scan_chunks(paths, schema).with_columns(within))
+        return between.scanned(pl.concat(parts, how="vertical"))
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
         """All rejects of a view taken now, or those that agree with `wanted`: `_partition`,
@@ -206,20 +214,17 @@ class Store:
         Collect it within the grace period. Raises BadInput for what is no RejectFilter.
         """
         _require_filter(wanted)
-        view = self._readable(events=False, rejects=True)
-        return scan_rejects(self._disk, view.partitions, wanted)
+        return _scan_rejects(self._readable(events=False, rejects=True), wanted)
 
-    def export_rejects(self, wanted: RejectFilter, write: Callable[[pa.RecordBatch], None]) -> None:
-        """Give the rejects that agree with `wanted` to `write`, batch by batch, so that memory
-        holds one file's; columns as in `rejects`.
+    def reject_batches(self, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
+        """The rejects that agree with `wanted`, batch by batch, so that memory holds one file's;
+        columns as in `rejects`.
 
         Raises BadInput for what is no RejectFilter; MissingFile if files went meanwhile, for the
         grace period is over.
         """
         _require_filter(wanted)
-        view = self._readable(events=False, rejects=True)
-        for batch in reject_batches(self._disk, view.partitions, wanted):
-            write(batch)
+        return _rejects(self._readable(events=False, rejects=True), wanted)
 
     def why(
         self, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]] | None = None
@@ -235,7 +240,7 @@ class Store:
         def answer() -> Answer:
             view = self.view()
             table = self._batch(view) if can_read_tables() else None
-            return explain(self._disk, view, key, paths or {}, table)
+            return explain(view, key, paths or {}, table)
 
         return self._retried(answer)
 
@@ -254,14 +259,7 @@ class Store:
         def answer() -> pl.DataFrame:
             names = {name for name in TABLES if name in text.casefold()}
             view = self._readable(events=names != {REJECTS}, rejects=REJECTS in names)
-            tables: dict[str, Callable[[], pl.LazyFrame]] = {
-                TABLE: lambda: self._events(view),
-                ALL_EVENTS: lambda: self._all(view),
-                LATE: lambda: self._late(view),
-                SEALED: lambda: self._sealed(view),
-                REJECTS: lambda: scan_rejects(self._disk, view.partitions, ALL),
-            }
-            named = {name: tables[name]() for name in names}
+            named = {name: self._table(view, name) for name in names}
             return pl.SQLContext(named).execute(text, eager=True)
 
         return self._retried(answer)
@@ -301,18 +299,16 @@ class Store:
         if table not in (TABLE, LATE):
             raise BadInput(f"table: expected {TABLE} or {LATE}, got {table!r}")
         partitions, between = _part(self._readable(), table)
-        return chunk_files(partitions, between.first_ms, between.end_ms)
+        return files_of(partitions, between.first_ms, between.end_ms)
 
     def _stream(self, table: str) -> pa.RecordBatchReader:
         view = self._readable(events=table != REJECTS, rejects=table == REJECTS)
         if table == REJECTS:
-            return _reader(REJECT_SCHEMA, reject_batches(self._disk, view.partitions, ALL))
+            return _reader(REJECT_SCHEMA, _rejects(view, ALL))
         if table == ALL_EVENTS and view.table is not None:
-            return stream(self._all(view), self._told_as_ours)
-        partitions, between = _part(view, table)
-        schema = arrow_of(view.schema)
-        batches = event_batches(self._disk, partitions, schema, between)
-        return _reader(schema, batches)
+            return stream(self._all(view), self._reported_as_ours)
+        schema = arrow_of(polars_schema(view.schema))
+        return _reader(schema, event_batches(*_part(view, table), schema))
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """All events as a stream of batches, for DuckDB, pyarrow and others. It has the columns'
@@ -323,49 +319,23 @@ class Store:
         """Ask again of a new view when a file of the old one has gone."""
         for _ in range(RETRIES):
             try:
-                with self._told_as_ours():
+                with self._reported_as_ours():
                     return answer()
             except (MissingFile, FileNotFoundError) as error:
                 failure = error
         raise MissingFile(f"after {RETRIES} views: {failure}") from failure
 
     @contextmanager
-    def _told_as_ours(self) -> Iterator[None]:
+    def _reported_as_ours(self) -> Iterator[None]:
         """The one place where errors of the engine become ours."""
         try:
             yield
-        except pl.exceptions.PanicException as error:
-            self._require_whole_chunks()
-            raise _not_answered(error) from error
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PanicException, pl.exceptions.PolarsError) as error:
             if not isinstance(error, NOT_VALID):
-                self._require_whole_chunks()
+                # It is Corruption if a chunk's pages, not looked at before, made the query fail.
+                for file in self._view.chunk_files:
+                    file.require_whole()
             raise _not_answered(error) from error
-
-    def _require_whole_chunks(self) -> None:
-        """Raise Corruption if a chunk of the view is what made a query fail: its pages are not
-        looked at before."""
-        for path, chunk in self._view.chunks:
-            chunk.checksum.require_whole(self._disk, path)
-
-    def _hot(self, partitions: list[PartitionView], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
-        def read(
-            with_columns: list[str] | None,
-            predicate: pl.Expr | None,
-            n_rows: int | None,
-            batch_size: int | None,
-        ) -> Iterator[pl.DataFrame]:
-            names = list(schema) if with_columns is None else with_columns
-            used = {*names, *(predicate.meta.root_names() if predicate is not None else ())}
-            wanted = {name: dtype for name, dtype in schema.items() if name in used}
-            for frame in self._cache.frames(partitions, wanted):
-                rows = frame if n_rows is None else frame.head(n_rows)
-                n_rows = None if n_rows is None else n_rows - rows.height
-                yield (rows if predicate is None else rows.filter(predicate)).select(names)
-                if n_rows == 0:
-                    return
-
-        return register_io_source(read, schema=schema, is_pure=True, explain_name="hot blocks")
 
 
 def open(
@@ -377,9 +347,9 @@ def open(
     """The store of one data directory, or of several nodes' `data_dirs` read as one.
 
     With `partial`, a node or partition that can't be read is left out of answers, and the receipt
-    says so. With `verify`, every byte of a chunk is held against its checksum before its first use;
-    without, only its footer, and a flipped bit in its pages can change an answer. `iceberg` has the
-    properties of the file system that the batch layer's table is on, if it needs any.
+    says so. With `verify`, every byte of a chunk is verified before its first use; without, only
+    its footer, and a flipped bit in its pages can change an answer. `iceberg` has the properties of
+    the file system that the batch layer's table is on, if it needs any.
     Raises BadInput if a directory can't be read.
     """
     if not data_dirs:
@@ -387,20 +357,39 @@ def open(
     roots = [data_directory(one) for one in data_dirs]
     if iceberg is not None and not isinstance(iceberg, Mapping):
         raise BadInput(f"forebay.open: iceberg: expected a mapping, got {type(iceberg).__name__}")
-    if not partial:
-        for root in roots:
-            require_data_directory(root)
-    if len({root.resolve() for root in roots}) < len(roots):
-        raise BadInput(f"forebay.open: expected each data directory once, got {data_dirs}")
+    (require_distinct if partial else require_data_directories)("forebay.open", roots)
     return Store(roots, partial=partial, verify=verify, iceberg=iceberg)
 
 
-def _part(view: View, table: str) -> tuple[list[PartitionView], Between]:
+def _part(view: View, table: str) -> tuple[list[Partition], Between]:
     """The partitions with what may be of a table, and between which times its rows are."""
     until_ms = view.covered_until_ms
     if table == LATE:
         return view.late, Between(None, until_ms or 0)
     return view.events, Between(until_ms)
+
+
+def _damaged(
+    partitions: Sequence[Partition], read: Callable[[Partition], object]
+) -> dict[Path, str]:
+    """What is wrong with the logs that `read` reads, by the folder of each partition that has a
+    damaged one."""
+    found = {}
+    for partition in partitions:
+        try:
+            read(partition)
+        except Corruption as error:
+            found[partition.folder] = str(error)
+    return found
+
+
+def _rejects(view: View, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
+    return chain.from_iterable(partition.rejects(wanted) for partition in view.partitions)
+
+
+def _scan_rejects(view: View, wanted: RejectFilter) -> pl.LazyFrame:
+    schema = polars_schema(REJECT_SCHEMA)
+    return scan_frames(lambda _: map(pl.DataFrame, _rejects(view, wanted)), schema, "rejects")
 
 
 def _require_filter(wanted: object) -> None:
@@ -413,21 +402,16 @@ def stream(
 ) -> pa.RecordBatchReader:
     """The rows batch by batch, each made in a `guard`, so that memory never holds all of them."""
     frames = rows.collect_batches(chunk_size=STREAM_ROWS, lazy=True)
-    first = next(frames, None)
-    if first is None:
-        first = rows.head(0).collect()
-    schema = _table(first).schema
 
     def batches() -> Iterator[pa.RecordBatch]:
-        yield from _table(first).to_batches()
         while True:
             with guard():
                 frame = next(frames, None)
             if frame is None:
                 return
-            yield from _table(frame).to_batches()
+            yield from exported(frame).to_batches()
 
-    return pa.RecordBatchReader.from_batches(schema, Pulled(batches()))
+    return _reader(arrow_of(dict(rows.collect_schema())), batches())
 
 
 def _reader(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
@@ -437,35 +421,8 @@ def _reader(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBa
     return pa.RecordBatchReader.from_batches(schema, Pulled(chain(head, batches)))
 
 
-def _cold(paths: list[Path], schema: dict[str, pl.DataType]) -> pl.LazyFrame:
-    return pl.scan_parquet(
-        paths,
-        schema=schema,
-        missing_columns="insert",
-        extra_columns="ignore",
-        hive_partitioning=False,
-        glob=False,
-    )
-
-
-def _within_years(name: str, dtype: pl.DataType) -> pl.Expr:
-    """The times of a column as they are, null where they are outside the years 1 to 9999."""
-    per_second = PER_SECOND[dtype.time_unit] if isinstance(dtype, pl.Datetime) else 1
-    number = pl.col(name).to_physical()
-    inside = number.is_between(FIRST_S * per_second, END_S * per_second, closed="left")
-    return pl.when(inside).then(pl.col(name))
-
-
-def _polars_schema(schema: pa.Schema) -> dict[str, pl.DataType]:
-    return dict(pl.DataFrame(schema.empty_table()).schema)
-
-
 def _not_answered(error: BaseException) -> BadInput:
-    told = (str(error).splitlines() or [type(error).__name__])[0]
-    unknown = re.fullmatch(r"relation '(.*)' was not found", told)
+    reported = (str(error).splitlines() or [type(error).__name__])[0]
+    unknown = re.fullmatch(r"relation '(.*)' was not found", reported)
     near = did_you_mean(unknown[1], TABLES) if unknown else ""
-    return BadInput(f"query: {shortened(told, TOLD_CHARACTERS)}{near}")
-
-
-def _table(frame: pl.DataFrame) -> pa.Table:
-    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return BadInput(f"query: {shortened(reported, REPORTED_CHARACTERS)}{near}")

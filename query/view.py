@@ -14,68 +14,27 @@ No locks, and nothing is written: the job never knows. A view's files stay for t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
-from forebay.query.sound import SoundChunks
+from forebay.query.partition import ChunkFile, Inside, Partition, VerifiedChunks, read_state
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.errors import BadInput, Corruption, ForebayError, MissingFile
+from forebay.storage.base.errors import BadInput, ForebayError, MissingFile
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.times import time_of
 from forebay.storage.formats.boundary import Boundary, Placed, read_boundary
-from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
+from forebay.storage.formats.catalog import read_catalog
 from forebay.storage.formats.columns import SYSTEM_FIELDS, parse_types, unite
-from forebay.storage.formats.log import Extent
-from forebay.storage.formats.state import BlockState, PartitionState, read_manifest
+from forebay.storage.formats.state import PartitionState
 
 TRIES = 50
 PAUSE_S = 0.01
-
-
-@dataclass(frozen=True)
-class PartitionView:
-    """One partition: its published state, the hot blocks no chunk covers, the chunks that count."""
-
-    folder: Path
-    chunks_folder: Path
-    state: PartitionState
-    hot: tuple[BlockState, ...]
-    chunks: tuple[Chunk, ...]
-    handed_off_rows: int = 0
-    expired_rows: int = 0
-
-    def only(self, wanted: Callable[[Chunk | BlockState], bool]) -> PartitionView:
-        """With those blocks and chunks alone."""
-        return replace(
-            self,
-            hot=tuple(block for block in self.hot if wanted(block)),
-            chunks=tuple(chunk for chunk in self.chunks if wanted(chunk)),
-        )
-
-    @property
-    def layout(self) -> Layout:
-        """Of the node the partition is on."""
-        return Layout(self.folder.parents[1])
-
-    @property
-    def extents(self) -> list[Extent]:
-        return [extent for block in self.hot for extent in block.extents]
-
-    @property
-    def chunk_paths(self) -> list[Path]:
-        return [self.chunks_folder / chunk.file for chunk in self.chunks]
-
-    @property
-    def hot_rows(self) -> int:
-        return sum(block.rows for block in self.hot)
-
-    @property
-    def cold_rows(self) -> int:
-        return sum(chunk.rows for chunk in self.chunks)
 
 
 @dataclass(frozen=True)
@@ -94,13 +53,13 @@ class NodeView:
 
     root: Path
     batch: Boundary | None
-    partitions: tuple[PartitionView, ...] = ()
+    partitions: tuple[Partition, ...] = ()
     silent: tuple[SilentPartition, ...] = ()
 
     def without(self, faults: Mapping[Path, str]) -> NodeView:
         """Leaving out the partitions of these folders, for these reasons."""
         out = [p for p in self.partitions if p.folder in faults]
-        silent = (SilentPartition(str(self.root), p.state.partition, faults[p.folder]) for p in out)
+        silent = (SilentPartition(str(self.root), p.name, faults[p.folder]) for p in out)
         kept = tuple(p for p in self.partitions if p.folder not in faults)
         return NodeView(self.root, self.batch, kept, (*self.silent, *silent))
 
@@ -112,11 +71,11 @@ class View:
     nodes: tuple[NodeView, ...]
 
     @property
-    def partitions(self) -> list[PartitionView]:
+    def partitions(self) -> list[Partition]:
         return [partition for node in self.nodes for partition in node.partitions]
 
     @property
-    def _with_events(self) -> list[PartitionView]:
+    def _with_events(self) -> list[Partition]:
         """All, but for those that never had an event where others had: these go on under any key
         and columns, so what they were begun with says nothing."""
         had = [partition for partition in self.partitions if partition.state.counters.accepted]
@@ -127,12 +86,8 @@ class View:
         return [partition for node in self.nodes for partition in node.silent]
 
     @property
-    def chunks(self) -> list[tuple[Path, Chunk]]:
-        return [
-            (path, chunk)
-            for partition in self.partitions
-            for path, chunk in zip(partition.chunk_paths, partition.chunks, strict=True)
-        ]
+    def chunk_files(self) -> list[ChunkFile]:
+        return [file for partition in self.partitions for file in partition.chunk_files]
 
     def without(self, faults: Mapping[Path, str]) -> View:
         """Leaving out the partitions of these folders, for these reasons."""
@@ -141,11 +96,16 @@ class View:
     @property
     def covered_until_ms(self) -> int | None:
         """One boundary for all nodes: the furthest that any of them knows."""
-        known = [n.batch.covered_until_ms for n in self.nodes if n.batch is not None]
+        known = [batch.covered_until_ms for batch in self._batches]
         return max((ms for ms in known if ms is not None), default=None)
 
     @property
-    def events(self) -> list[PartitionView]:
+    def covered_until(self) -> datetime | None:
+        """The same as a time."""
+        return None if self.covered_until_ms is None else time_of(self.covered_until_ms)
+
+    @property
+    def events(self) -> list[Partition]:
         """All that may have events at or after the boundary."""
         until_ms = self.covered_until_ms
         if until_ms is None:
@@ -153,7 +113,7 @@ class View:
         return [p.only(lambda part: part.last_ms >= until_ms) for p in self.partitions]
 
     @property
-    def late(self) -> list[PartitionView]:
+    def late(self) -> list[Partition]:
         """All that may have events of the late table: they came after their time was sealed, and
         the boundary has passed them, but no batch layer took them."""
         until_ms = self.covered_until_ms
@@ -171,28 +131,28 @@ class View:
         return min((s.until_ms for s in seals if s), default=None) if all(seals) else None
 
     @property
-    def sealed(self) -> list[PartitionView]:
+    def sealed(self) -> list[Partition]:
         """All that may have events which the newest seal is about to hand over."""
-        found = []
-        for node in self.nodes:
-            for partition in node.partitions:
-                found.append(partition.only(partial(_about_to_go, node.batch or Boundary())))
-        return found
+        return [
+            partition.only(partial(_about_to_go, node.batch or Boundary()))
+            for node in self.nodes
+            for partition in node.partitions
+        ]
 
     @property
     def table(self) -> str | None:
         """The metadata file of the batch layer's table, as of the boundary."""
-        batches = [node.batch for node in self.nodes if node.batch is not None]
-        newest = max(
-            batches,
-            key=lambda b: (b.covered_until_ms or 0, b.table is not None),
-            default=Boundary(),
-        )
-        return newest.table
+        known = [(b.covered_until_ms or 0, b.table is not None, b.table) for b in self._batches]
+        return max(known, key=lambda one: one[:2], default=(0, False, None))[2]
 
     @property
     def batch_number(self) -> int:
-        return max((n.batch.number for n in self.nodes if n.batch is not None), default=0)
+        return max((batch.number for batch in self._batches), default=0)
+
+    @property
+    def _batches(self) -> list[Boundary]:
+        """Of the nodes that answered."""
+        return [node.batch for node in self.nodes if node.batch is not None]
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -233,33 +193,30 @@ def take_view(
     disk: Disk,
     roots: Sequence[Path],
     *,
-    sound: SoundChunks | None = None,
+    chunks: VerifiedChunks | None = None,
     partial: bool = False,
 ) -> View:
     """The present view of all nodes. With `partial`, a node or partition that can't be read is left
-    out and named in the receipt; without, it is an error. A chunk is read if `sound` lets it.
+    out and named in the receipt; without, it is an error. `chunks` are those verified before.
 
     Raises BadInput if a root is no directory, MissingFile if files stay missing, Corruption,
     FormatVersion.
     """
-    sound = sound or SoundChunks(disk)
-    return View(tuple(_node(disk, root, sound, partial) for root in roots))
+    chunks = chunks or VerifiedChunks()
+    return View(tuple(_node(disk, root, chunks, partial) for root in roots))
 
 
-def _node(disk: Disk, root: Path, sound: SoundChunks, partial: bool) -> NodeView:
+def _node(disk: Disk, root: Path, chunks: VerifiedChunks, partial: bool) -> NodeView:
     for tries_left in reversed(range(TRIES)):
         try:
-            node, faults = _read_node(disk, root, sound)
+            with _readable(root):
+                node, faults = _read_node(disk, root, chunks)
         except _TooOld as error:
             node, faults = NodeView(root, None), [error]
         except ForebayError:
             if partial:
                 return NodeView(root, None)
             raise
-        except OSError as error:
-            if partial:
-                return NodeView(root, None)
-            raise _unreadable(root, error) from error
         lasting = [fault for fault in faults if not isinstance(fault, _TooOld)]
         if lasting and not partial:
             raise lasting[0]
@@ -269,11 +226,18 @@ def _node(disk: Disk, root: Path, sound: SoundChunks, partial: bool) -> NodeView
     raise MissingFile(f"{root}: {faults[0]}, after {TRIES} tries")
 
 
-def _unreadable(root: Path, error: OSError) -> BadInput:
-    return BadInput(f"{root}: expected a readable data directory, got {error}")
+@contextmanager
+def _readable(root: Path) -> Iterator[None]:
+    """An OSError from within becomes one of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{root}: expected a readable data directory, got {error}") from error
 
 
-def _read_node(disk: Disk, root: Path, sound: SoundChunks) -> tuple[NodeView, list[ForebayError]]:
+def _read_node(
+    disk: Disk, root: Path, chunks: VerifiedChunks
+) -> tuple[NodeView, list[ForebayError]]:
     """The node, and what is wrong with the partitions that had to be left out."""
     if not root.is_dir():
         raise NotADirectoryError(f"no directory at {root}")
@@ -282,14 +246,15 @@ def _read_node(disk: Disk, root: Path, sound: SoundChunks) -> tuple[NodeView, li
     inside.require(layout.batch)
     batch = read_boundary(disk, layout)
     states: list[PartitionState] = []
-    partitions: list[PartitionView] = []
+    partitions: list[Partition] = []
     faults: dict[str, ForebayError] = {}
     for name in layout.partitions():
         with _noted(faults, root, name):
-            states += read_state(disk, layout, name, inside)
+            state = read_state(disk, layout, name, inside)
+            states += [] if state is None else [state]
     for state in states:
         with _noted(faults, root, state.partition):
-            partitions.append(_partition(disk, layout, state, sound, inside))
+            partitions.append(_partition(disk, layout, state, chunks, inside))
     silent = tuple(SilentPartition(str(root), name, str(e)) for name, e in faults.items())
     found = list(faults.values())
     if read_boundary(disk, layout).number != batch.number:
@@ -301,83 +266,24 @@ def _read_node(disk: Disk, root: Path, sound: SoundChunks) -> tuple[NodeView, li
 def _noted(faults: dict[str, ForebayError], root: Path, partition: str) -> Iterator[None]:
     """Note a fault of one partition, for the others may be read for all that."""
     try:
-        yield
+        with _readable(root):
+            yield
     except ForebayError as error:
         faults[partition] = error
-    except OSError as error:
-        faults[partition] = _unreadable(root, error)
-
-
-class Inside:
-    """What is below a data directory, links followed. Folders are looked at once, so one of these
-    serves one view."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._real = root.resolve()
-        self._folders: set[Path] = set()
-
-    def require(self, path: Path) -> None:
-        """Raise Corruption if links lead out of the data directory."""
-        if path.parent not in self._folders:
-            self._look(path.parent)
-            self._folders.add(path.parent)
-        if path.is_symlink():
-            self._look(path)
-
-    def _look(self, path: Path) -> None:
-        if not path.resolve().is_relative_to(self._real):
-            raise Corruption(f"{path}: expected a file below {self._root}, got a link out of it")
-
-
-def read_state(disk: Disk, layout: Layout, name: str, inside: Inside) -> list[PartitionState]:
-    """What the partition has published, if anything. Raises MissingFile if that is gone though
-    chunks of it are there."""
-    path = layout.manifest(name)
-    inside.require(path)
-    inside.require(layout.catalog(name))
-    state = read_manifest(disk, path)
-    if state is None and read_catalog(disk, layout.catalog(name), name).chunks:
-        raise MissingFile(
-            f"{path}: expected the manifest of a partition that has chunks, none is there; the job"
-            " publishes it again when it is started"
-        )
-    if state is not None and state.partition != name:
-        raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}", 0)
-    return [] if state is None else [state]
 
 
 def _partition(
-    disk: Disk, layout: Layout, state: PartitionState, sound: SoundChunks, inside: Inside
-) -> PartitionView:
+    disk: Disk, layout: Layout, state: PartitionState, chunks: VerifiedChunks, inside: Inside
+) -> Partition:
     name = state.partition
-    catalog: Catalog = read_catalog(disk, layout.catalog(name), name)
+    catalog = read_catalog(disk, layout.catalog(name), name)
     if any(chunk.id.incarnation > state.incarnation for chunk in catalog.chunks):
         raise _TooOld(f"partition {name}: its catalog is of a later run than its manifest")
-    catalog = catalog.committed(state.runs, state.incarnation)
-    hot = tuple(block for block in state.blocks if block.id not in catalog.covered)
-    view = PartitionView(
-        layout.hot(name),
-        layout.chunks(name),
-        state,
-        hot,
-        catalog.chunks,
-        catalog.handed_off_rows,
-        catalog.expired_rows,
-    )
-    for folder, extents in (
-        (layout.rejects(name), state.rejects),
-        (layout.drops(name), state.drops),
-    ):
-        for extent in extents:
-            inside.require(folder / extent.file)
-    for path in [*(view.folder / extent.file for extent in view.extents), *view.chunk_paths]:
-        inside.require(path)
-        if not path.is_file():
-            raise _TooOld(f"partition {name}: {path} is missing")
-    for path, chunk in zip(view.chunk_paths, view.chunks, strict=True):
-        try:
-            sound.require(path, chunk)
-        except MissingFile as error:
-            raise _TooOld(f"partition {name}: {path} is missing") from error
-    return view
+    found = Partition.of(disk, layout, state, catalog)
+    try:
+        found.require_files(inside)
+        for file in found.chunk_files:
+            chunks.require(file)
+    except MissingFile as error:
+        raise _TooOld(f"partition {name}: {error}") from error
+    return found

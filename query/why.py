@@ -11,25 +11,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from forebay.query.rejects import reject_batches
-from forebay.query.view import PartitionView, View
-from forebay.storage.base.disk import Disk
-from forebay.storage.base.errors import BadInput, MissingFile
-from forebay.storage.base.times import EPOCH, time_of
-from forebay.storage.formats.columns import equal_rows
+from forebay.query.frames import polars_schema, scan_chunks
+from forebay.query.partition import Partition
+from forebay.query.view import View
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.times import EPOCH
+from forebay.storage.formats.columns import SYSTEM_FIELDS
 from forebay.storage.formats.drops import DROP_SCHEMA
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.hashes import KeyHash
-from forebay.storage.formats.log import Extent, LogReader
 from forebay.storage.formats.rejects import ALL
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.state import BlockState, PartitionState
@@ -89,20 +88,19 @@ class _Key:
         return int(KeyHash(seed)(self.row.columns)[0])
 
     @property
+    def columns(self) -> list[str]:
+        """The key's, and those that say where a row is."""
+        return list(dict.fromkeys((*_PLACE, *self.row.schema.names)))
+
+    @property
     def values(self) -> dict[str, Any]:
         return dict(self.row.to_pylist()[0])
 
-    @property
-    def same(self) -> list[pl.Expr]:
-        """What holds of a row with this key."""
+    def rows(self, frame: pl.LazyFrame | pl.DataFrame) -> list[dict[str, Any]]:
+        """The rows that have it."""
         wanted = pl.DataFrame(self.row)
-        return [pl.col(name) == wanted[name][0] for name in wanted.columns]
-
-    def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows of `batch` that have this key."""
-        keys = batch.select(self.row.schema.names)
-        same = equal_rows(keys, self.row.take(pa.array(np.zeros(batch.num_rows, np.int64))))
-        return batch.filter(pa.array(same))
+        same = [pl.col(name) == wanted[name][0] for name in wanted.columns]
+        return frame.lazy().filter(same).collect().to_dicts()
 
 
 def key_names(view: View) -> tuple[str, ...]:
@@ -113,7 +111,6 @@ def key_names(view: View) -> tuple[str, ...]:
 
 
 def explain(
-    disk: Disk,
     view: View,
     key: Mapping[str, object],
     paths: Mapping[str, tuple[str, ...]],
@@ -127,21 +124,22 @@ def explain(
     Raises BadInput if `key` does not give the key's columns, MissingFile if the view is too old.
     """
     wanted = _typed(view, key)
-    until_ms = view.covered_until_ms
-    covered_until = None if until_ms is None else time_of(until_ms)
-    told = {p.folder: list(_drops(disk, p, wanted)) for p in view.partitions}
-    late = {_place(row) for rows in told.values() for row in rows if row["what"] == "late"}
-    late_table = {p.folder: set(_wheres(p)) for p in view.late}
+    covered_until = view.covered_until
+    drops = {p.folder: list(_drops(p, wanted)) for p in view.partitions}
+    late = {_place(row) for rows in drops.values() for row in rows if row["what"] == "late"}
+    late_table = {
+        p.folder: {*map(_in_block, p.hot), *map(_in_chunk, p.chunk_paths)} for p in view.late
+    }
     kept: dict[Path, list[Copy]] = {}
     for partition in view.partitions:
         kept[partition.folder] = []
-        for where, row in (*_hot(disk, partition, wanted), *_cold(partition, wanted)):
+        for where, row in _stored(partition, wanted):
             below = covered_until is not None and row[UPLOAD_TIME] < covered_until
             taken = below and where not in late_table.get(partition.folder, ())
             kept[partition.folder].append(_event(where, row, late, handed_off=taken))
     copies = [event for events in kept.values() for event in events]
     here = {(event.partition, event.offset) for event in copies}
-    rows = [] if table is None else _in_table(table, wanted)
+    rows = [] if table is None else wanted.rows(table.select(wanted.columns))
     gone = [_event(TABLE, row, late, handed_off=True) for row in rows if _place(row) not in here]
     copies += gone
     for partition in view.partitions:
@@ -149,10 +147,10 @@ def explain(
         events = [*kept[partition.folder], *(e for e in gone if e.partition in sources)]
         copies += [
             _dropped(row, events, partition, covered_until)
-            for row in told[partition.folder]
+            for row in drops[partition.folder]
             if row["what"] != "late"
         ]
-    copies += _rejects(disk, view.partitions, wanted, paths)
+    copies += _rejects(view.partitions, wanted, paths)
     copies.sort(key=lambda copy: (copy.partition, copy.offset))
     return Answer(wanted.values, tuple(copies), covered_until, table is not None)
 
@@ -177,32 +175,18 @@ def _typed(view: View, key: Mapping[str, object]) -> _Key:
     return _Key(pa.RecordBatch.from_arrays(columns, names=list(names)))
 
 
-def _hot(disk: Disk, partition: PartitionView, key: _Key) -> Iterator[tuple[str, dict[str, Any]]]:
-    names = list(dict.fromkeys((*key.row.schema.names, *_PLACE)))
+def _stored(partition: Partition, key: _Key) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows with the key, and where each is. Of chunks, Polars reads the row groups whose
+    statistics leave room for it."""
     for block in partition.hot:
-        for extent in block.extents:
-            reader = LogReader(disk, partition.folder, extent.file)
-            found = reader.follow(extent, torn_ok=True)
-            for batch in reader.decode(found, names):
-                for row in key.rows(batch).to_pylist():
-                    yield _in_block(block), row
-
-
-def _cold(partition: PartitionView, key: _Key) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Through Polars, which reads the row groups whose statistics leave room for the key."""
-    paths = partition.chunk_paths
-    if not paths:
-        return
-    chunks = pl.scan_parquet(
-        paths, include_file_paths="_file", extra_columns="ignore", hive_partitioning=False,
-        schema=dict(pl.DataFrame(_key_and_place(key).empty_table()).schema), glob=False,
-    )  # fmt: skip
-    for row in chunks.filter(key.same).collect().to_dicts():
-        yield _in_chunk(row["_file"]), row
-
-
-def _in_table(table: pl.LazyFrame, key: _Key) -> list[dict[str, Any]]:
-    return table.filter(key.same).select(_PLACE).collect().to_dicts()
+        logs = partition.logs_of(block)
+        for group in chain.from_iterable(log.groups(key.columns) for log in logs):
+            found = key.rows(pl.DataFrame(pa.Table.from_batches(group)))
+            yield from ((_in_block(block), row) for row in found)
+    if partition.chunks:
+        fields = (*SYSTEM_FIELDS, *(one for one in key.row.schema if one.name not in _PLACE))
+        chunks = scan_chunks(partition.chunk_paths, polars_schema(pa.schema(fields)), "_file")
+        yield from ((_in_chunk(row["_file"]), row) for row in key.rows(chunks))
 
 
 def _in_block(block: BlockState) -> str:
@@ -213,33 +197,12 @@ def _in_chunk(path: str | Path) -> str:
     return f"chunk {path}"
 
 
-def _wheres(partition: PartitionView) -> Iterator[str]:
-    yield from map(_in_block, partition.hot)
-    yield from map(_in_chunk, partition.chunk_paths)
-
-
-def _key_and_place(key: _Key) -> pa.Schema:
-    fields = {PARTITION: pa.string(), OFFSET: pa.int64()}
-    fields[UPLOAD_TIME] = pa.timestamp("ms", tz="UTC")
-    return pa.schema([*fields.items(), *((f.name, f.type) for f in key.row.schema)])
-
-
-def _drops(disk: Disk, partition: PartitionView, key: _Key) -> Iterator[dict[str, Any]]:
-    """What the drop log tells; a file that a power loss took tells nothing."""
-    folder = partition.layout.drops(partition.state.partition)
-    hash = key.hash(partition.state.seed)
-    for extent in partition.state.drops:
-        for batch in _told(disk, extent, LogReader(disk, folder, extent.file)):
-            hit = pc.equal(batch.column("key_hash"), pa.scalar(hash, pa.uint64()))
-            yield from batch.filter(hit).to_pylist()
-
-
-def _told(disk: Disk, extent: Extent, reader: LogReader) -> list[pa.RecordBatch]:
-    try:
-        found = reader.follow(extent, torn_ok=True)
-    except MissingFile:
-        return []
-    return reader.decode(found, DROP_SCHEMA.names)
+def _drops(partition: Partition, key: _Key) -> Iterator[dict[str, Any]]:
+    """What the drop log explains of this key."""
+    hash = pa.scalar(key.hash(partition.state.seed), pa.uint64())
+    for log in partition.drop_logs:
+        for batch in log.batches(DROP_SCHEMA.names):
+            yield from batch.filter(pc.equal(batch.column("key_hash"), hash)).to_pylist()
 
 
 def _place(row: Mapping[str, Any]) -> tuple[str, int]:
@@ -256,10 +219,10 @@ def _event(
 def _dropped(
     row: Mapping[str, Any],
     events: Sequence[Copy],
-    partition: PartitionView,
+    partition: Partition,
     covered_until: datetime | None,
 ) -> Copy:
-    """What the drop log tells of a copy, and which of the `events` it was a copy of."""
+    """What the drop log says of a copy, and which of the `events` it was a copy of."""
     source, offset = _place(row)
     replays, time = partition.state.replays > 0, row[UPLOAD_TIME]
     earlier = [e for e in events if e.partition != source or e.offset < offset or replays]
@@ -300,13 +263,10 @@ def _original(
 
 
 def _rejects(
-    disk: Disk,
-    partitions: Sequence[PartitionView],
-    key: _Key,
-    paths: Mapping[str, tuple[str, ...]],
+    partitions: Sequence[Partition], key: _Key, paths: Mapping[str, tuple[str, ...]]
 ) -> Iterator[Copy]:
     search = _Search(key.values, paths)
-    for batch in reject_batches(disk, partitions, ALL):
+    for batch in chain.from_iterable(partition.rejects(ALL) for partition in partitions):
         messages = batch.column(REJECT_SCHEMA.get_field_index("message")).to_pylist()
         for number, message in enumerate(messages):
             certain = search.finds(message or b"")

@@ -16,24 +16,24 @@ from dataclasses import replace
 from typing import Any
 
 from forebay.query import view
-from forebay.query.view import PartitionView
+from forebay.query.partition import Partition
 from forebay.storage.formats.state import BlockState
 from forebay.verify.reader import main
 
 
-def _with_hot(choose: Callable[[PartitionView], list[BlockState]]) -> None:
+def _with_hot(choose: Callable[[Partition], list[BlockState]]) -> None:
     """Have views with these blocks as the hot ones."""
-    sound_view = view._partition
+    whole_view = view._partition
 
-    def broken(*args: Any) -> PartitionView:
-        found = sound_view(*args)
+    def broken(*args: Any) -> Partition:
+        found = whole_view(*args)
         return replace(found, hot=tuple(choose(found)))
 
     view._partition = broken  # type: ignore[assignment]
 
 
 def both() -> None:
-    def whole(found: PartitionView) -> list[BlockState]:
+    def whole(found: Partition) -> list[BlockState]:
         """All whose logs are there, so that it is events that are wrong and not files."""
         there = {path.name for path in found.folder.iterdir()}
         return [b for b in found.state.blocks if there.issuperset(e.file for e in b.extents)]

@@ -366,12 +366,15 @@ def test_plain_duckdb_and_polars_read_the_chunks_in_their_hive_folders(job: Job)
     pattern = f"{job.data}/chunks/*/date=*/hour=*/*.parquet"
     view = forebay.open(job.data).view()
     places = sorted(
-        pl.read_parquet([path for path, _ in view.chunks], hive_partitioning=False)
+        pl.read_parquet([file.path for file in view.chunk_files], hive_partitioning=False)
         .select("_partition", "_offset")
         .rows()
     )
     assert len(places) > 1000
-    wanted = (date(2024, 5, 2), len([p for p, _ in view.chunks if "date=2024-05-02" in str(p)]))
+    wanted = (
+        date(2024, 5, 2),
+        len([f for f in view.chunk_files if "date=2024-05-02" in str(f.path)]),
+    )
     with duckdb.connect() as work:
         rows = work.sql(f"select _partition, _offset from read_parquet('{pattern}')").fetchall()
         dates = work.sql(

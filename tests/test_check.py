@@ -15,7 +15,7 @@ import forebay
 from forebay.cli.main import main
 from forebay.query import check as checking
 from forebay.query.check import Fault, Report, check
-from forebay.query.view import Inside
+from forebay.query.partition import Inside
 from forebay.storage.base import record
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, MissingFile

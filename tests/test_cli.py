@@ -19,9 +19,9 @@ import pytest
 import zstandard
 from click.testing import CliRunner, Result
 
-from forebay.cli.generate import moment_ms
 from forebay.cli.load import Load, LoadSpec
 from forebay.cli.main import main
+from forebay.cli.options import time_ms
 from forebay.cli.outlet import SUFFIXES, device_of
 from forebay.flows.settings import Settings, load, shown
 from forebay.storage.base.errors import PERMANENT
@@ -503,12 +503,12 @@ def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_a_moment_is_utc_unless_it_says_otherwise(text: str, ms: int) -> None:
-    assert moment_ms(text) == ms
+    assert time_ms(text) == ms
 
 
 def test_a_moment_that_is_none_is_a_bad_parameter() -> None:
     with pytest.raises(click.BadParameter, match="expected a time such as"):
-        moment_ms("noon")
+        time_ms("noon")
 
 
 def test_a_messages_kafka_key_is_its_device_id() -> None:

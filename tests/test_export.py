@@ -54,7 +54,7 @@ def data(tmp_path: Path) -> Iterator[Path]:
 def test_files_are_the_chunks_that_count_with_their_rows_and_times(data: Path) -> None:
     store = forebay.open(data)
     found = store.files()
-    chunks = dict(store.last_view.chunks)
+    chunks = {file.path: file.chunk for file in store.last_view.chunk_files}
     assert set(found["path"]) == {str(path.absolute()) for path in chunks}
     assert found["rows"].sum() == store.receipt().cold_rows
     for row in found.iter_rows(named=True):

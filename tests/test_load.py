@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given, note, settings
 from hypothesis import strategies as st
 
-from forebay.cli.github import github
+from benchmarks.github import github
 from forebay.cli.load import BROKEN_KINDS, COUNTS, Load, LoadSpec
 from forebay.flows.schemas import PRESETS
 from forebay.operators.decode import DecodeConfig, Decoder

@@ -25,7 +25,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from forebay.cli.main import main
-from forebay.cli.table import cells_of, table
+from forebay.cli.output import text_table
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.columns import arrow_schema
@@ -139,7 +139,7 @@ def hostile(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_table_is_aligned_and_no_cell_is_ever_cut() -> None:
     rows = [("a", "1"), ("x" * 300, "12,345")]
-    assert table(("name", "rows"), rows, right=("rows",)) == [
+    assert text_table(("name", "rows"), rows, right=("rows",)) == [
         f"name{' ' * 296}    rows",
         f"a{' ' * 299}       1",
         f"{'x' * 300}  12,345",
@@ -148,8 +148,8 @@ def test_a_table_is_aligned_and_no_cell_is_ever_cut() -> None:
 
 def test_where_a_row_does_not_fit_each_value_has_a_line() -> None:
     rows = [("a" * 20, "1"), ("b", "2")]
-    assert table(("name", "rows"), rows, width=26) == [f"name{' ' * 18}rows", *rows_as(rows)]
-    assert table(("name", "rows"), rows, width=25) == [
+    assert text_table(("name", "rows"), rows, width=26) == [f"name{' ' * 18}rows", *rows_as(rows)]
+    assert text_table(("name", "rows"), rows, width=25) == [
         "name  " + "a" * 20, "rows  1", "", "name  b", "rows  2",
     ]  # fmt: skip
 
@@ -159,8 +159,9 @@ def rows_as(rows: list[tuple[str, str]]) -> list[str]:
 
 
 def test_wide_and_combining_characters_are_as_wide_as_a_terminal_shows_them() -> None:
-    assert [cells_of(text) for text in ("abc", "日本", "e\u0301", "é")] == [3, 4, 1, 1]
-    lines = table(("a", "b"), [("日本", "x"), ("ab", "y")])
+    texts = ("abc", "日本", "e\u0301", "é")
+    assert [len(text_table(("-",), [(text,)], right=("-",))[0]) for text in texts] == [3, 4, 1, 1]
+    lines = text_table(("a", "b"), [("日本", "x"), ("ab", "y")])
     assert lines == ["a     b", "日本  x", "ab    y"]
 
 

@@ -271,7 +271,7 @@ class Stored:
         return {
             "manifest": lambda: layout.manifest("p01"),
             "catalog": lambda: layout.catalog("p01"),
-            "log": lambda: view.folder / view.extents[0].file,
+            "log": lambda: view.block_logs[0].path,
             "chunk": lambda: view.chunk_paths[0],
         }[kind]()
 
@@ -405,7 +405,7 @@ def test_a_page_that_goes_bad_under_a_stream_is_told_with_its_chunk(
 ) -> None:
     """The first batch was good; the engine gives up at the next."""
     store = forebay.open(stored.root)
-    chunk, _ = store.view().chunks[0]
+    chunk = store.view().chunk_files[0].path
     iter_batches = pq.ParquetFile.iter_batches
 
     def goes_bad(file: pq.ParquetFile, *_: object, **options: Any) -> Iterator[pa.RecordBatch]:
@@ -455,7 +455,7 @@ def test_a_log_torn_at_any_byte_gives_its_whole_batches_to_readers(stored: Store
     """And the other logs and partitions all they have."""
     log = stored.file("log")
     (view,) = (p for p in forebay.open(stored.root).view().partitions if p.folder == log.parent)
-    (extent,) = (e for e in view.extents if e.file == log.name)
+    (extent,) = (one.extent for one in view.block_logs if one.path == log)
     data, whole = log.read_bytes(), stored.rows("p00", "p01")
     for length in [*range(0, extent.bytes, 41), extent.bytes - 1]:
         log.write_bytes(data[:length])

@@ -65,7 +65,7 @@ class Watched(Disk):
 def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """The files that stores opened from now on read through."""
     files = Watched()
-    monkeypatch.setattr("forebay.query.store.Files", lambda: files)
+    monkeypatch.setattr("forebay.query.store.Disk", lambda: files)
     monkeypatch.setattr("forebay.query.view.PAUSE_S", 0)
     return files
 

@@ -154,7 +154,7 @@ def catalog_of(data: Path) -> Catalog:
 def live_log(data: Path) -> Path:
     """A log that a query reads."""
     (view,) = forebay.open(data).view().partitions
-    return view.folder / view.extents[0].file
+    return view.block_logs[0].path
 
 
 # -- outside ------------------------------------------------------------------------------------

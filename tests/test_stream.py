@@ -132,8 +132,8 @@ def test_a_table_that_cannot_be_streamed_is_bad_input(table: object, lane: Lanes
 def test_a_chunk_that_is_damaged_or_gone_is_told_as_ours(lane: Lanes) -> None:
     one = filled(lane())
     store = forebay.open(one.root)
-    first, *others = [path for path, _ in store.view().chunks]
-    at = store.view().chunks[0][1].checksum.footer_start // 2
+    first, *others = [file.path for file in store.view().chunk_files]
+    at = store.view().chunk_files[0].chunk.checksum.footer_start // 2
     whole = first.read_bytes()
     first.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     with pytest.raises(Corruption, match=f"{first.name}: checksum of bytes"):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import forebay
 from forebay.cli.main import main
-from forebay.cli.why import _told as line_of
+from forebay.cli.why import _reported as line_of
 from forebay.query.view import NodeView, View, take_view
 from forebay.query.why import TABLE, Copy, explain
 from forebay.storage.base.disk import Disk
@@ -512,7 +512,7 @@ def test_a_copy_in_any_partition_of_its_source_is_of_the_batch_layers_event(tmp_
     table = pl.LazyFrame(
         {PARTITION: ["s0"], OFFSET: [0], UPLOAD_TIME: [time(0)], "id": ["k0"], "part": [1]}
     )
-    found = explain(Disk(), view, {"id": "k0", "part": 1}, {}, table)
+    found = explain(view, {"id": "k0", "part": 1}, {}, table)
     kept, copy = found.copies
     assert (kept.where, kept.handed_off) == (TABLE, True)
     assert (copy.what, copy.of, copy.certain) == ("duplicate", ("s0", 0), True)

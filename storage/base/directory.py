@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -32,6 +33,19 @@ def require_data_directory(root: Path) -> None:
             f"{root}: expected a data directory of Forebay's, got a folder with"
             f" {', '.join(sorted(others)[:3])}"
         )
+
+
+def require_data_directories(what: str, roots: Sequence[Path]) -> None:
+    """Raise BadInput unless each is one, and none is named twice; `what` names them in errors."""
+    for root in roots:
+        require_data_directory(root)
+    require_distinct(what, roots)
+
+
+def require_distinct(what: str, roots: Sequence[Path]) -> None:
+    if len({root.resolve() for root in roots}) < len(roots):
+        named = ", ".join(map(str, roots))
+        raise BadInput(f"{what}: expected each data directory once, got {named}")
 
 
 def data_directory(data_dir: object) -> Path:

@@ -256,11 +256,12 @@ class LogReader:
                 ) from error
 
     def decode(
-        self, found: Sequence[tuple[Span, memoryview]], columns: Sequence[str]
+        self, found: Sequence[tuple[Span, memoryview]], columns: Sequence[str] | None = None
     ) -> list[pa.RecordBatch]:
-        """Decompress only `columns` of what `follow` found, in the order of `columns`."""
-        if not found:
+        """Decompress only `columns` of what `follow` found, in that order; None: all."""
+        if not found or self.schema is None:
             return []
+        columns = self.schema.names if columns is None else columns
         (first, message), (last, last_message) = found[0], found[-1]
         texts: Iterable[bytes | memoryview]
         if first.start == len(self._prefix) and last_message.obj is message.obj:

@@ -62,8 +62,13 @@ class Outcome:
 def sample(reject: Mapping[str, Any]) -> str:
     """A reject in a line: where it came from, why it is one, and the beginning of the message."""
     text = plain((reject["message"] or b"")[: 4 * SAMPLE_CHARACTERS].decode(errors="replace"))
-    why = ": ".join(plain(part) for part in (reject["reason"], reject["detail"]) if part)
+    why = shortened(reason_text(reject), SAMPLE_CHARACTERS)
     return (
-        f"{plain(reject['_partition'])} {reject['_offset']}: {shortened(why, SAMPLE_CHARACTERS)}:"
+        f"{plain(reject['_partition'])} {reject['_offset']}: {why}:"
         f" {shortened(text, SAMPLE_CHARACTERS)}"
     )
+
+
+def reason_text(reject: Mapping[str, Any]) -> str:
+    """Why it is one, with the detail, if there is any."""
+    return ": ".join(plain(part) for part in (reject["reason"], reject["detail"]) if part)

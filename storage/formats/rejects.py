@@ -77,6 +77,13 @@ class RejectFilter:
             wanted &= as_mask(pc.less(times, self.until_ms))
         return wanted
 
+    def pick(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The rows that are meant, of batches of REJECT_SCHEMA."""
+        for batch in batches:
+            rows = self.rows(batch)
+            if rows.any():
+                yield batch if rows.all() else batch.filter(pa.array(rows))
+
 
 def _require_within(name: str, value: object, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
@@ -110,7 +117,4 @@ def read_rejects(
 ) -> Iterator[pa.RecordBatch]:
     """The rejects meant, in the order in which they came. Raises MissingFile or Corruption."""
     for extent in extents:
-        for batch in read_log(disk, folder, extent):
-            rows = wanted.rows(batch)
-            if rows.any():
-                yield batch if rows.all() else batch.filter(pa.array(rows))
+        yield from wanted.pick(read_log(disk, folder, extent))

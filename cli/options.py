@@ -1,0 +1,101 @@
+"""Options that several commands have, each defined once, and what they stand for.
+
+`--data-dir` gives a command the data directories it is about as `roots`: those named, or that of
+the settings; each is known to be one then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from forebay.flows.settings import Settings, load
+from forebay.storage.base.directory import require_data_directories
+from forebay.storage.base.times import FIRST_MS, LAST_MS, ms_of
+from forebay.storage.formats.frame import REASONS
+
+Check = Callable[[str, Sequence[Path]], None]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def settings() -> Settings:
+    """The settings, loaded once for each command. Raises BadInput."""
+    kept = click.get_current_context().meta
+    if "forebay.settings" not in kept:
+        kept["forebay.settings"] = load()
+    found: Settings = kept["forebay.settings"]
+    return found
+
+
+def data_dirs_option(
+    check: Check = require_data_directories, *, multiple: bool = True
+) -> Callable[[F], F]:
+    """The command takes `roots`, which `check` was called with; one, unless `multiple`."""
+
+    def roots(_context: click.Context, _option: click.Parameter, named: Any) -> list[Path]:
+        found = [named] if isinstance(named, Path) else [*(named or ())]
+        found = found or [settings().data_dir]
+        check("--data-dir", found)
+        return found
+
+    default = "[default: that of the settings]"
+    return click.option(
+        "--data-dir", "roots", multiple=multiple, type=click.Path(path_type=Path), callback=roots,
+        help=f"Repeat for several nodes.  {default}" if multiple else default,
+    )  # fmt: skip
+
+
+def json_option(help: str) -> Callable[[F], F]:
+    return click.option("--json", "as_json", is_flag=True, help=help)
+
+
+force_option: Callable[[F], F] = click.option(
+    "--force", is_flag=True, help="Overwrite the file if it exists."
+)
+
+
+def time_ms(text: str) -> int:
+    """Milliseconds of an ISO 8601 time, UTC unless it says otherwise."""
+    try:
+        time = datetime.fromisoformat(re.sub(r"[zZ]\Z", "+00:00", text))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"expected a time such as 2024-05-01T12:00, got {text!r}"
+        ) from error
+    ms = ms_of(time if time.tzinfo else time.replace(tzinfo=UTC))
+    if not FIRST_MS <= ms <= LAST_MS:
+        raise click.BadParameter(f"expected a time of the years 1 to 9999 in UTC, got {text!r}")
+    return ms
+
+
+def time_option(name: str, parameter: str, **attributes: Any) -> Callable[[F], F]:
+    """The command takes the time in milliseconds."""
+    return click.option(
+        name, parameter, **attributes,
+        callback=lambda _context, _option, text: None if text is None else time_ms(text),
+    )  # fmt: skip
+
+
+_FILTERS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--reason", "reasons", multiple=True, type=click.Choice(REASONS), help="Repeatable."
+    ),
+    click.option("--partition", "partitions", multiple=True, help="It came from; repeatable."),
+    click.option(
+        "--offset", "offsets", multiple=True, type=click.IntRange(0, 2**53 - 1), help="Repeatable."
+    ),
+    time_option("--since", "since_ms", help="Broker time, included."),
+    time_option("--until", "until_ms", help="Broker time, not included."),
+)
+
+
+def reject_filter_options(command: F) -> F:
+    """The command takes which rejects are meant, as keywords for `RejectFilter`."""
+    for option in reversed(_FILTERS):
+        command = option(command)
+    return command

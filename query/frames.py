@@ -1,0 +1,92 @@
+"""Frames over the files of a view, and the times that they may have.
+
+A lazy frame reads nothing before it is collected; projection, predicate and row limit reach the
+files. Only the years 1 to 9999 are times: a query can make any time of any number, and version 1
+stored any, but engines panic over one outside these years, and Python has no type for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+from polars.io.plugins import register_io_source
+
+from forebay.storage.base.times import END_S, FIRST_S, PER_SECOND
+
+PolarsSchema = dict[str, pl.DataType]
+PER_DAY_S = 86_400
+
+
+def polars_schema(schema: pa.Schema) -> PolarsSchema:
+    return dict(pl.DataFrame(schema.empty_table()).schema)
+
+
+def arrow_of(schema: PolarsSchema) -> pa.Schema:
+    """The schema in which rows of a frame leave."""
+    return exported(pl.DataFrame(schema=schema)).schema
+
+
+def exported(frame: pl.DataFrame) -> pa.Table:
+    """As Arrow, in types that every reader knows."""
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def scan_chunks(
+    paths: Sequence[Path], schema: PolarsSchema, include_file_paths: str | None = None
+) -> pl.LazyFrame:
+    """The columns of `schema` of the rows of chunks; null where a chunk has none."""
+    return pl.scan_parquet(
+        list(paths),
+        schema=schema,
+        missing_columns="insert",
+        extra_columns="ignore",
+        hive_partitioning=False,
+        glob=False,
+        include_file_paths=include_file_paths,
+    )
+
+
+def scan_frames(
+    read: Callable[[PolarsSchema], Iterator[pl.DataFrame]], schema: PolarsSchema, name: str
+) -> pl.LazyFrame:
+    """The rows of the frames that `read` gives, which is asked for the columns that are used;
+    frames may have more."""
+
+    def rows(
+        with_columns: list[str] | None,
+        predicate: pl.Expr | None,
+        n_rows: int | None,
+        batch_size: int | None,
+    ) -> Iterator[pl.DataFrame]:
+        names = list(schema) if with_columns is None else with_columns
+        used = {*names, *(predicate.meta.root_names() if predicate is not None else ())}
+        for whole in read({name: dtype for name, dtype in schema.items() if name in used}):
+            frame = whole if n_rows is None else whole.head(n_rows)
+            n_rows = None if n_rows is None else n_rows - frame.height
+            yield (frame if predicate is None else frame.filter(predicate)).select(names)
+            if n_rows == 0:
+                return
+
+    return register_io_source(rows, schema=schema, is_pure=True, explain_name=name)
+
+
+def on_calendar(answer: pl.DataFrame) -> pl.DataFrame:
+    """With null for each time outside these years."""
+    columns = answer.schema.items()
+    return answer.with_columns(
+        within_years(*one) for one in columns if isinstance(one[1], pl.Datetime | pl.Date)
+    )
+
+
+def within_years(name: str, dtype: pl.DataType) -> pl.Expr:
+    """The times or dates of a column as they are, null where they are outside these years."""
+    if isinstance(dtype, pl.Datetime):
+        first, end = (bound * PER_SECOND[dtype.time_unit] for bound in (FIRST_S, END_S))
+    else:
+        first, end = FIRST_S // PER_DAY_S, END_S // PER_DAY_S
+    # Nanoseconds in 64 bits don't reach that far.
+    inside = pl.col(name).to_physical().is_between(max(first, -(2**63)), min(end, 2**63) - 1)
+    return pl.when(inside).then(pl.col(name))

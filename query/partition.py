@@ -1,0 +1,287 @@
+"""One partition as a reader has it: its published state, its logs and its chunks.
+
+Views, queries, `why` and the check read partitions through this module alone. What always holds:
+
+- Nothing is opened that a link leads to out of the data directory.
+- A log is read forward and verified up to its extent. Of a block log that a power loss cut, queries
+  read what is whole: the job is about to write the rest again. A drop log may be missing as well,
+  for it only explains. A reject log is whole, or an error.
+- A chunk is read after its footer was found to be what the catalog says; pages are verified then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption, MissingFile
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
+from forebay.storage.formats.checksum import damaged_columns
+from forebay.storage.formats.chunk import chunk_metadata, columns_outside_years
+from forebay.storage.formats.log import Extent, LogReader, Span
+from forebay.storage.formats.rejects import RejectFilter
+from forebay.storage.formats.state import BlockState, PartitionState, read_manifest
+
+LOG_BYTES = 4 << 20
+"""Compressed bytes of a log that are decoded at once."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """As much of a log file as counts. `torn_ok`: queries read it up to its last whole batch;
+    `optional`: it may lack its end, or be missing, and that is no fault."""
+
+    disk: Disk
+    path: Path
+    extent: Extent
+    torn_ok: bool = False
+    optional: bool = False
+
+    @property
+    def bytes(self) -> int:
+        return self.extent.bytes
+
+    def open(self) -> LogReader:
+        """A reader at the beginning of the file."""
+        return LogReader(self.disk, self.path.parent, self.path.name)
+
+    def groups(self, columns: Sequence[str] | None = None) -> Iterator[list[pa.RecordBatch]]:
+        """Its record batches (with these columns only), some LOG_BYTES of the file at a time.
+        Raises MissingFile or Corruption."""
+        reader = self.open()
+        try:
+            found = reader.follow(self.extent, torn_ok=self.torn_ok)
+        except MissingFile:
+            if self.optional:
+                return
+            raise
+        held: list[tuple[Span, memoryview]] = []
+        for span, message in found:
+            held.append((span, message))
+            if span.end - held[0][0].start >= LOG_BYTES:
+                yield reader.decode(held, columns)
+                held = []
+        if held:
+            yield reader.decode(held, columns)
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The same, one by one."""
+        for group in self.groups(columns):
+            yield from group
+
+    def faults(self) -> Iterator[Corruption]:
+        """Yields or raises what is wrong with any of its bytes; raises MissingFile."""
+        rows = sum(batch.num_rows for batch in replace(self, torn_ok=self.optional).batches())
+        whole = self.path.exists() and self.disk.size(self.path) >= self.extent.bytes
+        if rows != self.extent.rows and (whole or not self.optional):
+            yield Corruption(f"log {self.path}: expected {self.extent.rows} rows, got {rows}", 0)
+
+
+@dataclass(frozen=True)
+class ChunkFile:
+    """A chunk, and the file it is in."""
+
+    disk: Disk
+    path: Path
+    chunk: Chunk
+
+    @property
+    def bytes(self) -> int:
+        return self.chunk.checksum.bytes
+
+    def metadata(self) -> pq.FileMetaData:
+        """Its footer. Raises MissingFile, or Corruption unless it is as the catalog says."""
+        return chunk_metadata(self.disk, self.path, self.chunk)
+
+    def require_whole(self) -> None:
+        """Raise MissingFile, or Corruption unless every byte is as written."""
+        self.chunk.checksum.require_whole(self.disk, self.path)
+
+    def batches(self, rows_max: int) -> Iterator[pa.RecordBatch]:
+        """Its rows. Raises MissingFile, or Corruption if a page is not as written."""
+        metadata = self.metadata()
+        try:
+            with pq.ParquetFile(
+                self.path, metadata=metadata, page_checksum_verification=True
+            ) as file:
+                yield from file.iter_batches(rows_max, use_threads=False)
+        except FileNotFoundError as error:
+            raise MissingFile(f"chunk {self.path}: expected a file, none is there") from error
+        except (pa.ArrowException, OSError) as error:
+            self.require_whole()
+            raise Corruption(
+                f"chunk {self.path}: expected pages that can be read, got {error}"
+            ) from error
+
+    def faults(self) -> Iterator[Corruption]:
+        """Yields or raises what is wrong with any of its bytes, by column where pages show it;
+        raises MissingFile."""
+        metadata = self.metadata()
+        try:
+            self.require_whole()
+        except Corruption as error:
+            yield from list(damaged_columns(self.path, metadata)) or [error]
+
+
+class VerifiedChunks:
+    """Chunks that were found to be what their catalog says. Thread safety: any thread.
+
+    A chunk's size is looked at in every view, its footer (with `whole`: every byte) once in each
+    store: a name is never used twice, so what was right stays right but for a disk that fails.
+    """
+
+    def __init__(self, *, whole: bool = False) -> None:
+        self._whole = whole
+        self._known: dict[Path, frozenset[str]] = {}
+
+    def require(self, file: ChunkFile) -> None:
+        """Raise MissingFile, or Corruption with file and offset, unless the chunk is as written."""
+        if file.path in self._known:
+            file.chunk.checksum.require_size(file.disk, file.path)
+            return
+        metadata = file.metadata()
+        if self._whole:
+            file.require_whole()
+        of_version_1 = not file.chunk.checksum.pieces
+        self._known[file.path] = columns_outside_years(metadata) if of_version_1 else frozenset()
+
+    def outside_years(self, path: Path) -> frozenset[str]:
+        """The columns of a verified chunk that may have times which no reader takes."""
+        return self._known.get(path, frozenset())
+
+    def keep(self, paths: Iterable[Path]) -> None:
+        """Forget all others."""
+        self._known = {path: self._known[path] for path in paths if path in self._known}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition at one moment: what it has published, the blocks that no chunk covers, and the
+    chunks that count."""
+
+    disk: Disk
+    layout: Layout
+    state: PartitionState
+    hot: tuple[BlockState, ...]
+    chunks: tuple[Chunk, ...]
+    handed_off_rows: int = 0
+    expired_rows: int = 0
+
+    @classmethod
+    def of(cls, disk: Disk, layout: Layout, state: PartitionState, catalog: Catalog) -> Partition:
+        """As a catalog that was read after the state has it."""
+        counts = catalog.committed(state.runs, state.incarnation)
+        hot = tuple(block for block in state.blocks if block.id not in counts.covered)
+        rows = counts.handed_off_rows, counts.expired_rows
+        return cls(disk, layout, state, hot, counts.chunks, *rows)
+
+    def only(self, wanted: Callable[[Chunk | BlockState], bool]) -> Partition:
+        """With those blocks and chunks alone."""
+        hot = tuple(block for block in self.hot if wanted(block))
+        return replace(self, hot=hot, chunks=tuple(one for one in self.chunks if wanted(one)))
+
+    @property
+    def name(self) -> str:
+        return self.state.partition
+
+    @property
+    def folder(self) -> Path:
+        """Of its block logs; it tells the partitions of all nodes apart."""
+        return self.layout.hot(self.name)
+
+    @cached_property
+    def block_logs(self) -> tuple[Log, ...]:
+        return tuple(log for block in self.hot for log in self.logs_of(block))
+
+    def logs_of(self, block: BlockState) -> list[Log]:
+        return self._logs(self.folder, block.extents, torn_ok=True)
+
+    @property
+    def reject_logs(self) -> list[Log]:
+        return self._logs(self.layout.rejects(self.name), self.state.rejects)
+
+    @property
+    def drop_logs(self) -> list[Log]:
+        folder = self.layout.drops(self.name)
+        return self._logs(folder, self.state.drops, torn_ok=True, optional=True)
+
+    def _logs(self, folder: Path, extents: Iterable[Extent], **kind: bool) -> list[Log]:
+        return [Log(self.disk, folder / extent.file, extent, **kind) for extent in extents]
+
+    def rejects(self, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
+        """The rejects meant, in the order in which they came. Raises MissingFile if the view is too
+        old, or Corruption."""
+        return chain.from_iterable(wanted.pick(log.batches()) for log in self.reject_logs)
+
+    @cached_property
+    def chunk_files(self) -> tuple[ChunkFile, ...]:
+        folder = self.layout.chunks(self.name)
+        return tuple(ChunkFile(self.disk, folder / chunk.file, chunk) for chunk in self.chunks)
+
+    @property
+    def chunk_paths(self) -> list[Path]:
+        return [file.path for file in self.chunk_files]
+
+    @property
+    def hot_rows(self) -> int:
+        return sum(block.rows for block in self.hot)
+
+    @property
+    def cold_rows(self) -> int:
+        return sum(chunk.rows for chunk in self.chunks)
+
+    def require_files(self, inside: Inside) -> None:
+        """Raise MissingFile if a block log or chunk has gone, Corruption if a link leads out."""
+        for log in (*self.reject_logs, *self.drop_logs):
+            inside.require(log.path)
+        for path in (*(log.path for log in self.block_logs), *self.chunk_paths):
+            inside.require(path)
+            if not path.is_file():
+                raise MissingFile(f"{path} is missing")
+
+
+class Inside:
+    """What is below a data directory, links followed. Folders are looked at once, so one of these
+    serves one view."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = root.resolve()
+        self._folders: set[Path] = set()
+
+    def require(self, path: Path) -> None:
+        """Raise Corruption if links lead out of the data directory."""
+        if path.parent not in self._folders:
+            self._look(path.parent)
+            self._folders.add(path.parent)
+        if path.is_symlink():
+            self._look(path)
+
+    def _look(self, path: Path) -> None:
+        if not path.resolve().is_relative_to(self._real):
+            raise Corruption(f"{path}: expected a file below {self._root}, got a link out of it")
+
+
+def read_state(disk: Disk, layout: Layout, name: str, inside: Inside) -> PartitionState | None:
+    """What the partition has published, if anything. Raises MissingFile if that is gone though
+    chunks of it are there."""
+    path = layout.manifest(name)
+    inside.require(path)
+    inside.require(layout.catalog(name))
+    state = read_manifest(disk, path)
+    if state is None and read_catalog(disk, layout.catalog(name), name).chunks:
+        raise MissingFile(
+            f"{path}: expected the manifest of a partition that has chunks, none is there; the job"
+            " publishes it again when it is started"
+        )
+    if state is not None and state.partition != name:
+        raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}", 0)
+    return state
