@@ -78,7 +78,7 @@ class RejectFilter:
         return wanted
 
     def pick(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The rows that are meant, of batches of REJECT_SCHEMA."""
+        """The rows of `batches` that agree, batch by batch, in the columns of REJECT_SCHEMA."""
         for batch in batches:
             rows = self.rows(batch)
             if rows.any():
