@@ -40,7 +40,7 @@ def test_code_that_stands_where_that_for_other_types_should_is_compiled_again(
     sound = run(tmp_path, "readonly")
     mended = run(tmp_path, "readonly")
     assert mended.endswith(", 1]\n"), "expected the warm cache to be used"
-    first, second = sorted(tmp_path.rglob("index.fold_bytes*.nbc"))
+    first, second = sorted(tmp_path.rglob("hashes.fold_bytes*.nbc"))
     content = first.read_bytes(), second.read_bytes()
     second.write_bytes(content[0])
     first.write_bytes(content[1])
