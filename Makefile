@@ -5,6 +5,7 @@ BENCH ?= all
 PORT ?= 9092
 KILLS ?= 500
 LONG := long or spark
+PARALLEL := -n 2 --dist worksteal
 
 .PHONY: help setup demo test test-long check torture fuzz kafka bench reference audit constraints clean
 
@@ -15,11 +16,13 @@ demo: setup  ## run the real job over a million events, kill it half-way, count
 	$(BIN)/forebay demo
 	@echo "(after 'source .venv/bin/activate', which puts forebay on PATH in this terminal)"
 
+# On two idle cores in five minutes. Whoever adds a test keeps the budget: the run says at its end
+# what it took. What takes longer, or tries many cases, is of `test-long`.
 test: setup  ## run the tests (those of Kafka need Java 17 and Maven)
-	$(BIN)/python -m pytest -m "not ($(LONG))"
+	CPU_BUDGET_S=500 $(BIN)/python -m pytest $(PARALLEL) -m "not ($(LONG))"
 
 test-long: setup  ## run the tests that take minutes or install packages
-	$(BIN)/python -m pytest -m "$(LONG)"
+	$(BIN)/python -m pytest $(PARALLEL) -m "$(LONG)"
 
 check: setup  ## lint, types, layer contracts
 	$(BIN)/ruff check .
@@ -49,7 +52,7 @@ fuzz: setup  ## search for faults with new seeds and a hundred times the cases
 # Compiled here, for some environments forbid it to the processes that import: each would do it anew.
 setup:  ## make .venv; the other targets do it by themselves
 	@./setup.sh
-	@$(BIN)/python -m compileall -q forebay benchmarks tests
+	@$(BIN)/python -m compileall -q forebay forebay/*/ benchmarks tests
 
 reference: setup  ## write REFERENCE.md from the code
 	$(BIN)/python -m tests.manual

@@ -17,7 +17,7 @@ from confluent_kafka import Producer
 
 from benchmarks.github import github
 from benchmarks.measure import ROOT, Failed
-from tests.broker import Broker, missing
+from tests.broker import Broker, BrokerProcess, missing
 
 SAMPLE = ROOT / "tests" / "data" / "github-events-2021-07-21.ndjson.gz"
 PARTITIONS = 4
@@ -49,7 +49,7 @@ def broker(folder: Path) -> Iterator[Broker]:
     try:
         # Long enough that no flush, cleaner or deletion falls into a measurement.
         settings = {"log.retention.ms": "-1", "log.segment.bytes": str(1 << 30)}
-        with Broker(folder, settings=settings) as running:
+        with BrokerProcess(folder, settings=settings) as running:
             yield running
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,8 @@
 """A real Apache Kafka broker on this machine, for tests, benchmarks and `make kafka`.
 
-One JVM is broker and controller at once (KRaft), listens on 127.0.0.1 only and keeps all that it
-has under one directory. Its jars come from Maven by `tests/kafka/pom.xml`, once for each content
+`BrokerProcess` runs one, `Broker` is one that runs elsewhere, as the tests share it. One JVM is
+broker and controller at once (KRaft), listens on 127.0.0.1 only and keeps all that it has under one
+directory. Its jars come from Maven by `tests/kafka/pom.xml`, once for each content
 of that file, into `build/kafka/lib`.
 
 Invariants: `address` is fixed from the first moment, so a broker that was stopped or killed comes
@@ -36,7 +37,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from confluent_kafka import KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "kafka"
@@ -46,12 +47,15 @@ JAVA_AT_LEAST = 17
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 ANSWER_SECONDS = 30.0
+PAUSE_S = 0.02
 # Below every system's range of ports for outgoing connections. Inside that range a client that
 # keeps trying to reach a stopped broker can be given the broker's own port, connect to itself and
 # so keep the broker from coming back.
 PORTS = range(20_000, 32_000)
 TAIL_BYTES = 4_000
 JVM = ("-Xmx512m", "-XX:+UseSerialGC", "-Dlog4j2.level=WARN", "-Djava.awt.headless=true")
+# Compiles quickly rather than well: a start takes two thirds of the CPU.
+BRIEF = ("-XX:TieredStopAtLevel=1",)
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -143,21 +147,119 @@ def _cluster_id() -> str:
 
 
 class Broker:
-    """A real Kafka broker process in its own directory."""
+    """A broker at an address, whoever runs it, and its topics."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._client: AdminClient | None = None
+
+    def create_topic(self, name: str, partitions: int, **config: str) -> None:
+        """Create a topic; in a setting's name `_` may stand for `.`: retention_ms="1000"."""
+        settings = {key.replace("_", "."): value for key, value in config.items()}
+        topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings)
+        self._finish(self._admin().create_topics([topic]), f"topic {name} created")
+        self._wait_for_partitions(name, partitions)
+
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic and return when no metadata names it."""
+        self._finish(self._admin().delete_topics([name]), f"topic {name} deleted")
+        self._wait(lambda: name not in self._topics(), ANSWER_SECONDS, f"topic {name} gone")
+
+    def add_partitions(self, name: str, total: int) -> None:
+        """Grow a topic to `total` partitions."""
+        grown = self._admin().create_partitions([NewPartitions(name, total)])
+        self._finish(grown, f"topic {name} grown to {total} partitions")
+        self._wait_for_partitions(name, total)
+
+    def delete_records(self, name: str, partition: int, before_offset: int) -> None:
+        """Delete a partition's records below `before_offset`, as retention would."""
+        upto = TopicPartition(name, partition, before_offset)
+        self._finish(self._admin().delete_records([upto]), f"records of {name} deleted")
+
+    def _admin(self) -> AdminClient:
+        if self._client is None:
+            # Quiet: while the broker starts, each refused connection would be a line on stderr.
+            backoff = {"reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 100}
+            self._client = AdminClient(
+                {"bootstrap.servers": self.address, "log_level": 0, **backoff}
+            )
+        return self._client
+
+    def _topics(self) -> Mapping[str, Any]:
+        topics: Mapping[str, Any] = self._admin().list_topics(timeout=ANSWER_SECONDS).topics
+        return topics
+
+    def _wait_for_partitions(self, name: str, total: int) -> None:
+        def led() -> bool:
+            topic = self._topics().get(name)
+            if topic is None or topic.error is not None:
+                return False
+            found = topic.partitions.values()
+            led = len(found) == total and all(p.error is None and p.leader >= 0 for p in found)
+            return led and self._have_ends(name, total)
+
+        self._wait(led, ANSWER_SECONDS, f"{total} partitions of {name} with leaders")
+
+    def _have_ends(self, name: str, total: int) -> bool:
+        """Whether the leaders know that they are."""
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        asked = self._admin().list_offsets(
+            {TopicPartition(name, number): latest for number in range(total)}
+        )
+        try:
+            return all(one.result(ANSWER_SECONDS).offset >= 0 for one in asked.values())
+        except KafkaException:
+            return False
+
+    def _finish(self, futures: Mapping[Any, Future[Any]], expected: str) -> None:
+        for future in futures.values():
+            try:
+                future.result(ANSWER_SECONDS)
+            except (KafkaException, TimeoutError) as error:
+                raise BrokerError(f"expected {expected}, got {error!r}") from error
+
+    def _wait(self, reached: Callable[[], bool], seconds: float, expected: str) -> None:
+        """Return when `reached` says so."""
+        deadline = time.monotonic() + seconds
+        while not reached():
+            self._pause(expected)
+            if time.monotonic() > deadline:
+                came = f"nothing in {seconds:g} s"
+                raise BrokerError(f"expected {expected}, got {came}:\n{self.tail()}")
+
+    def _pause(self, expected: str) -> None:
+        """Between two looks."""
+        time.sleep(PAUSE_S)
+
+    def tail(self) -> str:
+        """The end of what it printed, as far as that is known here."""
+        return ""
+
+
+class BrokerProcess(Broker):
+    """A real Kafka broker, a child of this process, in its own directory.
+
+    `brief` is for one that lives for minutes, under little load.
+    """
 
     def __init__(
-        self, directory: Path, *, port: int | None = None, settings: Mapping[str, str] = NO_SETTINGS
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        settings: Mapping[str, str] = NO_SETTINGS,
+        brief: bool = False,
     ) -> None:
         self.directory = directory.resolve()
+        self._jvm = (*JVM, *BRIEF) if brief else JVM
         self.port = _free_port() if port is None else port
-        self.address = f"127.0.0.1:{self.port}"
+        super().__init__(f"127.0.0.1:{self.port}")
         self.log = self.directory / "broker.log"
         self._controller = _free_port({self.port})
         self._settings = dict(settings)
         self._process: subprocess.Popen[bytes] | None = None
-        self._client: AdminClient | None = None
 
-    def __enter__(self) -> Broker:
+    def __enter__(self) -> BrokerProcess:
         self.start()
         return self
 
@@ -185,7 +287,7 @@ class Broker:
         config.write_text("".join(f"{k}={v}\n" for k, v in self._properties().items()))
         if not (self.directory / "data" / "meta.properties").exists():
             self._format(lib, config)
-        command = [_java(), *JVM, "-cp", f"{lib}/*", "kafka.Kafka", str(config)]
+        command = [_java(), *self._jvm, "-cp", f"{lib}/*", "kafka.Kafka", str(config)]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._leash(), *command],
@@ -222,29 +324,6 @@ class Broker:
         self._process.wait()
         self._process = None
 
-    def create_topic(self, name: str, partitions: int, **config: str) -> None:
-        """Create a topic; in a setting's name `_` may stand for `.`: retention_ms="1000"."""
-        settings = {key.replace("_", "."): value for key, value in config.items()}
-        topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings)
-        self._finish(self._admin().create_topics([topic]), f"topic {name} created")
-        self._wait_for_partitions(name, partitions)
-
-    def delete_topic(self, name: str) -> None:
-        """Delete a topic and return when no metadata names it."""
-        self._finish(self._admin().delete_topics([name]), f"topic {name} deleted")
-        self._wait(lambda: name not in self._topics(), ANSWER_SECONDS, f"topic {name} gone")
-
-    def add_partitions(self, name: str, total: int) -> None:
-        """Grow a topic to `total` partitions."""
-        grown = self._admin().create_partitions([NewPartitions(name, total)])
-        self._finish(grown, f"topic {name} grown to {total} partitions")
-        self._wait_for_partitions(name, total)
-
-    def delete_records(self, name: str, partition: int, before_offset: int) -> None:
-        """Delete a partition's records below `before_offset`, as retention would."""
-        upto = TopicPartition(name, partition, before_offset)
-        self._finish(self._admin().delete_records([upto]), f"records of {name} deleted")
-
     def _properties(self) -> dict[str, str]:
         own = {
             "process.roles": "broker,controller",
@@ -268,7 +347,7 @@ class Broker:
         return {**own, **self._settings}
 
     def _format(self, lib: Path, config: Path) -> None:
-        tool = ["-XX:TieredStopAtLevel=1", "-cp", f"{lib}/*", "kafka.tools.StorageTool", "format"]
+        tool = [*BRIEF, "-cp", f"{lib}/*", "kafka.tools.StorageTool", "format"]
         done = subprocess.run(
             [_java(), *JVM, *tool, "-t", _cluster_id(), "-c", str(config)],
             stdout=subprocess.PIPE,
@@ -291,54 +370,19 @@ class Broker:
             return []
         return [tool, "--pdeathsig", "KILL", "--"]
 
-    def _admin(self) -> AdminClient:
-        if self._client is None:
-            # Quiet: while the broker starts, each refused connection would be a line on stderr.
-            backoff = {"reconnect.backoff.ms": 20, "reconnect.backoff.max.ms": 100}
-            self._client = AdminClient(
-                {"bootstrap.servers": self.address, "log_level": 0, **backoff}
-            )
-        return self._client
-
     def _answers(self) -> bool:
         try:
             return len(self._admin().list_topics(timeout=1.0).brokers) == 1
         except KafkaException:
             return False
 
-    def _topics(self) -> Mapping[str, Any]:
-        topics: Mapping[str, Any] = self._admin().list_topics(timeout=ANSWER_SECONDS).topics
-        return topics
-
-    def _wait_for_partitions(self, name: str, total: int) -> None:
-        def led() -> bool:
-            topic = self._topics().get(name)
-            if topic is None or topic.error is not None:
-                return False
-            found = topic.partitions.values()
-            return len(found) == total and all(p.error is None and p.leader >= 0 for p in found)
-
-        self._wait(led, ANSWER_SECONDS, f"{total} partitions of {name} with leaders")
-
-    def _finish(self, futures: Mapping[Any, Future[Any]], expected: str) -> None:
-        for future in futures.values():
-            try:
-                future.result(ANSWER_SECONDS)
-            except (KafkaException, TimeoutError) as error:
-                raise BrokerError(f"expected {expected}, got {error!r}") from error
-
-    def _wait(self, reached: Callable[[], bool], seconds: float, expected: str) -> None:
-        """Return when `reached` says so; the pause between two looks is a wait on the JVM."""
+    def _pause(self, expected: str) -> None:
+        """A wait on the JVM, whose end is an error."""
         if self._process is None:
             raise BrokerError(f"expected {expected}, but the broker was not started")
-        deadline = time.monotonic() + seconds
-        while not reached():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = self._process.wait(0.02)
-                raise BrokerError(f"expected {expected}, the broker ended {code}:\n{self.tail()}")
-            if time.monotonic() > deadline:
-                came = f"nothing in {seconds:g} s"
-                raise BrokerError(f"expected {expected}, got {came}:\n{self.tail()}")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self._process.wait(PAUSE_S)
+            raise BrokerError(f"expected {expected}, the broker ended {code}:\n{self.tail()}")
 
     def tail(self) -> str:
         """The end of what the JVM printed."""
@@ -359,7 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
-    with Broker(options.directory, port=options.port) as broker:
+    with BrokerProcess(options.directory, port=options.port) as broker:
         print(broker.address, flush=True)
         while not asked.wait(0.5):
             if broker.pid is None:

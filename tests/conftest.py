@@ -8,9 +8,11 @@ small, which can take minutes.
 from __future__ import annotations
 
 import os
+import resource
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -21,10 +23,16 @@ from tests import engine  # noqa: E402
 
 engine.skip_without()
 
-from tests.broker import Broker, missing  # noqa: E402
+from tests.broker import Broker, BrokerProcess, missing  # noqa: E402
 from tests.job import Job  # noqa: E402
 from tests.lane import Lane, Lanes  # noqa: E402
 from tests.partition import Partition  # noqa: E402
+
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
+# For workers, which find no modules in the folder that they are started in.
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
 
 SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.data_too_large)
 
@@ -92,12 +100,17 @@ def partition(tmp_path: Path) -> Iterator[Partition]:
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A real Apache Kafka; without Java the tests skip (see below)."""
+def broker(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    """A real Apache Kafka, one for all processes of a run; without Java the tests skip (below)."""
     lack = missing()
     if lack:
         pytest.skip(lack)
-    with Broker(tmp_path_factory.mktemp("broker")) as running:
+    if shared := _shared(pytestconfig):
+        yield Broker((shared / "address").read_text())
+        return
+    with BrokerProcess(tmp_path_factory.mktemp("broker"), brief=True) as running:
         yield running
 
 
@@ -125,3 +138,61 @@ def pytest_runtest_makereport(
     if report.skipped and any(map(item.get_closest_marker, required)):
         report.outcome = "failed"
     return report
+
+
+# -- a run in several processes -----------------------------------------------------------------
+#
+# The processes that run tests say, before the first one runs, whether any of theirs wants a broker;
+# the one that started them then starts it, and ends it once they are done.
+
+FOLDER = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+BROKER = pytest.StashKey[BrokerProcess]()
+
+
+def _shared(config: pytest.Config) -> Path | None:
+    """The folder of this run, in a process that runs a part of its tests."""
+    given = getattr(config, "workerinput", {}).get("shared")
+    return Path(given) if given else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    stash = node.config.stash
+    if FOLDER not in stash:
+        stash[FOLDER] = tempfile.TemporaryDirectory(prefix="forebay-tests-")
+    node.workerinput["shared"] = stash[FOLDER].name
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    shared = _shared(session.config)
+    if shared and any("broker" in getattr(item, "fixturenames", ()) for item in session.items):
+        (shared / "wanted").touch()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: WorkerController) -> None:
+    stash = node.config.stash
+    shared = Path(stash[FOLDER].name)
+    if BROKER not in stash and (shared / "wanted").exists() and not missing():
+        stash[BROKER] = BrokerProcess(shared / "broker", brief=True)
+        stash[BROKER].start()
+        (shared / "address").write_text(stash[BROKER].address)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    stash = session.config.stash
+    if BROKER in stash:
+        stash[BROKER].stop()
+    if FOLDER in stash:
+        stash[FOLDER].cleanup()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the run took of the CPU, with all processes that it waited for."""
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    used = [resource.getrusage(who) for who in both]
+    seconds = sum(one.ru_utime + one.ru_stime for one in used)
+    budget = os.environ.get("CPU_BUDGET_S")
+    of = f" of {budget}, the budget" if budget else ""
+    terminalreporter.write_line(f"CPU seconds: {seconds:.0f}{of}")

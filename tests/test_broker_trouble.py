@@ -20,8 +20,7 @@ from forebay.storage.base.errors import PERMANENT
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.log import read_log
 from forebay.storage.formats.state import read_manifest
-from tests import LONG
-from tests.broker import Broker
+from tests.broker import Broker, BrokerProcess
 from tests.job import Job, taken
 
 pytestmark = pytest.mark.kafka
@@ -123,39 +122,29 @@ def rejects(job: Job) -> list[tuple[int, str, bytes]]:
 # -- the broker ---------------------------------------------------------------------------------
 
 
-def test_a_broker_killed_twice_during_ingest_loses_and_doubles_nothing(
+def test_a_job_waits_for_a_broker_that_is_killed_before_and_during_ingest_and_loses_nothing(
     make_job: MakeJob, tmp_path: Path, broker: Broker
 ) -> None:
     """Its log is flushed with each message, for what it acknowledged must be there after a kill."""
     events = [event(number) for number in range(20_000)]
-    with Broker(tmp_path / "broker") as own:
+    with BrokerProcess(tmp_path / "broker", brief=True) as own:
         job = kafka_job(make_job, own, 2)
-        process = job.run()
         send(job, events[:8_000])
-        job.until(process, lambda found: taken(found) > 2_000)
         own.kill()
+        process = job.run()
+        job.until(process, lambda _: "waiting for topic" in job.told())
         own.start()
-        send(job, events[8_000:16_000], 1)
-        job.until(process, lambda found: taken(found) > 9_000)
+        job.until(process, lambda found: taken(found) > 2_000)
         own.kill()
         job.until(process, lambda _: "is away; waiting" in job.told())
         assert process.poll() is None
         own.start()
+        send(job, events[8_000:16_000], 1)
         send(job, events[16_000:])
         found = job.until(process, lambda found: taken(found) >= 20_000)
         assert job.stop(process) == 0, job.told()
     assert counts(found) == {"accepted": 20_000, "duplicates": 0, "rejects": 0}
     assert insert_ids(job) == ids({"i": range(20_000)})
-
-
-TRUSTING = """
-import os
-from pathlib import Path
-from forebay.flows.cluster import Cluster
-os.environ["BROKEN"] = "trusting"
-data = Path(os.environ["FOREBAY_DATA_DIR"])
-raise SystemExit(Cluster(data, 1, module="tests.broken_worker").run())
-"""
 
 
 def test_offsets_that_a_consumer_group_has_are_not_believed(
@@ -166,11 +155,11 @@ def test_offsets_that_a_consumer_group_has_are_not_believed(
     moved the group to the end of the topic, which is nothing to a sound one."""
     job = kafka_job(make_job, broker, 1)
     job.settings.update(EPOCH_INTERVAL="1h", GRACE="1h")
-    process = job.start("-c", TRUSTING)
+    process = job.start("-m", "tests.trusting")
     send(job, [event(n) for n in range(100)])
     job.until(process, lambda found: taken(found) == 100)
     job.kill(process)
-    process = job.start("-c", TRUSTING)
+    process = job.start("-m", "tests.trusting")
     send(job, [event(100)])
     job.until(process, lambda _: "i100" in insert_ids(job))
     job.kill(process)
@@ -239,10 +228,14 @@ def test_a_message_above_the_jobs_own_limit_is_a_reject_and_kept_whole(
 
 
 ANEW = [
-    pytest.param(again, running, id=f"{length}, {'during a run' if running else 'between runs'}")
+    pytest.param(
+        again,
+        running,
+        id=f"{length}, {'during a run' if running else 'between runs'}",
+        marks=() if (again, running) in ((10, False), (25, True)) else pytest.mark.long,
+    )
     for running in (False, True)
     for again, length in ((3, "shorter"), (10, "as long"), (25, "longer"))
-    if LONG or again == 25 or (again == 10 and not running)
 ]
 
 
@@ -371,12 +364,19 @@ STOP_S = 30.0
 """Enough for any machine; librdkafka's timeouts are longer."""
 
 
-@pytest.mark.parametrize("how", ["run", "bytewax"])
-@pytest.mark.parametrize("when", ["before the start", "during the run"])
+@pytest.mark.parametrize(
+    ("when", "how"),
+    [
+        ("during the run", "run"),
+        pytest.param("before the start", "bytewax", marks=pytest.mark.long),
+        pytest.param("before the start", "run", marks=pytest.mark.long),
+        pytest.param("during the run", "bytewax", marks=pytest.mark.long),
+    ],
+)
 def test_a_stop_while_the_broker_is_away_takes_a_moment(
     when: str, how: str, make_job: MakeJob, tmp_path: Path, broker: Broker
 ) -> None:
-    with Broker(tmp_path / "broker") as own:
+    with BrokerProcess(tmp_path / "broker", brief=True) as own:
         job = kafka_job(make_job, own, 2)
         send(job, [event(n) for n in range(10)])
         if when == "before the start":

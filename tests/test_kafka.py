@@ -78,6 +78,7 @@ def test_produce_ingest_query_restart(job: Job, load: Generated) -> None:
     assert_exact(job, load)
 
 
+@pytest.mark.long
 def test_every_way_of_rescaling_and_killing_loses_and_doubles_nothing(
     job: Job, load: Generated
 ) -> None:
@@ -174,29 +175,6 @@ def test_lost_offsets_stop_the_job_unless_they_are_to_be_skipped_and_counted(
     assert found["skipped"].sum() == 80
     assert "skipping 80 messages that are gone, offsets 100 to 180" in job.told()
     assert job.stop(process) == 0, job.told()
-
-
-def test_a_job_waits_for_a_broker_that_is_away_and_goes_on(
-    make_job: MakeJob, tmp_path: Path, broker: Broker
-) -> None:
-    with Broker(tmp_path / "broker") as own:
-        own.create_topic("events", 1)
-        job = make_job(SOURCE="kafka", KAFKA__BOOTSTRAP=own.address, EPOCH_INTERVAL="100ms")
-        now_ms = time.time_ns() // 1_000_000
-        messages = [_event(number, now_ms - 60_000 + number) for number in range(200)]
-        _send(job, {"events-00000": messages[:100]})
-        own.kill()
-        process = job.run()
-        job.until(process, lambda _: "waiting for topic events" in job.told())
-        own.start()
-        job.until(process, lambda found: taken(found) == 100)
-        own.kill()
-        job.until(process, lambda _: "is away; waiting" in job.told())
-        own.start()
-        _send(job, {"events-00000": messages[100:]})
-        job.until(process, lambda found: taken(found) == 200)
-        assert job.stop(process) == 0, job.told()
-        assert job.places() == [("events-00000", offset) for offset in range(200)]
 
 
 def test_progress_is_shown_to_lag_tools(job: Job, load: Generated) -> None:
