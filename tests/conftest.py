@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 pytest.register_assert_rewrite("tests.partition", "tests.job", "tests.lane")
 
-from tests import engine  # noqa: E402
+from tests import engine, forked  # noqa: E402
 
 engine.skip_without()
 
@@ -54,6 +55,13 @@ settings.register_profile(
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(autouse=True)
+def _forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of ours have their imports from another, unless the test is of whole ones."""
+    if not request.node.get_closest_marker("executed"):
+        monkeypatch.setattr(subprocess, "Popen", forked.Forked)
 
 
 @pytest.fixture
@@ -181,6 +189,7 @@ def pytest_xdist_node_collection_finished(node: WorkerController) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    forked.close()
     stash = session.config.stash
     if BROKER in stash:
         stash[BROKER].stop()

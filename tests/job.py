@@ -25,7 +25,7 @@ from forebay.storage.base.errors import BadInput
 from tests import engine
 from tests.oracle import Oracle, Place
 
-LOOK_S = 0.02
+LOOK_S = 0.05
 STALL_S = 90.0
 ENDED_EARLY = "the job ended with {code} before that:\n{log}"
 
@@ -214,7 +214,9 @@ def judged(source: str, messages: Iterable[bytes], broker_ms: int, window_ms: in
 
 def _time_ms(text: str) -> int:
     """Whole milliseconds of "2024-05-01 12:05:00.123456", truncated."""
-    moment = datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC)
+    if len(text) != len("2024-05-01 12:05:00.123456"):
+        raise ValueError(f"expected a time, got {text!r}")
+    moment = datetime.fromisoformat(f"{text}+00:00")
     return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
 
 

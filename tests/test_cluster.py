@@ -259,6 +259,7 @@ def test_of_two_jobs_that_start_at_once_on_a_new_data_directory_one_runs(
         assert "Traceback" not in "".join(told)
 
 
+@pytest.mark.executed
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_a_job_whose_standard_streams_are_closed_runs_to_its_end(
     closed: str, make_job: MakeJob, tmp_path: Path

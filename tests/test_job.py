@@ -61,14 +61,18 @@ def job(load: Generated, make_job: MakeJob, tmp_path: Path) -> Job:
     )
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.executed)])
 def test_forebay_run_gives_the_oracles_events(job: Job, load: Generated, workers: int) -> None:
     assert job.ends(job.run(workers)) == 0, job.told()
     assert_exact(job, load)
     assert job.partitions()["chunks"].sum() > 3
 
 
-@pytest.mark.parametrize("options", [(), ("-w", "2")], ids=["one worker", "two threads"])
+@pytest.mark.parametrize(
+    "options",
+    [(), pytest.param(("-w", "2"), marks=pytest.mark.executed)],
+    ids=["one worker", "two threads"],
+)
 def test_bytewax_run_gives_the_oracles_events(
     job: Job, load: Generated, options: tuple[str, ...]
 ) -> None:
@@ -91,7 +95,7 @@ def test_sigterm_ends_with_a_snapshot_and_exit_0(job: Job, load: Generated, star
     assert_exact(job, load)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_kills_at_random_moments_and_rescaling_lose_and_double_nothing(
     job: Job, load: Generated, seed: int
 ) -> None:
@@ -116,6 +120,7 @@ def test_a_killed_worker_makes_all_start_again(job: Job, load: Generated) -> Non
     assert_exact(job, load)
 
 
+@pytest.mark.executed
 def test_workers_end_with_their_supervisor(job: Job, load: Generated) -> None:
     process = job.run(2)
     job.until(process, lambda found: taken(found) > 0)
@@ -282,8 +287,8 @@ def build(*_):
     print(gc.isenabled())
 
 worker.cluster_main = cluster_main
-import forebay.flows.realtime
-flows.realtime.build = build
+from forebay.flows import realtime
+realtime.build = build
 raise SystemExit(worker.main(0, []))
 """
 
