@@ -21,8 +21,8 @@ demo: setup  ## run the real job over a million events, kill it half-way, count
 test: setup  ## run the tests (those of Kafka need Java 17 and Maven)
 	CPU_BUDGET_S=500 $(BIN)/python -m pytest $(PARALLEL) -m "not ($(LONG))"
 
-test-long: setup  ## run the tests that take minutes or install packages
-	$(BIN)/python -m pytest $(PARALLEL) -m "$(LONG)"
+test-long: setup  ## run the tests that take long, or install packages, and more cases of others
+	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest $(PARALLEL) -m "$(LONG) or cases"
 
 check: setup  ## lint, types, layer contracts
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Settings for all tests.
 
-Hypothesis tries the same examples in every run, so a red test stays red, and the suite is fast
-even then. HYPOTHESIS_PROFILE=long looks for new ones, many more of them, and makes what fails
-small, which can take minutes.
+Hypothesis tries the same examples in every run, so a red test stays red: a few in `make test`, more
+in `make test-long`, which has HYPOTHESIS_PROFILE=full. `long` looks for new ones, many more of
+them, and makes what fails small, which can take minutes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, is_hypothesis_test, settings
 
 pytest.register_assert_rewrite("tests.partition", "tests.job", "tests.lane")
 
-from tests import engine, forked  # noqa: E402
+from tests import PROFILE, engine, forked  # noqa: E402
 
 engine.skip_without()
 
@@ -42,11 +42,12 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=60,
+    max_examples=20,
     phases=(Phase.explicit, Phase.generate),
     print_blob=True,
     suppress_health_check=SLOW_IS_FINE,
 )
+settings.register_profile("full", settings.get_profile("quick"), max_examples=60)
 settings.register_profile(
     "long",
     settings.get_profile("quick"),
@@ -54,7 +55,13 @@ settings.register_profile(
     max_examples=2000,
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+settings.load_profile(PROFILE)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What hypothesis finds is looked for longer in `make test-long`."""
+    if is_hypothesis_test(getattr(item, "obj", None)):
+        item.add_marker("cases")
 
 
 @pytest.fixture(autouse=True)

@@ -526,6 +526,8 @@ EVENTS = int(os.environ.get("BATCH_EVENTS", "300000"))
 PEAK_BYTES = 700 << 20
 
 
+@pytest.mark.executed
+@pytest.mark.long
 def test_memory_of_a_run_is_bounded_whatever_the_day(make_job: MakeJob) -> None:
     own = {"BLOCK_SPAN": "5m", "DEDUP_WINDOW": "10m", "BLOCKS_PER_CHUNK": "6", "RAW": "true"}
     job = a_job(make_job, **own, BATCH__MEMORY="64MiB", BATCH_ROWS="5000", GRACE="10m")

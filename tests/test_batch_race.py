@@ -107,6 +107,10 @@ def go_on(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
+def _long(step: str) -> Any:
+    return pytest.param(step, marks=pytest.mark.long)
+
+
 # -- two runs of one seal -----------------------------------------------------------------------
 
 
@@ -125,7 +129,9 @@ def test_a_run_that_is_overtaken_at_any_step_ends_well_and_adds_nothing(
     assert_once(place, slow, fast)
 
 
-@pytest.mark.parametrize("step", ["making", *STEPS[:-1]])
+@pytest.mark.parametrize(
+    "step", ["making", "sealed", _long("writing"), _long("written"), "checked"]
+)
 def test_of_two_runs_that_leave_a_step_at_the_same_time_both_end_well(
     twins: tuple[Job, Job], place: dict[str, str], step: str
 ) -> None:
@@ -156,7 +162,7 @@ def test_after_an_overtaken_run_was_killed_the_next_run_removes_what_it_left(
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["goes on", "killed"])
-@pytest.mark.parametrize("step", ["sealed", "writing", "written", "checked"])
+@pytest.mark.parametrize("step", ["sealed", _long("writing"), _long("written"), "checked"])
 def test_two_runs_in_one_directory_leave_no_file_and_no_note(
     twins: tuple[Job, Job],
     place: dict[str, str],
@@ -178,7 +184,7 @@ def test_two_runs_in_one_directory_leave_no_file_and_no_note(
 # -- two seals of one day -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["sealed", "written", "checked"])
+@pytest.mark.parametrize("step", ["sealed", _long("written"), "checked"])
 def test_a_restored_copy_that_seals_a_day_anew_adds_none_of_its_rows_again(
     pair: tuple[Job, Job], place: dict[str, str], step: str
 ) -> None:

@@ -80,6 +80,7 @@ def test_memory_holds_every_key_once_in_index_and_set() -> None:
     assert found.peers["pinot"] == {"published_bytes_per_key": 36}
 
 
+@pytest.mark.long
 def test_recovery_has_every_event_once_after_its_kills(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recovery, "HOT", (0.5,))
     entry = check(recovery.run, 200_000).forebay  # so many that a kill comes before their end
@@ -98,6 +99,7 @@ def test_chunks_have_every_event() -> None:
     assert check(chunks.run).forebay["rows"] == EVENTS
 
 
+@pytest.mark.long
 def test_freshness_sees_every_event_once(monkeypatch: pytest.MonkeyPatch) -> None:
     needs_kafka()
     monkeypatch.setattr(freshness, "SHARES", (0.5,))
@@ -105,6 +107,7 @@ def test_freshness_sees_every_event_once(monkeypatch: pytest.MonkeyPatch) -> Non
         assert entry["seen"] > 0
 
 
+@pytest.mark.long
 def test_scale_counts_exactly_with_files_and_at_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     needs_kafka()
     rate = replace(scale.BASE, group="rate", value="5000", rate=5_000)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,8 @@ from tests import LONG
 from tests.broken_reader import BUGS as READER_BUGS
 from tests.broken_worker import BUGS
 
+pytestmark = pytest.mark.executed
+
 SEED = time.time_ns() % 1_000_000 if LONG else 1
 CRASHES = (
     "each named point",
@@ -43,6 +44,7 @@ CRASHES = (
 """The stories that are about kills."""
 
 
+@pytest.mark.long
 def test_a_crash_at_every_named_point_loses_and_doubles_nothing(tmp_path: Path) -> None:
     row, fault = play("each named point", named_points, tmp_path / "trial", SEED)
     assert (fault, row.lost, row.doubled) == ("", 0, 0)
@@ -175,35 +177,20 @@ BUG_OF: dict[str, tuple[str, Noticed]] = {
     "rejects replayed": ("forgetful", tells("expected each reject once")),
 }
 """What each story of `forebay verify` is there to find."""
-CHEAP = (
-    "stall, then redelivery",
+SLOW = {
+    "each named point",
+    "random moments",
+    "two crashes in a row",
     "redelivery of an hour ago",
-    "redelivery storm",
-    "out of order by minutes",
-    "clocks far off",
-    "clocks a little off",
-    "torn log",
-    "flipped byte",
-    "full disk",
-    "few open files",
-    "hostile input",
-    "rejects replayed",
+    "readers during change",
+}
+"""Those that take more than a few seconds on a broken build."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name", STORIES if LONG else [name for name in STORIES if name not in SLOW]
 )
-"""Those that take a few seconds on the sound build."""
-HOUR = "redelivery of an hour ago"
-QUICK = (
-    "another worker count",
-    "more keys than memory holds",
-    *(story for story in CHEAP if story != HOUR),
-)
-"""Those that take a few seconds on a broken build."""
-
-
-def test_each_story_has_a_bug_that_it_must_notice() -> None:
-    assert set(BUG_OF) == set(STORIES)
-
-
-@pytest.mark.parametrize("name", STORIES if LONG else QUICK)
 def test_a_story_of_verify_notices_its_bug(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,24 +204,14 @@ def test_a_story_of_verify_notices_its_bug(
     assert noticed(row, fault), f"seed {SEED}: {row}\n{fault}"
 
 
-def test_a_sound_build_goes_through_the_cheap_stories(tmp_path: Path) -> None:
-    """Two at a time, for each has one worker at a time."""
-
-    def told(name: str) -> tuple[Row, str]:
-        return play(name, STORIES[name], tmp_path / name, SEED, brief=not LONG)
-
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(told, CHEAP))
-    wrong = [(row, fault) for row, fault in found if fault or row.lost or row.doubled]
-    assert not wrong, f"seed {SEED}"
-
-
+@pytest.mark.long
 @pytest.mark.parametrize("story", [hostile_values, typed_events_come_again])
 def test_values_of_every_type_go_all_the_way(story: Story, tmp_path: Path) -> None:
     row, fault = play("values", story, tmp_path / "trial", SEED)
     assert (fault, row.lost, row.doubled) == ("", 0, 0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bug", STORIES_OF)
 def test_a_story_shows_a_bug(bug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKEN", bug)
@@ -243,11 +220,7 @@ def test_a_story_shows_a_bug(bug: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert noticed(row, fault), f"{row}\n{fault}"
 
 
-def test_each_broken_worker_is_noticed_here_or_beside_the_broker() -> None:
-    noticed = {*STORIES_OF, *(bug for bug, _ in BUG_OF.values())}
-    assert {*noticed, "parted", "trusting", "unsettled"} == {*BUGS, "both"}
-
-
+@pytest.mark.long
 def test_readers_that_are_broken_are_noticed_and_a_sound_one_beside_them_is_not(
     tmp_path: Path,
 ) -> None:
@@ -268,6 +241,7 @@ def test_readers_that_are_broken_are_noticed_and_a_sound_one_beside_them_is_not(
     assert wrong == [False, *(True for _ in READER_BUGS)], reports
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("module", ["forebay.verify.worker", "tests.broken_worker"])
 def test_a_snapshot_of_a_lost_run_is_written_over_and_would_do_no_harm_else(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,7 +13,6 @@ import itertools
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from forebay.cli.load import LoadSpec
 from forebay.storage.base.disk import Appender
 from forebay.storage.base.errors import BadInput, Corruption
 from forebay.storage.base.layout import Layout
-from tests import LONG
+from tests import cases
 from tests.job import Generated, Job, assert_exact, generated, taken
 from tests.oracle import Place
 from tests.partition import GRACE_MS, OpenDisk, Partition, assert_agrees, event, judge
@@ -232,12 +231,13 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
     return lived(tmp_path_factory.mktemp("calls"), Trouble("none", 0, 0))
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fault_at_any_call_loses_and_doubles_nothing(
     method: str, calls: Counter[str], tmp_path: Path
 ) -> None:
     assert calls[method]
-    step = 1 if LONG else max(1, calls[method] // 5)
+    step = max(1, calls[method] // cases(2, 5, calls[method]))
     errors = itertools.cycle(ERRORS)
     for nth in range(0, calls[method], step):
         folder = tmp_path / str(nth)
@@ -343,7 +343,10 @@ def restarts(job: Job) -> int:
     return told(job).count("all start again")
 
 
-@pytest.mark.parametrize("room", [300_000, 1_500_000, 3_000_000] if LONG else [1_500_000])
+@pytest.mark.parametrize(
+    "room",
+    [1_500_000, *(pytest.param(room, marks=pytest.mark.long) for room in (300_000, 3_000_000))],
+)
 def test_a_full_disk_is_told_and_the_job_goes_on_when_there_is_room(
     room: int, job: Job, load: Generated, disk: Disk
 ) -> None:
@@ -398,7 +401,9 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
-@pytest.mark.parametrize("folder", FOLDERS if LONG else FOLDERS[:2])
+@pytest.mark.parametrize(
+    "folder", [FOLDERS[0], *(pytest.param(one, marks=pytest.mark.long) for one in FOLDERS[1:])]
+)
 def test_a_folder_that_may_not_be_written_is_told_and_the_job_goes_on_when_it_may(
     folder: str, job: Job, load: Generated
 ) -> None:
@@ -426,7 +431,9 @@ def test_a_folder_that_may_not_be_written_is_told_and_the_job_goes_on_when_it_ma
     assert_exact(job, load)
 
 
-@pytest.mark.parametrize("limit", [20, 24, 28] if LONG else [24])
+@pytest.mark.parametrize(
+    "limit", [24, *(pytest.param(limit, marks=pytest.mark.long) for limit in (20, 28))]
+)
 def test_too_many_open_files_are_told_and_harm_nothing(
     limit: int, job: Job, load: Generated
 ) -> None:
@@ -446,10 +453,3 @@ def test_too_many_open_files_are_told_and_harm_nothing(
     job.kill(second)
     assert job.ends(job.run()) == 0, job.told()
     assert_exact(job, load)
-
-
-def test_the_program_that_limits_a_job_can_run_it() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FEW_FILES, "64", "-c", "print(1)"], capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr

@@ -265,6 +265,7 @@ def test_readme_works_word_for_word_without_kafka(stranger: Stranger) -> None:
     assert_layout(stranger.folder / "data")
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 def test_readme_works_word_for_word_on_kafka(tmp_path: Path) -> None:
     stranger = Stranger(tmp_path, _free_port())

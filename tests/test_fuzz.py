@@ -36,7 +36,7 @@ from forebay.storage.formats.catalog import Catalog
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.log import Extent, LogReader, log_schema, read_log
 from forebay.storage.formats.state import PartitionState
-from tests import LONG
+from tests import LONG, cases
 from tests.lane import Lane, filled
 from tests.test_decode import DECODER, GOOD, NOW_MS, item, nonsense, reads, well_formed
 from tests.test_formats import RECORDS, Record
@@ -171,8 +171,9 @@ def decode_with_nul(batches: int) -> None:
         assert_aligned(messages)
 
 
+@pytest.mark.cases
 def test_arbitrary_bytes_with_nul_are_decoded_in_a_process_of_their_own() -> None:
-    batches = 5_000 if LONG else 100
+    batches = cases(25, 100, 5_000)
     code = f"from tests.test_fuzz import decode_with_nul\ndecode_with_nul({batches})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:].decode(errors="replace")
@@ -242,7 +243,7 @@ DECODERS: list[Callable[[bytes, str], object]] = [
 ]
 
 
-@settings(max_examples=20_000 if LONG else 300)
+@settings(max_examples=cases(75, 300, 20_000))
 @given(changed_records())
 def test_a_record_with_changed_values_is_read_or_refused(changed: Changed) -> None:
     try:
@@ -254,7 +255,7 @@ def test_a_record_with_changed_values_is_read_or_refused(changed: Changed) -> No
     assert "DATA/x" in refusal or "file name" in refusal
 
 
-@settings(max_examples=20_000 if LONG else 200)
+@settings(max_examples=cases(50, 200, 20_000))
 @given(
     st.sampled_from(DECODERS),
     st.sampled_from(["manifest", "catalog", "batch"]),
@@ -269,7 +270,7 @@ def test_arbitrary_bytes_in_a_good_envelope_are_refused(
             decode(data, "DATA/x")
 
 
-@settings(max_examples=20_000 if LONG else 200)
+@settings(max_examples=cases(50, 200, 20_000))
 @given(each_record, st.integers(0, 2**32))
 def test_mutated_records_are_refused(made: Record, seed: int) -> None:
     data = mutated(made.data, seed)
@@ -294,6 +295,7 @@ ODD: list[object] = [
 ]
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("kind", ["manifest", "catalog"])
 def test_a_manifest_or_catalog_with_an_odd_value_is_answered_or_refused_by_a_query(
     kind: str, stored: Path
@@ -305,7 +307,7 @@ def test_a_manifest_or_catalog_with_an_odd_value_is_answered_or_refused_by_a_que
     places = [path for path in paths_in(orjson.loads(good)["body"]) if path]
     pairs = [(path, odd) for path in places for odd in ODD]
     crashes: dict[str, str] = {}
-    for path, odd in pairs if LONG else rng.sample(pairs, 500):
+    for path, odd in pairs if LONG else rng.sample(pairs, cases(100, 500, 0)):
         body: object = orjson.loads(good)["body"]
         holder = body
         for step in path[:-1]:
@@ -331,7 +333,7 @@ def test_a_manifest_or_catalog_with_an_odd_value_is_answered_or_refused_by_a_que
     assert not crashes, "\n".join(f"{where}: {what}" for where, what in crashes.items())
 
 
-@settings(max_examples=5_000 if LONG else 150)
+@settings(max_examples=cases(37, 150, 5_000))
 @given(seed=st.integers(0, 2**32), whole=st.booleans())
 def test_a_mutated_log_is_refused_though_its_extent_fits(
     seed: int, whole: bool, stored: Path
@@ -357,7 +359,7 @@ def test_a_mutated_log_is_refused_though_its_extent_fits(
         assert extent.file in told
 
 
-@settings(max_examples=5_000 if LONG else 100)
+@settings(max_examples=cases(25, 100, 5_000))
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_no_log(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -420,7 +422,7 @@ def decoder_of(found: Settings) -> object:
     return decoder.decode([item([GOOD, b"{", b"{}"])])
 
 
-@settings(max_examples=10_000 if LONG else 250)
+@settings(max_examples=cases(62, 250, 10_000))
 @example(text='upload_time = "\\u0000"')
 @given(text=toml | st.text(max_size=60))
 def test_any_toml_is_valid_settings_or_a_list_of_faults(text: str) -> None:
@@ -433,7 +435,7 @@ def test_any_toml_is_valid_settings_or_a_list_of_faults(text: str) -> None:
         assert_valid_or_listed()
 
 
-@settings(max_examples=5_000 if LONG else 60)
+@settings(max_examples=cases(20, 60, 5_000))
 @given(data=st.binary(max_size=60))
 def test_any_bytes_as_a_file_are_valid_settings_or_a_list_of_faults(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -460,7 +462,7 @@ ENV_NAMES = [
 ]
 
 
-@settings(max_examples=10_000 if LONG else 250)
+@settings(max_examples=cases(62, 250, 10_000))
 @given(st.dictionaries(st.sampled_from(ENV_NAMES), env_values, max_size=4))
 def test_any_environment_is_valid_settings_or_a_list_of_faults(environment: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import forebay
 from forebay.storage.base.errors import BadInput
 from forebay.storage.formats.boundary import Boundary, BoundaryWriter, Seal, read_boundary
+from tests import cases
 from tests.partition import (
     GRACE_MS,
     NAME,
@@ -445,4 +446,4 @@ class Handoffs(RuleBasedStateMachine):
 
 
 TestHandoffs = Handoffs.TestCase
-TestHandoffs.settings = settings(stateful_step_count=50, max_examples=50)
+TestHandoffs.settings = settings(stateful_step_count=50, max_examples=cases(10, 50, 500))

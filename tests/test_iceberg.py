@@ -244,7 +244,7 @@ def test_rows_too_large_for_one_slice_are_handed_over_in_several(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many as fit, by the size of those before; the first slice is small for that."""
-    rows: list[Row] = [{"id": f"{n:04}", "s": "x" * 1000, RAW: b"y" * 1000} for n in range(1000)]
+    rows: list[Row] = [{"id": f"{n:04}", "s": "x" * 1000, RAW: b"y" * 1000} for n in range(400)]
     rows = [{**row, UPLOAD_TIME: _time(starts_ms(0) + 100 * n)} for n, row in enumerate(rows)]
     root = node(tmp_path / "data", TEXTS, rows)
     slices: list[int] = []
@@ -264,6 +264,7 @@ def test_rows_too_large_for_one_slice_are_handed_over_in_several(
     assert by_pyiceberg(root)["id"].sort().to_list() == [row["id"] for row in rows]
 
 
+@pytest.mark.long
 def test_keys_as_large_as_messages_are_told_apart_within_the_memory_bound(tmp_path: Path) -> None:
     """More of them than fit; two that differ in their last byte, a copy in another partition, and
     one that is the digest of another."""
@@ -295,7 +296,7 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("type", ["string", "int"])
+@pytest.mark.parametrize("type", ["string", pytest.param("int", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_key_column_of_any_name_keeps_its_events_apart(
     name: str, type: str, tmp_path: Path
@@ -426,7 +427,10 @@ def test_a_table_whose_events_have_a_source_partition_of_their_own_keeps_its_nam
 FOLDERS = ("it's #1? 100% %41 [x] é a=b {y} *;&+", "#", "?", "%41", "a\nb", "-", "~", "$HOME")
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize(
+    "name",
+    [*FOLDERS[:2], *(pytest.param(name, marks=pytest.mark.long) for name in FOLDERS[2:])],
+)
 def test_a_data_directory_of_any_name_is_handed_over_where_it_is_and_read(
     name: str, make_job: MakeJob, tmp_path: Path
 ) -> None:

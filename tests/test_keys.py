@@ -22,7 +22,7 @@ from forebay.storage.formats.hash_file import MAGIC, HashWriter, read_hashes
 from forebay.storage.formats.hashes import I64, U64, Hash, KeyHash, hash_keys
 from forebay.storage.formats.log import Extent, LogReader, LogWriter, Span
 from forebay.storage.partition.chunks import Chunks
-from tests import LONG
+from tests import cases
 from tests.partition import (
     GRACE_MS,
     NAME,
@@ -233,6 +233,7 @@ def read_back(partition: Partition, merged: bool, flip: int) -> tuple[int, int]:
     return counts(partition)
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("merged", [False, True], ids=["log", "chunk"])
 def test_keys_read_back_from_a_flipped_file_are_right_or_corruption(
     merged: bool, tmp_path: Path
@@ -240,7 +241,7 @@ def test_keys_read_back_from_a_flipped_file_are_right_or_corruption(
     """Never an event that is let in twice, nor one that is dropped as a duplicate of another."""
     rng = random.Random(merged)
     wrong: dict[int, str] = {}
-    for number in range(300 if LONG else 40):
+    for number in range(cases(12, 40, 300)):
         flip = rng.randrange(10**6)
         partition = Partition(tmp_path / str(number))
         (tmp_path / str(number)).mkdir()
@@ -258,6 +259,7 @@ def test_keys_read_back_from_a_flipped_file_are_right_or_corruption(
     assert not wrong, f"{len(wrong)} flips: {wrong}"
 
 
+@pytest.mark.cases
 def test_keys_read_again_from_a_flipped_log_are_right_or_corruption(tmp_path: Path) -> None:
     """Keys that the cache let go of are read back a batch at a time, by its place in the log."""
     disk = OpenDisk()
@@ -269,7 +271,7 @@ def test_keys_read_again_from_a_flipped_log_are_right_or_corruption(tmp_path: Pa
     data = log.read_bytes()
     wrong: dict[int, str] = {}
     columns = KeyColumns(SCHEMA.key, (), hash_keys)
-    for at in range(0, len(data), 1 if LONG else 11):
+    for at in range(0, len(data), cases(33, 11, 1)):
         keys = LogKeys(Disk(), tmp_path, columns, lambda: [writer.extent])
         (_, stored) = keys.batches()
         broken = bytearray(data)

@@ -31,7 +31,7 @@ from forebay.storage.base.errors import Corruption, ForebayError, FormatVersion
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.hashes import Hash
 from forebay.storage.formats.state import PartitionState
-from tests import LONG
+from tests import LONG, cases
 from tests.lane import Lane, filled
 from tests.oracle import Place
 from tests.partition import (
@@ -112,7 +112,7 @@ class Power(Life):
 
 
 TestPower = Power.TestCase
-TestPower.settings = settings(stateful_step_count=40, max_examples=400 if LONG else 50)
+TestPower.settings = settings(stateful_step_count=40, max_examples=cases(15, 50, 400))
 
 
 def places_of(root: Path) -> list[Place]:
@@ -341,23 +341,25 @@ def verdicts(
     return found
 
 
+@pytest.mark.cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_byte_is_told_with_its_file_or_changes_nothing(kind: str, stored: Stored) -> None:
     """In the pages of a chunk only with `verify`, for an engine reads few of them."""
     file = stored.file(kind)
     size = file.stat().st_size
-    places = sorted(random.Random(kind).sample(range(size), min(size, 2000 if LONG else 60)))
+    places = sorted(random.Random(kind).sample(range(size), min(size, cases(15, 60, 2000))))
     found = verdicts(stored, file, places, verify=kind == "chunk")
     wrong = {at: v for at, v in found.items() if v not in OK}
     assert not wrong, f"{len(wrong)} of {len(places)} flips of {file.name}: {wrong}"
 
 
+@pytest.mark.cases
 def test_a_flipped_byte_of_a_chunks_footer_is_always_told(stored: Stored) -> None:
     file = stored.file("chunk")
     size = file.stat().st_size
     footer = 8 + int.from_bytes(file.read_bytes()[-8:-4], "little")
     every = range(size - footer, size)
-    places = [*every] if LONG else sorted(random.Random(footer).sample(every, 80))
+    places = [*every] if LONG else sorted(random.Random(footer).sample(every, cases(20, 80, 0)))
     found = verdicts(stored, file, places)
     assert set(found.values()) == {"told"}, found
 

@@ -33,6 +33,7 @@ from forebay.storage.formats.replay_request import ReplayRequest, ask, read_requ
 from forebay.storage.formats.schema import RAW
 from forebay.storage.partition.offer import Offer
 from forebay.storage.partition.rules import Rules
+from tests import cases
 from tests.oracle import Oracle, Place
 from tests.partition import (
     GRACE_MS,
@@ -378,7 +379,7 @@ class Replays(RuleBasedStateMachine):
 
 
 TestReplays = Replays.TestCase
-TestReplays.settings = settings(stateful_step_count=25)
+TestReplays.settings = settings(stateful_step_count=25, max_examples=cases(10, 60, 2000))
 
 times = st.one_of(st.none(), st.integers(-3, 12))
 

@@ -42,7 +42,7 @@ from tests.broker import Broker
 from tests.days import HOUR_MS, SETTINGS, START_MS, ids
 from tests.job import Job
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.long]
 
 DAYS = int(os.environ.get("WEEK_DAYS", "7"))
 SECONDS = float(os.environ.get("WEEK_SECONDS", "40"))

@@ -228,7 +228,14 @@ class Expected:
         return [*self.names, *([RAW] if self.schema.raw else [])]
 
 
-@pytest.fixture(params=WORLDS)
+QUICK = ("amplitude", "github", "typed", "colliding names", "numeric key")
+
+
+@pytest.fixture(
+    params=[
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in WORLDS
+    ]
+)
 def world(request: pytest.FixtureRequest) -> World:
     return WORLDS[request.param]
 
