@@ -260,6 +260,7 @@ def do(stranger: Stranger, block: Block, command: str) -> None:
         claim(stranger, told)
 
 
+@pytest.mark.long
 def test_readme_works_word_for_word_without_kafka(stranger: Stranger) -> None:
     follow(stranger, _blocks(README))
     assert_layout(stranger.folder / "data")

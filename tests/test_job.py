@@ -61,7 +61,10 @@ def job(load: Generated, make_job: MakeJob, tmp_path: Path) -> Job:
     )
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.executed)])
+@pytest.mark.parametrize(
+    "workers",
+    [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.executed)],
+)
 def test_forebay_run_gives_the_oracles_events(job: Job, load: Generated, workers: int) -> None:
     assert job.ends(job.run(workers)) == 0, job.told()
     assert_exact(job, load)
@@ -70,7 +73,10 @@ def test_forebay_run_gives_the_oracles_events(job: Job, load: Generated, workers
 
 @pytest.mark.parametrize(
     "options",
-    [(), pytest.param(("-w", "2"), marks=pytest.mark.executed)],
+    [
+        pytest.param((), marks=pytest.mark.long),
+        pytest.param(("-w", "2"), marks=pytest.mark.executed),
+    ],
     ids=["one worker", "two threads"],
 )
 def test_bytewax_run_gives_the_oracles_events(
