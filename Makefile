@@ -5,7 +5,7 @@ BENCH ?= all
 PORT ?= 9092
 KILLS ?= 500
 LONG := long or spark
-PARALLEL := -n 2 --dist worksteal
+PARALLEL := -n 3 --dist worksteal
 
 .PHONY: help setup demo test test-long check torture fuzz kafka bench reference audit constraints clean
 

@@ -95,6 +95,7 @@ def test_editable_install_has_that_one_name_too(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )  # fmt: skip
     assert done.stdout.splitlines() == [str(ROOT / "forebay" / "__init__.py"), "[]"]
 
