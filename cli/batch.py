@@ -82,7 +82,7 @@ def show(as_json: bool, roots: list[Path]) -> None:
         "late_events": int(late["events"].sum()),
         "table": view.table,
     }
-    nodes = {str(node.root): _history(node.batch or Boundary()) for node in view.nodes}
+    nodes = {str(node.root): _history(node.boundary or Boundary()) for node in view.nodes}
     if as_json:
         histories = [{"node": node, "history": history} for node, history in nodes.items()]
         echo_json({**found, "nodes": histories})

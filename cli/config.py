@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from forebay.cli.options import json_option
 from forebay.cli.output import echo_json
-from forebay.flows.kafka import kafka_config
+from forebay.flows.kafka_settings import kafka_config
 from forebay.flows.secrets import HIDDEN, masked, shown_property
 from forebay.flows.sections import DAY_MS, duration_ms, duration_text
 from forebay.flows.settings import (

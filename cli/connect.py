@@ -18,7 +18,7 @@ from typing import cast
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from forebay.flows.kafka import kafka_config
+from forebay.flows.kafka_settings import kafka_config
 from forebay.flows.secrets import masked
 from forebay.flows.settings import Settings
 from forebay.operators.decode import DecodeConfig, Decoder

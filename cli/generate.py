@@ -81,7 +81,7 @@ def _pairs(properties: tuple[str, ...]) -> dict[str, str]:
 @click.option("--partitions", type=int, help=f"[default: {PARTITIONS}, or as the topic has]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--rate", type=click.FloatRange(0), default=0, help="Events/s; 0: no limit [default]")
-@time_option("--start", "start", help=f"The first upload time.  [default: {START}]")
+@time_option("--start", "start", metavar="TIME", help=f"The first upload time.  [default: {START}]")
 @click.option("--span", type=_duration, help=f"How long uploads go on.  [default: {SPAN}]")
 @click.option("--now", is_flag=True, help="Upload times are those of sending; needs --rate.")
 @click.option("--bytes", type=int, default=440, show_default=True, help="Mean size of a message.")

@@ -65,23 +65,23 @@ def retention(dry_run: bool, as_json: bool, roots: list[Path]) -> None:
 
 
 def _items(node: NodeView, settings: Settings) -> Iterator[_Item]:
-    batch = node.batch or Boundary()
+    boundary = node.boundary or Boundary()
     for partition in node.partitions:
-        rule = Retention(batch, partition.state.stream_time_ms, settings.retention)
-        sure_ms = (batch.covered_until_ms or 0) - settings.dedup_window
+        rule = Retention(boundary, partition.state.stream_time_ms, settings.retention)
+        sure_ms = (boundary.covered_until_ms or 0) - settings.dedup_window
         parts: list[Chunk | BlockState] = [*partition.chunks, *partition.hot]
         for part in parts:
-            yield _item(partition, part, *_fate(part, rule.reason(part), batch, sure_ms))
+            yield _item(partition, part, *_fate(part, rule.reason(part), boundary, sure_ms))
         yield from _strays(partition)
 
 
 def _fate(
-    part: Chunk | BlockState, reason: str | None, batch: Boundary, sure_ms: int
+    part: Chunk | BlockState, reason: str | None, boundary: Boundary, sure_ms: int
 ) -> tuple[str, str]:
     """What becomes of it, and why. `sure_ms`: a live block that was touched later does not go."""
-    taken, until_ms = reason == HANDED_OFF, batch.covered_until_ms
+    taken, until_ms = reason == HANDED_OFF, boundary.covered_until_ms
     if isinstance(part, Chunk):
-        if taken and part.batch >= batch.number:
+        if taken and part.batch >= boundary.number:
             return STAYS, "made since the last handoff, goes at the next"
     elif part.number is None and (not taken or part.touched_ms > sure_ms):
         return STAYS, "in the cache"

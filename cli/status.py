@@ -154,7 +154,7 @@ def _unread(view: View) -> list[str]:
         seen |= {partition.name, *partition.state.next_offsets}
     known: set[str] = set()
     for node in view.nodes:
-        if node.batch is not None and (folder := Layout(node.root).sources).is_dir():
+        if node.boundary is not None and (folder := Layout(node.root).sources).is_dir():
             known |= {path.name for path in folder.iterdir()}
         seen |= {partition.partition for partition in node.silent}
     return sorted(known - seen)

@@ -3,11 +3,12 @@
 Steps, each safe to repeat after a crash:
 1. seal up to the end of the day (see `handoff`): what is to be handed over never changes any more;
 2. count it, by interval; find what has the dedup key of another, across partitions and of late
-   events also against the table, within the memory bound (see `duplicates`);
+   events also against the table, within the memory bound (see `cross_partition`);
 3. write it, interval by interval in order of upload time, to files that no table names yet, and
    that no other run writes (see `leftovers`);
 4. compare the rows written with those counted, and commit all files at once, with the seal's id
-   among the snapshot's properties: a run that finds it there does not write again (see `table`);
+   among the snapshot's properties: a run that finds it there does not write again (see
+   `batch_table`);
 5. complete the handoff, which moves the boundary and names the table as it is now.
 
 Memory holds one slice of SLICE_ROWS rows or SLICE_BYTES, or one interval if that has more.

@@ -69,7 +69,7 @@ class Handoff:
     @property
     def batches(self) -> list[Boundary]:
         """What each node has on record now."""
-        return [writer.batch for writer in self._writers]
+        return [writer.boundary for writer in self._writers]
 
     def reach_ms(self) -> int | None:
         """The newest upload time that was committed (since 1970), None if there is none: a time can

@@ -12,11 +12,11 @@ from typing import Any
 
 from bytewax.inputs import FixedPartitionedSource
 
-from forebay.flows.kafka import kafka_config
+from forebay.flows.kafka_settings import kafka_config
 from forebay.flows.settings import Settings
 from forebay.operators.sources.content import head
-from forebay.operators.sources.files import FileSource
 from forebay.operators.sources.folder import FilesConfig, file_partitions
+from forebay.operators.sources.input_files import FileSource
 from forebay.operators.sources.kafka import KafkaSource
 from forebay.operators.sources.messages import Messages
 from forebay.operators.sources.topic import (

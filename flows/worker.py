@@ -56,7 +56,7 @@ log = logging.getLogger("forebay.worker")
 
 
 def main(process: int, addresses: list[str], disk: Disk | None = None) -> int:
-    """Run until the input ends or a stop is asked for; `files` as in `build`."""
+    """Run until the input ends or a stop is asked for; `disk` as in `build`."""
     stop_on_signals()
     # What is imported and built now stays: to look for garbage in it would take a fifth of a start.
     gc.disable()

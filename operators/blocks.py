@@ -62,7 +62,7 @@ class _Worker:
     """What the partitions of one worker thread share."""
 
     cache: KeyCache
-    batch: Watched[Boundary]
+    boundary: Watched[Boundary]
     partitions: list[Blocks] = field(default_factory=list)
     rejects: RejectWatch = field(default_factory=RejectWatch)
     warn_due: float = 0.0
@@ -88,11 +88,11 @@ class _Worker:
         if now < self.warn_due:
             return
         self.warn_due = now + every_s
-        batch = self.batch.read()
-        waiting = [w for p in self.partitions if (w := p.waiting(batch))]
+        boundary = self.boundary.read()
+        waiting = [w for p in self.partitions if (w := p.waiting(boundary))]
         late = [w for w in waiting if w.age_ms > after_ms]
         kept_bytes = sum(w.bytes for w in waiting)
-        if batch.seal is None:
+        if boundary.seal is None:
             if kept_bytes > KEPT_BYTES_MAX and not retention_ms and now >= self.kept_due:
                 self.kept_due = now + KEPT_EVERY_S
                 log.warning(
@@ -136,7 +136,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         self._offers.append(self._blocks.start(now_ms()))
         # SUBTLE: only now, for a seal waits for the partitions that have published something: it
         # knows of this one, or this one sees the seal before it takes an event.
-        self._blocks.notice(self._step.worker.batch.read())
+        self._blocks.notice(self._step.worker.boundary.read())
         return self._blocks
 
     @override
@@ -186,7 +186,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
             raise AssertionError("bug: a snapshot was asked for before the first frame")
         self._step.worker.sync()
         committed = self._blocks.snapshot()
-        self._step.files.step("snapshot-return")
+        self._step.disk.step("snapshot-return")
         return committed
 
     def _turn_if_due(self) -> None:
@@ -212,12 +212,12 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         blocks, step = self._blocks, self._step
         if blocks is None:
             return False
-        batch = step.worker.batch.read()
-        sealing = blocks.notice(batch)
-        now, moved = time.monotonic(), (batch.number, batch.late_from)
+        boundary = step.worker.boundary.read()
+        sealing = blocks.notice(boundary)
+        now, moved = time.monotonic(), (boundary.number, boundary.late_from)
         if moved != self._ticked or now >= self._tick_due:
             self._ticked, self._tick_due = moved, now + step.tick_interval_s
-            self._offers.append(blocks.tick(batch, step.retention_ms))
+            self._offers.append(blocks.tick(boundary, step.retention_ms))
             step.worker.warn(step.batch_late_ms, step.retention_ms, step.tick_interval_s)
         return sealing
 
@@ -242,7 +242,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         if self._replay is None:
             number = blocks.state.replays + 1
             try:
-                request = read_request(self._step.files, self._step.layout, number)
+                request = read_request(self._step.disk, self._step.layout, number)
             except ForebayError as error:
                 log.error("replay request left out: %s", error)
                 blocks.replayed(number)
@@ -288,7 +288,7 @@ class BlocksStep:
         self.redecode = redecode
         self.layout = layout
         self._rules = rules
-        self.files = disk
+        self.disk = disk
         self._worker = PerThread(
             lambda: _Worker(KeyCache(cache_bytes), watched_boundary(disk, layout))
         )
@@ -300,7 +300,7 @@ class BlocksStep:
 
     def make(self, partition: str, committed: PartitionState | None) -> Blocks:
         blocks = Blocks(
-            self._rules, partition, self.layout, self.files, self.worker.cache, committed
+            self._rules, partition, self.layout, self.disk, self.worker.cache, committed
         )
         self.worker.partitions.append(blocks)
         return blocks

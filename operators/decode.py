@@ -1,6 +1,6 @@
 """Decode: messages in, columnar frames out; what can't become an event becomes a reject.
 
-1. one call of the fast reader (`reader`) reads a whole batch;
+1. one call of the fast reader (`json_reader`) reads a whole batch;
 2. if it refuses the batch, orjson finds the messages that are not JSON documents, and these are
    tried alone; of the others, small regions are tried;
 3. what is refused then is taken from orjson's documents, column by column: what is not an object is

@@ -1,4 +1,4 @@
-"""Replay: rejects decoded again, under the present configuration.
+"""Redecoding: rejects decoded again for a replay, under the present configuration.
 
 What comes out for a message never depends on the messages around it, so neither does what passes.
 An upload time is in the future or not by the present wall clock: one that was is not for ever.

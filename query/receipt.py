@@ -65,7 +65,7 @@ def receipt_of(view: View) -> Receipt:
             for node in view.nodes
             for partition in node.partitions
         ),
-        silent_nodes=tuple(str(node.root) for node in view.nodes if node.batch is None),
+        silent_nodes=tuple(str(node.root) for node in view.nodes if node.boundary is None),
         silent_partitions=tuple(view.silent_partitions),
     )
 

@@ -49,10 +49,10 @@ class SilentPartition:
 
 @dataclass(frozen=True)
 class NodeView:
-    """One data directory; `batch` is None if it did not answer. `silent` ones are left out."""
+    """One data directory; `boundary` is None if it did not answer. `silent` ones are left out."""
 
     root: Path
-    batch: Boundary | None
+    boundary: Boundary | None
     partitions: tuple[Partition, ...] = ()
     silent: tuple[SilentPartition, ...] = ()
 
@@ -61,7 +61,7 @@ class NodeView:
         out = [p for p in self.partitions if p.folder in faults]
         silent = (SilentPartition(str(self.root), p.name, faults[p.folder]) for p in out)
         kept = tuple(p for p in self.partitions if p.folder not in faults)
-        return NodeView(self.root, self.batch, kept, (*self.silent, *silent))
+        return NodeView(self.root, self.boundary, kept, (*self.silent, *silent))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class View:
     @property
     def covered_until_ms(self) -> int | None:
         """One boundary for all nodes: the furthest that any of them knows."""
-        known = [batch.covered_until_ms for batch in self._batches]
+        known = [batch.covered_until_ms for batch in self._boundaries]
         return max((ms for ms in known if ms is not None), default=None)
 
     @property
@@ -118,23 +118,23 @@ class View:
         the boundary has passed them, but no batch layer took them."""
         until_ms = self.covered_until_ms
         return [
-            partition.only(partial(_came_late, node.batch, until_ms))
+            partition.only(partial(_came_late, node.boundary, until_ms))
             for node in self.nodes
             for partition in node.partitions
-            if node.batch is not None and until_ms is not None
+            if node.boundary is not None and until_ms is not None
         ]
 
     @property
     def sealed_until_ms(self) -> int | None:
         """Up to where all nodes are sealed."""
-        seals = [node.batch.seal if node.batch else None for node in self.nodes]
+        seals = [node.boundary.seal if node.boundary else None for node in self.nodes]
         return min((s.until_ms for s in seals if s), default=None) if all(seals) else None
 
     @property
     def sealed(self) -> list[Partition]:
         """All that may have events which the newest seal is about to hand over."""
         return [
-            partition.only(partial(_about_to_go, node.batch or Boundary()))
+            partition.only(partial(_about_to_go, node.boundary or Boundary()))
             for node in self.nodes
             for partition in node.partitions
         ]
@@ -142,17 +142,17 @@ class View:
     @property
     def table(self) -> str | None:
         """The metadata file of the batch layer's table, as of the boundary."""
-        known = [(b.covered_until_ms or 0, b.table is not None, b.table) for b in self._batches]
+        known = [(b.covered_until_ms or 0, b.table is not None, b.table) for b in self._boundaries]
         return max(known, key=lambda one: one[:2], default=(0, False, None))[2]
 
     @property
     def batch_number(self) -> int:
-        return max((batch.number for batch in self._batches), default=0)
+        return max((batch.number for batch in self._boundaries), default=0)
 
     @property
-    def _batches(self) -> list[Boundary]:
+    def _boundaries(self) -> list[Boundary]:
         """Of the nodes that answered."""
-        return [node.batch for node in self.nodes if node.batch is not None]
+        return [node.boundary for node in self.nodes if node.boundary is not None]
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -173,16 +173,16 @@ class View:
             raise BadInput(str(error)) from error
 
 
-def _came_late(batch: Boundary, until_ms: int, part: Placed) -> bool:
-    return batch.in_late_table(part) and part.first_ms < until_ms
+def _came_late(boundary: Boundary, until_ms: int, part: Placed) -> bool:
+    return boundary.in_late_table(part) and part.first_ms < until_ms
 
 
-def _about_to_go(batch: Boundary, part: Placed) -> bool:
-    if batch.seal is None or part.first_ms >= batch.seal.until_ms:
+def _about_to_go(boundary: Boundary, part: Placed) -> bool:
+    if boundary.seal is None or part.first_ms >= boundary.seal.until_ms:
         return False
     if part.late:
-        return batch.late_from <= part.late < batch.seal.number
-    return batch.covered_until_ms is None or part.last_ms >= batch.covered_until_ms
+        return boundary.late_from <= part.late < boundary.seal.number
+    return boundary.covered_until_ms is None or part.last_ms >= boundary.covered_until_ms
 
 
 class _TooOld(MissingFile):
@@ -244,7 +244,7 @@ def _read_node(
     layout = Layout(root)
     inside = Inside(root)
     inside.require(layout.batch)
-    batch = read_boundary(disk, layout)
+    boundary = read_boundary(disk, layout)
     states: list[PartitionState] = []
     partitions: list[Partition] = []
     faults: dict[str, ForebayError] = {}
@@ -257,9 +257,9 @@ def _read_node(
             partitions.append(_partition(disk, layout, state, chunks, inside))
     silent = tuple(SilentPartition(str(root), name, str(e)) for name, e in faults.items())
     found = list(faults.values())
-    if read_boundary(disk, layout).number != batch.number:
+    if read_boundary(disk, layout).number != boundary.number:
         found.append(_TooOld("a day was handed over meanwhile, and its chunks may have gone"))
-    return NodeView(root, batch, tuple(partitions), silent), found
+    return NodeView(root, boundary, tuple(partitions), silent), found
 
 
 @contextmanager

@@ -57,6 +57,7 @@ from forebay.operators.sources.messages import I64
 from forebay.storage.base.disk import Appender
 from forebay.storage.base.errors import Corruption
 from forebay.storage.base.layout import Layout, PartitionKey
+from forebay.storage.dedup import key_sources
 from forebay.storage.dedup.key_sources import ChunkKeys, LogKeys
 from forebay.storage.dedup.keys import KeyCache, KeySet
 from forebay.storage.formats import chunk
@@ -296,7 +297,7 @@ def seconds() -> None:
     def stored(types: dict[str, str]) -> pa.Schema:
         return pa.schema([(f.name, chunk._as_stored(f.type)) for f in parse_types(types)])
 
-    chunk.parse_types = stored  # type: ignore[attr-defined]
+    key_sources.parse_types = stored  # type: ignore[attr-defined]
 
 
 def plodding() -> None:

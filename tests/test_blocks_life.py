@@ -105,6 +105,21 @@ sizes = st.lists(st.integers(1, 30), min_size=1, max_size=5)
 hashes: st.SearchStrategy[Hash | None] = st.sampled_from([None, one_hash])
 
 
+@given(few_or_many, sizes, st.sampled_from([1, 600, BIG_CACHE]), hashes)
+def test_blocks_on_disk_agree_with_the_oracle_however_the_input_is_cut(
+    many: list[Step], sizes: list[int], cache_bytes: int, hash: Hash | None
+) -> None:
+    messages = produce(many)
+    oracle = judge(messages)
+    with fresh(cache_bytes=cache_bytes, hash=hash, blocks_per_chunk=1_000) as partition:
+        partition.start()
+        for part in cut(messages, sizes):
+            partition.append(*part)
+            partition.blocks.publish()
+        assert_agrees(partition, oracle)
+        assert partition.by_block() == oracle.blocks()
+
+
 @given(few_or_many, sizes, sizes, st.data())
 def test_crash_and_replay_with_other_cuts_agree_with_the_oracle(
     many: list[Step], before: list[int], after: list[int], data: st.DataObject

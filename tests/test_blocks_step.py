@@ -95,7 +95,7 @@ def test_partition_with_much_before_it_publishes_more_rarely(
     for offset in range(45):
         end = None if waiting is None else offset + 1 + waiting
         logic.on_batch([replace(frame([event(offset, offset, 0)]), end_offset=end)])
-        manifest = read_manifest(step.files, step.layout.manifest(NAME))
+        manifest = read_manifest(step.disk, step.layout.manifest(NAME))
         assert manifest is not None
         if manifest.counters.accepted == offset + 1:
             published.append(offset)
@@ -116,7 +116,7 @@ def test_partition_with_much_before_it_publishes_if_nothing_more_comes(
         clock[0] += passed
         assert logic.notify_at() is not None
         logic.on_notify()
-        manifest = read_manifest(step.files, path)
+        manifest = read_manifest(step.disk, path)
         assert manifest is not None
         assert manifest.counters.accepted == accepted
 
@@ -148,16 +148,16 @@ def test_a_seal_that_comes_while_a_partition_begins_is_carried_out_before_its_fi
     step: BlocksStep,
 ) -> None:
     """It waits for the partitions that have published something, so it may not have waited."""
-    step.files = SealedMeanwhile()
+    step.disk = SealedMeanwhile()
     logic = step(None)
     logic.on_batch([frame([event(0, 0, 0)])])
     logic.snapshot()
     logic.on_eof()
-    manifest = read_manifest(step.files, step.layout.manifest(NAME))
+    manifest = read_manifest(step.disk, step.layout.manifest(NAME))
     assert manifest is not None
     assert [block.late for block in manifest.hot.values()] == [1]
     assert manifest.counters.after_seal == 1
-    step.files.close()
+    step.disk.close()
 
 
 def test_that_nothing_deletes_what_is_kept_is_said_once_a_day_and_only_of_much(
@@ -187,7 +187,7 @@ def test_that_nothing_deletes_what_is_kept_is_said_once_a_day_and_only_of_much(
     assert told.startswith("15.0 GB are kept, and nothing deletes them")
     assert warnings(passed_s=KEPT_EVERY_S - 1) == []
     assert len(warnings(passed_s=60)) == 1
-    with BoundaryWriter(step.files, step.layout) as writer:
+    with BoundaryWriter(step.disk, step.layout) as writer:
         writer.seal(CONFIG.block_span_ms, {CONFIG.block_span_ms})
     (late,) = warnings(passed_s=60)
     assert late.startswith("the batch layer is late: 15.0 GB of 1 partitions")

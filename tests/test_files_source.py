@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from forebay.operators import process
 from forebay.operators.process import unread
 from forebay.operators.sources.content import WINDOW_BYTES, Position
-from forebay.operators.sources.files import FileSource
 from forebay.operators.sources.folder import NAME_CHARS_MAX, FilesConfig, file_partitions
+from forebay.operators.sources.input_files import FileSource
 from forebay.operators.sources.messages import Messages
 from forebay.operators.sources.unpack import PACKED_BYTES, PIECE_BYTES_MAX, unpack
 from forebay.storage.base.errors import BadInput

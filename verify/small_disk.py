@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOM_BYTES, LARGE = 512 << 10, "256m"
+FREE_BYTES, LARGE = 512 << 10, "256m"
 FILE_BYTES_MAX = 100_000
 
 
@@ -30,7 +30,7 @@ class SmallDisk:
         if self.limit is None:
             status = os.statvfs(self.folder)
             used = (status.f_blocks - status.f_bfree) * status.f_frsize
-            _mount(self.folder, f"remount,size={used + ROOM_BYTES}")
+            _mount(self.folder, f"remount,size={used + FREE_BYTES}")
 
     def grow(self) -> None:
         """Make room."""

@@ -1,5 +1,5 @@
-"""The few things Forebay asks of a file system, in one place so that tests and
-`forebay verify` can make them fail.
+"""The few things Forebay asks of a file system, in one place so that tests and `forebay verify` can
+make them fail.
 
 What always holds: a file that a reader may have open is never truncated or written in place; it is
 appended to, or replaced as a whole. `replace` is atomic for readers, and durable if asked; only one

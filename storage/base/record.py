@@ -73,9 +73,9 @@ def read(shape: type[T], kind: str, version: int, data: bytes, name: str) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         what = ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-        raise Corruption(
-            f"{name}: a field is missing or of the wrong kind: {what}", start
-        ) from error
+        if first["type"] != "json_invalid":
+            what = f"a field is missing or of the wrong kind: {what}"
+        raise Corruption(f"{name}: {what}", start) from error
     return value
 
 

@@ -1,4 +1,4 @@
-"""The sieve: in which live blocks may a key with this hash be?
+"""Bloom filters: in which live blocks may a key with this hash be?
 
 One look at a layer takes the place of a look at the index of each of its blocks, so an event costs
 about the same whatever the number of live blocks. A layer is a blocked Bloom filter: a key sets

@@ -161,7 +161,7 @@ class Boundary:
 
 
 def read_boundary(disk: Disk, layout: Layout) -> Boundary:
-    """The current batch, number 0 if there never was a handoff."""
+    """The current boundary, number 0 if there never was a handoff."""
     try:
         data = disk.read(layout.batch)
     except FileNotFoundError:
@@ -199,7 +199,7 @@ class BoundaryWriter:
         self._lock.close()
 
     @property
-    def batch(self) -> Boundary:
+    def boundary(self) -> Boundary:
         return read_boundary(self._disk, self._layout)
 
     def seal(self, until_ms: int, spans_ms: Iterable[int]) -> Boundary:
@@ -211,12 +211,12 @@ class BoundaryWriter:
                     f"seal: expected a multiple of the block span, {span_ms} ms, got"
                     f" {utc_text(until_ms)}"
                 )
-        return self._put(self.batch.sealed(until_ms))
+        return self._put(self.boundary.sealed(until_ms))
 
     def complete(self, now_ms: int, *, late: bool, table: str | None = None) -> Boundary:
         """Move the boundary to the seal, durably and for every query at once."""
-        return self._put(self.batch.completed(now_ms, late=late, table=table))
+        return self._put(self.boundary.completed(now_ms, late=late, table=table))
 
-    def _put(self, batch: Boundary) -> Boundary:
-        self._disk.replace(self._layout.batch, batch.encode(), durable=True)
-        return batch
+    def _put(self, boundary: Boundary) -> Boundary:
+        self._disk.replace(self._layout.batch, boundary.encode(), durable=True)
+        return boundary

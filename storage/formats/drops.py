@@ -4,7 +4,7 @@
     _offset       int64                   its offset there
     upload_time   timestamp[ms, UTC]      its upload time
     what          string                  one of `WHATS`
-    key_hash      uint64                  hash of the dedup key (see `index`)
+    key_hash      uint64                  hash of the dedup key (see `hashes`)
     payload       string                  of some conflicts: the copy's payload, as JSON
 
 A duplicate was dropped; a conflict is a duplicate whose payload is not that of the event kept; a

@@ -10,7 +10,7 @@ that a start need not read the logs.
 A hash file only repeats what the log says: it is never synced, no commit names it, and one that
 can't be written is given up. It counts if its records are whole and their spans make up the extent
 that is asked for, byte by byte and with its checksums, and was written with the same hash; else the
-log is read. If `index.hash_keys` or `KeyHash` ever changed, so would the first line.
+log is read. If `hashes.hash_keys` or `KeyHash` ever changed, so would the first line.
 """
 
 from __future__ import annotations

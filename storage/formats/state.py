@@ -76,8 +76,12 @@ class BlockState:
 
 
 def by_id(blocks: Iterable[BlockState]) -> dict[BlockId, BlockState]:
-    """The blocks by their ids, in the same order."""
-    return {block.id: block for block in blocks}
+    """The blocks by their ids, in the same order. Raises ValueError if two have the same."""
+    listed = list(blocks)
+    found = {block.id: block for block in listed}
+    if len(found) < len(listed):
+        raise ValueError("expected each block once")
+    return found
 
 
 BlocksById = Annotated[
@@ -119,13 +123,13 @@ class PartitionState:
     replays: Count = 0
     """Number of the last replay request that was carried out."""
     seal: Seal | None = None
-    """The last seal (see `batch`): what comes for times below it is late."""
+    """The last seal (see `boundary`): what comes for times below it is late."""
     committed_seal: Count = 0
     """Number of the last seal that no crash can undo."""
     committed_ms: TimeMs | None = None
     """Stream time at the last snapshot that no crash can undo."""
     seed: Seed = field(default="", metadata=OPTIONAL)
-    """Of the hash by which keys are indexed (see `index.KeyHash`). Fixed when the partition began;
+    """Of the hash by which keys are indexed (see `hashes.KeyHash`). Fixed when the partition began;
     empty in partitions of version 1, which have the hash without a seed."""
     paths: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict, metadata=OPTIONAL)
     """Where each declared column is taken from in a message: its JSON paths, of which the first

@@ -4,9 +4,9 @@
                   ▲                   │
                   └── state, keys ◄───┘          gc ─► edits, files to delete
 
-`admission` decides what becomes of events, `gc` what may be forgotten; both only look. `journal`
-carries out what they decided. A replayed reject comes in as any event, at the moment of the replay,
-whatever its offset.
+`admission` decides what becomes of events, `gc` what may be forgotten; deciding, both only look.
+`journal` carries out what they decided. A replayed reject comes in as any event, at the moment of
+the replay, whatever its offset.
 Knows nothing of bytewax, Kafka or the clock: wall time comes in as an argument.
 """
 

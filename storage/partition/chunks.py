@@ -41,7 +41,7 @@ class Chunks:
         disk.make_directory(self._folder)
         self._catalog = read_catalog(disk, layout.catalog(partition), partition)
         self._pending: dict[int, BlockState] = {}
-        self._batch = watched_boundary(disk, layout)
+        self._boundary = watched_boundary(disk, layout)
         self._doomed: dict[str, int] = {}
         self._resumed = False
 
@@ -64,11 +64,11 @@ class Chunks:
 
     def _due(self) -> list[BlockState]:
         """The next full set of blocks to merge, oldest eviction first; none if there is none."""
-        batch = self._batch.read()
+        boundary = self._boundary.read()
         sets: dict[int, list[BlockState]] = {}
         for number in sorted(self._pending):
             block = self._pending[number]
-            if not batch.handed_off(block):
+            if not boundary.handed_off(block):
                 found = sets.setdefault(block.late, [])
                 found.append(block)
                 if len(found) == self._blocks_per_chunk:
@@ -86,7 +86,7 @@ class Chunks:
         for chunk in catalog.chunks:
             reason = retention.reason(chunk)
             sure = chunk.id.incarnation < incarnation or chunk.id.last <= tick.committed
-            old = reason != HANDED_OFF or chunk.batch < retention.batch.number
+            old = reason != HANDED_OFF or chunk.batch < retention.boundary.number
             if reason and sure and old:
                 gone.append((reason, chunk.rows, chunk.blocks))
             else:
@@ -140,7 +140,7 @@ class Chunks:
             id=id,
             file=name,
             blocks=tuple(block.id for block in blocks),
-            batch=self._batch.read().number,
+            batch=self._boundary.read().number,
             rows=sum(block.rows for block in blocks),
             checksum=checksum,
             first_ms=first_ms,

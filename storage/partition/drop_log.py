@@ -19,26 +19,16 @@ from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.series import LogSeries
 
 DUPLICATE, CONFLICT, LATE = range(3)
-
-
 SAMPLES_MAX = 10
 """Conflicts sampled between two flushes."""
-
-
 FILES_MAX = 64
-
-
 FILES_OF_BOUND = 8
 """Files that share the bound, so that an eighth of what is told goes at once."""
-
-
 _WHATS = pa.array(WHATS, pa.string())
-
-
 _OF_EVENTS = [PARTITION, OFFSET, UPLOAD_TIME]
 
 
-class Drops:
+class DropLog:
     """Thread safety: one thread. `bytes_max` 0 keeps no drops at all."""
 
     def __init__(

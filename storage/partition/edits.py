@@ -1,8 +1,8 @@
 """Edits: every change that a partition's state can undergo, one type each.
 
 Whoever decides (`admission`, `gc`) only looks at the state and yields edits; `journal` applies each
-before the next is asked for, first to the state, then to logs and keys. So the state is right at
-every moment, and what decides needs no files.
+before the next is asked for, first to the state, then to logs and keys (an eviction once the log of
+its block is whole). So the state is right at every moment, and what decides needs no files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FAR = np.iinfo(np.int64)
 
 @dataclass(frozen=True)
 class Progress:
-    """A source was read up to the end of `frame`, of which only what is new was `read`."""
+    """A source was read up to the end of `frame`; `new`: not all of it had been read before."""
 
     frame: Frame
     new: bool

@@ -19,7 +19,7 @@ from forebay.storage.formats.log import Extent, GrowingLog
 from forebay.storage.formats.series import LogSeries
 from forebay.storage.formats.state import BlockState, PartitionState
 from forebay.storage.partition.commits import Commits
-from forebay.storage.partition.drop_log import Drops
+from forebay.storage.partition.drop_log import DropLog
 from forebay.storage.partition.edits import (
     Assure,
     Count,
@@ -74,7 +74,7 @@ class Journal:
             state.rejects,
             REJECTS_BYTES_MAX,
         )
-        self._drops = Drops(
+        self._drops = DropLog(
             disk,
             layout.drops(state.partition),
             state.incarnation,
@@ -113,10 +113,12 @@ class Journal:
                 self._garbage.replace(self._rejects.discard(edit.extent), self.state.snapshots)
                 for rows in edit.left:
                     self._rejects.append(rows)
+                self._list()
 
     def reject_files(self) -> list[Extent]:
         """The files of rejects that there are now; none of them grows any more."""
         self._rejects.seal()
+        self._list()
         return self._rejects.sealed_extents
 
     def flush(self) -> list[GrowingLog]:
@@ -127,7 +129,7 @@ class Journal:
         self._drops.flush()
         for path in self._drops.trim():
             self._garbage.replace(path, self.state.snapshots)
-        self.apply(List(self._rejects.extents, self._drops.extents))
+        self._list()
         logs = [log for log in self._unsynced if log.dirty]
         return [*logs, *self._rejects.unsynced(), *self._drops.sealed()]
 
@@ -150,6 +152,9 @@ class Journal:
         if manifest != self._published:
             self._disk.replace(self._manifest, manifest, durable=False)
             self._published = manifest
+
+    def _list(self) -> None:
+        self.apply(List(self._rejects.extents, self._drops.extents))
 
     def _assure(self) -> None:
         sure = self.commits.sure

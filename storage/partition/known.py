@@ -85,7 +85,9 @@ class KnownKeys:
 
     def settle(self, block: BlockId, span: Span) -> U64:
         """All that was added is in the block's log now, at `span`; the hashes."""
-        return self._live[block].settle(span)
+        hashes = self._live[block].settle(span)
+        self._cache.trim()
+        return hashes
 
     def evict(self, block: BlockId) -> None:
         """It is live no more."""
