@@ -334,6 +334,10 @@ def disk(job: Job) -> Iterator[Disk]:
     subprocess.run(["umount", str(job.data)], check=True)
 
 
+SMALL = 300_000
+"""Bytes of a disk that is full before anything could be published."""
+
+
 def told(job: Job) -> str:
     """All that the job has said."""
     return job.log.read_text(errors="replace")
@@ -345,7 +349,7 @@ def restarts(job: Job) -> int:
 
 @pytest.mark.parametrize(
     "room",
-    [1_500_000, *(pytest.param(room, marks=pytest.mark.long) for room in (300_000, 3_000_000))],
+    [1_500_000, *(pytest.param(room, marks=pytest.mark.long) for room in (SMALL, 3_000_000))],
 )
 def test_a_full_disk_is_told_and_the_job_goes_on_when_there_is_room(
     room: int, job: Job, load: Generated, disk: Disk
@@ -357,7 +361,7 @@ def test_a_full_disk_is_told_and_the_job_goes_on_when_there_is_room(
     assert "Traceback" not in told(job)
     assert process.poll() is None
     partly = places_or_none(job)
-    assert partly
+    assert partly or room == SMALL, "expected what was published before the disk was full"
     assert set(partly) <= set(load.places)
     assert len(set(partly)) == len(partly)
     disk.remount(f"size={ENOUGH}")
