@@ -28,6 +28,7 @@ from forebay.flows.cluster import BUILT, GO
 from forebay.flows.recovery import begin, take_data_directory
 from forebay.storage.base.errors import PERMANENT, MissingFile
 from forebay.storage.base.layout import Layout
+from tests import engine
 from tests.job import Generated, Job, assert_exact, generated, taken
 
 MakeJob = Callable[..., Job]
@@ -302,6 +303,7 @@ raise SystemExit(worker.main(0, []))
 def test_worker_collects_garbage_once_it_runs_and_not_before(
     make_job: MakeJob, tmp_path: Path
 ) -> None:
+    engine.need()
     job = make_job(FILES__PATH=str(tmp_path))
     (job.data / "recovery").mkdir(parents=True)
     ours, theirs = socket.socketpair()
@@ -316,6 +318,7 @@ def test_worker_collects_garbage_once_it_runs_and_not_before(
             text=True,
         ) as process,
     ):
+        theirs.close()
         assert ours.recv(1) == BUILT
         ours.send(GO)
         assert process.stdout is not None

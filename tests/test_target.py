@@ -14,6 +14,7 @@ from forebay.cli.demo import MADE, MARKER, _is_ours
 from forebay.cli.target import new_file, own_folder
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
+from tests import engine
 from tests.lane import Lane, filled
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +38,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_demo_refuses_a_folder_that_is_not_its_own_and_leaves_it_as_it_is(tmp_path: Path) -> None:
+    engine.need()
     theirs = tmp_path / "theirs"
     (theirs / "data").mkdir(parents=True)
     (theirs / "data" / "important").write_text("years of work")
@@ -49,6 +51,7 @@ def test_demo_refuses_a_folder_that_is_not_its_own_and_leaves_it_as_it_is(tmp_pa
 
 
 def test_demo_runs_again_in_its_own_folder_and_keeps_what_others_put_there(tmp_path: Path) -> None:
+    engine.need()
     (tmp_path / "forebay.toml").write_text("no.such.setting = 1")
     arguments = ("demo", "--dir", "demo", "--events", "1000")
     first = invoke(*arguments, cwd=tmp_path)
@@ -98,6 +101,7 @@ def test_a_folder_that_is_a_file_or_in_use_is_refused_in_a_line(tmp_path: Path) 
 
 
 def test_a_folder_on_whose_data_a_job_runs_is_not_emptied(tmp_path: Path) -> None:
+    engine.need()
     data = tmp_path / "demo" / "data"
     data.mkdir(parents=True)
     (tmp_path / "demo" / MARKER).touch()
