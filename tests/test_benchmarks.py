@@ -62,6 +62,7 @@ def check(run: Callable[[int, int, str], Report], events: int = EVENTS, runs: in
     return found
 
 
+@pytest.mark.long
 def test_checkpoint_counts_what_a_job_wrote_and_times_snapshots(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -73,6 +74,7 @@ def test_checkpoint_counts_what_a_job_wrote_and_times_snapshots(
     assert set(entry["snapshot"]) == {"500", "5000", "50000"}
 
 
+@pytest.mark.long
 def test_memory_holds_every_key_once_in_index_and_set() -> None:
     found = check(memory.run)
     assert found.forebay["index"]["15000"]["exact"]
@@ -87,6 +89,7 @@ def test_recovery_has_every_event_once_after_its_kills(monkeypatch: pytest.Monke
     assert entry["100000"]["unique"] == 300_000
 
 
+@pytest.mark.long
 def test_query_gets_the_same_answers_from_every_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query, "PEERS", {})
     monkeypatch.setattr(query, "ENGINES", ("polars",))

@@ -228,7 +228,7 @@ class Expected:
         return [*self.names, *([RAW] if self.schema.raw else [])]
 
 
-QUICK = ("amplitude", "github", "typed", "colliding names", "numeric key")
+QUICK = ("amplitude", "github", "typed", "numeric key")
 
 
 @pytest.fixture(
