@@ -54,15 +54,26 @@ class Run:
 
     def until(self, text: str, count: int = 1) -> None:
         """Wait until the workers have done something so often."""
-        deadline = time.monotonic() + LONG_S
-        while self.done.read_text().count(text) < count:
-            assert time.monotonic() < deadline, self.done.read_text() + self.log.read_text()
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.01)
+        until_written(self.done, text, count, self.process)
+
+    def until_said(self, text: str) -> None:
+        """Wait until the supervisor has said something."""
+        until_written(self.log, text, 1, self.process)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(LONG_S)
+
+
+def until_written(
+    file: Path, text: str, count: int = 1, by: subprocess.Popen[bytes] | None = None
+) -> None:
+    """Wait until `file` has a text so often, which nothing tells of; while `by` runs, if given."""
+    deadline = time.monotonic() + LONG_S
+    while file.read_text().count(text) < count:
+        assert time.monotonic() < deadline, file.read_text()
+        assert by is None or by.poll() is None, file.read_text()
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -144,10 +155,7 @@ def test_a_stop_while_the_job_waits_to_start_again_is_no_success(
     end: str, said: str, run: MakeRun
 ) -> None:
     running = run(f"build {end}")
-    deadline = time.monotonic() + LONG_S
-    while "all start again" not in running.log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    running.until_said("all start again")
     assert running.stop() == 1
     told = running.log.read_text()
     assert f"a worker {said}, without a last snapshot; all start again in 1 s" in told
@@ -223,8 +231,7 @@ def test_workers_that_do_not_stop_in_time_are_killed_and_that_is_no_success(
     job = Cluster(tmp_path / "data", 1, module="tests.sham_worker", environment=environment)
 
     def stop() -> None:
-        while "hangs" not in done.read_text():
-            time.sleep(0.01)
+        until_written(done, "hangs")
         job._events.put(None)
 
     threading.Thread(target=stop).start()
