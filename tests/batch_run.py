@@ -26,6 +26,7 @@ from forebay.flows import batch
 from forebay.flows.batch_table import EventTable
 from forebay.storage.base.disk import Disk
 from forebay.storage.formats.boundary import BoundaryWriter
+from forebay.verify.worker import peak_bytes
 
 STEPS = ("sealed", "writing", "written", "checked", "committed")
 STOPPED = "stopped"
@@ -104,4 +105,4 @@ if __name__ == "__main__":
     try:
         main()
     finally:
-        print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+        print("peak", peak_bytes(), flush=True)

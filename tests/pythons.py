@@ -2,11 +2,12 @@
 
 `environment` makes a virtual environment below build/ with what constraints-dev.txt pins and this
 checkout, once for each state of both; a later run takes it as it is. One that was not finished is
-made from nothing again.
+made from nothing again, and of processes that want the same one at once the first makes it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -45,7 +46,13 @@ def interpreter(version: str) -> Path | None:
 
 def environment(version: str, python: Path) -> Path:
     """The Python of a virtual environment of that version that has what the tests need."""
-    venv = BUILD / version
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / f"{version}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _made(BUILD / version, python)
+
+
+def _made(venv: Path, python: Path) -> Path:
     ready, inside = venv / "ready", venv / "bin" / "python"
     wanted = "".join((ROOT / name).read_text() for name in PINS) + str(ROOT)
     if ready.exists() and ready.read_text() == wanted:

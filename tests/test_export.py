@@ -287,13 +287,14 @@ def test_memory_does_not_grow_with_the_rows_of_an_export(tmp_path: Path) -> None
             "b._shaped = wide\n"
             "from forebay.cli.main import main\n"
             "main(sys.argv[1:], standalone_mode=False)\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+            "from forebay.verify.worker import peak_bytes\n"
+            "print(peak_bytes())\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, "export", str(tmp_path / f"{width}.parquet"),
              "--data-dir", str(lane.root)],
             cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
-        used[width] = int(done.stdout.splitlines()[-1]) << 10
+        used[width] = int(done.stdout.splitlines()[-1])
     assert pq.read_metadata(tmp_path / "40.parquet").num_rows == 15_000
     assert used[40] - used[1] < 250 << 20

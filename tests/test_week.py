@@ -52,8 +52,13 @@ PARTITIONS, PER_HOUR, HOURS, PACE_S = 3, 100, DAYS * 24 + 6, 0.1
 LOOK_S, ASK_S = 0.25, 0.1
 COPIES, LATE = 0.05, 0.05
 REACH, DISORDER_MS, LATE_MS = 300, HOUR_MS // 2, 3 * DAY_MS
-REFUSED = ("there is neither: start it again", "expected the job to commit the seal")
-"""What a batch run may say when the job is killed under it."""
+REFUSED = (
+    "there is neither: start it again",
+    "expected the job to commit the seal",
+    "expected a day that is over",
+)
+"""What a batch run may say when the job is killed or started again under it. (The last one: a job
+that runs answers for what it has committed, which may be less than what one has left behind.)"""
 
 
 class Traffic:

@@ -67,11 +67,11 @@ def _die(disk: DyingDisk) -> None:
 def _note(disk: DyingDisk) -> None:
     if path := os.environ.get(NOTES):
         with open(path, "a") as notes:
-            notes.write(f"{Note(_peak_bytes(), disk.orphans, disk.read_back)}\n")
+            notes.write(f"{Note(peak_bytes(), disk.orphans, disk.read_back)}\n")
 
 
-def _peak_bytes() -> int:
-    """Of this program alone: `ru_maxrss` has the supervisor's memory of before the exec as well."""
+def peak_bytes() -> int:
+    """Of this program alone: `ru_maxrss` has its parent's memory of before the exec as well."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
