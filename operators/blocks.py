@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from bytewax.operators import StatefulBatchLogic
@@ -132,12 +132,15 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
             self._notify_at = datetime.now(UTC)
 
     def _start(self, partition: str, committed: PartitionState | None) -> Blocks:
-        self._blocks = self._step.make(partition, committed)
-        self._offers.append(self._blocks.start(now_ms()))
+        step, worker = self._step, self._step.worker
+        blocks = Blocks(step.rules, partition, step.layout, step.disk, worker.cache, committed)
+        self._blocks = blocks
+        worker.partitions.append(blocks)
+        self._offers.append(blocks.start(now_ms()))
         # SUBTLE: only now, for a seal waits for the partitions that have published something: it
         # knows of this one, or this one sees the seal before it takes an event.
-        self._blocks.notice(self._step.worker.boundary.read())
-        return self._blocks
+        blocks.notice(worker.boundary.read())
+        return blocks
 
     @override
     @noted
@@ -262,48 +265,34 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         return offers, self.RETAIN
 
 
+@dataclass
 class BlocksStep:
-    """Builds the logic of each partition; one instance serves all workers of a process."""
+    """Builds the logic of each partition; one instance serves all workers of a process.
 
-    def __init__(
-        self,
-        rules: Rules,
-        layout: Layout,
-        disk: Disk,
-        *,
-        publish_interval_s: float,
-        tick_interval_s: float,
-        cache_bytes: int,
-        retention_ms: int,
-        batch_late_ms: int,
-        redecode: Redecode | None = None,
-    ) -> None:
-        """`cache_bytes` bounds the dedup indexes and keys of one worker. Without `redecode`, replay
-        requests are left alone. Data that waited for the batch layer longer than `batch_late_ms` is
-        warned of."""
-        self.publish_interval_s = publish_interval_s
-        self.tick_interval_s = tick_interval_s
-        self.retention_ms = retention_ms
-        self.batch_late_ms = batch_late_ms
-        self.redecode = redecode
-        self.layout = layout
-        self._rules = rules
-        self.disk = disk
+    `cache_bytes` bounds the dedup indexes and keys of one worker. Without `redecode`, replay
+    requests are left alone. Data that waited for the batch layer longer than `batch_late_ms` is
+    warned of."""
+
+    rules: Rules
+    layout: Layout
+    disk: Disk
+    _: KW_ONLY
+    publish_interval_s: float
+    tick_interval_s: float
+    cache_bytes: int
+    retention_ms: int
+    batch_late_ms: int
+    redecode: Redecode | None = None
+
+    def __post_init__(self) -> None:
         self._worker = PerThread(
-            lambda: _Worker(KeyCache(cache_bytes), watched_boundary(disk, layout))
+            lambda: _Worker(KeyCache(self.cache_bytes), watched_boundary(self.disk, self.layout))
         )
 
     @property
     def worker(self) -> _Worker:
         """What belongs to the worker thread that asks."""
         return self._worker.get()
-
-    def make(self, partition: str, committed: PartitionState | None) -> Blocks:
-        blocks = Blocks(
-            self._rules, partition, self.layout, self.disk, self.worker.cache, committed
-        )
-        self.worker.partitions.append(blocks)
-        return blocks
 
     @noted
     def __call__(self, committed: bytes | None) -> _BlocksLogic:
