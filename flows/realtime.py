@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import BinaryIO
 
 import bytewax.operators as op
@@ -25,7 +24,6 @@ from forebay.operators.blocks import BlocksStep
 from forebay.operators.chunks import ChunksSink
 from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.operators.process import noted, stop_on_signals
-from forebay.operators.redecode import decode_again
 from forebay.operators.routing import hash_partitions, is_hash_partition, repartition, state_key
 from forebay.operators.sources.messages import Messages
 from forebay.storage.base.disk import Disk
@@ -87,7 +85,7 @@ def build(
         retention_ms=settings.retention,
         batch_late_ms=settings.batch_late,
         # What passes a replay may belong to another hash partition than the reject did.
-        redecode=None if settings.hash_partitions else partial(decode_again, decoder),
+        redecode=None if settings.hash_partitions else decoder.decode_again,
     )
     chunks = ChunksSink(
         # A partition that the source no longer has still has blocks to merge.

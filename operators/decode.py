@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from forebay.operators.exact import Exact, Found
 from forebay.operators.json_reader import Reader, misread
 from forebay.operators.sources.messages import I64, Messages
+from forebay.storage.base.times import now_ms
 from forebay.storage.formats.columns import (
     ARROW_TYPES,
     Mask,
@@ -43,6 +44,7 @@ from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, 
 NO_OBJECT = "expected an object"
 CALL_BYTES_MAX = 64 << 20
 """Messages in one call of the reader: keeps text and columns within Arrow's 32-bit offsets."""
+REPLAYED_MAX, FAR_OFF_MS = 5_000, -(2**63)
 INT_DIGITS_MAX = 30
 """More than any integer that a column holds."""
 UPLOAD_MIN_MS = 946_684_800_000
@@ -85,6 +87,28 @@ class Decoder:
             size += more
         return frames + self._decode(held) if held else frames
 
+    def decode_again(self, rejects: pa.RecordBatch) -> list[Frame]:
+        """Frames of each source's rejects, of REPLAYED_MAX messages at most, for a replay; broker
+        times are the first ones. One that is null was further off than any reader takes, and still
+        is. An upload time is in the future or not by the present wall clock."""
+        items = []
+        for source in pc.unique(rejects.column(PARTITION)).to_pylist():
+            mine = rejects.filter(pc.equal(rejects.column(PARTITION), source))
+            for low in range(0, mine.num_rows, REPLAYED_MAX):
+                part = mine.slice(low, REPLAYED_MAX)
+                offsets = part.column(OFFSET).to_numpy()
+                times = part.column("broker_time").cast(pa.int64())
+                item = Messages(
+                    source=source,
+                    values=part.column("message").to_pylist(),
+                    offsets=offsets,
+                    times_ms=times.fill_null(FAR_OFF_MS).to_numpy(),
+                    next_offset=int(offsets[-1]) + 1,
+                    read_ms=now_ms(),
+                )
+                items.append(item)
+        return self.decode(items)
+
     def _decode(self, items: Sequence[Messages]) -> list[Frame]:
         values = list(chain.from_iterable(item.values for item in items))
         messages = pa.array(values, pa.binary())
@@ -110,20 +134,13 @@ class Decoder:
         read = self._reader.read_documents([values[row] for row in documents])
         regions = [(documents[low:high], part) for low, high, part in read]
         regions += [([row], self._reader.read([values[row]])) for row in unclear]
-        parts: list[pa.StructArray] = []
-        order: list[int] = []
-        for rows, part in regions:
-            if part is None:
-                refused += rows
-            else:
-                parts.append(part)
-                order += rows
-        alone = self._read_alone(values, refused, reasons)
+        refused += [row for rows, part in regions if part is None for row in rows]
+        order = [row for rows, part in regions if part is not None for row in rows]
+        columns = [self._read_alone(values, refused, reasons)]
+        if parts := [part for _, part in regions if part is not None]:
+            columns.insert(0, self._reader.take(pa.concat_arrays(parts)))
         positions = pa.array(np.argsort(np.array(order + refused, dtype=np.int64)))
-        if not parts:
-            return [column.take(positions) for column in alone]
-        both = zip(self._reader.take(pa.concat_arrays(parts)), alone, strict=True)
-        return [pa.concat_arrays(pair).take(positions) for pair in both]
+        return [pa.concat_arrays(both).take(positions) for both in zip(*columns, strict=True)]
 
     def _read_alone(
         self, values: list[bytes], rows: list[int], reasons: _Reasons

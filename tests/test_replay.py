@@ -6,7 +6,6 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import forebay
 from forebay.operators.blocks import BlocksStep
 from forebay.operators.decode import DecodeConfig, Decoder
-from forebay.operators.redecode import decode_again
 from forebay.operators.sources.messages import Messages
 from forebay.storage.base import record
 from forebay.storage.base.disk import Disk
@@ -57,7 +55,7 @@ def decoder(bytes_max: int) -> Decoder:
 
 
 def redecode(bytes_max: int) -> Callable[[pa.RecordBatch], list[Frame]]:
-    return partial(decode_again, decoder(bytes_max))
+    return decoder(bytes_max).decode_again
 
 
 def message(key: int, upload_ms: int, *, large: bool = False) -> bytes:
