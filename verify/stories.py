@@ -8,6 +8,7 @@ dies is the machine's to say.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -344,11 +345,8 @@ def _places(trial: Trial) -> set[Place]:
 
 def _at_ms(message: bytes) -> int:
     """The upload time of a message; 0 if it is broken."""
-    try:
-        at_ms = json.loads(message)["at"]
-    except (ValueError, KeyError, TypeError):
-        return 0
-    return at_ms if isinstance(at_ms, int) else 0
+    found = re.search(rb'"at":([0-9]+)', message)
+    return int(found[1]) if found else 0
 
 
 @contextmanager
