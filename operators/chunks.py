@@ -8,7 +8,7 @@ offers again whatever the catalog does not cover. A merge that fails fails the j
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from typing_extensions import override
@@ -22,17 +22,17 @@ from forebay.storage.partition.chunks import Chunks
 from forebay.storage.partition.offer import Offer
 
 
+@dataclass
 class _ChunksPartition(StatefulSinkPartition[Offer, None]):
-    def __init__(self, chunks: Chunks, merger: ThreadPoolExecutor) -> None:
-        self._chunks = chunks
-        self._merger = merger
-        self._running: list[Future[None]] = []
+    chunks: Chunks
+    merger: ThreadPoolExecutor
+    running: list[Future[None]] = field(default_factory=list)
 
     @override
     @noted
     def write_batch(self, values: list[Offer]) -> None:
         for offer in values:
-            self._running.append(self._merger.submit(self._chunks.take, offer, now_ms()))
+            self.running.append(self.merger.submit(self.chunks.take, offer, now_ms()))
         self._check()
 
     @override
@@ -44,7 +44,7 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
     def close(self) -> None:
         """Wait for what is being merged; on a stop or a failure, leave what has not begun to the
         next run."""
-        for future in self._running:
+        for future in self.running:
             if (stopping() or failure()) and future.cancel():
                 continue
             if error := future.exception():
@@ -52,8 +52,8 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
 
     def _check(self) -> None:
         """Raise what a merge raised."""
-        for future in [future for future in self._running if future.done()]:
-            self._running.remove(future)
+        for future in [future for future in self.running if future.done()]:
+            self.running.remove(future)
             future.result()
 
 
@@ -87,7 +87,6 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
         """The engine may build a partition again once it has taken offers: when it loads a snapshot
         of a later epoch than that of the blocks whose offers came. The chunks stay the same."""
         if for_part not in self._chunks:
-            self._chunks[for_part] = Chunks(
-                for_part, self.layout, self.disk, self.blocks_per_chunk, self.grace_ms
-            )
+            how = self.layout, self.disk, self.blocks_per_chunk, self.grace_ms
+            self._chunks[for_part] = Chunks(for_part, *how)
         return _ChunksPartition(self._chunks[for_part], self._merger.get())

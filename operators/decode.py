@@ -146,17 +146,13 @@ class Decoder:
         self, values: list[bytes], rows: list[int], reasons: _Reasons
     ) -> list[pa.Array]:
         """Step 3: the columns of the messages at `rows`, among which the reader refuses some."""
-        documents: list[dict[str, Any]] = []
+        documents: list[object] = []
         for row in rows:
-            document: Any = {}
             try:
-                document = _document(values[row])
+                documents.append(_object(values[row]))
             except ValueError as error:
                 reasons.flag_row("bad json", row, str(error))
-            if not isinstance(document, dict):
-                reasons.flag_row("bad json", row, NO_OBJECT)
-                document = {}
-            documents.append(document)
+                documents.append({})
         columns = []
         for reader, column in zip(self._single, self._columns, strict=True):
             found = [_dig(document, column.path) for document in documents]
@@ -310,19 +306,21 @@ def _replaced(
     return pc.replace_with_mask(column, pa.array(where), values)
 
 
-def _document(message: bytes) -> object:
+def _object(message: bytes) -> dict[str, Any]:
     """A message as orjson reads it, or if that finds a number too large for it, as `json` does:
     such a number is infinite then, and right in no column. Raises ValueError."""
     try:
-        return orjson.loads(message)
-    except orjson.JSONDecodeError as error:
-        if not error.msg.startswith("number is infinity"):
+        document = orjson.loads(message)
+    except orjson.JSONDecodeError as refused:
+        if not refused.msg.startswith("number is infinity"):
             raise
-    try:
-        document = json.loads(message.decode(), parse_int=_parse_int, parse_constant=_refuse)
-        json.dumps(document, ensure_ascii=False).encode()  # which half of a surrogate pair fails
-    except RecursionError as error:
-        raise ValueError(str(error)) from error
+        try:
+            document = json.loads(message.decode(), parse_int=_parse_int, parse_constant=_refuse)
+            json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair fails
+        except RecursionError as error:
+            raise ValueError(str(error)) from error
+    if not isinstance(document, dict):
+        raise ValueError(NO_OBJECT)
     return document
 
 

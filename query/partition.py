@@ -176,12 +176,12 @@ class Partition:
     expired_rows: int = 0
 
     @classmethod
-    def of(cls, disk: Disk, layout: Layout, state: PartitionState, catalog: Catalog) -> Partition:
+    def of(cls, directory: Directory, state: PartitionState, catalog: Catalog) -> Partition:
         """As a catalog that was read after the state has it."""
         counts = catalog.committed(state.runs, state.incarnation)
         hot = tuple(block for block in state.blocks if block.id not in counts.covered)
         rows = counts.handed_off_rows, counts.expired_rows
-        return cls(disk, layout, state, hot, counts.chunks, *rows)
+        return cls(directory.disk, directory.layout, state, hot, counts.chunks, *rows)
 
     def only(self, wanted: Callable[[Chunk | BlockState], bool]) -> Partition:
         """With those blocks and chunks alone."""
@@ -238,22 +238,23 @@ class Partition:
     def cold_rows(self) -> int:
         return sum(chunk.rows for chunk in self.chunks)
 
-    def require_files(self, inside: Inside) -> None:
+    def require_files(self, directory: Directory) -> None:
         """Raise MissingFile if a block log or chunk has gone, Corruption if a link leads out."""
         for log in (*self.reject_logs, *self.drop_logs):
-            inside.require(log.path)
+            directory.require(log.path)
         for path in (*(log.path for log in self.block_logs), *self.chunk_paths):
-            inside.require(path)
+            directory.require(path)
             if not path.is_file():
                 raise MissingFile(f"{path} is missing")
 
 
-class Inside:
-    """What is below a data directory, links followed. Folders are looked at once, so one of these
-    serves one view."""
+class Directory:
+    """A data directory as a reader has it, links followed. Folders are looked at once, so one of
+    these serves one view."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, disk: Disk, root: Path) -> None:
+        self.disk = disk
+        self.layout = Layout(root)
         self._real = root.resolve()
         self._folders: set[Path] = set()
 
@@ -267,21 +268,26 @@ class Inside:
 
     def _look(self, path: Path) -> None:
         if not path.resolve().is_relative_to(self._real):
-            raise Corruption(f"{path}: expected a file below {self._root}, got a link out of it")
+            raise Corruption(
+                f"{path}: expected a file below {self.layout.root}, got a link out of it"
+            )
 
+    def catalog(self, name: str) -> Catalog:
+        """The chunks of a partition."""
+        return read_catalog(self.disk, self.layout.catalog(name), name)
 
-def read_state(disk: Disk, layout: Layout, name: str, inside: Inside) -> PartitionState | None:
-    """What the partition has published, if anything. Raises MissingFile if that is gone though
-    chunks of it are there."""
-    path = layout.manifest(name)
-    inside.require(path)
-    inside.require(layout.catalog(name))
-    state = read_manifest(disk, path)
-    if state is None and read_catalog(disk, layout.catalog(name), name).chunks:
-        raise MissingFile(
-            f"{path}: expected the manifest of a partition that has chunks, none is there; the job"
-            " publishes it again when it is started"
-        )
-    if state is not None and state.partition != name:
-        raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}", 0)
-    return state
+    def state(self, name: str) -> PartitionState | None:
+        """What the partition has published, if anything. Raises MissingFile if that is gone though
+        chunks of it are there."""
+        path = self.layout.manifest(name)
+        self.require(path)
+        self.require(self.layout.catalog(name))
+        state = read_manifest(self.disk, path)
+        if state is None and self.catalog(name).chunks:
+            raise MissingFile(
+                f"{path}: expected the manifest of a partition that has chunks, none is there; the"
+                " job publishes it again when it is started"
+            )
+        if state is not None and state.partition != name:
+            raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}", 0)
+        return state

@@ -265,11 +265,12 @@ def _original(
 def _rejects(
     partitions: Sequence[Partition], key: _Key, paths: Mapping[str, tuple[str, ...]]
 ) -> Iterator[Copy]:
-    search = _Search(key.values, paths)
+    values = key.values
+    texts = [orjson.dumps(value) for value in values.values() if isinstance(value, (str, int))]
     for batch in chain.from_iterable(partition.rejects(ALL) for partition in partitions):
         messages = batch.column(REJECT_SCHEMA.get_field_index("message")).to_pylist()
         for number, message in enumerate(messages):
-            certain = search.finds(message or b"")
+            certain = _has(message or b"", values, texts, paths)
             if certain is not None:
                 row = batch.slice(number, 1).to_pylist()[0]
                 detail = ": ".join(part for part in (row["reason"], row["detail"]) if part)
@@ -278,32 +279,28 @@ def _rejects(
                 )
 
 
-class _Search:
-    """Looks for a key in messages that are no events."""
-
-    def __init__(self, values: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) -> None:
-        self._values = values
-        self._paths = paths
-        self._texts = [
-            orjson.dumps(value) for value in values.values() if isinstance(value, (str, int))
-        ]
-
-    def finds(self, message: bytes) -> bool | None:
-        """Whether the message has the key for certain, False if perhaps, None if not."""
-        as_text = all(text in message for text in self._texts)
-        if not as_text and b"\\" not in message:  # text may be escaped there
+def _has(
+    message: bytes,
+    values: Mapping[str, Any],
+    texts: Sequence[bytes],
+    paths: Mapping[str, tuple[str, ...]],
+) -> bool | None:
+    """Whether the message has the key for certain, False if perhaps, None if not. `texts` are its
+    values as JSON."""
+    as_text = all(text in message for text in texts)
+    if not as_text and b"\\" not in message:  # text may be escaped there
+        return None
+    try:
+        document: object = orjson.loads(message)
+    except orjson.JSONDecodeError:
+        return False if as_text else None
+    certain = True
+    for name, value in values.items():
+        if name not in paths or isinstance(value, datetime):
+            certain = False
+        elif not _same(_at(document, paths[name]), value):
             return None
-        try:
-            document: object = orjson.loads(message)
-        except orjson.JSONDecodeError:
-            return False if as_text else None
-        certain = True
-        for name, value in self._values.items():
-            if name not in self._paths or isinstance(value, datetime):
-                certain = False
-            elif not _same(_at(document, self._paths[name]), value):
-                return None
-        return certain if certain or as_text else None
+    return certain if certain or as_text else None
 
 
 def _at(document: object, path: tuple[str, ...]) -> object:

@@ -15,11 +15,10 @@ import forebay
 from forebay.cli.main import main
 from forebay.query import check as checking
 from forebay.query.check import Fault, Report, check
-from forebay.query.partition import Inside
+from forebay.query.partition import Directory
 from forebay.storage.base import record
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, MissingFile
-from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.rejects import ALL
 from forebay.storage.formats.replay_request import ask
@@ -187,12 +186,10 @@ def test_what_the_job_does_meanwhile_is_no_fault(
     parts = checking._parts
     views = 0
 
-    def overtaken(
-        disk: Disk, layout: Layout, name: str, small: Report, inside: Inside
-    ) -> Iterator[object]:
+    def overtaken(directory: Directory, name: str, small: Report) -> Iterator[object]:
         nonlocal views
         views += 1
-        found = list(parts(disk, layout, name, small, inside))
+        found = list(parts(directory, name, small))
         if views == 1:
             partition.append(event(100, 100, 60_000), event(101, 101, 61_000))
             partition.merge()
