@@ -8,7 +8,7 @@ is kept: drop logs are bounded, and a batch layer without a table is not asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
@@ -130,17 +130,21 @@ def explain(
     late_table = {
         p.folder: {*map(_in_block, p.hot), *map(_in_chunk, p.chunk_paths)} for p in view.late
     }
-    kept: dict[Path, list[Copy]] = {}
-    for partition in view.partitions:
-        kept[partition.folder] = []
-        for where, row in _stored(partition, wanted):
-            below = covered_until is not None and row[UPLOAD_TIME] < covered_until
-            taken = below and where not in late_table.get(partition.folder, ())
-            kept[partition.folder].append(_event(where, row, late, handed_off=taken))
-    copies = [event for events in kept.values() for event in events]
-    here = {(event.partition, event.offset) for event in copies}
+
+    def event(where: str, row: Mapping[str, Any], late_table: Collection[str] = ()) -> Copy:
+        below = covered_until is not None and row[UPLOAD_TIME] < covered_until
+        taken = where == TABLE or (below and where not in late_table)
+        place = _place(row)
+        return Copy("event", *place, row[UPLOAD_TIME], where, place in late, handed_off=taken)
+
+    kept = {
+        p.folder: [event(*one, late_table.get(p.folder, ())) for one in _stored(p, wanted)]
+        for p in view.partitions
+    }
+    copies = list(chain.from_iterable(kept.values()))
+    here = {(copy.partition, copy.offset) for copy in copies}
     rows = [] if table is None else wanted.rows(table.select(wanted.columns))
-    gone = [_event(TABLE, row, late, handed_off=True) for row in rows if _place(row) not in here]
+    gone = [event(TABLE, row) for row in rows if _place(row) not in here]
     copies += gone
     for partition in view.partitions:
         sources = partition.state.next_offsets
@@ -207,13 +211,6 @@ def _drops(partition: Partition, key: _Key) -> Iterator[dict[str, Any]]:
 
 def _place(row: Mapping[str, Any]) -> tuple[str, int]:
     return row[PARTITION], row[OFFSET]
-
-
-def _event(
-    where: str, row: Mapping[str, Any], late: set[tuple[str, int]], *, handed_off: bool
-) -> Copy:
-    was_late = _place(row) in late
-    return Copy("event", *_place(row), row[UPLOAD_TIME], where, was_late, handed_off)
 
 
 def _dropped(

@@ -154,20 +154,20 @@ class Trial:
 
     def dies(self, death: Death, workers: int | None = None) -> None:
         """A run that must die so."""
-        self._expect(self.run(death, workers), -SIGKILL, str(death))
+        self._expect(self.run(death, workers), -SIGKILL, death)
 
     def may_die(self, death: Death, workers: int | None = None) -> bool:
         """A run that dies so, unless its input ends before; whether it died."""
         code = self.run(death, workers)
         if code:
-            self._expect(code, -SIGKILL, str(death))
+            self._expect(code, -SIGKILL, death)
         return code != 0
 
     def ends(self, workers: int | None = None) -> None:
         """A run to the end of the input."""
         self._expect(self.run(None, workers), 0, "the end of the input")
 
-    def _expect(self, code: int, expected: int, what: str) -> None:
+    def _expect(self, code: int, expected: int, what: object) -> None:
         if code != expected:
             raise Failure(f"expected {what}, the job ended with {code}:\n{self.told()}")
 
