@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -118,23 +119,21 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
         self._content.close()
 
 
+@dataclass
 class FileSource(FixedPartitionedSource[Messages, Position | None]):
-    """The files that are there when the job starts."""
+    """The files that are there when the job starts. `gone` are partitions read before whose files
+    are there no more."""
 
-    def __init__(
-        self,
-        config: FilesConfig,
-        partitions: Mapping[PartitionKey, Path],
-        gone: Sequence[str] = (),
-    ) -> None:
-        """`gone` are partitions read before whose files are there no more."""
-        self._config = config
-        self._gone = gone
-        self._paths = {key.name: path for key, path in partitions.items()}
+    config: FilesConfig
+    partitions: Mapping[PartitionKey, Path]
+    gone: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self._paths = {key.name: path for key, path in self.partitions.items()}
 
     @override
     def list_parts(self) -> list[str]:
-        return sorted({*self._paths, *self._gone})
+        return sorted({*self._paths, *self.gone})
 
     @override
     @noted
@@ -145,8 +144,7 @@ class FileSource(FixedPartitionedSource[Messages, Position | None]):
         try:
             if for_part in self._paths:
                 content = Content(self._paths[for_part])
-                rows = self._config.batch_rows
-                return _FilePartition(for_part, content, rows, resume_state)
+                return _FilePartition(for_part, content, self.config.batch_rows, resume_state)
         except FileNotFoundError:
             pass  # since the files were listed
         except ForebayError as error:

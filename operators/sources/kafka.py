@@ -136,11 +136,7 @@ class _Reader:
     """One consumer and the queues of the partitions it feeds. One worker thread uses it."""
 
     def __init__(
-        self,
-        config: KafkaConfig,
-        id: str | None,
-        partitions: int,
-        grown: Callable[[int], None],
+        self, config: KafkaConfig, id: str | None, partitions: int, grown: Callable[[int], None]
     ) -> None:
         """`partitions` are as many as the topic is known to have; all else as for KafkaSource."""
         self.config = config

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from confluent_kafka import (
@@ -27,12 +28,7 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import (
-    AdminClient,
-    ListOffsetsResultInfo,
-    OffsetSpec,
-    TopicDescription,
-)
+from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription
 
 from forebay.operators.process import stopping, wait
 from forebay.storage.base.errors import BadInput
@@ -122,10 +118,10 @@ class Broker:
         """An answer, or a KafkaException, within METADATA_TIMEOUT_S."""
         self._client.poll(0)  # else what it has to say of a broker that is away piles up
         topic = self.config.topic
-        answer: Future[TopicDescription] = self._client.describe_topics(
+        asked = self._client.describe_topics(
             TopicCollection([topic]), request_timeout=METADATA_TIMEOUT_S
-        )[topic]
-        return answer
+        )
+        return asked[topic]
 
     def topic(self, known: str | None, partitions_min: int) -> Found | None:
         """The topic as it is now; waits for the broker, for the topic, and, if it is the `known`
@@ -144,16 +140,13 @@ class Broker:
     def offset(self, number: int, end: End) -> int | None:
         """Where a partition begins or ends now; waits for the broker. None if asked to stop."""
         place = TopicPartition(self.config.topic, number)
-
-        def ask() -> Future[ListOffsetsResultInfo]:
-            asked: Future[ListOffsetsResultInfo] = self._client.list_offsets(
-                {place: getattr(OffsetSpec, end)()},
-                isolation_level=self.config.isolation,
-                request_timeout=METADATA_TIMEOUT_S,
-            )[place]
-            return asked
-
-        answer = self._answer(ask)
+        ask = partial(
+            self._client.list_offsets,
+            {place: getattr(OffsetSpec, end)()},
+            isolation_level=self.config.isolation,
+            request_timeout=METADATA_TIMEOUT_S,
+        )
+        answer = self._answer(lambda: ask()[place])
         return None if answer is None else int(answer.offset)
 
     def _answer(self, ask: Callable[[], Future[T]]) -> T | None:
