@@ -53,9 +53,9 @@ class Log:
         """A reader at the beginning of the file."""
         return LogReader(self.disk, self.path.parent, self.path.name)
 
-    def groups(self, columns: Sequence[str] | None = None) -> Iterator[list[pa.RecordBatch]]:
-        """Its record batches (with these columns only), some LOG_BYTES of the file at a time.
-        Raises MissingFile or Corruption."""
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Its rows (with these columns only), some LOG_BYTES of the file at a time. Raises
+        MissingFile or Corruption."""
         reader = self.open()
         try:
             found = reader.follow(self.extent, torn_ok=self.torn_ok)
@@ -67,15 +67,15 @@ class Log:
         for span, message in found:
             held.append((span, message))
             if span.end - held[0][0].start >= LOG_BYTES:
-                yield reader.decode(held, columns)
+                yield pa.Table.from_batches(reader.decode(held, columns))
                 held = []
         if held:
-            yield reader.decode(held, columns)
+            yield pa.Table.from_batches(reader.decode(held, columns))
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The same, one by one."""
-        for group in self.groups(columns):
-            yield from group
+        """The same, in batches as they were written."""
+        for table in self.tables(columns):
+            yield from table.to_batches()
 
     def faults(self) -> Iterator[Corruption]:
         """Yields or raises what is wrong with any of its bytes; raises MissingFile."""

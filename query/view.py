@@ -14,7 +14,7 @@ No locks, and nothing is written: the job never knows. A view's files stay for t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -115,12 +115,7 @@ class View:
         """All that may have events of the late table: they came after their time was sealed, and
         the boundary has passed them, but no batch layer took them."""
         until_ms = self.covered_until_ms
-        return [
-            partition.only(partial(_came_late, node.boundary, until_ms))
-            for node in self.nodes
-            for partition in node.partitions
-            if node.boundary is not None and until_ms is not None
-        ]
+        return [] if until_ms is None else self._such(partial(_came_late, until_ms))
 
     @property
     def sealed_until_ms(self) -> int | None:
@@ -131,8 +126,12 @@ class View:
     @property
     def sealed(self) -> list[Partition]:
         """All that may have events which the newest seal is about to hand over."""
+        return self._such(_about_to_go)
+
+    def _such(self, wanted: Callable[[Boundary, Placed], bool]) -> list[Partition]:
+        """All, with those blocks and chunks alone that are wanted at their node's boundary."""
         return [
-            partition.only(partial(_about_to_go, node.boundary or Boundary()))
+            partition.only(partial(wanted, node.boundary or Boundary()))
             for node in self.nodes
             for partition in node.partitions
         ]
@@ -171,7 +170,7 @@ class View:
             raise BadInput(str(error)) from error
 
 
-def _came_late(boundary: Boundary, until_ms: int, part: Placed) -> bool:
+def _came_late(until_ms: int, boundary: Boundary, part: Placed) -> bool:
     return boundary.in_late_table(part) and part.first_ms < until_ms
 
 

@@ -184,9 +184,8 @@ def _stored(partition: Partition, key: _Key) -> Iterator[tuple[str, dict[str, An
     statistics leave room for it."""
     for block in partition.hot:
         logs = partition.logs_of(block)
-        for group in chain.from_iterable(log.groups(key.columns) for log in logs):
-            found = key.rows(pl.DataFrame(pa.Table.from_batches(group)))
-            yield from ((_in_block(block), row) for row in found)
+        for table in chain.from_iterable(log.tables(key.columns) for log in logs):
+            yield from ((_in_block(block), row) for row in key.rows(pl.DataFrame(table)))
     if partition.chunks:
         fields = (*SYSTEM_FIELDS, *(one for one in key.row.schema if one.name not in _PLACE))
         chunks = scan_chunks(partition.chunk_paths, polars_schema(pa.schema(fields)), "_file")

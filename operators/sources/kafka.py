@@ -159,7 +159,7 @@ class _Reader:
     def add(self, number: int, next_offset: int) -> _Queue:
         """Begin to read a partition."""
         queue = self._queues[number] = _Queue(number, next_offset)
-        self._assign(number, next_offset)
+        self._consumer.incremental_assign([self._place(number, next_offset)])
         self._users += 1
         return queue
 
@@ -280,13 +280,14 @@ class _Reader:
                 ' are gone; set kafka.on_gap to "skip" to go on and have them counted'
             )
         if at < low:
+            gone = low - at
             log.error(
-                "%s: skipping %d messages that are gone, offsets %d to %d", where, low - at, at, low
+                "%s: skipping %d messages that are gone, offsets %d to %d", where, gone, at, low
             )
-            queue.skipped += low - at
+            queue.skipped += gone
             self.put(queue.number, Piece.end(low, self._read_s))
         self._consumer.incremental_unassign([self._place(queue.number)])
-        self._assign(queue.number, queue.next_offset)
+        self._consumer.incremental_assign([self._place(queue.number, queue.next_offset)])
 
     def _commit(self) -> None:
         self._commit_due = time.monotonic() + COMMIT_EVERY_S
@@ -296,12 +297,8 @@ class _Reader:
             try:
                 self._consumer.commit(offsets=places, asynchronous=True)
             except KafkaException as error:
-                log.warning(
-                    "kafka %s: progress not shown to lag tools: %s", self.config.group, error
-                )
-
-    def _assign(self, number: int, at: int) -> None:
-        self._consumer.incremental_assign([self._place(number, at)])
+                told = "kafka %s: progress not shown to lag tools: %s"
+                log.warning(told, self.config.group, error)
 
     def _place(self, number: int, at: int = OFFSET_END) -> TopicPartition:
         return TopicPartition(self.config.topic, number, at)
@@ -324,9 +321,8 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         if stopping():
             raise StopIteration
         queue, reader = self._queue, self._reader
-        if (
-            queue.rows < reader.config.batch_rows + POLL_MESSAGES
-        ):  # the next ones become sure meanwhile
+        # What comes next becomes sure while this batch waits.
+        if queue.rows < reader.config.batch_rows + POLL_MESSAGES:
             reader.poll()
         pieces = reader.take(queue)
         now = time.monotonic()
