@@ -48,9 +48,13 @@ class _HotLog:
                 )
         known = self._columns.get(OFFSET)
         rows = 0 if known is None else min(extent.rows, len(known[1]))
-        columns = [self._columns[name][1].head(rows) for name in schema if name in self._columns]
-        frame = pl.DataFrame(columns, height=rows)
-        return frame.match_to_schema(schema, missing_columns="insert")
+        columns = [
+            self._columns[name][1].head(rows)
+            if name in self._columns
+            else pl.Series(name, [None], dtype).new_from_index(0, rows)
+            for name, dtype in schema.items()
+        ]
+        return pl.DataFrame(columns, height=rows)
 
     def _decode(self, names: list[str]) -> None:
         """Decode what is new of these columns."""

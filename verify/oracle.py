@@ -150,8 +150,7 @@ def judge(
             if event is None:
                 continue
             del rejects[offset]
-            row, at_ms = event
-            key = tuple(v for name, v in zip(columns, row, strict=True) if name in key_columns)
+            row, key, at_ms = event
             if oracle.admit(("", offset), key, at_ms, row):
                 events[offset] = row
     oracle.rejects = len(rejects)
@@ -165,8 +164,8 @@ def _event(
     now_ms: int,
     columns: Mapping[str, str],
     key_columns: Sequence[str],
-) -> tuple[Row, int] | None:
-    """Its values and upload time, or None for a reject."""
+) -> tuple[Row, Key, int] | None:
+    """Its values, its key and upload time, or None for a reject."""
     if len(message) > bytes_max:
         return None
     try:
@@ -179,12 +178,12 @@ def _event(
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    keys = [value for name, value in zip(columns, row, strict=True) if name in key_columns]
-    if any(value in (None, "") for value in keys):
+    key = tuple(v for name, v in zip(columns, row, strict=True) if name in key_columns)
+    if any(value in (None, "") for value in key):
         return None
     if not (isinstance(at_ms, int) and FIRST_MS <= at_ms <= now_ms + FUTURE_SKEW_MS):
         return None
-    return row, at_ms
+    return row, key, at_ms
 
 
 def _in_row(value: object, kind: str, in_key: bool) -> Value:
