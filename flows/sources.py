@@ -19,12 +19,7 @@ from forebay.operators.sources.folder import FilesConfig, file_partitions
 from forebay.operators.sources.input_files import FileSource
 from forebay.operators.sources.kafka import KafkaSource
 from forebay.operators.sources.messages import Messages
-from forebay.operators.sources.topic import (
-    Broker,
-    Found,
-    partition_key,
-    require_same_topic,
-)
+from forebay.operators.sources.topic import Broker, Found, partition_key, require_same_topic
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout, PartitionKey
