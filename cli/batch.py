@@ -125,13 +125,11 @@ def run(day: datetime | None, catch_up: bool, as_json: bool, roots: list[Path]) 
     if (day is None) != catch_up:
         raise BadInput("batch run: expected either --day or --catch-up")
     try:
-        from forebay.flows.batch import BatchConfig, missing_days, run_day
+        from forebay.flows.batch import missing_days, run_day
     except ModuleNotFoundError as error:
         raise BadInput(
             f"batch run: expected the packages of forebay[batch], {error.name} is not installed"
         ) from error
-    batch = settings().batch
-    config = BatchConfig(batch.table, dict(batch.catalog), int(batch.memory))
     days = missing_days(roots) if day is None else [day.date()]
     for one in days:
         with _progress(quiet=as_json) as bar:
@@ -140,7 +138,7 @@ def run(day: datetime | None, catch_up: bool, as_json: bool, roots: list[Path]) 
             def show_rows(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)  # noqa: B023
 
-            report = run_day(roots, config, one, show_rows)
+            report = run_day(roots, settings().batch, one, show_rows)
         if as_json:
             click.echo(orjson.dumps(report))
             continue

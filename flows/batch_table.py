@@ -20,20 +20,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pyarrow as pa
+from pyiceberg import exceptions
 from pyiceberg.catalog import load_catalog
-from pyiceberg.exceptions import (
-    CommitFailedException,
-    NamespaceAlreadyExistsError,
-    NoSuchPropertyException,
-    NoSuchTableError,
-    NotInstalledError,
-    ResolveError,
-    RESTError,
-    TableAlreadyExistsError,
-    ValidationError,
-    ValidationException,
-    WaitingForLockException,
-)
 from pyiceberg.manifest import ManifestEntryStatus
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
@@ -53,23 +41,23 @@ RETRIES = "commit.retry.num-retries"
 BOUNDS = "write.metadata.metrics"
 TRIES, PAUSE_S = 6, 0.05
 NOT_NOW = (
-    CommitFailedException,
-    RESTError,
-    WaitingForLockException,
+    exceptions.CommitFailedException,
+    exceptions.RESTError,
+    exceptions.WaitingForLockException,
     SQLAlchemyError,
-    TableAlreadyExistsError,
-    NamespaceAlreadyExistsError,
+    exceptions.TableAlreadyExistsError,
+    exceptions.NamespaceAlreadyExistsError,
     OSError,
 )
 """What a catalog, or the file system below, raises when others are at work or an answer is lost."""
 REFUSED = (
     ValueError,
     NotImplementedError,
-    NoSuchPropertyException,
-    NotInstalledError,
-    ResolveError,
-    ValidationError,
-    ValidationException,
+    exceptions.NoSuchPropertyException,
+    exceptions.NotInstalledError,
+    exceptions.ResolveError,
+    exceptions.ValidationError,
+    exceptions.ValidationException,
 )
 """What pyiceberg raises for what can't be done, however often it is tried."""
 
@@ -194,7 +182,7 @@ class EventTable:
     def _load_or_make(self, schema: pa.Schema) -> Table:
         try:
             return self._catalog.load_table(self._name)
-        except NoSuchTableError:
+        except exceptions.NoSuchTableError:
             if self._handed_over is not None:
                 raise BadInput(
                     f"table {self._name}: expected it in the catalog, for the last handoff named"
@@ -209,7 +197,8 @@ class EventTable:
         """The columns of events as a table with these names them: where a declared column has our
         name for `_partition`, that stays as it is, unless the table has ours already."""
         if SOURCE_PARTITION not in schema.names:
-            return _renamed(schema)
+            own = {PARTITION: SOURCE_PARTITION}
+            return pa.schema([field.with_name(own.get(field.name, field.name)) for field in schema])
         if SOURCE_PARTITION in columns and PARTITION not in columns:
             raise BadInput(
                 f"table {self._name}: expected no declared column {SOURCE_PARTITION}, for it has"
@@ -267,10 +256,6 @@ def attempts() -> Iterator[int]:
 def _one_line(error: Exception) -> str:
     """As it is reported: SQLAlchemy adds its statements in more."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _renamed(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([f.with_name(SOURCE_PARTITION) if f.name == PARTITION else f for f in schema])
 
 
 def _bounds(schema: pa.Schema) -> dict[str, str]:

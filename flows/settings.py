@@ -330,7 +330,7 @@ def shown(settings: Settings) -> dict[str, Any]:
 
 def _unknown_variables() -> list[str]:
     """A fault for each variable that is meant for Forebay, but sets nothing."""
-    top = {"CONFIG", *map(str.upper, _names(()))}
+    top = ["CONFIG", *map(str.upper, _names(()))]
     inner = (f"{name}__{one}".upper() for name in _names(()) for one in _names((name,)))
     known, found = [*top, *inner], []
     for name in sorted(name for name in os.environ if name.startswith(ENV_PREFIX)):
