@@ -4,7 +4,7 @@ may be a secret.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from pydantic_core import ErrorDetails
 
@@ -12,7 +12,8 @@ from forebay.flows.secrets import HIDDEN, masked
 from forebay.storage.base.text import did_you_mean, plain, shortened
 
 CAME_CHARACTERS = 120
-Known = Callable[[tuple[str, ...]], Iterable[str]]
+Names = Mapping[str, Collection[str]]
+"""The names that each section has; those outside of one below ""."""
 NAMED = "named"
 """Type of an error of which the context has the name that it belongs to."""
 
@@ -38,19 +39,19 @@ _EXPECTED = {
 """What each kind of error of pydantic's expects; its context fills the braces."""
 
 
-def faults(errors: Iterable[ErrorDetails], known: Known, columns: object) -> list[str]:
-    """A sentence for each error. `known` gives the names that a section has; `columns` is what was
-    declared as columns, whose entries are named by it."""
-    found = [_fault(error, known, columns) for error in errors]
+def faults(errors: Iterable[ErrorDetails], names: Names, columns: object) -> list[str]:
+    """A sentence for each error. `columns` is what was declared as columns, whose entries are named
+    by it."""
+    found = [_fault(error, names, columns) for error in errors]
     return list(dict.fromkeys(found))  # a value that may be one of several types is one fault
 
 
-def sections_with(name: str, known: Known) -> list[str]:
+def sections_with(name: str, names: Names) -> list[str]:
     """The sections that have such a name, which may have been given without its section."""
-    return [section for section in ("files", "kafka", "batch") if name in known((section,))]
+    return [section for section in ("files", "kafka", "batch") if name in names[section]]
 
 
-def _fault(error: ErrorDetails, known: Known, columns: object) -> str:
+def _fault(error: ErrorDetails, names: Names, columns: object) -> str:
     place = tuple(map(str, error["loc"]))
     passed_through = place[:2] == ("kafka", "librdkafka") and len(place) > 2
     name = ".".join(place[:3] if passed_through else place)
@@ -58,8 +59,8 @@ def _fault(error: ErrorDetails, known: Known, columns: object) -> str:
     name = plain(f"{name}{_column(error['loc'], columns)}")
     if error["type"] == "extra_forbidden":
         where = f"of [{'.'.join(place[:-1])}]" if place[:-1] else "of the settings"
-        near = did_you_mean(place[-1], known(place[:-1]))
-        if len(place) == 1 and (sections := sections_with(place[0], known)):
+        near = did_you_mean(place[-1], names.get(place[0] if place[1:] else "", ()))
+        if len(place) == 1 and (sections := sections_with(place[0], names)):
             near = f"; it belongs below [{sections[0]}]"
         return f"{name}: expected one {where}, got an unknown name{plain(near)}"
     expected = "text, a number or a boolean" if passed_through else _expected(error, place)

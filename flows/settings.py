@@ -9,7 +9,7 @@ whole milliseconds; sizes are bytes, or text such as "512MiB".
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -269,7 +269,7 @@ def load(**overrides: Any) -> Settings:
         settings = Settings(**overrides)
         found += _span_faults(settings)
     except ValidationError as error:
-        found += faults(error.errors(), _names, declared("columns", ()))
+        found += faults(error.errors(), _names(), declared("columns", ()))
     except BadInput as error:
         found += [] if str(error).startswith(f"{named}: ") and found else [str(error)]
     if found:
@@ -289,15 +289,12 @@ def _span_faults(settings: Settings) -> list[str]:
     ]
 
 
-def _names(section: tuple[str, ...]) -> Iterable[str]:
-    """The names that a section has."""
-    fields = {field.alias or name: field for name, field in Settings.model_fields.items()}
-    if not section:
-        return fields
-    if section[0] == "columns":
-        return ColumnSettings.model_fields
-    default = fields[section[0]].default if section[0] in fields else None
-    return type(default).model_fields if isinstance(default, BaseModel) else ()
+def _names() -> dict[str, Collection[str]]:
+    """The names that each section has; those outside of one below ""."""
+    fields = {field.alias or name: field.default for name, field in Settings.model_fields.items()}
+    sections = {name: one for name, one in fields.items() if isinstance(one, BaseModel)}
+    inner = {name: type(one).model_fields for name, one in sections.items()}
+    return {"": fields, "columns": ColumnSettings.model_fields, **inner}
 
 
 def declared(name: str, default: Any) -> Any:
@@ -330,14 +327,15 @@ def shown(settings: Settings) -> dict[str, Any]:
 
 def _unknown_variables() -> list[str]:
     """A fault for each variable that is meant for Forebay, but sets nothing."""
-    top = ["CONFIG", *map(str.upper, _names(()))]
-    inner = (f"{name}__{one}".upper() for name in _names(()) for one in _names((name,)))
-    known, found = [*top, *inner], []
+    names = _names()
+    top = ["CONFIG", *map(str.upper, names[""])]
+    inner = [f"{one}__{name}".upper() for one in names if one for name in names[one]]
+    found = []
     for name in sorted(name for name in os.environ if name.startswith(ENV_PREFIX)):
         text = name.removeprefix(ENV_PREFIX)
         if text.split("__")[0] not in top:
-            near = did_you_mean(text, known)
-            for section in sections_with(text.casefold(), _names):
+            near = did_you_mean(text, [*top, *inner])
+            for section in sections_with(text.casefold(), names):
                 near = f"; did you mean '{section.upper()}__{text}'?"
             near = near.replace("mean '", f"mean '{ENV_PREFIX}")
             found.append(plain(f"{name}: expected one of the settings, got an unknown name{near}"))
