@@ -1,8 +1,8 @@
 """A seeded load: events as an Amplitude export has them, and what an exact reader must count.
 
 A load is made in slices, so its size never decides its memory. For each slice: arrivals, sorted,
-each with a device and with an upload time a little or far behind; the messages (a head of fixed
-width, filled as a byte matrix, and two texts from pools); copies of runs of a partition's recent
+each with a device and with an upload time a little or far behind; the messages (joined of columns,
+two of which are texts from pools); copies of runs of a partition's recent
 messages, kept to be redelivered later; broken lines. What always holds:
 
 - The same spec gives the same bytes.
@@ -23,6 +23,7 @@ import bisect
 import heapq
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -32,9 +33,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Ints = npt.NDArray[np.int64]
-Text = npt.NDArray[np.uint8]
 
 DEVICES_MAX = 100_000
 BATCH_MIN, BATCH_MAX = 20, 500
@@ -113,34 +114,20 @@ _PLACES = (
 _ODDS = np.cumsum(1 / np.arange(1, len(EVENT_TYPES) + 1))
 _PLATFORMS = (("Web", "chrome"), ("Web", "safari"), ("iOS", "ios"), ("Android", "android"))
 _MEMO = b',"data":{"memo":"%b"}}'
-_WIDTHS = {"$insert_id": 36, "device_id": 36, "event_time": 26, "server_upload_time": 26}
-# A message's first fields with blank values, and where each value lies.
-HEAD = "".join(f'"{name}":"{"":{width}}",' for name, width in _WIDTHS.items()).encode()
-HEAD = b'{%b"session_id":%13b,' % (HEAD, b"")
-VALUES = {
-    name: slice(at := HEAD.index(f'"{name}"'.encode()) + len(f'"{name}":"'), at + width)
-    for name, width in _WIDTHS.items()
-}
-SESSION = slice(len(HEAD) - 14, len(HEAD) - 1)
 
 
-def _uuids(rng: np.random.Generator, count: int) -> Text:
-    """Random (version 4) UUIDs as text, one a row of 36 bytes."""
+def _uuids(rng: np.random.Generator, count: int) -> pa.Array:
+    """Random (version 4) UUIDs as text."""
     raw = np.frombuffer(rng.bytes(16 * count), np.uint8).reshape(count, 16).copy()
     raw[:, 6] = raw[:, 6] & 0x0F | 0x40
     raw[:, 8] = raw[:, 8] & 0x3F | 0x80
     digits = np.frombuffer(raw.tobytes().hex().encode(), np.uint8).reshape(count, 32)
-    return np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1)
+    return pa.array(np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1).view("S36").ravel())
 
 
-def _texts(values: pa.Array, width: int) -> Text:
-    """Values as text, one a row of `width` bytes, which each of them takes."""
-    return np.frombuffer(values.cast(pa.string()).buffers()[2], np.uint8).reshape(-1, width)
-
-
-def _clock(times_us: Ints) -> Text:
-    """Times as "YYYY-MM-DD hh:mm:ss.ffffff", one a row of 26 bytes."""
-    return _texts(pa.array(times_us, pa.timestamp("us")), 26)
+def _clock(times_us: Ints) -> pa.Array:
+    """Times as "YYYY-MM-DD hh:mm:ss.ffffff"."""
+    return pa.array(times_us, pa.timestamp("us")).cast(pa.string()).cast(pa.binary())
 
 
 class _Devices:
@@ -152,11 +139,12 @@ class _Devices:
         self.partition = rng.integers(0, spec.partitions, self.count)
         self.session_phase_ms = rng.integers(0, SESSION_MS, self.count)
         profiles = [self._profile(r) for _ in range(1024)]
-        self.texts = [
+        texts = [
             b'"user_id":%b,"amplitude_id":%d,%b'
             % (b'"u%d"' % (n // 2) if n % 4 else b"null", number, profiles[n % 1024])
             for n, number in enumerate(rng.integers(10**7, 10**8, self.count).tolist())
         ]
+        self.texts = pa.array(texts)
 
     @staticmethod
     def _profile(r: random.Random) -> bytes:
@@ -174,12 +162,11 @@ class _Devices:
         return np.minimum(ranks.astype(np.int64), self.count - 1)
 
 
-def _change(message: bytes, name: str, value: bytes | None) -> bytes:
-    """The message with another value for a text field of its head, or without the field."""
-    at = VALUES[name]
-    if value is None:
-        return message[: at.start - len(f'"{name}":"')] + message[at.stop + len('",') :]
-    return message[: at.start] + value + message[at.stop :]
+def _change(message: bytes, name: bytes, value: bytes | None) -> bytes:
+    """The message with another value for one of its first texts, or without the field."""
+    field = b'"%b":"' % name
+    instead = b"" if value is None else b'%b%b",' % (field, value)
+    return re.sub(re.escape(field) + b'[^"]*",', lambda _: instead, message, count=1)
 
 
 _NO_TIMES = (
@@ -192,10 +179,10 @@ _GARBAGE = (b"GET /%x HTTP/1.1", b"<html>502 Bad Gateway %x</html>", b"\x00\x01\
 BROKEN_KINDS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "truncated": lambda m, r: m[: r.randrange(1, len(m))],
     "not an object": lambda m, r: r.choice(_NO_OBJECTS).replace(b"%b", m),
-    "without key": lambda m, r: _change(m, r.choice(("$insert_id", "device_id")), None),
-    "without upload time": lambda m, r: _change(m, "server_upload_time", None),
-    "absurd upload time": lambda m, r: _change(m, "server_upload_time", r.choice(_NO_TIMES)),
-    "invalid utf-8": lambda m, r: _change(m, "device_id", r.choice(_NOT_UTF8)),
+    "without key": lambda m, r: _change(m, r.choice((b"$insert_id", b"device_id")), None),
+    "without upload time": lambda m, r: _change(m, b"server_upload_time", None),
+    "absurd upload time": lambda m, r: _change(m, b"server_upload_time", r.choice(_NO_TIMES)),
+    "invalid utf-8": lambda m, r: _change(m, b"device_id", r.choice(_NOT_UTF8)),
     "garbage": lambda m, r: r.choice(_GARBAGE) % r.getrandbits(64),
 }
 
@@ -240,12 +227,13 @@ class Load:
         self._random = random.Random(spec.seed)
         self._devices = _Devices(spec, rng, self._random)
         self._variants = min(2048, 64 + spec.events // 100)
-        self._deeds = [
+        deeds = [
             b',"event_id":%d,"event_type":"%b","event_properties":%b'
             % (self._random.randrange(1, 5000), name.encode(), orjson.dumps(draw(self._random)))
             for name, draw in EVENT_TYPES.items()
             for _ in range(self._variants)
         ]
+        self._deeds = pa.array(deeds)
         self._lanes = [_Lane() for _ in range(spec.partitions)]
         self._done = self._put_by = self._broken = self._bytes = 0
         # Due time, number, partition, messages; the number keeps equal times in order.
@@ -325,25 +313,26 @@ class Load:
         rng, count = self._rng, len(devices)
         events_us = uploads - rng.exponential(5_000_000, count).astype(np.int64)
         phases_ms = self._devices.session_phase_ms[devices]
-        heads = np.empty((count, len(HEAD)), np.uint8)
-        heads[:] = np.frombuffer(HEAD, np.uint8)
-        heads[:, VALUES["$insert_id"]] = _uuids(rng, count)
-        heads[:, VALUES["device_id"]] = self._devices.ids[devices]
-        heads[:, VALUES["event_time"]] = _clock(events_us)
-        heads[:, VALUES["server_upload_time"]] = _clock(uploads)
         sessions_ms = (events_us // 1000 - phases_ms) // SESSION_MS * SESSION_MS + phases_ms
-        heads[:, SESSION] = _texts(pa.array(sessions_ms), 13)
+        ids = _uuids(rng, count)
         ends, memos = [b"}"] * count, self._memos
         if memos:
             starts = rng.integers(0, len(memos) // 2, count).tolist()
             sizes = rng.integers(0, 2 * self._memo_mean + 1, count).tolist()
             ends = [_MEMO % memos[at : at + n] for at, n in zip(starts, sizes, strict=True)]
-        device_texts = map(self._devices.texts.__getitem__, devices.tolist())
         types = np.searchsorted(_ODDS, _ODDS[-1] * rng.random(count))
         deeds = types * self._variants + rng.integers(0, self._variants, count)
-        deed_texts = map(self._deeds.__getitem__, deeds.tolist())
-        rows = heads.view(f"S{len(HEAD)}").ravel().tolist()
-        return list(map(b"".join, zip(rows, device_texts, deed_texts, ends, strict=True)))
+        columns = (
+            b'{"$insert_id":"', ids,
+            b'","device_id":"', self._devices.ids.take(pa.array(devices)),
+            b'","event_time":"', _clock(events_us),
+            b'","server_upload_time":"', _clock(uploads),
+            b'","session_id":', pa.array(sessions_ms).cast(pa.string()).cast(pa.binary()), b",",
+            self._devices.texts.take(pa.array(devices)), self._deeds.take(pa.array(deeds)),
+            pa.array(ends, pa.binary()), b"",
+        )  # fmt: skip
+        messages: list[bytes] = pc.binary_join_element_wise(*columns).to_pylist()
+        return messages
 
     def _batch_size(self) -> int:
         """How many messages the next batch has; the last one takes what is left."""

@@ -21,14 +21,13 @@ import zstandard
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from forebay.cli.load import VALUES
-
 PARTITIONS = 4
 SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 ASK_S = 1.0
 BROKER_TIMEOUT_S = 10.0
 DELIVERY_TIMEOUT_S = 60.0
 _BROKER = re.compile(r"\s*(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::\d{1,5})?\s*\Z")
+_DEVICE = re.compile(rb'\{"\$insert_id":"[^"]{36}","device_id":"([^"]{36})"')
 _TOPIC = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._-]{1,249}\Z")
 
 
@@ -205,6 +204,5 @@ class _Topic:
 
 def device_of(message: bytes) -> bytes | None:
     """The device id of a message of a load; None if it is too broken to tell."""
-    at = VALUES["device_id"]
-    opened = message[: at.start].endswith(b'"device_id":"')
-    return message[at] if opened and message[at.stop : at.stop + 1] == b'"' else None
+    found = _DEVICE.match(message)
+    return found[1] if found else None
