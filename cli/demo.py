@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,27 +186,23 @@ def _run(job: _Job, log: Path, progress: Progress) -> None:
     """Run, kill half-way (unless it is faster than that), run to the end."""
     task = progress.add_task(f"ingesting {job.name}", total=job.messages)
     started_s = time.monotonic()
-
-    def taken() -> int:
-        count = _taken(job.data)
-        progress.update(task, completed=count)
-        return count
-
     process = job.start(log)
     try:
-        _wait(process, lambda: taken() >= job.kill_at)
-        if process.poll() is None:
-            _kill(process)
-            job.killed = True
-            progress.console.print(f"SIGKILL at {taken():,} of {job.messages:,} messages; again")
-            process = job.start(log)
-            _wait(process, lambda: taken() < 0)
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_S)
+            taken = _taken(job.data)
+            progress.update(task, completed=taken)
+            if taken >= job.kill_at and not job.killed and process.poll() is None:
+                _kill(process)
+                job.killed = True
+                progress.console.print(f"SIGKILL at {taken:,} of {job.messages:,} messages; again")
+                process = job.start(log)
     finally:
         _kill(process)
     if process.returncode:
         tail = log.read_text(errors="replace")[-2000:]
         raise click.ClickException(f"the job ended with {process.returncode}:\n{tail}")
-    taken()
     job.seconds = time.monotonic() - started_s
 
 
@@ -216,14 +211,6 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
-    """Until `reached`, or the process ends; between two looks it is the process that is awaited."""
-    while not reached():
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(POLL_S)
-            return
 
 
 def _taken(data: Path) -> int:
