@@ -45,12 +45,11 @@ def config() -> None:
 )  # fmt: skip
 def check(connect: bool) -> None:
     """Report every fault at once: the name, what was expected, what came."""
-    faults = []
+    faults, settings = [], None
     try:
         settings = load()
     except BadInput as error:
-        faults += str(error).splitlines()
-        settings = None
+        faults = str(error).splitlines()
     faults += _source_faults(settings)
     faults += [] if settings is None else _data_faults(settings)
     if faults:
@@ -59,8 +58,11 @@ def check(connect: bool) -> None:
         from forebay.cli.connect import ask
 
         ask(settings, click.echo)
-    for note in _notes(settings):
-        click.echo(f"note: {note}")
+    if settings is not None and DAY_MS % settings.block_span:
+        click.echo(
+            f"note: block_span: {duration_text(settings.block_span)} does not divide a day, so only"
+            " some days can be handed over; it is fixed for the life of this data directory"
+        )
     click.echo(f"{_checked()}: no faults")
 
 
@@ -72,16 +74,6 @@ def _checked() -> str:
     if file.is_file():
         return f"{file} and the environment ({own})"
     return f"defaults and the environment ({own}); there is no file at {file.absolute()}"
-
-
-def _notes(settings: Settings | None) -> list[str]:
-    """What works, but perhaps not as was meant."""
-    if settings is None or DAY_MS % settings.block_span == 0:
-        return []
-    return [
-        f"block_span: {duration_text(settings.block_span)} does not divide a day, so only some days"
-        " can be handed over; it is fixed for the life of this data directory"
-    ]
 
 
 def _source_faults(settings: Settings | None) -> list[str]:
