@@ -1,7 +1,5 @@
 """`forebay batch`: handing over to a batch layer, step by step or with the one that comes along."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`forebay config`: what the settings are, and what is wrong with them."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

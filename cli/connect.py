@@ -4,8 +4,6 @@ Nothing is changed by it: no topic is created, no offset is committed, nothing i
 question has a bounded time, and only a few messages are read.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import time

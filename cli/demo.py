@@ -8,8 +8,6 @@ The folder it works in is its own: another is refused, and only what an earlier 
 deleted. The jobs have settings of their own, whatever forebay.toml or the environment say.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import os

@@ -1,7 +1,5 @@
 """Whether the job can run here: its engine, bytewax, has wheels up to Python 3.12 only."""
 
-from __future__ import annotations
-
 import sys
 from importlib.util import find_spec
 

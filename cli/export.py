@@ -8,8 +8,6 @@ that is not UTF-8 has U+FFFD for what can't be read. Times are in UTC; NaN and t
 null in NDJSON, as JSON has none.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path

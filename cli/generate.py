@@ -12,8 +12,6 @@ offset is its line number from 0. In Kafka, a message's key is its device id; a 
 to have one has no key.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from pathlib import Path

@@ -17,8 +17,6 @@ ones; late are accepted events that lie the dedup window or more behind stream t
 the broken lines. Bytes leave out line breaks.
 """
 
-from __future__ import annotations
-
 import bisect
 import heapq
 import math

@@ -4,8 +4,6 @@
 the settings; each is known to be one then.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime

@@ -5,8 +5,6 @@ nothing of an earlier run is overwritten. A broker is asked for a bounded time, 
 so that Ctrl-C is heard within a second.
 """
 
-from __future__ import annotations
-
 import gzip
 import re
 import time

@@ -1,7 +1,5 @@
 """`forebay rejects`: the messages that could not become events, and another try for them."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

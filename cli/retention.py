@@ -1,7 +1,5 @@
 """`forebay retention`: what is kept on disk, what would be deleted now, and why."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path

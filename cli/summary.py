@@ -1,7 +1,5 @@
 """The summary of a job that has ended: what its data holds now, and why messages are rejects."""
 
-from __future__ import annotations
-
 from itertools import chain, islice
 from pathlib import Path
 

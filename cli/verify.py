@@ -1,7 +1,5 @@
 """`forebay verify`: runs every crash story against the installed build; prints what came of it."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

@@ -14,8 +14,6 @@ Steps, each safe to repeat after a crash:
 Memory holds one slice of SLICE_ROWS rows or SLICE_BYTES, or one interval if that has more.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack

@@ -9,8 +9,6 @@ Columns are those of events, but for `_partition` (see `query.iceberg`). Only co
 times have bounds in the table: pyiceberg can't round up a text that ends in U+D7FF.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

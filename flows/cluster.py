@@ -16,8 +16,6 @@ What always holds:
 - The file `ended` is there when the last run committed all that it published, and no job runs.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -2,8 +2,6 @@
 may be a secret.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 
 from pydantic_core import ErrorDetails

@@ -3,8 +3,6 @@
 Knows nothing of the engine: `forebay config check` asks the broker with it too.
 """
 
-from __future__ import annotations
-
 from forebay.flows.settings import Settings
 from forebay.operators.sources.topic import KafkaConfig
 

@@ -9,8 +9,6 @@ then, and never before. A file without a note is not ours, and stays; so does wh
 ours, and a note, as long as a file that it lists can't be deleted.
 """
 
-from __future__ import annotations
-
 import os
 import uuid
 from collections.abc import Callable, Container

@@ -7,8 +7,6 @@
 Step ids and state keys name the state in the recovery store: they never change.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence

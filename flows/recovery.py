@@ -4,8 +4,6 @@ Opening it is enough to spoil it for a job that runs, so the data directory's lo
 job holds that, and its workers those of the partitions: they show whether one runs.
 """
 
-from __future__ import annotations
-
 import errno
 import shutil
 import time

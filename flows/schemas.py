@@ -4,8 +4,6 @@ Sources of the fields: the vendors' documentation of their exports and, for GitH
 A name in SQL is the source's own in snake case, without `$`. What is not declared stays in `raw`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import cast
 

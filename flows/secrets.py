@@ -5,8 +5,6 @@ the values of names that are known to be harmless are shown; so a secret under a
 misspelt stays hidden too. User, password and query of a URL are hidden wherever it stands.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from functools import partial

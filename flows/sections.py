@@ -3,8 +3,6 @@
 A value is checked as far as it can be without the others: brokers, topic, paths, names of columns.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal

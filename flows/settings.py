@@ -6,8 +6,6 @@ Times are text such as "500ms", "90s", "10m", "1h" (a bare number counts seconds
 whole milliseconds; sizes are bytes, or text such as "512MiB".
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection
 from dataclasses import replace

@@ -2,8 +2,6 @@
 it is known from then on, in `DATA/sources` and `DATA/topics`.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence

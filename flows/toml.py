@@ -1,7 +1,5 @@
 """forebay.toml as a mapping, or one line that says where it is not TOML."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path

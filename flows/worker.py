@@ -9,8 +9,6 @@ INCOMPLETE the input ended, but some of it could not be read; PERMANENT an error
 would meet again; 1 another error; else what the engine makes of the loss of a peer.
 """
 
-from __future__ import annotations
-
 import errno
 import gc
 import logging
