@@ -80,7 +80,18 @@ def show(as_json: bool, roots: list[Path]) -> None:
         "late_events": int(late["events"].sum()),
         "table": view.table,
     }
-    nodes = {str(node.root): _history(node.boundary or Boundary()) for node in view.nodes}
+    nodes = {
+        str(node.root): [
+            {
+                "number": one.number,
+                "covered_until": utc_text(one.covered_until_ms),
+                "at": utc_text(one.at_ms),
+                "table": one.table,
+            }
+            for one in (node.boundary or Boundary()).history
+        ]
+        for node in view.nodes
+    }
     if as_json:
         histories = [{"node": node, "history": history} for node, history in nodes.items()]
         echo_json({**found, "nodes": histories})
@@ -158,18 +169,6 @@ def _progress(*, quiet: bool) -> Progress:
 def _late_by_day(store: query.Store) -> pl.DataFrame:
     day = pl.col(UPLOAD_TIME).dt.date().alias("day")
     return store.late().group_by(day).agg(pl.len().alias("events")).sort("day").collect()
-
-
-def _history(found: Boundary) -> list[dict[str, object]]:
-    return [
-        {
-            "number": one.number,
-            "covered_until": utc_text(one.covered_until_ms),
-            "at": utc_text(one.at_ms),
-            "table": one.table,
-        }
-        for one in found.history
-    ]
 
 
 def _text(ms: int | None) -> str | None:

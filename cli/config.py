@@ -61,17 +61,13 @@ def check(connect: bool) -> None:
             f"note: block_span: {duration_text(settings.block_span)} does not divide a day, so only"
             " some days can be handed over; it is fixed for the life of this data directory"
         )
-    click.echo(f"{_checked()}: no faults")
-
-
-def _checked() -> str:
-    """Where the settings come from."""
     file = config_file()
     variables = ", ".join(sorted(name for name in os.environ if name.startswith(ENV_PREFIX)))
-    own = plain(variables) if variables else f"no {ENV_PREFIX}*"
+    own = f"the environment ({plain(variables) if variables else f'no {ENV_PREFIX}*'})"
     if file.is_file():
-        return f"{file} and the environment ({own})"
-    return f"defaults and the environment ({own}); there is no file at {file.absolute()}"
+        click.echo(f"{file} and {own}: no faults")
+    else:
+        click.echo(f"defaults and {own}; there is no file at {file.absolute()}: no faults")
 
 
 def _source_faults(settings: Settings | None) -> list[str]:

@@ -48,22 +48,18 @@ def export(file: Path, table: str, force: bool, roots: list[Path]) -> None:
     if target.suffix not in WRITERS:
         raise BadInput(f"export: expected a folder or {', '.join(WRITERS)}; got {file.name!r}")
     with new_file(target, force=force) as temporary:
-        rows = _export(store, table, temporary, target.suffix)
+        for tries in range(1, TRIES + 1):
+            try:
+                reader = store.stream(table)
+                rows = write_rows(temporary, target.suffix, reader.schema, reader)
+                break
+            except MissingFile as error:
+                if tries == TRIES:
+                    raise MissingFile(
+                        f"export: expected files to stay while they are written, after {TRIES}"
+                        f" tries: {error}; a longer grace keeps them longer"
+                    ) from error
     click.echo(f"{rows:,} rows of {table} in {target}")
-
-
-def _export(store: query.Store, table: str, path: Path, suffix: str) -> int:
-    """How many rows were written."""
-    for _ in range(TRIES):
-        try:
-            reader = store.stream(table)
-            return write_rows(path, suffix, reader.schema, reader)
-        except MissingFile as error:
-            failure = error
-    raise MissingFile(
-        f"export: expected files to stay while they are written, after {TRIES} tries: {failure};"
-        " a longer grace keeps them longer"
-    ) from failure
 
 
 def write_rows(

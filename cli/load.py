@@ -25,7 +25,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -38,13 +38,13 @@ Ints = npt.NDArray[np.int64]
 DEVICES_MAX = 100_000
 BATCH_MIN, BATCH_MAX = 20, 500
 LAG_MAX_MS, SESSION_MS = 2 * 3_600_000, 30 * 60_000
-_ISO = "%Y-%m-%dT%H:%M:%SZ"
 COUNTS = ("messages", "accepted", "duplicates", "rejects", "late")
 
 
 @dataclass(frozen=True)
 class LoadSpec:
-    """What a load is to be. Raises ValueError that names every fault.
+    """What a load is to be, with the bounds of each value (session ids have 13 digits, and good
+    upload times lie between the years 2000 and 2200). Raises ValueError that names every fault.
 
     Shares: `duplicates` and `broken` of all messages, `late` of `events` (the unique, good ones).
     `bytes`: mean size of a message; padded up to it, never cut below what the fields need.
@@ -52,26 +52,26 @@ class LoadSpec:
     `slice_events`: more is faster, fewer lets a paced sender send more often.
     """
 
-    events: int
-    partitions: int = 4
-    seed: int = 0
-    start_ms: int = 1_714_521_600_000
-    span_ms: int = 3_600_000
-    duplicates: float = 0.02
-    late: float = 0.01
-    broken: float = 0.002
-    disorder_ms: int = 2_000
-    window_ms: int = 600_000
-    bytes: int = 440
-    redeliver_ms: int = 180_000
-    slice_events: int = 50_000
+    events: Annotated[int, 0, 10**15]
+    partitions: Annotated[int, 1, 10**5] = 4
+    seed: Annotated[int, 0, 2**63] = 0
+    bytes: Annotated[int, 1, 10**6] = 440
+    start_ms: Annotated[int, 11 * 10**11, 4 * 10**12] = 1_714_521_600_000
+    span_ms: Annotated[int, 1, 3 * 10**12] = 3_600_000
+    window_ms: Annotated[int, 1, 10**10] = 600_000
+    duplicates: Annotated[float, 0, 0.6] = 0.02
+    broken: Annotated[float, 0, 0.4] = 0.002
+    late: Annotated[float, 0, 0.2] = 0.01
+    disorder_ms: Annotated[int, 0, 10**10] = 2_000
+    redeliver_ms: Annotated[int, 0, 10**12] = 180_000
+    slice_events: Annotated[int, 1, 10**6] = 50_000
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name}: expected {least} to {most}, got {getattr(self, name)}"
-            for name, (least, most) in _BOUNDS.items()
-            if not least <= getattr(self, name) <= most
-        ]
+        faults = []
+        for name, hint in get_type_hints(LoadSpec, include_extras=True).items():
+            (least, most), value = hint.__metadata__, getattr(self, name)
+            if not least <= value <= most:
+                faults.append(f"{name}: expected {least} to {most}, got {value}")
         if faults:
             raise ValueError("; ".join(faults))
 
@@ -79,14 +79,6 @@ class LoadSpec:
         """How many of all messages `share` is once `done` unique events are out."""
         return round(share * done / (1 - self.duplicates - self.broken))
 
-
-# Session ids have 13 digits, and good upload times lie between the years 2000 and 2200.
-_BOUNDS = {
-    "events": (0, 10**15), "partitions": (1, 10**5), "seed": (0, 2**63), "bytes": (1, 10**6),
-    "start_ms": (11 * 10**11, 4 * 10**12), "span_ms": (1, 3 * 10**12), "window_ms": (1, 10**10),
-    "duplicates": (0, 0.6), "broken": (0, 0.4), "late": (0, 0.2), "disorder_ms": (0, 10**10),
-    "redeliver_ms": (0, 10**12), "slice_events": (1, 10**6),
-}  # fmt: skip
 
 _PHRASES = ("red shoes", "café près de moi", "usb-c", "東京 ホテル", "träd", "gift \\ card", "🎿")
 # In order of how often they occur: the k-th type's odds are 1 / k.

@@ -167,7 +167,12 @@ class _Topic:
     def send(self, parts: list[list[bytes]]) -> None:
         for number, messages in enumerate(parts):
             for message in messages:
-                self._queue(number, message)
+                while True:
+                    try:
+                        self.producer.produce(self._name, message, device_of(message), number)
+                        break
+                    except BufferError:  # a message that fails makes room as well
+                        self.producer.poll(0.1)
             self.producer.poll(0)
             self._check()
 
@@ -183,16 +188,6 @@ class _Topic:
         if self._failures:
             self.producer.purge()
             raise self.error(f"every message to be acknowledged, got: {self._failures[0]}")
-
-    def _queue(self, partition: int, message: bytes) -> None:
-        """Waits for room. A message that fails makes room as well, so this ends."""
-        while True:
-            try:
-                self.producer.produce(self._name, message, device_of(message), partition)
-            except BufferError:
-                self.producer.poll(0.1)
-            else:
-                return
 
     def _failed(self, error: KafkaError) -> None:
         """Why the broker can't be reached, which a question that timed out does not say."""

@@ -103,7 +103,12 @@ def missing_days(roots: Sequence[Path]) -> list[date]:
     with Handoff(roots) as handoff:
         reach_ms, covered = handoff.reach_ms(), _covered_ms(handoff.batches)
         begun = _begun(handoff.batches)
-    first_ms = min(begun) - DAY_MS if begun else _first_ms(roots) if covered is None else covered
+    first_ms = min(begun) - DAY_MS if begun else covered
+    if first_ms is None:
+        view = query.open(*roots).view()
+        hot = [part.first_ms for partition in view.partitions for part in partition.hot]
+        cold = [part.first_ms for partition in view.partitions for part in partition.chunks]
+        first_ms = min([*hot, *cold], default=None)
     if reach_ms is None or first_ms is None:
         return []
     first, end = first_ms // DAY_MS, reach_ms // DAY_MS
@@ -349,15 +354,6 @@ def _begun(batches: list[Boundary]) -> list[int]:
         for batch in batches
         if batch.seal and batch.seal.until_ms % DAY_MS == 0 and not batch.complete
     ]
-
-
-def _first_ms(roots: Sequence[Path]) -> int | None:
-    """The earliest upload time that the nodes have."""
-    firsts: list[int] = []
-    for partition in query.open(*roots).view().partitions:
-        firsts += [one.first_ms for one in partition.hot]
-        firsts += [one.first_ms for one in partition.chunks]
-    return min(firsts, default=None)
 
 
 def _day_ms(day: date) -> int:

@@ -265,7 +265,14 @@ def load(**overrides: Any) -> Settings:
         found.append(f"{ENV_PREFIX}CONFIG: expected a file, got {plain(repr(named))}")
     try:
         settings = Settings(**overrides)
-        found += _span_faults(settings)
+        span_ms = settings.block_span
+        # With another span `batch run` could hand over few days only. It is fixed for the life of
+        # the data, so data that was made with one is still read.
+        if DAY_MS % span_ms and not Layout(settings.data_dir).partitions():
+            found.append(
+                "block_span: expected a time that divides a day, such as 1m, 5m or 1h, for days are"
+                f" handed over whole; got {duration_text(span_ms)!r}"
+            )
     except ValidationError as error:
         found += faults(error.errors(), _names(), declared("columns", ()))
     except BadInput as error:
@@ -273,18 +280,6 @@ def load(**overrides: Any) -> Settings:
     if found:
         raise BadInput("\n".join(found))
     return settings
-
-
-def _span_faults(settings: Settings) -> list[str]:
-    """A block span that does not divide a day would let `batch run` hand over few days only. It is
-    fixed for the life of the data, so data that was made with one is still read."""
-    span_ms = settings.block_span
-    if DAY_MS % span_ms == 0 or Layout(settings.data_dir).partitions():
-        return []
-    return [
-        "block_span: expected a time that divides a day, such as 1m, 5m or 1h, for days are handed"
-        f" over whole; got {duration_text(span_ms)!r}"
-    ]
 
 
 def _names() -> dict[str, Collection[str]]:

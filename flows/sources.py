@@ -5,7 +5,6 @@ it is known from then on, in `DATA/sources` and `DATA/topics`.
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bytewax.inputs import FixedPartitionedSource
@@ -65,24 +64,20 @@ def _files(settings: Settings, layout: Layout, disk: Disk) -> Opened:
     for key, path in paths.items():
         if key.name not in before:
             content = head(path)
-            _warn_of_copy(path, content, before)
             wanted[key.name] = Source(head=Head.of(content))
+            # Deduplication goes on within a partition, and each file is one.
+            same = [name for name, one in before.items() if one.head and one.head.begins(content)]
+            if same:
+                log.warning(
+                    "file %s begins as the file of partition %s did: if it is the same one,"
+                    " renamed, copied or compressed, each of its events is kept once more, unless"
+                    " hash_partitions is set",
+                    path,
+                    same[0],
+                )
     known = claim_sources(disk, layout, wanted)
     gone = sorted(set(known) - {key.name for key in paths})
     return FileSource(config, paths, gone), sorted(paths)
-
-
-def _warn_of_copy(path: Path, content: bytes, known: Mapping[str, Source]) -> None:
-    """A file that was renamed, copied or compressed is a partition of its own, and deduplication
-    goes on within a partition."""
-    same = [name for name, one in known.items() if one.head and one.head.begins(content)]
-    if same:
-        log.warning(
-            "file %s begins as the file of partition %s did: if it is the same one, renamed, copied"
-            " or compressed, each of its events is kept once more, unless hash_partitions is set",
-            path,
-            same[0],
-        )
 
 
 def _kafka(
