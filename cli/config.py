@@ -11,7 +11,6 @@ from pydantic.fields import FieldInfo
 
 from forebay.cli.options import json_option
 from forebay.cli.output import echo_json
-from forebay.flows.kafka_settings import kafka_config
 from forebay.flows.secrets import HIDDEN, masked, shown_property
 from forebay.flows.sections import DAY_MS, duration_ms, duration_text
 from forebay.flows.settings import (
@@ -74,7 +73,7 @@ def _source_faults(settings: Settings | None) -> list[str]:
     """What is wrong with the source itself, as far as can be known without it."""
     if settings is not None and settings.source == "kafka":
         try:
-            Consumer(kafka_config(settings).consumer()).close()
+            Consumer(settings.kafka_config.consumer()).close()
         except KafkaException as error:
             reported = _reported(settings, error)
             return [f"kafka.librdkafka: expected properties that it takes, got: {reported}"]

@@ -16,7 +16,6 @@ from typing import cast
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from forebay.flows.kafka_settings import kafka_config
 from forebay.flows.secrets import masked
 from forebay.flows.settings import Settings
 from forebay.operators.decode import DecodeConfig, Decoder
@@ -87,7 +86,7 @@ def _topic(settings: Settings, report: Report) -> Sample:
     errors: list[KafkaError] = []
     silent = logging.Logger("forebay.connect", level=logging.CRITICAL + 1)
     own = {"error_cb": errors.append, "logger": silent}
-    consumer = Consumer({**kafka_config(settings).consumer(), **own})
+    consumer = Consumer({**settings.kafka_config.consumer(), **own})
     try:
         # All topics: to ask for one by name might create it.
         topics = consumer.list_topics(timeout=ANSWER_S).topics

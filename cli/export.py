@@ -9,7 +9,7 @@ null in NDJSON, as JSON has none.
 """
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,6 @@ BINARY = (pa.binary(), pa.large_binary())
 
 LINES = 4096
 """Rows that are held as text, or as Python's objects."""
-
-Writer = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], None]
 
 
 @click.command()
@@ -128,6 +126,4 @@ def readable(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-WRITERS: dict[str, Writer] = {
-    ".parquet": _parquet, ".ndjson": _ndjson, ".jsonl": _ndjson, ".csv": _csv,
-}  # fmt: skip
+WRITERS = {".parquet": _parquet, ".ndjson": _ndjson, ".jsonl": _ndjson, ".csv": _csv}

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ByteSize, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -47,6 +47,9 @@ from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import did_you_mean, plain
 from forebay.storage.formats.schema import UPLOAD_TIME, Column, Schema, path_faults
+
+if TYPE_CHECKING:
+    from forebay.operators.sources.topic import KafkaConfig
 
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"
@@ -246,6 +249,16 @@ class Settings(Section, BaseSettings):
             self.volatile or preset.volatile,
             preset.roles,
         )
+
+    @property
+    def kafka_config(self) -> "KafkaConfig":
+        """What they say of Kafka, as the source takes it."""
+        from forebay.operators.sources.topic import (
+            KafkaConfig,
+        )  # where it is needed, for it is slow
+
+        own = self.kafka.model_dump(exclude={"linger"})
+        return KafkaConfig(**own, batch_rows=self.batch_rows, linger_s=self.kafka.linger / 1000)
 
 
 def _preset(name: str) -> Preset:

@@ -9,7 +9,6 @@ from typing import Any
 
 from bytewax.inputs import FixedPartitionedSource
 
-from forebay.flows.kafka_settings import kafka_config
 from forebay.flows.settings import Settings
 from forebay.operators.sources.content import head
 from forebay.operators.sources.folder import FilesConfig, file_partitions
@@ -83,7 +82,7 @@ def _files(settings: Settings, layout: Layout, disk: Disk) -> Opened:
 def _kafka(
     settings: Settings, layout: Layout, disk: Disk, restart: Callable[[], None] | None
 ) -> Opened:
-    config, path = kafka_config(settings), layout.topic(settings.kafka.topic)
+    config, path = settings.kafka_config, layout.topic(settings.kafka.topic)
     kept, known = read_topic(disk, path), read_sources(disk, layout)
     before = sum(name.startswith(f"{config.topic}-") for name in known)
     found = Broker(config).topic(kept.id if kept else None, before)
