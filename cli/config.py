@@ -2,17 +2,18 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 import orjson
 from confluent_kafka import Consumer, KafkaException
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from forebay.cli.options import json_option
 from forebay.cli.output import echo_json
 from forebay.flows.secrets import HIDDEN, masked, shown_property
-from forebay.flows.sections import DAY_MS, duration_ms, duration_text
+from forebay.flows.sections import DAY_MS, duration_text
 from forebay.flows.settings import (
     ENV_PREFIX,
     NO_SOURCE,
@@ -138,20 +139,23 @@ def show(as_json: bool) -> None:
     if as_json:
         echo_json(values)
         return
-    fields = Settings.model_fields.items()
-    sections = [one for one in fields if isinstance(one[1].default, BaseModel)]
-    for name, field in [one for one in fields if one not in sections]:
-        _line(field.alias or name, values[field.alias or name], field)
-    for name, field in sections:
+    defaults = Settings.model_construct().model_dump(mode="json", by_alias=True)
+    fields = {field.alias or name: field for name, field in Settings.model_fields.items()}
+    sections = {n: type(f.default) for n, f in fields.items() if isinstance(f.default, BaseModel)}
+    for name in [name for name in fields if name not in sections]:
+        _line(name, fields[name], values, defaults)
+    for name, section in sections.items():
         click.echo(f"[{name}]")
-        for inner, inner_field in type(field.default).model_fields.items():
-            _line(inner, values[name][inner], inner_field)
+        for inner, field in section.model_fields.items():
+            _line(inner, field, values[name], defaults[name])
 
 
-def _line(name: str, value: object, field: FieldInfo) -> None:
+def _line(name: str, field: FieldInfo, values: dict[str, Any], defaults: dict[str, Any]) -> None:
     if field.description:
-        click.echo(click.style(f"# {field.description}{_default(field)}", dim=True))
-    click.echo(f"{name} = {_toml(value)}\n")
+        default = defaults[name]
+        known = "" if default in ("", []) else f" [default: {_toml(default)}]"
+        click.echo(click.style(f"# {field.description}{known}", dim=True))
+    click.echo(f"{name} = {_toml(values[name])}\n")
 
 
 def _toml(value: object) -> str:
@@ -160,13 +164,3 @@ def _toml(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return orjson.dumps(value).decode()
-
-
-def _default(field: FieldInfo) -> str:
-    """The default as it would be written; nothing where it is empty."""
-    default = field.get_default(call_default_factory=True)
-    if any(isinstance(one, BeforeValidator) and one.func is duration_ms for one in field.metadata):
-        default = duration_text(default)
-    if isinstance(default, Path):
-        default = str(default)
-    return "" if default in ("", ()) else f" [default: {_toml(default)}]"

@@ -222,17 +222,15 @@ def _taken(data: Path) -> int:
 
 def _differences(job: _Job) -> list[str]:
     """Every total that is not the oracle's."""
-    partitions = job.store.partitions()
-    totals = {name: int(partitions[name].sum()) for name in job.expected}
+    totals = job.store.partitions().select(pl.col(*job.expected).sum()).row(0, named=True)
     faults = [
-        f"{job.name}: expected {name} {job.expected[name]}, got {totals[name]}"
-        for name in job.expected
-        if totals[name] != job.expected[name]
+        f"{job.name}: expected {name} {count}, got {totals[name]}"
+        for name, count in job.expected.items()
+        if totals[name] != count
     ]
-    key = ("_partition", "_offset")
-    counted = job.store.scan().select(pl.len(), pl.struct(key).n_unique().alias("unique")).collect()
+    key, accepted = pl.struct("_partition", "_offset"), job.expected["accepted"]
+    counted = job.store.scan().select(pl.len(), key.n_unique().alias("unique")).collect()
     rows, unique = counted.row(0)
-    accepted = job.expected["accepted"]
     if rows != accepted or unique != accepted:
         faults.append(
             f"{job.name}: expected {accepted} events, a query finds {rows}, {unique} of them unique"

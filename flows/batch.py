@@ -145,7 +145,7 @@ class _Run:
              for field in view.schema]
         )  # fmt: skip
         self._names = schema.names
-        self._table = EventTable(config.table, config.catalog, self._folder, schema, view.table)
+        self._table = EventTable(config, self._folder, schema, view.table)
 
     @property
     def metadata(self) -> str:

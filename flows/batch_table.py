@@ -27,6 +27,7 @@ from pyiceberg.transforms import DayTransform
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from forebay.flows.sections import BatchSettings
 from forebay.query.iceberg import SOURCE_PARTITION
 from forebay.storage.base.errors import BadInput, Corruption, ForebayError
 from forebay.storage.formats.schema import PARTITION, UPLOAD_TIME
@@ -77,25 +78,21 @@ class Landed:
 
 
 class EventTable:
-    """The table `name`, NAMESPACE.NAME, in the catalog of these properties; without any, in a
-    SQLite catalog in `folder`. Made if there is none, unless a handoff named one (`handed_over`).
+    """The table that is configured, without a catalog in a SQLite one in `folder`. Made if there is
+    none, unless a handoff named one (`handed_over`).
 
     Raises BadInput if it can't be opened, or can't have the columns of events, `schema`.
     """
 
     def __init__(
-        self,
-        name: str,
-        catalog: Mapping[str, str],
-        folder: Path,
-        schema: pa.Schema,
-        handed_over: str | None,
+        self, config: BatchSettings, folder: Path, schema: pa.Schema, handed_over: str | None
     ) -> None:
-        self._name = name
+        self._name = config.table
         self._handed_over = handed_over
         self._refused = NOT_SHOWN
+        catalog = config.catalog or own_catalog(folder)
         with self._told():
-            self.table = self._tried(lambda: self._open(catalog or own_catalog(folder), schema))
+            self.table = self._tried(lambda: self._open(catalog, schema))
 
     @property
     def head(self) -> int | None:
