@@ -17,7 +17,7 @@ Memory holds one slice of SLICE_ROWS rows or SLICE_BYTES, or one interval if tha
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -65,12 +65,8 @@ class DayReport:
     outcome: Outcome
 
 
-@dataclass(frozen=True)
-class _Written:
-    """Files that no table names yet, and the properties of the snapshot that is to add them."""
-
-    note: Note
-    properties: dict[str, str]
+Result = tuple[Mapping[str, str], Outcome]
+"""The properties of the snapshot that has a day's rows, and how it came to be."""
 
 
 def run_day(
@@ -91,11 +87,13 @@ def run_day(
             raise BadInput(f"batch: expected a day that is over, got {day}, with {reached}")
         batches = handoff.seal(end_ms)
         run = _Run([Path(root) for root in roots], config, batches)
-        report = run.write(day, progress)
+        properties, outcome = run.write(progress)
         # What is handed over is deleted here some time later: no power loss may take it there.
         os.sync()
         done = handoff.complete(now_ms(), late=True, table=run.metadata)
-        return replace(report, number=max(batch.number for batch in done))
+        number = max(batch.number for batch in done)
+        rows, duplicates, late = (int(properties.get(one, 0)) for one in (ROWS, DUPLICATES, LATE))
+        return DayReport(day, number, rows, duplicates, late, outcome)
 
 
 def missing_days(roots: Sequence[Path]) -> list[date]:
@@ -152,33 +150,34 @@ class _Run:
         """The metadata file of the table as it was last seen."""
         return self._table.table.metadata_location
 
-    def write(self, day: date, progress: Progress) -> DayReport:
+    def write(self, progress: Progress) -> Result:
         """Have all rows in the table once: written now, or by another run of this seal.
 
         What was written is added only to the table that it was compared with. If another has
         changed that meanwhile, it is compared and written again.
         """
-        landed, written, head = self._table.landed(self._seal), None, self._table.head
+        landed, head = self._table.landed(self._seal), self._table.head
+        own: Note | None = None
         if landed is None and self._was_completed:
-            return self._report(day, {}, "completed before")
+            return {}, "completed before"
         for _ in attempts():
             if landed is not None:
                 break
-            if written is not None and head != self._table.head:
-                written.note.drop(self._table.delete)
-                written = None
-            if written is None:
-                written, head = self._write(progress), self._table.head
-            if not written.note.files:
-                written.note.drop(self._table.delete)
-                return self._report(day, written.properties, "written")
-            self._table.append(written.note.files, self._seal, written.properties)
+            if own and head != self._table.head:
+                own.drop(self._table.delete)
+                own = None
+            if own is None:
+                (own, properties), head = self._write(progress), self._table.head
+            if not own.files:
+                own.drop(self._table.delete)
+                return properties, "written"
+            self._table.append(own.files, self._seal, properties)
             landed = self._table.landed(self._seal)
         if landed is None:
             raise self._table.not_now()
-        return self._taken(day, landed, written.note if written else None)
+        return self._taken(landed, own)
 
-    def _taken(self, day: date, landed: Landed, own: Note | None) -> DayReport:
+    def _taken(self, landed: Landed, own: Note | None) -> Result:
         """What the table has for this seal, when it is what was counted."""
         self._require(int(landed.properties.get(ROWS, 0)), landed.rows)
         outcome: Outcome = "completed before" if self._was_completed else "taken up"
@@ -186,12 +185,7 @@ class _Run:
             own.drop(self._table.delete, landed.files)
             outcome = "written" if set(own.files) <= set(landed.files) else outcome
         clean(self._notes, self._named, self._table.delete)
-        return self._report(day, landed.properties, outcome)
-
-    def _report(self, day: date, properties: Mapping[str, str], outcome: Outcome) -> DayReport:
-        names = (ROWS, DUPLICATES, LATE)
-        rows, duplicates, late = (int(properties.get(name, 0)) for name in names)
-        return DayReport(day, self._number, rows, duplicates, late, outcome)
+        return landed.properties, outcome
 
     def _named(self, seal: str) -> Container[str] | None:
         """The files of a seal that has landed. One whose snapshot can't be read is left alone."""
@@ -201,8 +195,9 @@ class _Run:
             return None
         return landed.files if landed else None
 
-    def _write(self, progress: Progress) -> _Written:
-        """Files of what is sealed; they are deleted if that fails: no table names them yet."""
+    def _write(self, progress: Progress) -> tuple[Note, dict[str, str]]:
+        """Files of what is sealed, and the properties of the snapshot that is to add them; they are
+        deleted if that fails, for no table names them yet."""
         counts = self._counts()
         total, late = int(counts["rows"].sum()), int(counts["late"].sum())
         progress(0, total)
@@ -222,7 +217,7 @@ class _Run:
             failed.pop_all()
         counted = {NUMBER: self._number, ROWS: rows, DUPLICATES: copies, LATE: late}
         properties = {name: str(count) for name, count in counted.items()}
-        return _Written(note, {OFFSETS: orjson.dumps(self._offsets).decode(), **properties})
+        return note, {OFFSETS: orjson.dumps(self._offsets).decode(), **properties}
 
     def _store(self) -> query.Store:
         """A new one each time: it keeps what it has read of hot blocks."""

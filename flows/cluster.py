@@ -161,7 +161,7 @@ class Cluster:
             if unbuilt and (self._stopped or left < self._workers):
                 return 0  # nothing has begun
             if (self._stopped or self._restarting) and deadline == math.inf:
-                log.info("stopping %s", _workers(left))
+                log.info("stopping %d worker%s", left, "s" if left > 1 else "")
                 deadline = time.monotonic() + STOP_S
                 for process in self._processes:
                     process.send_signal(signal.SIGTERM)
@@ -221,7 +221,8 @@ class Cluster:
             threading.Thread(
                 target=self._watch, args=(self._run, process, ours), daemon=True
             ).start()
-        log.info("started %s on %s", _workers(self._workers), self._data_dir)
+        plural = "s" if self._workers > 1 else ""
+        log.info("started %d worker%s on %s", self._workers, plural, self._data_dir)
 
     def _watch(self, run: int, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
         with suppress(OSError):  # a worker that was killed
@@ -236,10 +237,6 @@ class Cluster:
         for channel in self._channels:
             channel.close()
         self._processes, self._channels = [], []
-
-
-def _workers(count: int) -> str:
-    return "1 worker" if count == 1 else f"{count} workers"
 
 
 def _end_of(code: int) -> str:
