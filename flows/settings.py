@@ -24,7 +24,7 @@ from pydantic_settings import (
 from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from forebay.flows.fault import NAMED, faults, sections_with
-from forebay.flows.schemas import PRESETS, Preset, parse_path
+from forebay.flows.schemas import PRESETS, parse_path
 from forebay.flows.secrets import without_secrets
 from forebay.flows.sections import (
     BROKER,
@@ -241,13 +241,13 @@ class Settings(Section, BaseSettings):
             upload_time = Column(UPLOAD_TIME, path, self.upload_time_type)
         elif upload_time is not None:
             upload_time = replace(upload_time, type=self.upload_time_type)
-        return Schema(
-            (*preset.columns, *(Column(own.name, own.path, own.type) for own in self.columns)),
-            self.dedup_key or preset.key,
-            upload_time,
-            self.raw,
-            self.volatile or preset.volatile,
-            preset.roles,
+        return replace(
+            preset,
+            columns=(*preset.columns, *(Column(c.name, c.path, c.type) for c in self.columns)),
+            key=self.dedup_key or preset.key,
+            upload_time=upload_time,
+            raw=self.raw,
+            volatile=self.volatile or preset.volatile,
         )
 
     @property
@@ -261,9 +261,9 @@ class Settings(Section, BaseSettings):
         return KafkaConfig(**own, batch_rows=self.batch_rows, linger_s=self.kafka.linger / 1000)
 
 
-def _preset(name: str) -> Preset:
+def _preset(name: str) -> Schema:
     """That of the schema of this name, an empty one for "none"."""
-    return PRESETS.get(name, Preset((), ()))
+    return PRESETS.get(name, Schema((), ()))
 
 
 def config_file() -> Path:
