@@ -55,7 +55,7 @@ def check(connect: bool) -> None:
     if connect and settings is not None:
         from forebay.cli.connect import ask
 
-        ask(settings, click.echo)
+        ask(settings)
     if settings is not None and DAY_MS % settings.block_span:
         click.echo(
             f"note: block_span: {duration_text(settings.block_span)} does not divide a day, so only"

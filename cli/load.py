@@ -23,7 +23,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Annotated, Any, get_type_hints
 
@@ -34,6 +34,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Ints = npt.NDArray[np.int64]
+Insert = tuple[int, str, list[bytes]]
+"""Before which good message, what it counts as, and the messages."""
 
 DEVICES_MAX = 100_000
 BATCH_MIN, BATCH_MAX = 20, 500
@@ -177,37 +179,6 @@ BROKEN_KINDS: dict[str, Callable[[bytes, random.Random], bytes]] = {
 }
 
 
-@dataclass
-class _Lane:
-    """One partition on its way: its last good messages, what goes in between, its counts."""
-
-    recent: list[bytes] = field(default_factory=list)
-    inserts: list[tuple[int, str, list[bytes]]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    stream_time_ms: int | None = None
-
-    def count(self, uploads_ms: Ints, window_ms: int) -> None:
-        """Add unique events, in order. (Neither copies nor broken lines move stream time.)"""
-        if len(uploads_ms):
-            stream_ms = np.maximum(np.maximum.accumulate(uploads_ms), self.stream_time_ms or 0)
-            self.stream_time_ms = int(stream_ms[-1])
-            self.counts["accepted"] += len(uploads_ms)
-            self.counts["late"] += int(np.count_nonzero(stream_ms - uploads_ms >= window_ms))
-
-    def merge(self, good: list[bytes]) -> list[bytes]:
-        """The slice's messages with the inserts, each before the good message at its position."""
-        merged, start = [], 0
-        for at, kind, messages in sorted(self.inserts, key=itemgetter(0)):
-            merged += good[start:at] + messages
-            start = at
-            self.counts[kind] += len(messages)
-        merged += good[start:]
-        self.inserts.clear()
-        self.recent = (self.recent + good[-BATCH_MAX:])[-BATCH_MAX:]
-        self.counts["messages"] += len(merged)
-        return merged
-
-
 class Load:
     """The messages of `spec`, each given once, and the totals so far. Not safe for threads."""
 
@@ -224,7 +195,10 @@ class Load:
             for _ in range(self._variants)
         ]
         self._deeds = pa.array(deeds)
-        self._lanes = [_Lane() for _ in range(spec.partitions)]
+        # Of each partition, its counts and its last good messages.
+        fresh: dict[str, Any] = {**dict.fromkeys(COUNTS, 0), "stream_time_ms": None}
+        self._counts = [fresh.copy() for _ in range(spec.partitions)]
+        self._recent: list[list[bytes]] = [[] for _ in range(spec.partitions)]
         self._done = self._put_by = self._broken = self._bytes = 0
         # Due time, number, partition, messages; the number keeps equal times in order.
         self._waiting: list[tuple[int, int, int, list[bytes]]] = []
@@ -245,13 +219,10 @@ class Load:
     def totals(self) -> dict[str, Any]:
         """The counts of the slices taken so far, as the module defines them; JSON-ready."""
         return {
-            **{name: sum(lane.counts[name] for lane in self._lanes) for name in COUNTS},
+            **{name: sum(counts[name] for counts in self._counts) for name in COUNTS},
             "bytes": self._bytes,
             "seed": self.spec.seed,
-            "partitions": {
-                f"part-{n:05d}": {**lane.counts, "stream_time_ms": lane.stream_time_ms}
-                for n, lane in enumerate(self._lanes)
-            },
+            "partitions": {f"part-{n:05d}": {**counts} for n, counts in enumerate(self._counts)},
         }
 
     def _slice(self, first: int) -> list[list[bytes]]:
@@ -270,23 +241,45 @@ class Load:
         uploads = self._upload_times(arrivals)
         good = self._messages(devices, uploads)
         self._put_copies_by(good, arrivals, stops)
+        inserts: list[list[Insert]] = [[] for _ in spans]
         last = self._done == spec.events
         while self._waiting and (last or self._waiting[0][0] < until_us):
             due_us, _, n, run = heapq.heappop(self._waiting)
             at = int(np.searchsorted(arrivals[spans[n]], due_us, side="right"))
-            self._lanes[n].inserts.append((at, "duplicates", run))
+            inserts[n].append((at, "duplicates", run))
         kinds = list(BROKEN_KINDS.values())
         for number in range(self._broken, spec.due(spec.broken, self._done)):
             at = self._random.randrange(len(good))
             n = bisect.bisect_right(stops, at)
             line = kinds[number % len(kinds)](good[at], self._random)
-            self._lanes[n].inserts.append((at - spans[n].start, "rejects", [line]))
+            inserts[n].append((at - spans[n].start, "rejects", [line]))
             self._broken = number + 1
-        for lane, span in zip(self._lanes, spans, strict=True):
-            lane.count(uploads[span] // 1000, spec.window_ms)
-        parts = [lane.merge(good[span]) for lane, span in zip(self._lanes, spans, strict=True)]
-        self._bytes += sum(sum(map(len, part)) for part in parts)
-        return parts
+        return [
+            self._merged(n, good[span], uploads[span] // 1000, inserts[n])
+            for n, span in enumerate(spans)
+        ]
+
+    def _merged(
+        self, n: int, good: list[bytes], uploads_ms: Ints, inserts: list[Insert]
+    ) -> list[bytes]:
+        """A partition's part of a slice, with the inserts, each before the good message at its
+        position; counted. (Neither copies nor broken lines move stream time.)"""
+        counts = self._counts[n]
+        if good:
+            stream_ms = np.maximum(np.maximum.accumulate(uploads_ms), counts["stream_time_ms"] or 0)
+            counts["stream_time_ms"] = int(stream_ms[-1])
+            counts["accepted"] += len(good)
+            counts["late"] += int(np.count_nonzero(stream_ms - uploads_ms >= self.spec.window_ms))
+        merged, start = [], 0
+        for at, kind, messages in sorted(inserts, key=itemgetter(0)):
+            merged += good[start:at] + messages
+            start = at
+            counts[kind] += len(messages)
+        merged += good[start:]
+        counts["messages"] += len(merged)
+        self._recent[n] = (self._recent[n] + good[-BATCH_MAX:])[-BATCH_MAX:]
+        self._bytes += sum(map(len, merged))
+        return merged
 
     def _upload_times(self, arrivals: Ints) -> Ints:
         """Arrivals less disorder; so many lie further behind that `late` are beyond the window."""
@@ -340,7 +333,7 @@ class Load:
             start = stops[n - 1] if n else 0
             run = good[max(start, end - self._batch) : end]
             if len(run) < self._batch:
-                run = self._lanes[n].recent[len(run) - self._batch :] + run
+                run = self._recent[n][len(run) - self._batch :] + run
             due_us = int(arrivals[end - 1]) + int(wait_us * (0.05 + 0.95 * self._random.random()))
             heapq.heappush(self._waiting, (due_us, self._put_by, n, run))
             self._put_by += len(run)
