@@ -57,14 +57,14 @@ class LoadSpec:
     events: Annotated[int, 0, 10**15]
     partitions: Annotated[int, 1, 10**5] = 4
     seed: Annotated[int, 0, 2**63] = 0
-    bytes: Annotated[int, 1, 10**6] = 440
     start_ms: Annotated[int, 11 * 10**11, 4 * 10**12] = 1_714_521_600_000
     span_ms: Annotated[int, 1, 3 * 10**12] = 3_600_000
-    window_ms: Annotated[int, 1, 10**10] = 600_000
     duplicates: Annotated[float, 0, 0.6] = 0.02
-    broken: Annotated[float, 0, 0.4] = 0.002
     late: Annotated[float, 0, 0.2] = 0.01
+    broken: Annotated[float, 0, 0.4] = 0.002
     disorder_ms: Annotated[int, 0, 10**10] = 2_000
+    window_ms: Annotated[int, 1, 10**10] = 600_000
+    bytes: Annotated[int, 1, 10**6] = 440
     redeliver_ms: Annotated[int, 0, 10**12] = 180_000
     slice_events: Annotated[int, 1, 10**6] = 50_000
 
