@@ -1,7 +1,5 @@
 """`forebay rejects`: the messages that could not become events, and another try for them."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,7 @@ import polars as pl
 
 from forebay import query
 from forebay.cli.export import json_line, write_rows
-from forebay.cli.options import (
-    data_dirs_option,
-    force_option,
-    json_option,
-    reject_filter_options,
-)
+from forebay.cli.options import data_dirs_option, force_option, json_option, reject_filter_options
 from forebay.cli.output import echo_table, time_text
 from forebay.cli.target import new_file
 from forebay.flows.recovery import job_runs

@@ -1,7 +1,5 @@
 """`forebay retention`: what is kept on disk, what would be deleted now, and why."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -11,7 +9,6 @@ import click
 from forebay.cli.options import data_dirs_option, json_option, settings
 from forebay.cli.output import echo_json, echo_table
 from forebay.flows.settings import Settings
-from forebay.query.partition import Partition
 from forebay.query.view import NodeView, take_view
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.times import utc_text
@@ -66,13 +63,24 @@ def retention(dry_run: bool, as_json: bool, roots: list[Path]) -> None:
 
 def _items(node: NodeView, settings: Settings) -> Iterator[_Item]:
     boundary = node.boundary or Boundary()
+    sure_ms = (boundary.covered_until_ms or 0) - settings.dedup_window
     for partition in node.partitions:
         rule = Retention(boundary, partition.state.stream_time_ms, settings.retention)
-        sure_ms = (boundary.covered_until_ms or 0) - settings.dedup_window
         parts: list[Chunk | BlockState] = [*partition.chunks, *partition.hot]
         for part in parts:
-            yield _item(partition, part, *_fate(part, rule.reason(part), boundary, sure_ms))
-        yield from _strays(partition)
+            if isinstance(part, Chunk):
+                what, size = "chunk", part.checksum.bytes
+            else:
+                what, size = "block", sum(extent.bytes for extent in part.extents)
+            times = utc_text(part.first_ms), utc_text(part.last_ms)
+            fate = _fate(part, rule.reason(part), boundary, sure_ms)
+            yield _Item(partition.name, what, str(part.id), *times, part.rows, size, *fate)
+        # Replaced, withdrawn, or left by a run that was killed.
+        found = {*partition.layout.chunks(partition.name).rglob("*.parquet*")}
+        for path in sorted(found - {*partition.chunk_paths}):
+            size = path.stat().st_size
+            reason = "no catalog names it"
+            yield _Item(partition.name, "file", path.name, "", "", 0, size, GOES, reason)
 
 
 def _fate(
@@ -90,21 +98,3 @@ def _fate(
     if until_ms is None or part.first_ms >= until_ms:
         return STAYS, "not handed over"
     return STAYS, "straddles the boundary" if part.last_ms >= until_ms else "late table"
-
-
-def _strays(partition: Partition) -> Iterator[_Item]:
-    """Files that no catalog names: replaced, withdrawn, or left by a run that was killed."""
-    named = {*partition.chunk_paths}
-    for path in sorted({*partition.layout.chunks(partition.name).rglob("*.parquet*")} - named):
-        name, size = path.name, path.stat().st_size
-        reason = "no catalog names it"
-        yield _Item(partition.name, "file", name, "", "", 0, size, GOES, reason)
-
-
-def _item(partition: Partition, part: Chunk | BlockState, fate: str, reason: str) -> _Item:
-    if isinstance(part, Chunk):
-        what, size = "chunk", part.checksum.bytes
-    else:
-        what, size = "block", sum(extent.bytes for extent in part.extents)
-    times = utc_text(part.first_ms), utc_text(part.last_ms)
-    return _Item(partition.name, what, str(part.id), *times, part.rows, size, fate, reason)

@@ -1,7 +1,5 @@
 """`forebay status`: progress and totals of a data directory, whether or not the job runs."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,6 @@
 Step ids and state keys name the state in the recovery store: they never change.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +36,8 @@ _locks: list[BinaryIO] = []
 def __getattr__(name: str) -> Dataflow:
     if name == "flow":
         settings = load()
-        if not _one_of_many():
+        # One of a cluster, whose members share the data, is told its number.
+        if "BYTEWAX_PROCESS_ID" not in os.environ and not {"-i", "--process-id"} & {*sys.argv}:
             layout = Layout(settings.data_dir)
             _locks.append(take_data_directory(layout))
             begin(layout)
@@ -102,13 +101,6 @@ def build(
     offers = op.stateful_batch("blocks", keyed, blocks)
     op.output("chunks", offers, chunks)
     return flow
-
-
-def _one_of_many() -> bool:
-    """Whether this process was started as one of a cluster, whose members share the data."""
-    return "BYTEWAX_PROCESS_ID" in os.environ or any(
-        argument in ("-i", "--process-id") for argument in sys.argv
-    )
 
 
 def _require_same_division(found: list[str], owners: Sequence[PartitionKey], count: int) -> None:

@@ -2,26 +2,13 @@
 
 Sources of the fields: the vendors' documentation of their exports and, for GitHub, the REST events.
 A name in SQL is the source's own in snake case, without `$`. What is not declared stays in `raw`.
+Without an upload time the broker's timestamp serves; volatile are the columns in which a retry by
+the sender may differ from the first copy.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
 from typing import cast
 
-from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType
-
-
-@dataclass(frozen=True)
-class Preset:
-    """`upload_time` is None where the broker's timestamp serves; `volatile` columns are those in
-    which a retry by the sender may differ from the first copy; `roles` as in `Schema`."""
-
-    columns: tuple[Column, ...]
-    key: tuple[str, ...]
-    upload_time: Column | None = None
-    volatile: tuple[str, ...] = ()
-    roles: tuple[tuple[str, str], ...] = ()
+from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType, Schema
 
 
 def parse_path(text: str) -> tuple[str, ...]:
@@ -48,8 +35,8 @@ def _uploaded(path: str) -> Column:
     return Column(UPLOAD_TIME, parse_path(path), "time")
 
 
-PRESETS: dict[str, Preset] = {
-    "amplitude": Preset(
+PRESETS: dict[str, Schema] = {
+    "amplitude": Schema(
         _columns(
             "device_id insert_id=$insert_id uuid event_type event_time:time user_id"
             " amplitude_id:int session_id:int event_id:int"
@@ -60,7 +47,7 @@ PRESETS: dict[str, Preset] = {
         volatile=("uuid",),
         roles=_roles("user_id", "event_type", "event_time"),
     ),
-    "segment": Preset(
+    "segment": Schema(
         _columns(
             "message_id=messageId type event timestamp:time sent_at=sentAt:time user_id=userId"
             " anonymous_id=anonymousId channel page_path=context.page.path ip=context.ip"
@@ -70,13 +57,13 @@ PRESETS: dict[str, Preset] = {
         volatile=("timestamp", "sent_at", "ip"),
         roles=_roles("user_id", "event", "timestamp"),
     ),
-    "posthog": Preset(
+    "posthog": Schema(
         _columns("uuid event timestamp:time team_id:int distinct_id elements_chain"),
         key=("uuid",),
         upload_time=_uploaded("created_at"),
         roles=_roles("distinct_id", "event", "timestamp"),
     ),
-    "snowplow": Preset(
+    "snowplow": Schema(
         _columns(
             "event_id event_fingerprint event_name derived_tstamp:time dvce_created_tstamp:time"
             " app_id platform user_id domain_userid page_urlpath"
@@ -85,7 +72,7 @@ PRESETS: dict[str, Preset] = {
         upload_time=_uploaded("collector_tstamp"),
         roles=_roles("user_id", "event_name", "derived_tstamp"),
     ),
-    "mixpanel": Preset(
+    "mixpanel": Schema(
         _columns(
             "event distinct_id=properties.distinct_id time=properties.time:time_s"
             " insert_id=properties.$insert_id user_id=properties.$user_id os=properties.$os"
@@ -94,12 +81,12 @@ PRESETS: dict[str, Preset] = {
         key=("event", "distinct_id", "time", "insert_id"),
         roles=_roles("distinct_id", "event", "time"),
     ),
-    "cloudevents": Preset(
+    "cloudevents": Schema(
         _columns("source id type subject time:time datacontenttype"),
         key=("source", "id"),
         roles=_roles("subject", "type", "time"),
     ),
-    "github": Preset(
+    "github": Schema(
         _columns(
             "id type actor_login=actor.login actor_id=actor.id:int repo_name=repo.name"
             " repo_id=repo.id:int org_login=org.login public:bool action=payload.action"

@@ -6,63 +6,50 @@ Times are text such as "500ms", "90s", "10m", "1h" (a bare number counts seconds
 whole milliseconds; sizes are bytes, or text such as "512MiB".
 """
 
-from __future__ import annotations
-
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ByteSize, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     InitSettingsSource,
-    PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from forebay.flows.fault import NAMED, faults, sections_with
-from forebay.flows.schemas import PRESETS, Preset, parse_path
+from forebay.flows.schemas import PRESETS, parse_path
 from forebay.flows.secrets import without_secrets
 from forebay.flows.sections import (
     BROKER,
     DAY_MS,
     HOUR_MS,
     MINUTE_MS,
-    TIME_TYPES,
     BatchSettings,
     ColumnSettings,
     Duration,
     FilesSettings,
     KafkaSettings,
+    Section,
+    TimeType,
+    UploadPath,
     at_least,
     duration_text,
-    upload_path,
 )
 from forebay.flows.toml import read_toml
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import did_you_mean, plain
-from forebay.storage.formats.schema import (
-    UPLOAD_TIME,
-    Column,
-    ColumnType,
-    Schema,
-    path_faults,
-)
+from forebay.storage.formats.schema import UPLOAD_TIME, Column, Schema, path_faults
+
+if TYPE_CHECKING:
+    from forebay.operators.sources.topic import KafkaConfig
 
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"
@@ -79,12 +66,10 @@ class _Environment(EnvSettingsSource):
             return value
 
 
-class Settings(BaseSettings):
+class Settings(Section, BaseSettings):
     """Every knob with its default and its trade-off."""
 
     model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
         validate_default=False,
         env_prefix=ENV_PREFIX,
         env_prefix_target="all",
@@ -92,8 +77,10 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    data_dir: Path = Field(Path("data"), description="Everything Forebay keeps; one job a folder.")
-    source: Literal["files", "kafka"] = Field("files", description="Where events come from.")
+    data_dir: Path = Path("data")
+    """Everything Forebay keeps; one job a folder."""
+    source: Literal["files", "kafka"] = "files"
+    """Where events come from."""
     files: FilesSettings = FilesSettings()
     kafka: KafkaSettings = KafkaSettings()
     batch: BatchSettings = BatchSettings()
@@ -102,130 +89,71 @@ class Settings(BaseSettings):
         alias="schema",
         description=f"A preset: {', '.join(PRESETS)}; or none, for your own columns only.",
     )
-    columns: tuple[ColumnSettings, ...] = Field(
-        (), description="More columns: name, path, type. New ones may be added at any time."
-    )
-    dedup_key: tuple[str, ...] = Field(
-        (),
-        validate_default=True,
-        description="Columns that together name an event. Default: the preset's. Fixed for the life"
-        " of a data directory.",
-    )
-    upload_time: Annotated[str, AfterValidator(upload_path)] = Field(
-        "",
-        description=f'JSON path of the upload time, or "{BROKER}" for the broker\'s timestamp.'
-        " Default: the preset's.",
-    )
-    upload_time_type: Annotated[
-        Literal["time", "time_s", "time_us"],
-        BeforeValidator(lambda v: TIME_TYPES.get(v, v) if isinstance(v, str) else v),
-    ] = Field(
-        "time",
-        validate_default=True,
-        description="The unit of a numeric upload_time: time (or ms), time_s (s), time_us (us)."
-        " Text is read by itself.",
-    )
-    raw: bool = Field(
-        True,
-        description="Keep the whole message beside the columns. Off: about half the disk, but what"
-        " was not declared is gone.",
-    )
-    volatile: tuple[str, ...] = Field(
-        (),
-        description="Columns that may differ between copies of one event, such as when it was sent:"
-        " not compared for conflicts. Default: the preset's.",
-    )
-    conflicts: bool = Field(
-        True,
-        description="Count duplicates whose declared columns, upload_time and volatile ones left"
-        " out, are not those of the event kept. Off: saves about 2 % of the CPU.",
-    )
-    drops_bytes: ByteSize = Field(
-        ByteSize(16 << 20),
-        description="What a partition keeps to explain dropped and late events (`forebay why`)."
-        " More: explains older ones; 0: explains none.",
-    )
-    block_span: Annotated[Duration, at_least(1000)] = Field(
-        5 * MINUTE_MS,
-        description="Upload time that a block holds. Shorter: more files, finer eviction. Fixed for"
-        " the life of a data directory.",
-    )
-    dedup_window: Annotated[Duration, at_least(1000)] = Field(
-        10 * MINUTE_MS,
-        description="How long after its last update a block stays in the cache, in stream time."
-        " Longer: catches later retries, more memory.",
-    )
-    blocks_per_chunk: int = Field(
-        6,
-        ge=1,
-        le=1000,
-        description="Evicted blocks merged into one file. More: fewer, larger files.",
-    )
-    cache_bytes: ByteSize = Field(
-        ByteSize(384 << 20),
-        ge=1 << 20,
-        description="Dedup indexes and keys kept in memory by a worker. Less costs reads from disk,"
-        " never exactness.",
-    )
-    epoch_interval: Annotated[Duration, at_least(50)] = Field(
-        1000, description="Time between commits. Longer: fewer fsyncs, more to replay."
-    )
-    publish_interval: Annotated[Duration, at_least(10)] = Field(
-        100,
-        description="Time until readers see new events; up to 1s where many more wait to be read."
-        " Shorter: fresher, smaller writes.",
-    )
-    future_skew: Duration = Field(
-        MINUTE_MS,
-        description="How far an upload time may be ahead of the broker's timestamp. Beyond it the"
-        " message is a reject, for it would evict blocks too early.",
-    )
-    grace: Annotated[Duration, at_least(1000)] = Field(
-        10 * MINUTE_MS,
-        description="How long replaced files are kept. Must exceed the longest query and epoch.",
-    )
-    tick_interval: Annotated[Duration, at_least(100)] = Field(
-        HOUR_MS,
-        description="How often what may go is deleted. It also is whenever a day was handed over.",
-    )
-    retention: Duration = Field(
-        0,
-        description="Not 0: delete what is older, in stream time, though no batch layer took it."
-        " 0s keeps everything until it is handed over.",
-    )
-    batch_late: Duration = Field(
-        36 * HOUR_MS,
-        description="Warn when data has waited so long for the batch layer.",
-    )
-    batch_rows: int = Field(
-        5000, ge=1, le=100_000, description="Messages in a batch. More: cheaper; fewer: fresher."
-    )
-    message_bytes_max: ByteSize = Field(
-        ByteSize(1 << 20), ge=1, description="A larger message is a reject."
-    )
-    hash_partitions: int = Field(
-        0,
-        ge=0,
-        le=4096,
-        validate_default=True,
-        description="Not 0: divide events by a hash of the dedup key, for topics whose producers"
-        " don't key. Costs a copy of each batch between workers.",
-    )
+    columns: tuple[ColumnSettings, ...] = ()
+    """More columns: name, path, type. New ones may be added at any time."""
+    dedup_key: tuple[str, ...] = Field((), validate_default=True)
+    """Columns that together name an event. Default: the preset's. Fixed for the life of a data
+    directory."""
+    upload_time: UploadPath = ""
+    """JSON path of the upload time, or "broker" for the broker's timestamp. Default: the
+    preset's."""
+    upload_time_type: TimeType = Field("time", validate_default=True)
+    """The unit of a numeric upload_time: time (or ms), time_s (s), time_us (us). Text is read by
+    itself."""
+    raw: bool = True
+    """Keep the whole message beside the columns. Off: about half the disk, but what was not
+    declared is gone."""
+    volatile: tuple[str, ...] = ()
+    """Columns that may differ between copies of one event, such as when it was sent: not compared
+    for conflicts. Default: the preset's."""
+    conflicts: bool = True
+    """Count duplicates whose declared columns, upload_time and volatile ones left out, are not
+    those of the event kept. Off: saves about 2 % of the CPU."""
+    drops_bytes: ByteSize = ByteSize(16 << 20)
+    """What a partition keeps to explain dropped and late events (`forebay why`). More: explains
+    older ones; 0: explains none."""
+    block_span: Annotated[Duration, at_least(1000)] = 5 * MINUTE_MS
+    """Upload time that a block holds. Shorter: more files, finer eviction. Fixed for the life of a
+    data directory."""
+    dedup_window: Annotated[Duration, at_least(1000)] = 10 * MINUTE_MS
+    """How long after its last update a block stays in the cache, in stream time. Longer: catches
+    later retries, more memory."""
+    blocks_per_chunk: int = Field(6, ge=1, le=1000)
+    """Evicted blocks merged into one file. More: fewer, larger files."""
+    cache_bytes: ByteSize = Field(ByteSize(384 << 20), ge=1 << 20)
+    """Dedup indexes and keys kept in memory by a worker. Less costs reads from disk, never
+    exactness."""
+    epoch_interval: Annotated[Duration, at_least(50)] = 1000
+    """Time between commits. Longer: fewer fsyncs, more to replay."""
+    publish_interval: Annotated[Duration, at_least(10)] = 100
+    """Time until readers see new events; up to 1s where many more wait to be read. Shorter:
+    fresher, smaller writes."""
+    future_skew: Duration = MINUTE_MS
+    """How far an upload time may be ahead of the broker's timestamp. Beyond it the message is a
+    reject, for it would evict blocks too early."""
+    grace: Annotated[Duration, at_least(1000)] = 10 * MINUTE_MS
+    """How long replaced files are kept. Must exceed the longest query and epoch."""
+    tick_interval: Annotated[Duration, at_least(100)] = HOUR_MS
+    """How often what may go is deleted. It also is whenever a day was handed over."""
+    retention: Duration = 0
+    """Not 0: delete what is older, in stream time, though no batch layer took it. 0s keeps
+    everything until it is handed over."""
+    batch_late: Duration = 36 * HOUR_MS
+    """Warn when data has waited so long for the batch layer."""
+    batch_rows: int = Field(5000, ge=1, le=100_000)
+    """Messages in a batch. More: cheaper; fewer: fresher."""
+    message_bytes_max: ByteSize = Field(ByteSize(1 << 20), ge=1)
+    """A larger message is a reject."""
+    hash_partitions: int = Field(0, ge=0, le=4096, validate_default=True)
+    """Not 0: divide events by a hash of the dedup key, for topics whose producers don't key. Costs
+    a copy of each batch between workers."""
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (
-            init_settings,
-            _Environment(settings_cls),
-            InitSettingsSource(settings_cls, read_toml(config_file())),
-        )
+        cls, settings_cls: type[BaseSettings], init_settings: _Source, *_: Any, **__: Any
+    ) -> tuple[_Source, ...]:
+        file = InitSettingsSource(settings_cls, read_toml(config_file()))
+        return init_settings, _Environment(settings_cls), file
 
     @field_validator("event_schema")
     @classmethod
@@ -254,15 +182,20 @@ class Settings(BaseSettings):
                 )
         return value
 
-    @field_validator("dedup_key")
+    @field_validator("dedup_key", "volatile")
     @classmethod
     def _declared(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        types = _declared_types(info)
-        if types is None:
+        if not {"event_schema", "columns"} <= set(info.data):
             return value
-        if not value and not _preset(info.data["event_schema"]).key:
+        preset = _preset(info.data["event_schema"])
+        types = {one.name: one.type for one in (*preset.columns, *info.data["columns"])}
+        if unknown := [name for name in value if name not in types]:
+            near = did_you_mean(unknown[0], types)
+            raise ValueError(f"expected columns among {', '.join(types)}; got {unknown}{near}")
+        if info.field_name == "volatile":
+            return value
+        if not value and not preset.key:
             raise ValueError("expected at least one column, for no preset gives a key")
-        _require_columns(value, types)
         if len(set(value)) < len(value):
             raise ValueError("expected each column once")
         if floats := [name for name in value if types[name] == "float"]:
@@ -271,24 +204,14 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("volatile")
-    @classmethod
-    def _columns_of(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        types = _declared_types(info)
-        if types is not None:
-            _require_columns(value, types)
-        return value
-
     @field_validator("upload_time_type")
     @classmethod
-    def _one_type_a_path(cls, value: ColumnType, info: ValidationInfo) -> ColumnType:
+    def _one_type_a_path(cls, value: TimeType, info: ValidationInfo) -> TimeType:
         """Checked here, when all that declares a path is known."""
-        if not {"event_schema", "columns", "upload_time"} <= set(info.data):
-            return value
-        upload_time = info.data["upload_time"]
-        schema = _schema(info.data["event_schema"], info.data["columns"], upload_time, value)
-        if faults := path_faults(schema.decoded):
-            raise ValueError("; ".join(faults))
+        if {"event_schema", "columns", "upload_time"} <= set(info.data):
+            known = cls.model_construct(**info.data, upload_time_type=value)
+            if faults := path_faults(known.schema_of_events.decoded):
+                raise ValueError("; ".join(faults))
         return value
 
     @field_validator("hash_partitions")
@@ -307,48 +230,40 @@ class Settings(BaseSettings):
 
     @property
     def schema_of_events(self) -> Schema:
-        """The schema that these settings declare."""
-        declared = _schema(self.event_schema, self.columns, self.upload_time, self.upload_time_type)
+        """The schema that these settings declare: the preset's, with more columns, and another
+        upload time if there is one."""
         preset = _preset(self.event_schema)
+        upload_time = preset.upload_time
+        if self.upload_time == BROKER:
+            upload_time = None
+        elif self.upload_time:
+            path = parse_path(self.upload_time)
+            upload_time = Column(UPLOAD_TIME, path, self.upload_time_type)
+        elif upload_time is not None:
+            upload_time = replace(upload_time, type=self.upload_time_type)
         return replace(
-            declared,
-            key=self.dedup_key or declared.key,
+            preset,
+            columns=(*preset.columns, *(Column(c.name, c.path, c.type) for c in self.columns)),
+            key=self.dedup_key or preset.key,
+            upload_time=upload_time,
             raw=self.raw,
             volatile=self.volatile or preset.volatile,
-            roles=preset.roles,
         )
 
+    @property
+    def kafka_config(self) -> "KafkaConfig":
+        """What they say of Kafka, as the source takes it."""
+        from forebay.operators.sources.topic import (
+            KafkaConfig,
+        )  # where it is needed, for it is slow
 
-def _preset(name: str) -> Preset:
+        own = self.kafka.model_dump(exclude={"linger"})
+        return KafkaConfig(**own, batch_rows=self.batch_rows, linger_s=self.kafka.linger / 1000)
+
+
+def _preset(name: str) -> Schema:
     """That of the schema of this name, an empty one for "none"."""
-    return PRESETS.get(name, Preset((), ()))
-
-
-def _declared_types(info: ValidationInfo) -> dict[str, ColumnType] | None:
-    """The types of all columns by name; None where what declares them has a fault."""
-    if not {"event_schema", "columns"} <= set(info.data):
-        return None
-    columns = (*_preset(info.data["event_schema"]).columns, *info.data["columns"])
-    return {column.name: column.type for column in columns}
-
-
-def _schema(
-    preset_name: str,
-    own: tuple[ColumnSettings, ...],
-    upload_path: str,
-    upload_type: ColumnType,
-) -> Schema:
-    """The preset with the columns of one's own and another upload time, if there is one."""
-    preset = _preset(preset_name)
-    upload_time = preset.upload_time
-    if upload_path == BROKER:
-        upload_time = None
-    elif upload_path:
-        upload_time = Column(UPLOAD_TIME, parse_path(upload_path), upload_type)
-    elif upload_time is not None:
-        upload_time = replace(upload_time, type=upload_type)
-    columns = (Column(column.name, column.path, column.type) for column in own)
-    return Schema((*preset.columns, *columns), preset.key, upload_time)
+    return PRESETS.get(name, Schema((), ()))
 
 
 def config_file() -> Path:
@@ -357,45 +272,35 @@ def config_file() -> Path:
 
 def load(**overrides: Any) -> Settings:
     """The effective settings. Raises BadInput that lists every fault, one a line."""
-    found = [*_unknown_environment(os.environ)]
+    found = _unknown_variables()
     named = os.environ.get(f"{ENV_PREFIX}CONFIG")
     if named and not Path(named).is_file():
         found.append(f"{ENV_PREFIX}CONFIG: expected a file, got {plain(repr(named))}")
-    settings = None
     try:
         settings = Settings(**overrides)
-        found += _span_faults(settings)
+        span_ms = settings.block_span
+        # With another span `batch run` could hand over few days only. It is fixed for the life of
+        # the data, so data that was made with one is still read.
+        if DAY_MS % span_ms and not Layout(settings.data_dir).partitions():
+            found.append(
+                "block_span: expected a time that divides a day, such as 1m, 5m or 1h, for days are"
+                f" handed over whole; got {duration_text(span_ms)!r}"
+            )
     except ValidationError as error:
-        errors = [cast(Mapping[str, Any], one) for one in error.errors()]
-        found += faults(errors, _names, declared("columns", ()))
+        found += faults(error.errors(), _names(), declared("columns", ()))
     except BadInput as error:
         found += [] if str(error).startswith(f"{named}: ") and found else [str(error)]
-    if found or settings is None:
+    if found:
         raise BadInput("\n".join(found))
     return settings
 
 
-def _span_faults(settings: Settings) -> list[str]:
-    """A block span that does not divide a day would let `batch run` hand over few days only. It is
-    fixed for the life of the data, so data that was made with one is still read."""
-    span_ms = settings.block_span
-    if DAY_MS % span_ms == 0 or Layout(settings.data_dir).partitions():
-        return []
-    return [
-        "block_span: expected a time that divides a day, such as 1m, 5m or 1h, for days are handed"
-        f" over whole; got {duration_text(span_ms)!r}"
-    ]
-
-
-def _names(section: tuple[str, ...]) -> Iterable[str]:
-    """The names that a section has."""
-    fields = {field.alias or name: field for name, field in Settings.model_fields.items()}
-    if not section:
-        return fields
-    if section[0] == "columns":
-        return ColumnSettings.model_fields
-    default = fields[section[0]].default if section[0] in fields else None
-    return type(default).model_fields if isinstance(default, BaseModel) else ()
+def _names() -> dict[str, Collection[str]]:
+    """The names that each section has; those outside of one below ""."""
+    fields = {field.alias or name: field.default for name, field in Settings.model_fields.items()}
+    sections = {name: one for name, one in fields.items() if isinstance(one, BaseModel)}
+    inner = {name: type(one).model_fields for name, one in sections.items()}
+    return {"": fields, "columns": ColumnSettings.model_fields, **inner}
 
 
 def declared(name: str, default: Any) -> Any:
@@ -426,29 +331,18 @@ def shown(settings: Settings) -> dict[str, Any]:
     return without_secrets(values)
 
 
-def _require_columns(names: Iterable[str], known: Collection[str]) -> None:
-    if unknown := [name for name in names if name not in known]:
-        near = did_you_mean(unknown[0], known)
-        raise ValueError(f"expected columns among {', '.join(known)}; got {unknown}{near}")
-
-
-def _unknown_environment(environment: Mapping[str, str]) -> list[str]:
-    known = {"CONFIG", *(name.upper() for name in _names(()))}
+def _unknown_variables() -> list[str]:
+    """A fault for each variable that is meant for Forebay, but sets nothing."""
+    names = _names()
+    top = ["CONFIG", *map(str.upper, names[""])]
+    inner = [f"{one}__{name}".upper() for one in names if one for name in names[one]]
     found = []
-    for name in sorted(name for name in environment if name.startswith(ENV_PREFIX)):
+    for name in sorted(name for name in os.environ if name.startswith(ENV_PREFIX)):
         text = name.removeprefix(ENV_PREFIX)
-        if text.split("__")[0] not in known:
-            near = did_you_mean(text, _variables())
-            for section in sections_with(text.casefold(), _names):
+        if text.split("__")[0] not in top:
+            near = did_you_mean(text, [*top, *inner])
+            for section in sections_with(text.casefold(), names):
                 near = f"; did you mean '{section.upper()}__{text}'?"
             near = near.replace("mean '", f"mean '{ENV_PREFIX}")
             found.append(plain(f"{name}: expected one of the settings, got an unknown name{near}"))
     return found
-
-
-def _variables() -> Iterable[str]:
-    """All names that may follow FOREBAY_."""
-    yield "CONFIG"
-    for name in _names(()):
-        yield name.upper()
-        yield from (f"{name}__{inner}".upper() for inner in _names((name,)))

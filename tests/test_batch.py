@@ -21,8 +21,9 @@ import forebay
 import forebay.query.view
 import forebay.query.why
 from forebay.cli.main import main
-from forebay.flows.batch import DAY_MS, missing_days, run_day
+from forebay.flows.batch import missing_days, run_day
 from forebay.flows.handoff import Handoff
+from forebay.flows.sections import DAY_MS
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
