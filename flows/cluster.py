@@ -50,10 +50,12 @@ WORKER_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "OPENBLAS_NUM_THREADS": "1",
+    "POLARS_MAX_THREADS": "1",
 }
 """Keep the buffers of a batch instead of asking the kernel for fresh pages each time: glibc does as
 told, Arrow's own allocator does not. What one thread gave back, another takes. And no threads for
-numpy's linear algebra, which no one uses: each spins for 0.1 s when it has been started."""
+numpy's linear algebra, which no one uses: each spins for 0.1 s when it has been started. Polars has
+one, for it only merges, beside the worker."""
 
 log = logging.getLogger("forebay.cluster")
 

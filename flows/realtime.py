@@ -93,6 +93,7 @@ def build(
         disk,
         blocks_per_chunk=settings.blocks_per_chunk,
         grace_ms=settings.grace,
+        merge_bytes=settings.merge_memory,
     )
     flow = Dataflow("forebay")
     messages = op.input("messages", flow, source)

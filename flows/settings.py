@@ -120,6 +120,9 @@ class Settings(Section, BaseSettings):
     later retries, more memory."""
     blocks_per_chunk: int = Field(6, ge=1, le=1000)
     """Evicted blocks merged into one file. More: fewer, larger files."""
+    merge_memory: ByteSize = Field(ByteSize(256 << 20), ge=64 << 20)
+    """Memory that merging blocks into a chunk may take in a worker, beyond what an idle one has.
+    Less: smaller row groups, more reading where upload times are shuffled."""
     cache_bytes: ByteSize = Field(ByteSize(384 << 20), ge=1 << 20)
     """Dedup indexes and keys kept in memory by a worker. Less costs reads from disk, never
     exactness."""

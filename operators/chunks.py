@@ -67,6 +67,7 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
     _: KW_ONLY
     blocks_per_chunk: int
     grace_ms: int
+    merge_bytes: int
 
     def __post_init__(self) -> None:
         self.partitions = sorted(self.partitions)
@@ -87,6 +88,12 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
         """The engine may build a partition again once it has taken offers: when it loads a snapshot
         of a later epoch than that of the blocks whose offers came. The chunks stay the same."""
         if for_part not in self._chunks:
-            how = self.layout, self.disk, self.blocks_per_chunk, self.grace_ms
-            self._chunks[for_part] = Chunks(for_part, *how)
+            self._chunks[for_part] = Chunks(
+                for_part,
+                self.layout,
+                self.disk,
+                self.blocks_per_chunk,
+                self.grace_ms,
+                self.merge_bytes,
+            )
         return _ChunksPartition(self._chunks[for_part], self._merger.get())

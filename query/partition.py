@@ -24,8 +24,12 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
-from forebay.storage.formats.checksum import damaged_columns
-from forebay.storage.formats.chunk import chunk_metadata, columns_outside_years
+from forebay.storage.formats.chunk import (
+    ChunkReader,
+    chunk_metadata,
+    columns_outside_years,
+    damaged_columns,
+)
 from forebay.storage.formats.log import Extent, LogReader, Span
 from forebay.storage.formats.rejects import RejectFilter
 from forebay.storage.formats.state import BlockState, PartitionState, read_manifest
@@ -106,29 +110,20 @@ class ChunkFile:
         self.chunk.checksum.require_whole(self.disk, self.path)
 
     def batches(self, rows_max: int) -> Iterator[pa.RecordBatch]:
-        """Its rows. Raises MissingFile, or Corruption if a page is not as written."""
-        metadata = self.metadata()
-        try:
-            with pq.ParquetFile(
-                self.path, metadata=metadata, page_checksum_verification=True
-            ) as file:
-                yield from file.iter_batches(rows_max, use_threads=False)
-        except FileNotFoundError as error:
-            raise MissingFile(f"chunk {self.path}: expected a file, none is there") from error
-        except (pa.ArrowException, OSError) as error:
-            self.require_whole()
-            raise Corruption(
-                f"chunk {self.path}: expected pages that can be read, got {error}"
-            ) from error
+        """Its rows. Raises MissingFile, or Corruption if any is not as written."""
+        reader = ChunkReader(self.disk, self.path, self.chunk)
+        for group in range(reader.metadata.num_row_groups):
+            yield from reader.batches(group, rows_max=rows_max)
 
     def faults(self) -> Iterator[Corruption]:
-        """Yields or raises what is wrong with any of its bytes, by column where pages show it;
-        raises MissingFile."""
+        """Yields or raises what is wrong with any of its bytes, by column and row group where that
+        can be told; raises MissingFile."""
         metadata = self.metadata()
         try:
             self.require_whole()
         except Corruption as error:
-            yield from list(damaged_columns(self.path, metadata)) or [error]
+            found = list(damaged_columns(self.disk, self.path, self.chunk, metadata))
+            yield from found or [error]
 
 
 class VerifiedChunks:

@@ -49,7 +49,6 @@ from forebay.storage.base.record import OPTIONAL
 from forebay.storage.formats.boundary import Boundary, Completed, Seal, read_boundary
 from forebay.storage.formats.catalog import Catalog, Chunk
 from forebay.storage.formats.checksum import Checksum
-from forebay.storage.formats.chunk import write_chunk
 from forebay.storage.formats.columns import arrow_schema, column_types, parse_types
 from forebay.storage.formats.drops import DROP_SCHEMA
 from forebay.storage.formats.frame import REJECT_SCHEMA
@@ -63,6 +62,7 @@ from forebay.storage.formats.log import (
     read_log,
     read_span,
 )
+from forebay.storage.formats.merge import groups_of_blocks, write_sorted
 from forebay.storage.formats.rejects import RejectFilter
 from forebay.storage.formats.replay_request import ReplayRequest
 from forebay.storage.formats.schema import Column, Schema
@@ -265,7 +265,8 @@ def write_golden_chunk(folder: Path) -> Path:
     """A chunk of the golden block log, in `folder`."""
     extent = golden_extent(LOG, 3)
     block = BlockState(BLOCK, NOON_MS + 5, NOON_MS + 3, NOON_MS + 5, (extent,), number=5)
-    write_chunk(FILES, GOLDEN, [block], folder / "chunk.parquet", SCHEMA)
+    groups = groups_of_blocks(FILES, GOLDEN, [block])
+    write_sorted(FILES, folder / "chunk.parquet", groups, SCHEMA, 256 << 20)
     return folder / "chunk.parquet"
 
 

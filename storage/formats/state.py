@@ -69,6 +69,8 @@ class BlockState:
     """Eviction number, None while the block is hot."""
     covered_at_ms: TimeMs | None = None
     """Wall time at which a chunk was first seen to cover it."""
+    row_bytes: Count = field(default=0, metadata=OPTIONAL)
+    """The largest mean size of a row in any record batch, in memory; 0 if that is not known."""
 
     @property
     def rows(self) -> int:

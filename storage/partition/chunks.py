@@ -19,24 +19,33 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import ChunkId, Layout, chunk_name
 from forebay.storage.formats.boundary import watched_boundary
 from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
-from forebay.storage.formats.chunk import schema_of, write_chunk
 from forebay.storage.formats.columns import column_types
 from forebay.storage.formats.state import BlockState
 from forebay.storage.partition.offer import Offer, Tick
 from forebay.storage.partition.retention import EXPIRED, HANDED_OFF
+
+MERGE_BYTES = 256 << 20
 
 
 class Chunks:
     """Thread safety: one thread at a time, which may be another than the caller of `blocks`."""
 
     def __init__(
-        self, partition: str, layout: Layout, disk: Disk, blocks_per_chunk: int, grace_ms: int
+        self,
+        partition: str,
+        layout: Layout,
+        disk: Disk,
+        blocks_per_chunk: int,
+        grace_ms: int,
+        merge_bytes: int = MERGE_BYTES,
     ) -> None:
+        """`merge_bytes` is the memory that a merge may take."""
         self._partition = partition
         self._layout = layout
         self._disk = disk
         self._blocks_per_chunk = blocks_per_chunk
         self._grace_ms = grace_ms
+        self._merge_bytes = merge_bytes
         self._folder = layout.chunks(partition)
         disk.make_directory(self._folder)
         self._catalog = read_catalog(disk, layout.catalog(partition), partition)
@@ -125,6 +134,8 @@ class Chunks:
             self._doomed.setdefault(name, now_ms + self._grace_ms)
 
     def _merge(self, blocks: list[BlockState], incarnation: int) -> None:
+        from forebay.storage.formats import merge  # Polars, which a start does without
+
         numbers = [block.number for block in blocks if block.number is not None]
         id = ChunkId(min(numbers), max(numbers), incarnation)
         first_ms = min(block.first_ms for block in blocks)
@@ -132,9 +143,10 @@ class Chunks:
         target = self._folder / name
         self._disk.make_directory(target.parent)
         hot = self._layout.hot(self._partition)
-        schema = schema_of(self._disk, hot, blocks)
+        schema = merge.schema_of(self._disk, hot, blocks)
+        groups = merge.groups_of_blocks(self._disk, hot, blocks)
         temporary = target.with_name(f"{target.name}.tmp")
-        checksum = write_chunk(self._disk, hot, blocks, temporary, schema)
+        checksum = merge.write_sorted(self._disk, temporary, groups, schema, self._merge_bytes)
         self._disk.publish(temporary, target)
         chunk = Chunk(
             id=id,

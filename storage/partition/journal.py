@@ -178,8 +178,9 @@ class Journal:
     def _write(self, block: BlockId) -> None:
         """Write what is pending of the block to its log."""
         log, hashes = self._blocks[block]
+        row_bytes = log.row_bytes
         if span := log.flush():
             hashes.append(span, self._known.settle(block, span))
-            self.apply(Write(block, log.extents))
+            self.apply(Write(block, log.extents, row_bytes))
             if log not in self._unsynced:
                 self._unsynced.append(log)
