@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import builtins
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ class Checksum:
         wrong = [n for n, crc in crcs if zlib.crc32(self._piece(disk, path, n)) != crc]
         return [self._range(number) for number in wrong]
 
-    def footer_of(self, disk: Disk, path: Path) -> bytes:
+    def footer_of(self, disk: Disk, path: Path) -> builtins.bytes:
         """The footer of a file that was just written, of which the writer does not tell where it
         begins: read back, and believed only if its pieces are as they were written."""
         start = self.bytes - TAIL_BYTES
@@ -124,7 +125,7 @@ class Checksum:
     def _range(self, piece: int) -> tuple[int, int]:
         return piece * PIECE_BYTES, min((piece + 1) * PIECE_BYTES, self.bytes)
 
-    def _piece(self, disk: Disk, path: Path, piece: int) -> bytes:
+    def _piece(self, disk: Disk, path: Path, piece: int) -> builtins.bytes:
         return _read(disk, path, *self._range(piece))
 
     def require_whole(self, disk: Disk, path: Path) -> None:

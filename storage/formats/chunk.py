@@ -36,7 +36,7 @@ class ChunkReader:
 
     @property
     def names(self) -> list[str]:
-        return self._types.names
+        return list(self._types.names)
 
     def batches(
         self, group: int, columns: Sequence[str] | None = None, rows_max: int = 1 << 16

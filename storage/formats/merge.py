@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import IO, cast
 
 import numpy as np
 import polars as pl
@@ -99,7 +99,7 @@ def groups_of_blocks(disk: Disk, folder: Path, blocks: Iterable[BlockState]) -> 
 
 def _row_bytes(rows: Rows) -> int:
     """The largest mean size of a row in any part, where that is not on record."""
-    return max(-(-batch.nbytes // max(1, batch.num_rows)) for _, batch in rows(None))
+    return max(int(-(-batch.nbytes // max(1, batch.num_rows))) for _, batch in rows(None))
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def write_sorted(
         summed = SummedFile(file)
         with _errors_of(summed):
             source.sink_parquet(
-                summed,  # type: ignore[arg-type]
+                cast(IO[bytes], summed),
                 compression="zstd",
                 compression_level=ZSTD_LEVEL,
                 row_group_size=rows,
