@@ -184,7 +184,7 @@ class Partition:
                 low = high
 
     def take(self, taken: Frame) -> None:
-        offer = self.blocks.append(taken)
+        offer = self.blocks.append(taken, self.now_ms)
         if offer:
             self.offers.append(offer)
 

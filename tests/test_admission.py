@@ -76,7 +76,7 @@ class Memory:
         self.apply(Progress(taken, new is not None))
         if new is None:
             return
-        self.apply(Reject(new.rejects))
+        self.apply(Reject(new.rejects, 0))
         if new.events.num_rows:
             stream_ms = self.state.stream_time_ms
             segment = Segment.of(new.events, SCHEMA.key, SCHEMA.payload, stream_ms, self._hash)
