@@ -2,7 +2,7 @@
 
 What always holds:
 
-- A file is of one day at most (of an eighth of the time that rejects are kept, if that is less than
+- A file is of one day at most (of an eighth of the time that rejects are kept, where that is below
   a day), by the wall clock at which its rejects were taken in. So files go whole, and what is due
   waits for nothing that is not.
 - Their number is bounded. Beyond FILES_MIN, neighbours of one day that fit in one file are joined;
@@ -55,10 +55,10 @@ class RejectLog:
         self._folder = folder
         self._bytes_max = bytes_max
         self._kept_ms = kept_ms
-        self._span_ms = max(1, min(DAY_MS, kept_ms // FILES_OF_BOUND or DAY_MS))
+        self._span_ms = max(1, kept_ms // FILES_OF_BOUND) if 0 < kept_ms < DAY_MS else DAY_MS
         self._file_bytes_max = max(1, min(FILE_BYTES_MAX, bytes_max // FILES_OF_BOUND))
         self._files = dict(files)
-        self._unreadable: set[str] = set()
+        self._apart: set[tuple[str, str]] = set()
         self._log = LogSeries(
             disk, folder, reject_log_name, incarnation, REJECT_SCHEMA, extents, self._file_bytes_max
         )
@@ -155,13 +155,13 @@ class RejectLog:
     def join(self) -> list[Path]:
         """Join two neighbours, if there are more files than need be. The paths of the old ones,
         which are left to the caller. A file that can't be read stays as it is."""
-        pair = self._neighbours()
-        if pair is None:
-            return []
-        try:
-            (new,) = self._log.join(pair)
-        except (Corruption, MissingFile):
-            self._unreadable |= {extent.file for extent in pair}
+        while pair := self._neighbours():
+            try:
+                (new,) = self._log.join(pair)
+                break
+            except (Corruption, MissingFile):
+                self._apart.add((pair[0].file, pair[1].file))
+        else:
             return []
         old = [self._files.pop(extent.file) for extent in pair]
         counts: Counter[str] = Counter()
@@ -181,7 +181,7 @@ class RejectLog:
             for one, other in pairwise(sealed)
             if one.bytes + other.bytes <= self._file_bytes_max
             and (len(sealed) > FILES_MAX or self._of_one_day(one, other))
-            and not self._unreadable & {one.file, other.file}
+            and (one.file, other.file) not in self._apart
         ]
         return min(pairs, key=lambda pair: pair[0].bytes + pair[1].bytes, default=None)
 
