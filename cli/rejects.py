@@ -180,13 +180,17 @@ def delete(dry_run: bool, yes: bool, roots: list[Path], **options: Any) -> None:
         click.echo(f"{count} rejects would be deleted")
         return
     if not yes:
-        if not sys.stdin.isatty():
+        if not _at_terminal():
             raise BadInput("rejects delete: expected --yes where there is no terminal to ask at")
         if not click.confirm(f"Delete these {count} rejects?"):
             return
     runs = {p.name: p.state.incarnation for p in view.partitions}
     next_offsets = {p.name: dict(p.state.next_offsets) for p in view.partitions}
     _tell(disk, layout, ask(disk, layout, meant, runs, next_offsets), count)
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _tell(disk: Disk, layout: Layout, request: ReplayRequest, count: int) -> None:

@@ -8,6 +8,7 @@ and crashes, against a model that knows each message.
 from __future__ import annotations
 
 import copy
+import random
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -31,9 +32,11 @@ from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.log import Extent, GrowingLog, read_log
 from forebay.storage.formats.rejects import ALL, RejectFilter
 from forebay.storage.formats.replay_request import ReplayRequest
+from forebay.storage.partition import reject_log
 from forebay.storage.partition.reject_log import FILES_MAX, FILES_MIN
 from tests import cases
 from tests.partition import GRACE_MS, NAME, START_MS, OpenDisk, Partition
+from tests.power import PowerDisk
 from tests.test_replay import (
     BROKEN,
     CONFIG,
@@ -512,7 +515,10 @@ class Model:
 
 
 class Expiry(RuleBasedStateMachine):
-    """One partition whose rejects come, go, are replayed and deleted, with commits and crashes."""
+    """One partition whose rejects come, go, are replayed and deleted, with commits, crashes and
+    power losses."""
+
+    files: PowerDisk
 
     def __init__(self) -> None:
         super().__init__()
@@ -523,9 +529,13 @@ class Expiry(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        config = replace(WEEK, rejects_bytes_max=20_000)
-        root = Path(self.folder.name)
-        self.partition = Partition(root, config, now_ms=NOON_MS, files=OpenDisk()).start()
+        config, base = replace(WEEK, rejects_bytes_max=20_000), Path(self.folder.name)
+        (base / "data").mkdir()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(reject_log, "FILES_MIN", 2)
+        self.patch.setattr(reject_log, "FILES_MAX", 5)
+        self.files = PowerDisk(base / "data", base / "shadow").__enter__()
+        self.partition = Partition(base / "data", config, now_ms=NOON_MS, files=self.files).start()
 
     @rule(many=st.lists(st.booleans(), min_size=1, max_size=6))
     def take(self, many: list[bool]) -> None:
@@ -587,9 +597,12 @@ class Expiry(RuleBasedStateMachine):
         self._flushed()
         self.commit = self.partition.blocks.snapshot(), copy.deepcopy(self.model)
 
-    @rule()
-    def crash(self) -> None:
+    @rule(seed=st.one_of(st.none(), st.integers(0, 2**32)))
+    def crash(self, seed: int | None) -> None:
+        """The process dies; with a seed, power goes."""
         self.partition.crash()
+        if seed is not None:
+            self.files.lose_power(random.Random(seed))
         snapshot, model = self.commit
         self.model = copy.deepcopy(model)
         self.partition.start(snapshot)
@@ -621,7 +634,8 @@ class Expiry(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "partition"):
-            self.partition.files.close()
+            self.patch.undo()
+            self.files.__exit__()
             self.folder.cleanup()
 
 

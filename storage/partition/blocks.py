@@ -26,7 +26,7 @@ from forebay.storage.formats.catalog import Catalog, read_catalog
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.hashes import Hash, KeyHash
 from forebay.storage.formats.log import Extent, GrowingLog
-from forebay.storage.formats.rejects import RejectFilter
+from forebay.storage.formats.rejects import RejectFilter, labels
 from forebay.storage.formats.replay_request import ReplayRequest
 from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition.admission import admit, unseen
@@ -104,7 +104,7 @@ class Blocks:
         if new is None:
             return None
         if new.rejects.num_rows:
-            self._journal.apply(Reject(new.rejects, now_ms))
+            self._journal.apply(Reject(new.rejects, labels(new.rejects), now_ms))
         return self._admit(new.events)
 
     def _admit(self, events: pa.RecordBatch) -> Offer | None:

@@ -45,13 +45,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Reject:
-    """Messages, of REJECT_SCHEMA, that are no events, and came at this wall time."""
+    """Messages, of REJECT_SCHEMA, that are no events; how many of each label; the wall time."""
 
     rows: pa.RecordBatch
+    labels: Mapping[str, int]
     arrived_ms: int
 
     def apply(self, state: PartitionState) -> None:
-        _count_rejects(state, labels(self.rows), 1)
+        _count_rejects(state, self.labels, 1)
 
 
 @dataclass(frozen=True)

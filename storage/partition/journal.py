@@ -110,8 +110,8 @@ class Journal:
                 self._known.forget(block)
             case Judge():
                 self._drops.note(edit.segment, edit.dropped, edit.differs, edit.late)
-            case Reject(rows, arrived_ms):
-                self._rejects.append(rows, arrived_ms)
+            case Reject(rows, found, arrived_ms):
+                self._rejects.append(rows, found, arrived_ms)
             case Replay(extent, left) | Delete(extent, left):
                 self._replace(self._rejects.rewrite(extent, left))
             case Expire(extent):

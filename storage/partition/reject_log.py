@@ -110,14 +110,14 @@ class RejectLog:
 
     # -- what changes ------------------------------------------------------------------------
 
-    def append(self, rows: pa.RecordBatch, now_ms: int) -> None:
-        """Take rejects in that arrive now."""
+    def append(self, rows: pa.RecordBatch, found: Mapping[str, int], now_ms: int) -> None:
+        """Take rejects in that arrive now, and have these labels."""
         growing = self._files.get(self._log.growing)
         if growing and self._span_of(growing) != now_ms // self._span_ms:
             self.seal()
             growing = None
         counts = Counter(growing.labels if growing else {})
-        counts.update(labels(rows))
+        counts.update(found)
         arrived_ms = max(now_ms, growing.arrived_ms or now_ms) if growing else now_ms
         self._files[self._log.growing] = RejectFile(arrived_ms, dict(counts))
         self._log.append(rows)
