@@ -434,6 +434,7 @@ def test_receipt_and_partitions_tell_progress_counters_and_sizes(lane: Lanes) ->
         "duplicates": oracle.duplicates,
         "conflicts": oracle.duplicates,  # no two rows have the same values
         "rejects": oracle.rejects,
+        "rejects_expired": 0,
         "late": oracle.late,
         "nulled": 0,
         "skipped": 0,

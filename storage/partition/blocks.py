@@ -140,8 +140,7 @@ class Blocks:
         next_offsets = (request.delete or {}).get(partition, {})
         for extent in self._in_turn(request):
             folder = self._layout.rejects(partition)
-            edit = deleted(self._disk, folder, extent, request.wanted, next_offsets)
-            if edit:
+            if edit := deleted(self._disk, folder, extent, request.wanted, next_offsets):
                 self._journal.apply(edit)
             yield
 

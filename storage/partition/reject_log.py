@@ -25,6 +25,7 @@ import pyarrow as pa
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import reject_log_name
+from forebay.storage.base.times import FIRST_MS
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.log import Extent, GrowingLog
 from forebay.storage.formats.rejects import RejectFile, labels
@@ -95,18 +96,15 @@ class RejectLog:
         """The files whose rejects all arrived before this time, or have been kept long enough."""
         ends = [] if before_ms is None else [before_ms]
         ends += [now_ms - self._kept_ms] if self._kept_ms else []
-        growing = self._files.get(self._log.growing)
-        if growing and self._arrived_before(growing, max(ends, default=None)):
+        end_ms = max(ends, default=FIRST_MS)
+        due = {
+            name
+            for name, file in self._files.items()
+            if file.arrived_ms is not None and file.arrived_ms < end_ms
+        }
+        if self._log.growing in due:
             self.seal()
-        return [
-            extent
-            for extent in self.sealed
-            if self._arrived_before(self._files[extent.file], max(ends, default=None))
-        ]
-
-    @staticmethod
-    def _arrived_before(file: RejectFile, end_ms: int | None) -> bool:
-        return end_ms is not None and file.arrived_ms is not None and file.arrived_ms < end_ms
+        return [extent for extent in self.sealed if extent.file in due]
 
     # -- what changes ------------------------------------------------------------------------
 

@@ -60,6 +60,8 @@ def deleted(
     Of a file that can't be read nobody knows which are meant: it goes if all rejects are, else it
     stays.
     """
+    if not next_offsets:
+        return None
     left, gone = [], []
     try:
         for batch in read_log(disk, folder, extent):
@@ -69,7 +71,7 @@ def deleted(
             if not goes.all():
                 left.append(batch.filter(pa.array(~goes)))
     except (Corruption, MissingFile):
-        return Expire(extent) if wanted == ALL and next_offsets else None
+        return Expire(extent) if wanted == ALL else None
     return Delete(extent, tuple(left), tuple(gone)) if gone else None
 
 
