@@ -34,11 +34,12 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,14 +65,14 @@ from forebay.storage.formats.catalog import Catalog
 from forebay.storage.formats.columns import parse_types
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.hashes import U64
-from forebay.storage.formats.log import Extent, GrowingLog, LogReader, Span
+from forebay.storage.formats.log import Extent, LogReader, Span
 from forebay.storage.formats.schema import UPLOAD_TIME, Schema
-from forebay.storage.formats.series import LogSeries
 from forebay.storage.partition import resume
 from forebay.storage.partition.blocks import Blocks
 from forebay.storage.partition.journal import Journal
 from forebay.storage.partition.known import KnownKeys
 from forebay.storage.partition.offer import Offer
+from forebay.storage.partition.reject_log import RejectLog
 from forebay.storage.partition.rules import Rules
 from forebay.verify.dying import DyingDisk
 from forebay.verify.worker import main
@@ -313,14 +314,10 @@ def plodding() -> None:
 
 
 def forgetful() -> None:
-    replace_by = LogSeries._replace
+    def listed(self: RejectLog, extent: Extent, left: Iterable[pa.RecordBatch]) -> Path:
+        return self._folder / "none"
 
-    def beside(self: LogSeries, extents: Sequence[Extent], log: GrowingLog) -> tuple[Extent, ...]:
-        added = replace_by(self, extents, log)
-        self._sealed += extents
-        return added
-
-    LogSeries._replace = beside  # type: ignore[method-assign]
+    RejectLog.rewrite = listed  # type: ignore[method-assign]
 
 
 BUGS: dict[str, Callable[[], None]] = {
