@@ -34,6 +34,7 @@ from forebay.cli.load import COUNTS, Load, LoadSpec
 from forebay.cli.outlet import files
 from forebay.cli.target import own_folder
 from forebay.flows.settings import ENV_PREFIX
+from forebay.query.receipt import MESSAGES
 from forebay.storage.base.directory import ENTRIES
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
@@ -217,7 +218,7 @@ def _taken(data: Path) -> int:
         found = query.open(data).partitions()
     except BadInput:
         return 0
-    return int(found.select(pl.sum_horizontal("accepted", "duplicates", "rejects").sum()).item())
+    return int(found.select(pl.sum_horizontal(MESSAGES).sum()).item())
 
 
 def _differences(job: _Job) -> list[str]:

@@ -20,6 +20,7 @@ def summary(root: Path) -> list[str]:
             found.accepted += counters.accepted
             found.duplicates += counters.duplicates
             found.rejects += counters.rejects
+            found.rejects_expired += counters.rejects_expired
             found.reasons.update(counters.rejected)
         newest = chain.from_iterable(partition.reject_logs[-1:] for partition in view.partitions)
         for batch in islice(chain.from_iterable(log.batches() for log in newest), 1):

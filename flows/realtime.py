@@ -75,6 +75,8 @@ def build(
             settings.grace,
             settings.conflicts,
             settings.drops_bytes,
+            settings.rejects_bytes,
+            settings.rejects_retention,
         ),
         layout,
         disk,
@@ -83,6 +85,7 @@ def build(
         cache_bytes=settings.cache_bytes,
         retention_ms=settings.retention,
         batch_late_ms=settings.batch_late,
+        retention_bytes=settings.retention_bytes,
         # What passes a replay may belong to another hash partition than the reject did.
         redecode=None if settings.hash_partitions else decoder.decode_again,
     )

@@ -141,6 +141,16 @@ class Settings(Section, BaseSettings):
     retention: Duration = 0
     """Not 0: delete what is older, in stream time, though no batch layer took it. 0s keeps
     everything until it is handed over."""
+    retention_bytes: ByteSize = ByteSize(0)
+    """Not 0: delete the oldest, though no batch layer took it, where blocks and chunks of this data
+    directory take more, deleted files in their grace left out. The last day, in stream time, is
+    kept even so."""
+    rejects_retention: Duration = 7 * DAY_MS
+    """Delete rejects that came longer ago, in whole files of up to a day. They also go when what
+    came with them is handed over. 0s: only then."""
+    rejects_bytes: ByteSize = Field(ByteSize(256 << 20), ge=1 << 20, le=2 << 30)
+    """What a partition's rejects may take on disk; beyond it the oldest are deleted. More: older
+    ones can be looked at and replayed."""
     batch_late: Duration = 36 * HOUR_MS
     """Warn when data has waited so long for the batch layer."""
     batch_rows: int = Field(5000, ge=1, le=100_000)

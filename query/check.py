@@ -1,6 +1,7 @@
 """The check: every byte that counts in a data directory, verified against its checksum.
 
-For each partition, whether or not the job runs: manifest and catalog; every log that the manifest
+For each partition, whether or not the job runs: manifest and catalog, and that as many rejects are
+in files as are counted; every log that the manifest
 names, to its last row; every chunk of the catalog, and if one is damaged, which columns where. Then
 `batch.json` and the replay requests. A file that is gone is either named no more by a newer
 manifest or catalog, or it is missing. Drop logs may lack their end, for no commit waits for them;
@@ -24,6 +25,7 @@ from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import read_boundary
 from forebay.storage.formats.catalog import Catalog
 from forebay.storage.formats.replay_request import ReplayRequest
+from forebay.storage.formats.state import PartitionState
 
 T = TypeVar("T")
 
@@ -123,12 +125,21 @@ def _look(directory: Directory, part: Log | ChunkFile, report: Report) -> None:
         report.note(part.path, fault)
 
 
+def _counted(report: Report, path: Path, state: PartitionState) -> None:
+    """Each reject that is counted is in a file, and each in a file is counted."""
+    listed, counted = sum(extent.rows for extent in state.rejects), state.counters.rejects
+    if listed != counted:
+        what = f"{path}: expected {counted} rejects in files, as counted, got {listed}"
+        report.faults.append(Fault(str(path), None, what))
+
+
 def _parts(directory: Directory, name: str, small: Report) -> Iterator[Log | ChunkFile]:
     """What the partition names now. The manifest comes first, as in a view."""
     layout = directory.layout
     state = _small(small, layout.manifest(name), lambda _: directory.state(name))
     catalog = _small(small, layout.catalog(name), lambda _: directory.catalog(name))
     if state is not None:
+        _counted(small, layout.manifest(name), state)
         # The logs of a block that a chunk covers may be gone already.
         partition = Partition.of(directory, state, catalog or Catalog(name))
         yield from (*partition.block_logs, *partition.reject_logs, *partition.drop_logs)

@@ -128,8 +128,11 @@ def files_of(
 
 _TIME = pl.Datetime("ms", "UTC")
 COUNTERS = (
-    "accepted", "duplicates", "conflicts", "rejects", "late", "after_seal", "nulled", "skipped",
+    "accepted", "duplicates", "conflicts", "rejects", "rejects_expired", "late", "after_seal",
+    "nulled", "skipped",
 )  # fmt: skip
+MESSAGES = ("accepted", "duplicates", "rejects", "rejects_expired")
+"""Each message that was read is counted as one of these."""
 COUNTS = (
     *COUNTERS, "hot_events", "cold_events", "handed_off", "expired", "hot_blocks", "chunks",
 )  # fmt: skip

@@ -20,6 +20,7 @@ from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.hashes import U64, Hash, hash_keys
 from forebay.storage.formats.payload import Payload
+from forebay.storage.formats.rejects import labels
 from forebay.storage.formats.schema import OFFSET, PARTITION
 from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition.admission import admit, unseen
@@ -76,7 +77,7 @@ class Memory:
         self.apply(Progress(taken, new is not None))
         if new is None:
             return
-        self.apply(Reject(new.rejects))
+        self.apply(Reject(new.rejects, labels(new.rejects), 0))
         if new.events.num_rows:
             stream_ms = self.state.stream_time_ms
             segment = Segment.of(new.events, SCHEMA.key, SCHEMA.payload, stream_ms, self._hash)

@@ -173,9 +173,10 @@ def test_rows_other_than_the_manifests_are_told(partition: Partition) -> None:
     body = orjson.loads(path.read_bytes())["body"]
     body["rejects"][0]["rows"] += 1
     path.write_bytes(record.encode("manifest", 2, body))
-    (found,) = faults(partition)
+    found, counted = faults(partition)
     assert found.file.endswith(body["rejects"][0]["file"])
     assert "rows" in found.what
+    assert counted.what.endswith("manifest.json: expected 6 rejects in files, as counted, got 7")
 
 
 def test_what_the_job_does_meanwhile_is_no_fault(

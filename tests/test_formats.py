@@ -63,7 +63,7 @@ from forebay.storage.formats.log import (
     read_span,
 )
 from forebay.storage.formats.merge import groups_of_blocks, write_sorted
-from forebay.storage.formats.rejects import RejectFilter
+from forebay.storage.formats.rejects import RejectFile, RejectFilter
 from forebay.storage.formats.replay_request import ReplayRequest
 from forebay.storage.formats.schema import Column, Schema
 from forebay.storage.formats.state import BlockState, Counters, PartitionState, by_id
@@ -128,6 +128,7 @@ MANIFEST = PartitionState(
         nulled=6,
         skipped=7,
         rejected={"bad json": 1, "no key: id": 1},
+        rejects_expired=3,
     ),
     hot=by_id(
         [BlockState(BLOCK, NOON_MS + 5, NOON_MS + 3, NOON_MS + 5, (Extent(LOG, 2354, 3, 77),))]
@@ -154,9 +155,15 @@ MANIFEST = PartitionState(
     seed="00112233445566778899aabbccddeeff",
     paths={"id": (("id",), ("event", "id")), "n": (("n",),)},
     roles={"user": "id"},
+    reject_files={REJECT_LOG: RejectFile(NOON_MS + 6, {"bad json": 1, "no key: id": 1})},
 )
 MANIFEST_1 = replace(
-    MANIFEST, counters=replace(MANIFEST.counters, rejected={}), seed="", paths={}, roles={}
+    MANIFEST,
+    counters=replace(MANIFEST.counters, rejected={}, rejects_expired=0),
+    seed="",
+    paths={},
+    roles={},
+    reject_files={},
 )
 CHUNK_ID = ChunkId(4, 5, 3)
 CATALOG = Catalog(
@@ -199,6 +206,7 @@ BATCH = Boundary(
 REPLAY = ReplayRequest(
     4, RejectFilter(("bad json",), ("s0",), (2, 3), NOON_MS, NOON_MS + 1), {"events-00000": 3}
 )
+DELETION = replace(REPLAY, delete={"events-00000": {"s0": 4}})
 
 
 class Record(NamedTuple):
@@ -215,13 +223,15 @@ RECORDS = [
     Record("manifest.json", "manifest", MANIFEST.encode(), PartitionState.decode, MANIFEST),
     Record("catalog.json", "catalog", CATALOG.encode(), Catalog.decode, CATALOG),
     Record("replay.json", "replay", REPLAY.encode(), ReplayRequest.decode, REPLAY),
+    Record("delete.json", "replay", DELETION.encode(), ReplayRequest.decode, DELETION),
     Record("batch.json", "batch", BATCH.encode(), Boundary.decode, BATCH),
     Record("batch-uncovered.json", "batch", Boundary().encode(), Boundary.decode, Boundary()),
 ]
 RECORDS_1 = [
     RECORDS[0]._replace(value=MANIFEST_1),
     RECORDS[1]._replace(value=CATALOG_1),
-    *RECORDS[2:],
+    RECORDS[2],
+    *RECORDS[4:],
 ]
 each_record = pytest.mark.parametrize("made", RECORDS, ids=[made.name for made in RECORDS])
 

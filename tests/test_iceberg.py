@@ -81,7 +81,7 @@ def node(root: Path, schema: Schema, *partitions: Sequence[Row]) -> Path:
                    for n in names]  # fmt: skip
         events = pa.RecordBatch.from_arrays(columns, names=names)
         rejects = pa.RecordBatch.from_pylist([], REJECT_SCHEMA)
-        offer = lane.blocks.append(Frame(lane.name, lane.name, 0, len(placed), events, rejects))
+        offer = lane.blocks.append(Frame(lane.name, lane.name, 0, len(placed), events, rejects), 0)
         lane.offers += [offer] if offer else []
         lane.blocks.publish()
         lane.merge()

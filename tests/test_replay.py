@@ -284,8 +284,9 @@ class Model:
             passing = [s for s in file if s.key is not None and s.offset in offsets]
             if not passing:
                 continue
-            self.files.remove(file)
-            self.current += [sent for sent in file if sent not in passing]
+            at = self.files.index(file)
+            self.files[at] = [sent for sent in file if sent not in passing]
+            self.files = [file for file in self.files if file]
             for sent in passing:
                 self.oracle.rejects -= 1
                 following = self.oracle.next_offsets.pop(SOURCE)

@@ -217,7 +217,7 @@ def test_retry_with_the_same_payload_and_a_new_upload_time_is_no_conflict(
 ) -> None:
     partition.start()
     partition.blocks.append(
-        frame([Event(0, 1, 0, ("a", 1, True)), Event(1, 1, 90, ("a", 1, True))])
+        frame([Event(0, 1, 0, ("a", 1, True)), Event(1, 1, 90, ("a", 1, True))]), 0
     )
     assert conflicts(partition) == 0
     assert partition.manifest().counters.duplicates == 1
@@ -233,7 +233,7 @@ def test_same_key_with_another_payload_is_a_conflict(
     partition.start()
     events = [Event(0, 1, 0, ("a", 1, True)), Event(1, 1, 1, other), Event(2, 2, 1, other)]
     for some in [events[:1], events[1:]] if apart else [events]:
-        partition.blocks.append(frame(some))
+        partition.blocks.append(frame(some), 0)
     assert conflicts(partition) == 1
     assert told(partition) == [(1, "conflict")]
 

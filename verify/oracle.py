@@ -61,8 +61,8 @@ Row = tuple[Value, ...]
 Key = Row
 Place = tuple[str, int]
 """Source and offset: what tells one event from another."""
-KINDS = ("accepted", "duplicates", "conflicts", "rejects", "late")
-"""What is counted."""
+KINDS = ("accepted", "duplicates", "conflicts", "rejects", "rejects_expired", "late")
+"""What is counted. Nothing is so old here that rejects expire."""
 
 
 class NoValue(ValueError):
@@ -93,6 +93,7 @@ class Oracle:
     duplicates: int = 0
     conflicts: int = 0
     rejects: int = 0
+    rejects_expired: int = 0
     late: int = 0
 
     def admit(self, place: Place, key: Key, upload_ms: int, row: Row = ()) -> bool:

@@ -102,6 +102,15 @@ class LogWriter:
         self.extent = Extent(last.file, end, last.rows + batch.num_rows, end_crc)
         return Span(last.file, start, end, start_crc, end_crc)
 
+    def adopt(self, messages: Sequence[memoryview], rows: int) -> None:
+        """Write batches of another log of the same schema, `rows` in all, as they stand there."""
+        last = self.extent
+        data = b"".join(messages) if last.bytes else b"".join((self._prefix, *messages))
+        self._file.append(data)
+        self.dirty = True
+        crc = zlib.crc32(data, last.crc)
+        self.extent = Extent(last.file, last.bytes + len(data), last.rows + rows, crc)
+
     def sync(self) -> None:
         """Return once all appended batches would survive a power loss."""
         if self.dirty:
@@ -132,6 +141,11 @@ class GrowingLog:
         self._named = True
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = self._pending_bytes = 0
+
+    @property
+    def name(self) -> str:
+        """Of this run's file."""
+        return self._name
 
     @property
     def extents(self) -> tuple[Extent, ...]:
@@ -166,12 +180,26 @@ class GrowingLog:
         """Write what is pending; None if nothing was."""
         if not self._pending:
             return None
+        span = self._write().append(pa.concat_batches(self._pending))
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+        return span
+
+    def copy(self, extents: Sequence[Extent]) -> None:
+        """Write all that is in other logs of the folder, without decoding it. Raises MissingFile or
+        Corruption, also if one has another schema; nothing was written then."""
+        held = []
+        for extent in extents:
+            reader = LogReader(self._disk, self._folder, extent.file)
+            held += [message for _, message in reader.follow(extent)]
+            reader.require_head(self._schema)
+        self._write().adopt(held, sum(extent.rows for extent in extents))
+
+    def _write(self) -> LogWriter:
+        """The writer of this run's file, which is made if there is none."""
         if self._writer is None:
             self._writer = LogWriter(self._disk, self._folder, self._name, self._schema)
             self._named = False
-        span = self._writer.append(pa.concat_batches(self._pending))
-        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
-        return span
+        return self._writer
 
     def sync(self) -> None:
         """Make what was flushed durable, the file's name included."""
@@ -243,6 +271,11 @@ class LogReader:
             return self._disk.read(self._path, self._bytes, end)
         except FileNotFoundError as error:
             raise MissingFile(f"log {self._path}: expected {end} bytes, no file") from error
+
+    def require_head(self, schema: pa.Schema) -> None:
+        """Raise Corruption unless what was read begins as a new log of this schema does."""
+        if self._prefix != schema.serialize().to_pybytes():
+            raise Corruption(f"log {self._path}: expected the schema that this build writes", 0)
 
     def _require(self, data: bytes, extent: Extent) -> None:
         """Raise Corruption unless `data` is what the extent says: where it begins to differ, no
