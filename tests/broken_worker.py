@@ -126,7 +126,7 @@ def hasty() -> None:
 
 
 def short() -> None:
-    KnownKeys.retained = lambda self, interval_ms: []  # type: ignore[method-assign]
+    KnownKeys._retained_in = lambda self, *_, backfill: []  # type: ignore[method-assign]
 
 
 def _accept_ahead(skew_ms: int) -> None:

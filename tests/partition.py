@@ -228,12 +228,12 @@ class Partition:
                 tables += self._logs(block.extents)
         return _places(tables)
 
-    def by_block(self) -> dict[int, list[list[Place]]]:
-        """The events of each interval's blocks, none merged yet, in order of creation."""
-        found: dict[int, list[list[Place]]] = {}
+    def by_block(self) -> dict[tuple[int, bool], list[list[Place]]]:
+        """As `Oracle.blocks`, while none is merged."""
+        found: dict[tuple[int, bool], list[list[Place]]] = {}
         for block in sorted(self.manifest().blocks, key=lambda block: block.id):
             events = _places(self._logs(block.extents))
-            found.setdefault(block.id.interval_ms, []).append(events)
+            found.setdefault((block.id.interval_ms, block.id.backfill), []).append(events)
         return found
 
     def _logs(self, extents: Sequence[Extent]) -> list[pa.RecordBatch]:

@@ -25,7 +25,7 @@ def sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChunksSink:
 def test_a_partition_that_is_built_again_after_an_offer_goes_on(sink: ChunksSink) -> None:
     """As the engine does where a crash left a newer snapshot of the sink than of the blocks."""
     first = sink.build_part("chunks", "p", None)
-    first.write_batch([Offer(1, (), {})])
+    first.write_batch([Offer(1, (), runs={})])
     second = sink.build_part("chunks", "p", None)
     first.close()
     second.write_batch([Offer(1, ())])

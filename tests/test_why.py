@@ -185,14 +185,14 @@ class PayloadOracle(Oracle):
         accepted, duplicates, late = self.accepted, self.duplicates, self.late
         upload_ms = START_MS + event.upload_ms
         self.event(event.place, event.keys, upload_ms)
-        interval_ms = upload_ms // SPAN_MS * SPAN_MS
+        places = self.places_of(upload_ms)
         if self.accepted > accepted:
-            self.kept.append((self.live[interval_ms], event))
+            self.kept.append((self.live[places[-1]], event))
             if self.late > late:
                 self.dropped.append((event.offset, "late"))
         elif self.duplicates > duplicates:
             live = list(self.live.values())
-            retained = [block for block in self.closed if block.interval_ms == interval_ms]
+            retained = [b for place in places for b in self.closed if b.place == place]
             (original, *_) = [
                 kept
                 for among in (live, retained)

@@ -7,10 +7,11 @@
    the last counts.
 2. Stream time is the largest upload time so far.
 3. Blocks last touched the dedup window or longer ago, in stream time, are closed.
-4. The event is a duplicate if its key is in an open block, or in a closed one of its interval; and
-   a conflict if its values are not those of the event that has the key.
-5. Else it is accepted into the open block of its interval, and is late if it lies the window or
-   more behind stream time.
+4. The event is a duplicate if its key is in an open block, or in a closed one of its interval, or,
+   if all of its interval is the window or more behind stream time (backfill), in a closed backfill
+   block of its day; and a conflict if its values are not those of the event that has the key.
+5. Else it is accepted into the open block of its interval, backfill into that of its day, and is
+   late if it lies the window or more behind stream time.
 6. A replay, after the last message, judges the rejects once more, in order, under another limit.
 
 A column has no value where the message has none of its type:
@@ -71,12 +72,18 @@ class NoValue(ValueError):
 
 @dataclass
 class Block:
-    """The events of an interval, in order, and their values by key."""
+    """The events of an interval, or the `backfill` ones of a day, in order, and their values by
+    key."""
 
     interval_ms: int
+    backfill: bool
     touched_ms: int
     keys: dict[Key, Row] = field(default_factory=dict)
     events: list[Place] = field(default_factory=list)
+
+    @property
+    def place(self) -> tuple[int, bool]:
+        return self.interval_ms, self.backfill
 
 
 @dataclass
@@ -87,7 +94,7 @@ class Oracle:
     block_span_ms: int
     dedup_window_ms: int
     stream_time_ms: int | None = None
-    live: dict[int, Block] = field(default_factory=dict)
+    live: dict[tuple[int, bool], Block] = field(default_factory=dict)
     closed: list[Block] = field(default_factory=list)
     accepted: int = 0
     duplicates: int = 0
@@ -95,27 +102,36 @@ class Oracle:
     rejects: int = 0
     rejects_expired: int = 0
     late: int = 0
+    backfill_ms: int = 86_400_000
 
     def admit(self, place: Place, key: Key, upload_ms: int, row: Row = ()) -> bool:
         """Whether the event is accepted."""
         now_ms = self.stream_time_ms = max(self.stream_time_ms or upload_ms, upload_ms)
         for block in sorted(self.live.values(), key=lambda block: block.interval_ms):
             if now_ms - block.touched_ms >= self.dedup_window_ms:
-                self.closed.append(self.live.pop(block.interval_ms))
-        interval_ms = upload_ms // self.block_span_ms * self.block_span_ms
-        retained = [block for block in self.closed if block.interval_ms == interval_ms]
+                self.closed.append(self.live.pop(block.place))
+        places = self.places_of(upload_ms)
+        retained = [b for place in places for b in self.closed if b.place == place]
         known = [b.keys[key] for b in (*self.live.values(), *retained) if key in b.keys]
         if known:
             self.duplicates += 1
             self.conflicts += known[0] != row
             return False
-        block = self.live.setdefault(interval_ms, Block(interval_ms, now_ms))
+        block = self.live.setdefault(places[-1], Block(*places[-1], now_ms))
         block.touched_ms = now_ms
         block.keys[key] = row
         block.events.append(place)
         self.accepted += 1
         self.late += now_ms - upload_ms >= self.dedup_window_ms
         return True
+
+    def places_of(self, upload_ms: int) -> list[tuple[int, bool]]:
+        """Where an event that has come may be known: last, where it belongs."""
+        interval_ms = upload_ms // self.block_span_ms * self.block_span_ms
+        found = [(interval_ms, False)]
+        if interval_ms + self.block_span_ms + self.dedup_window_ms <= (self.stream_time_ms or 0):
+            found.append((upload_ms // self.backfill_ms * self.backfill_ms, True))
+        return found
 
 
 @dataclass

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
@@ -30,7 +31,9 @@ import pyarrow.compute as pc
 from polars.io.plugins import register_io_source
 
 from forebay.storage.base.disk import Disk, naming
+from forebay.storage.formats.catalog import Chunk
 from forebay.storage.formats.checksum import Checksum, SummedFile
+from forebay.storage.formats.chunk import ChunkReader
 from forebay.storage.formats.columns import unite
 from forebay.storage.formats.log import Extent, LogReader, Span, log_schema, read_span
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
@@ -46,6 +49,7 @@ time, for a row group may have rows of both, and of a row group Polars holds hal
 all stages of encoding. The rest is what allocators keep."""
 FRAMES = 4
 """A row group comes to Polars in so many frames, for a few of them are on their way at any time."""
+PART_ROWS = 8_192
 SAMPLES = 128
 """Rows of a part of the input that are sampled: so exact are the sizes of ranges."""
 
@@ -74,6 +78,20 @@ def log_rows(disk: Disk, folder: Path, extent: Extent) -> Rows:
     return parts
 
 
+def chunk_rows(reader: ChunkReader) -> Rows:
+    """Those of a chunk; a part is some rows of a row group."""
+
+    def parts(columns: Sequence[str] | None) -> Iterator[tuple[Again, pa.RecordBatch]]:
+        for group in range(reader.metadata.num_row_groups):
+            for number, batch in enumerate(reader.batches(group, columns, PART_ROWS)):
+                yield partial(again, group, number), batch
+
+    def again(group: int, number: int) -> pa.RecordBatch:
+        return next(islice(reader.batches(group, rows_max=PART_ROWS), number, None))
+
+    return parts
+
+
 def schema_of(disk: Disk, folder: Path, blocks: Iterable[BlockState]) -> pa.Schema:
     """All columns that any log of these blocks has."""
     names = {extent.file: extent for block in blocks for extent in block.extents}
@@ -95,6 +113,17 @@ def groups_of_blocks(disk: Disk, folder: Path, blocks: Iterable[BlockState]) -> 
         )
         end_ms = max(block.last_ms, end_ms or block.last_ms)
     return groups
+
+
+def groups_of_chunks(disk: Disk, folder: Path, chunks: Iterable[Chunk]) -> list[Group]:
+    """The chunks in `folder`, as one group."""
+    inputs, rows, row_bytes = [], 0, 0
+    for chunk in chunks:
+        reader = ChunkReader(disk, folder / chunk.file, chunk)
+        inputs.append(chunk_rows(reader))
+        rows += chunk.rows
+        row_bytes = max(row_bytes, chunk.row_bytes or _row_bytes(inputs[-1]))
+    return [Group(inputs, rows, row_bytes)]
 
 
 def _row_bytes(rows: Rows) -> int:

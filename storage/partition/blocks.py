@@ -28,7 +28,7 @@ from forebay.storage.formats.hashes import Hash, KeyHash
 from forebay.storage.formats.log import Extent, GrowingLog
 from forebay.storage.formats.rejects import RejectFilter, labels
 from forebay.storage.formats.replay_request import ReplayRequest
-from forebay.storage.formats.state import PartitionState
+from forebay.storage.formats.state import BlockState, PartitionState
 from forebay.storage.partition.admission import admit, unseen
 from forebay.storage.partition.edits import Close, Edit, Evict, Forget, Progress, Reject, Replayed
 from forebay.storage.partition.gc import Garbage, files_of, forgettable, leaving, unlisted
@@ -90,7 +90,7 @@ class Blocks:
             self._garbage.doom(unlisted(folder, self.state), now_ms)
         self.publish()
         blocks = tuple(uncovered(self.state, self._catalog.read()))
-        return Offer(self.state.incarnation, blocks, self.state.runs)
+        return self._offer(blocks, runs=self.state.runs)
 
     # -- events in ---------------------------------------------------------------------------
 
@@ -112,7 +112,8 @@ class Blocks:
             return None
         rules, at_ms = self._rules, self.state.stream_time_ms
         segment = Segment.of(events, rules.schema.key, rules.compared, at_ms, self._hash)
-        return self._apply(admit(self.state, self._known, segment, rules.dedup_window_ms))
+        how = rules.dedup_window_ms, rules.backfill_span_ms
+        return self._apply(admit(self.state, self._known, segment, *how))
 
     def _apply(self, edits: Iterable[Edit]) -> Offer | None:
         """Carry out each edit before the next is asked for; what was evicted is offered."""
@@ -121,7 +122,16 @@ class Blocks:
             self._journal.apply(edit)
             if isinstance(edit, Evict):
                 evicted.append(self.state.evicted[edit.block])
-        return Offer(self.state.incarnation, tuple(evicted)) if evicted else None
+        return self._offer(tuple(evicted)) if evicted else None
+
+    def _offer(
+        self,
+        blocks: tuple[BlockState, ...],
+        runs: dict[str, int] | None = None,
+        tick: Tick | None = None,
+    ) -> Offer:
+        committed = self._journal.commits.sure.evictions
+        return Offer(self.state.incarnation, blocks, committed, runs, tick)
 
     # -- rejects -----------------------------------------------------------------------------
 
@@ -166,7 +176,7 @@ class Blocks:
         self._journal.apply(replay)
         offers = [self._admit(frame.events) for frame in frames]
         blocks = [block for offer in offers if offer for block in offer.blocks]
-        return Offer(self.state.incarnation, tuple(blocks)) if blocks else None
+        return self._offer(tuple(blocks)) if blocks else None
 
     # -- handoff -----------------------------------------------------------------------------
 
@@ -188,8 +198,8 @@ class Blocks:
         self._journal.expire_rejects(boundary.covered_until_ms, now_ms)
         evicted = self._apply(leaving(state, boundary, self._rules.dedup_window_ms, from_ms))
         retention = Retention(boundary, state.stream_time_ms, retention_ms, from_ms)
-        tick = Tick(retention, commits.sure.evictions, commits.evicted(state))
-        return Offer(state.incarnation, evicted.blocks if evicted else (), tick=tick)
+        tick = Tick(retention, commits.evicted(state))
+        return self._offer(evicted.blocks if evicted else (), tick=tick)
 
     def waiting(self, boundary: Boundary) -> Waiting | None:
         """What is yet to be handed over, if anything is."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from forebay.storage.formats.schema import Schema
 
+DAY_MS = 86_400_000
 DROPS_BYTES_MAX = 16 << 20
 REJECTS_BYTES_MAX = 256 << 20
 
@@ -16,7 +17,8 @@ class Rules:
 
     `conflicts`: whether the payloads of duplicates are compared. `drops_bytes_max` bounds the drop
     log; 0 keeps none. `rejects_bytes_max` bounds the files of rejects, and `rejects_ms` how long
-    after its arrival a reject is kept, in wall time; 0 has no such limit.
+    after its arrival a reject is kept, in wall time; 0 has no such limit. A backfill block has
+    events of one `backfill_span_ms`.
     """
 
     schema: Schema
@@ -27,6 +29,7 @@ class Rules:
     drops_bytes_max: int = DROPS_BYTES_MAX
     rejects_bytes_max: int = REJECTS_BYTES_MAX
     rejects_ms: int = 0
+    backfill_span_ms: int = DAY_MS
 
     @property
     def compared(self) -> tuple[str, ...] | None:
