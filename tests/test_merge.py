@@ -4,7 +4,10 @@ were, and statistics by which readers leave out row groups."""
 from __future__ import annotations
 
 import errno
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +20,15 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from forebay.flows.cluster import WORKER_ENVIRONMENT
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.formats import merge
 from forebay.storage.formats.chunk import column_range
 from forebay.storage.formats.log import Extent, GrowingLog
 from forebay.storage.formats.merge import SORTED_BY, Group, log_rows, write_sorted
+from forebay.storage.partition.chunks import MERGE_BYTES
+from tests.image import ROOT
 
 SCHEMA = pa.schema(
     [
@@ -182,3 +188,32 @@ def test_row_groups_are_cut_by_size_and_each_reader_leaves_out_those_that_can_no
     assert told.fetchall()[0][1] == found.height
     table = ds.dataset(path).to_table(columns=["id"], filter=ds.field("upload_time") < before)
     assert table.num_rows == found.height
+
+
+@pytest.mark.executed
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("rows", "width", "times"),
+    [
+        (1_200_000, 440, "one"),
+        (1_200_000, 440, "shuffled"),
+        (1_200_000, 440, "ordered"),
+        (800, 1 << 20, "shuffled"),
+    ],
+)
+def test_memory_of_a_merge_is_bounded(tmp_path: Path, rows: int, width: int, times: str) -> None:
+    command = [sys.executable, "-m", "tests.merge_memory", str(tmp_path)]
+
+    def run(*what: str) -> list[str]:
+        environment = {**os.environ, **WORKER_ENVIRONMENT}
+        done = subprocess.run(
+            [*command, *what], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    block = run("write", str(rows), str(width), times)
+    taken, found = map(int, run(str(MERGE_BYTES), *block))
+    print(f"{rows} rows of {width} bytes, {times}: {taken >> 20} MiB above idle")
+    assert found == rows
+    assert taken < MERGE_BYTES

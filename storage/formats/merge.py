@@ -43,17 +43,19 @@ SORTED_BY = (UPLOAD_TIME, PARTITION, OFFSET)
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 131_072, 24 << 20
 ZSTD_LEVEL = 1
 """On such rows no larger than level 3, for two thirds of the time."""
-SHARE = 8
-"""A range may have one part in so many of the memory, a row group half of that: there are two ranges
-at a time, for a row group may have rows of both, and of a row group Polars holds half a dozen
-copies in all stages of encoding. The rest is what allocators keep."""
+SHARE = 12
+"""A range may have one part in so many of the memory, a row group half of that: there are two
+ranges at a time, for a row group may have rows of both, and of a row group Polars holds half a
+dozen copies in all stages of encoding. The rest is what allocators keep."""
 FRAMES = 6
 """A row group comes to Polars in so many frames, for a few of them are on their way at any time."""
 PART_ROWS = 8_192
-POOL = pa.jemalloc_memory_pool()
-"""Of what is read to be merged. It gives back at once what is not used any more, for what others
-keep to themselves would be as much again."""
-pa.jemalloc_set_decay_ms(0)
+POOL = pa.default_memory_pool()
+"""Where that lies which is read to be merged. jemalloc, where there is one, gives back at once what
+is not used any more; what others keep to themselves is as much again."""
+if "jemalloc" in pa.supported_memory_backends():
+    POOL = pa.jemalloc_memory_pool()
+    pa.jemalloc_set_decay_ms(0)
 SAMPLES = 128
 """Rows of a part of the input that are sampled: so exact are the sizes of ranges."""
 
