@@ -18,6 +18,7 @@ from typing import cast
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from forebay.flows.in_force import schema_in_force
 from forebay.flows.kafka_settings import kafka_config
 from forebay.flows.secrets import masked
 from forebay.flows.settings import Settings
@@ -64,7 +65,10 @@ def ask(settings: Settings, report: Report) -> None:
 def _tried(settings: Settings, sample: Sample) -> Outcome:
     """The messages decoded as the job would; what of it would be an event counts as accepted."""
     config = DecodeConfig(
-        settings.schema_of_events, settings.future_skew, settings.message_bytes_max
+        schema_in_force(settings),
+        settings.future_skew,
+        settings.message_bytes_max,
+        settings.preset.hint,
     )
     decoder, found = Decoder(config), Outcome()
     for partition, mine in groupby(sample, itemgetter(0)):

@@ -17,11 +17,14 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from forebay.flows.schemas import parse_path
-from forebay.storage.formats.schema import RESERVED, RESERVED_ELSEWHERE, ColumnType
+from forebay.storage.formats.schema import RESERVED, RESERVED_ELSEWHERE, Column, ColumnType
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
@@ -80,6 +83,31 @@ def _path(value: object) -> object:
 JsonPath = Annotated[tuple[str, ...], BeforeValidator(_path), Field(min_length=1)]
 
 
+def upload_paths(value: object) -> object:
+    """Text as the one path that it is."""
+    return (value,) if isinstance(value, str) else value
+
+
+def _upload_path(text: str) -> str:
+    if text != BROKER:
+        _path(text)
+    return text
+
+
+def _with_broker_alone(paths: tuple[str, ...]) -> tuple[str, ...]:
+    if len(paths) > 1 and BROKER in paths:
+        raise ValueError(f'expected paths, or "{BROKER}" alone')
+    return paths
+
+
+UploadPaths = Annotated[
+    tuple[Annotated[str, AfterValidator(_upload_path)], ...],
+    BeforeValidator(upload_paths),
+    AfterValidator(_with_broker_alone),
+]
+"""One path, or several of which the first that holds a value counts; or the broker."""
+
+
 def _named(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", text):
         raise ValueError("expected letters, digits and _, at most 128, not beginning with a digit")
@@ -87,12 +115,6 @@ def _named(text: str) -> str:
         raise ValueError(f"expected another name than {', '.join(sorted(RESERVED))}")
     if by := RESERVED_ELSEWHERE.get(text.casefold()):
         raise ValueError(f"expected another name, for it is {by}; got {text!r}")
-    return text
-
-
-def upload_path(text: str) -> str:
-    if text and text != BROKER:
-        _path(text)
     return text
 
 
@@ -121,11 +143,32 @@ class _Section(BaseModel):
 
 
 class ColumnSettings(_Section):
-    """A column of your own; `path` is "a.b.c", or a list of keys where a key contains a dot."""
+    """A column of your own; `path` is "a.b.c", or a list of keys where a key contains a dot.
+    `paths` is a list of such, in its place: the first that holds a value counts."""
 
     name: Annotated[str, AfterValidator(_named)]
-    path: JsonPath
+    paths: tuple[JsonPath, ...] = ()
+    path: JsonPath = Field((), validate_default=True)
     type: ColumnType = "string"
+
+    @field_validator("path", mode="wrap")
+    @classmethod
+    def _one_of_both(
+        cls, value: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> tuple[str, ...]:
+        paths = info.data.get("paths")
+        if value == () and paths is None:  # which is the fault
+            return ()
+        if value == () and not paths:
+            raise PydanticKnownError("missing")
+        if value != () and paths:
+            raise ValueError("expected either path or paths, got both")
+        return () if value == () else check(value)
+
+    @property
+    def column(self) -> Column:
+        first, *others = self.paths or (self.path,)
+        return Column(self.name, first, self.type, tuple(others))
 
 
 class FilesSettings(_Section):

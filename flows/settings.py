@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -35,7 +34,7 @@ from pydantic_settings import (
 )
 
 from forebay.flows.fault import NAMED, faults, sections_with
-from forebay.flows.schemas import PRESETS, Preset, parse_path
+from forebay.flows.schemas import PRESETS, Preset, parse_key, parse_path
 from forebay.flows.secrets import without_secrets
 from forebay.flows.sections import (
     BROKER,
@@ -48,15 +47,16 @@ from forebay.flows.sections import (
     Duration,
     FilesSettings,
     KafkaSettings,
+    UploadPaths,
     at_least,
     duration_text,
-    upload_path,
 )
 from forebay.flows.toml import read_toml
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import did_you_mean, plain
 from forebay.storage.formats.schema import (
+    TEXT,
     UPLOAD_TIME,
     Column,
     ColumnType,
@@ -103,18 +103,21 @@ class Settings(BaseSettings):
         description=f"A preset: {', '.join(PRESETS)}; or none, for your own columns only.",
     )
     columns: tuple[ColumnSettings, ...] = Field(
-        (), description="More columns: name, path, type. New ones may be added at any time."
+        (),
+        description="More columns: name, path (or paths, of which the first that holds a value"
+        " counts), type. New ones may be added at any time.",
     )
     dedup_key: tuple[str, ...] = Field(
         (),
         validate_default=True,
-        description="Columns that together name an event. Default: the preset's. Fixed for the life"
-        " of a data directory.",
+        description='Columns that together name an event; "name?" may have no value, and is empty'
+        " text then. Default: the preset's. Fixed for the life of a data directory.",
     )
-    upload_time: Annotated[str, AfterValidator(upload_path)] = Field(
-        "",
-        description=f'JSON path of the upload time, or "{BROKER}" for the broker\'s timestamp.'
-        " Default: the preset's.",
+    upload_time: UploadPaths = Field(
+        (),
+        description="JSON path of the upload time, or a list of paths, of which the first that"
+        f' holds a value counts, or "{BROKER}" for the broker\'s timestamp. Default: that of the'
+        " preset.",
     )
     upload_time_type: Annotated[
         Literal["time", "time_s", "time_us"],
@@ -241,6 +244,8 @@ class Settings(BaseSettings):
         cls, value: tuple[ColumnSettings, ...], info: ValidationInfo
     ) -> tuple[ColumnSettings, ...]:
         preset = _preset(info.data.get("event_schema", "none"))
+        if preset.former is not None:  # data that was begun under it may have one added since
+            preset = preset.former
         seen = {column.name.casefold(): column.name for column in preset.columns}
         for column in value:
             known = seen.get(column.name.casefold())
@@ -262,13 +267,16 @@ class Settings(BaseSettings):
             return value
         if not value and not _preset(info.data["event_schema"]).key:
             raise ValueError("expected at least one column, for no preset gives a key")
-        _require_columns(value, types)
-        if len(set(value)) < len(value):
+        names, optional = parse_key(value)
+        _require_columns(names, types)
+        if len(set(names)) < len(names):
             raise ValueError("expected each column once")
-        if floats := [name for name in value if types[name] == "float"]:
+        if floats := [name for name in names if types[name] == "float"]:
             raise ValueError(
                 f"expected no float, for equality of floats is not exact; got {floats}"
             )
+        if others := [name for name in optional if types[name] not in TEXT]:
+            raise ValueError(f"expected columns of text before '?', got {others}")
         return value
 
     @field_validator("volatile")
@@ -286,9 +294,14 @@ class Settings(BaseSettings):
         if not {"event_schema", "columns", "upload_time"} <= set(info.data):
             return value
         upload_time = info.data["upload_time"]
-        schema = _schema(info.data["event_schema"], info.data["columns"], upload_time, value)
-        if faults := path_faults(schema.decoded):
-            raise ValueError("; ".join(faults))
+        preset = _preset(info.data["event_schema"])
+        faults = [
+            path_faults(_schema(form, info.data["columns"], upload_time, value).decoded)
+            for form in (preset, preset.former)
+            if form is not None  # which of the two is in force, the data tells
+        ]
+        if all(faults):
+            raise ValueError("; ".join(faults[0]))
         return value
 
     @field_validator("hash_partitions")
@@ -307,15 +320,25 @@ class Settings(BaseSettings):
 
     @property
     def schema_of_events(self) -> Schema:
-        """The schema that these settings declare."""
-        declared = _schema(self.event_schema, self.columns, self.upload_time, self.upload_time_type)
-        preset = _preset(self.event_schema)
+        """The schema that these settings declare; data may have been begun under an earlier one
+        (see `flows.in_force`)."""
+        return self.schema_under(self.preset)
+
+    @property
+    def preset(self) -> Preset:
+        return _preset(self.event_schema)
+
+    def schema_under(self, preset: Preset) -> Schema:
+        """The schema that these settings declare with this preset."""
+        declared = _schema(preset, self.columns, self.upload_time, self.upload_time_type)
+        key, optional = parse_key(self.dedup_key) if self.dedup_key else (declared.key, None)
         return replace(
             declared,
-            key=self.dedup_key or declared.key,
+            key=key,
             raw=self.raw,
             volatile=self.volatile or preset.volatile,
             roles=preset.roles,
+            optional=preset.optional if optional is None else optional,
         )
 
 
@@ -328,27 +351,29 @@ def _declared_types(info: ValidationInfo) -> dict[str, ColumnType] | None:
     """The types of all columns by name; None where what declares them has a fault."""
     if not {"event_schema", "columns"} <= set(info.data):
         return None
-    columns = (*_preset(info.data["event_schema"]).columns, *info.data["columns"])
+    columns = (*_preset(info.data["event_schema"]).columns, *info.data["columns"])  # own ones win
     return {column.name: column.type for column in columns}
 
 
 def _schema(
-    preset_name: str,
+    preset: Preset,
     own: tuple[ColumnSettings, ...],
-    upload_path: str,
+    upload_paths: tuple[str, ...],
     upload_type: ColumnType,
 ) -> Schema:
-    """The preset with the columns of one's own and another upload time, if there is one."""
-    preset = _preset(preset_name)
+    """The preset with the columns of one's own and another upload time, if there is one. A column
+    of one's own takes the place of one that was added to the preset later."""
     upload_time = preset.upload_time
-    if upload_path == BROKER:
+    if upload_paths == (BROKER,):
         upload_time = None
-    elif upload_path:
-        upload_time = Column(UPLOAD_TIME, parse_path(upload_path), upload_type)
+    elif upload_paths:
+        first, *others = map(parse_path, upload_paths)
+        upload_time = Column(UPLOAD_TIME, first, upload_type, tuple(others))
     elif upload_time is not None:
         upload_time = replace(upload_time, type=upload_type)
-    columns = (Column(column.name, column.path, column.type) for column in own)
-    return Schema((*preset.columns, *columns), preset.key, upload_time)
+    names = {column.name.casefold() for column in own}
+    kept = (column for column in preset.columns if column.name.casefold() not in names)
+    return Schema((*kept, *(column.column for column in own)), preset.key, upload_time)
 
 
 def config_file() -> Path:
@@ -417,12 +442,17 @@ def require_source(settings: Settings) -> None:
         raise BadInput(NO_SOURCE)
 
 
-def shown(settings: Settings) -> dict[str, Any]:
-    """The effective values as JSON types, secrets hidden."""
+def shown(settings: Settings, schema: Schema | None = None) -> dict[str, Any]:
+    """The effective values as JSON types, secrets hidden; `schema` is the one in force, if that is
+    another than these declare."""
+    schema = schema or settings.schema_of_events
     values = settings.model_dump(mode="json", by_alias=True)
-    values["dedup_key"] = list(settings.schema_of_events.key)
-    upload_time = settings.schema_of_events.upload_time
-    values["upload_time"] = ".".join(upload_time.path) if upload_time else BROKER
+    for column in values["columns"]:
+        del column["path" if column["paths"] else "paths"]
+    values["dedup_key"] = [f"{n}?" if n in schema.optional else n for n in schema.key]
+    paths = [BROKER] if schema.upload_time is None else map(".".join, schema.upload_time.paths)
+    first, *others = paths
+    values["upload_time"] = [first, *others] if others else first
     return without_secrets(values)
 
 

@@ -5,8 +5,8 @@ The fast reader cuts 1.5 to 1 and takes what is little less than -2**63 for that
 9007199254740993.0 to a double; both without a word. For an integer column, and for a time that is
 part of the dedup key, that would make one key of two. So the text of each message is searched for
 `"NAME":`, with the last name of such a column's path, before a number with a point or an exponent;
-for times of the key also before text with a fraction or an escape. A name with an escape in it
-counts as found. What is found too often costs time, never a value.
+for times of the key also before text with a fraction of too many digits, or with an escape. A name
+with an escape in it counts as found. What is found too often costs time, never a value.
 """
 
 from __future__ import annotations
@@ -77,9 +77,22 @@ def _is_named(data: Any, start: Any, at: Any, names: Any, bounds: Any, first: An
 
 
 @compiled
-def _has_fraction(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts: Any) -> Any:
+def _fraction_digits(data: Any, at: Any) -> Any:
+    """How many digits stand behind the point at `at`, without zeros at their end."""
+    digits, end = 0, at + 1
+    while end < len(data) and _is_digit(data[end]):
+        end += 1
+        if data[end - 1] != _ZERO:
+            digits = end - at - 1
+    return digits
+
+
+@compiled
+def _has_fraction(
+    data: Any, start: Any, at: Any, names: Any, bounds: Any, texts: Any, places: Any
+) -> Any:
     """Whether the point or exponent at `at` is in a value of one of `names`: in a number, or in
-    text if the name's number is `texts` or more."""
+    text if the name's number is `texts` or more, and it has more than `places` digits behind it."""
     first = at - 1
     while first > start and (_is_digit(data[first]) or data[first] == _POINT):
         first -= 1
@@ -90,7 +103,7 @@ def _has_fraction(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts
         first += 1
     if _is_named(data, start, first, names, bounds, 0):
         return True
-    if texts == len(bounds) - 1 or data[at] != _POINT:
+    if texts == len(bounds) - 1 or data[at] != _POINT or _fraction_digits(data, at) <= places:
         return False
     while first > start and (
         _is_digit(data[first])
@@ -132,7 +145,15 @@ def _mark(text: Any, escapes: Any, marks: Any) -> None:
 
 @compiled
 def _search(
-    text: Any, offsets: Any, marks: Any, words: Any, names: Any, bounds: Any, texts: Any, found: Any
+    text: Any,
+    offsets: Any,
+    marks: Any,
+    words: Any,
+    names: Any,
+    bounds: Any,
+    texts: Any,
+    places: Any,
+    found: Any,
 ) -> None:
     """`words` are the `marks`, eight at a time."""
     row = 0
@@ -149,7 +170,8 @@ def _search(
             if text[at] == _BACKSLASH:
                 found[row] = _has_escape(text, offsets[row], at, names, bounds, texts)
             else:
-                found[row] = _has_fraction(text, offsets[row], at, names, bounds, texts)
+                start = offsets[row]
+                found[row] = _has_fraction(text, start, at, names, bounds, texts, places)
 
 
 @dataclass(frozen=True)
@@ -173,6 +195,7 @@ class Exact:
         self._names = np.frombuffer(b"".join(names), np.uint8)
         self._bounds = np.cumsum([0, *map(len, names)], dtype=np.int64)
         self._texts = len(ints)
+        self._places = min((_PLACES[columns[n].type] for n in times), default=0)
 
     def suspects(self, messages: pa.Array, columns: Sequence[pa.Array]) -> npt.NDArray[np.int64]:
         """The rows of a binary column in whose text one of the columns, as read, may have a
@@ -189,7 +212,8 @@ class Exact:
             marks = words.view(np.bool_)
             _mark(text, len(self._bounds) - 1 > self._texts, marks)
             rows = rows - rows[0]
-            _search(text, rows, marks, words, self._names, self._bounds, self._texts, found)
+            names, bounds, texts, places = self._names, self._bounds, self._texts, self._places
+            _search(text, rows, marks, words, names, bounds, texts, places, found)
         return np.flatnonzero(found)
 
     def found(self, row: int, message: bytes) -> list[Found]:
@@ -206,7 +230,7 @@ class Exact:
             value = _value_at(document, column.path)
             if isinstance(value, Decimal):
                 found.append(Found(row, n, _integer(value)))
-            elif isinstance(value, str) and column.type != "int" and _is_finer(value, column):
+            elif isinstance(value, str) and column.type != "int" and is_finer(value, column):
                 found.append(Found(row, n, None))
         return found
 
@@ -231,7 +255,7 @@ def _integer(value: Decimal) -> int | None:
     return int(value) if inside and value == value.to_integral_value() else None
 
 
-def _is_finer(text: str, column: Column) -> bool:
+def is_finer(text: str, column: Column) -> bool:
     """Whether a time as text has more than the column's unit can hold."""
     fraction = _FRACTION.search(text)
     return fraction is not None and fraction[1][_PLACES[column.type] :].strip("0") != ""

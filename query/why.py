@@ -8,7 +8,7 @@ is kept: drop logs are bounded, and a batch layer without a table is not asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
@@ -34,6 +34,7 @@ from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.state import BlockState, PartitionState
 
 TABLE = "the batch layer's table"
+BOM = b"\xef\xbb\xbf"
 _PLACE = [PARTITION, OFFSET, UPLOAD_TIME]
 
 
@@ -118,8 +119,9 @@ def explain(
 ) -> Answer:
     """What became of the messages with this key.
 
-    `paths` says where a message has the key's columns; without, rejects are searched for the values
-    as text. `table` is the batch layer's, up to the boundary.
+    Where a message has the key's columns, `paths` says, or else each partition's state; without
+    both, rejects are searched for the values as text. `table` is the batch layer's, up to the
+    boundary.
 
     Raises BadInput if `key` does not give the key's columns, MissingFile if the view is too old.
     """
@@ -265,28 +267,31 @@ def _original(
 def _rejects(
     partitions: Sequence[Partition], key: _Key, paths: Mapping[str, tuple[str, ...]]
 ) -> Iterator[Copy]:
-    search = _Search(key.values, paths)
-    for batch in chain.from_iterable(partition.rejects(ALL) for partition in partitions):
-        messages = batch.column(REJECT_SCHEMA.get_field_index("message")).to_pylist()
-        for number, message in enumerate(messages):
-            certain = search.finds(message or b"")
-            if certain is not None:
-                row = batch.slice(number, 1).to_pylist()[0]
-                detail = ": ".join(part for part in (row["reason"], row["detail"]) if part)
-                yield Copy(
-                    "reject", row[PARTITION], row[OFFSET], None, detail=detail, certain=certain
-                )
+    given = {name: (path,) for name, path in paths.items()}
+    for partition in partitions:
+        search = _Search(key.values, {**partition.state.paths, **given})
+        for batch in partition.rejects(ALL):
+            messages = batch.column(REJECT_SCHEMA.get_field_index("message")).to_pylist()
+            for number, message in enumerate(messages):
+                certain = search.finds(message or b"")
+                if certain is not None:
+                    row = batch.slice(number, 1).to_pylist()[0]
+                    detail = ": ".join(part for part in (row["reason"], row["detail"]) if part)
+                    yield Copy(
+                        "reject", row[PARTITION], row[OFFSET], None, detail=detail, certain=certain
+                    )
 
 
 class _Search:
-    """Looks for a key in messages that are no events."""
+    """Looks for a key in messages that are no events. `paths` has, for each column, those of which
+    the first that holds a value counts."""
 
-    def __init__(self, values: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], paths: Mapping[str, Iterable[Sequence[str]]]
+    ) -> None:
         self._values = values
         self._paths = paths
-        self._texts = [
-            orjson.dumps(value) for value in values.values() if isinstance(value, (str, int))
-        ]
+        self._texts = [_text(value) for value in values.values() if isinstance(value, (str, int))]
 
     def finds(self, message: bytes) -> bool | None:
         """Whether the message has the key for certain, False if perhaps, None if not."""
@@ -294,24 +299,53 @@ class _Search:
         if not as_text and b"\\" not in message:  # text may be escaped there
             return None
         try:
-            document: object = orjson.loads(message)
+            document: object = orjson.loads(message.removeprefix(BOM))
         except orjson.JSONDecodeError:
             return False if as_text else None
         certain = True
         for name, value in self._values.items():
             if name not in self._paths or isinstance(value, datetime):
                 certain = False
-            elif not _same(_at(document, self._paths[name]), value):
-                return None
+            else:
+                found = _first(_at(document, path) for path in self._paths[name])
+                same = _same(found, value)
+                if same is False:
+                    return None
+                certain &= bool(same)
         return certain if certain or as_text else None
 
 
-def _at(document: object, path: tuple[str, ...]) -> object:
+def _text(value: str | int) -> bytes:
+    """What a message has of a value as JSON; of digits, the quotes may be missing, and all of it
+    where a part of the key is empty."""
+    return (
+        orjson.dumps(value).strip(b'"') if _is_digits(value) or not value else orjson.dumps(value)
+    )
+
+
+def _is_digits(value: object) -> bool:
+    return isinstance(value, str) and value.removeprefix("-").isdecimal() and value.isascii()
+
+
+def _at(document: object, path: Sequence[str]) -> object:
     for step in path:
         document = document.get(step) if isinstance(document, dict) else None
     return document
 
 
-def _same(found: object, value: object) -> bool:
-    """As `decode` reads a value: 1.0 is 1, true is not."""
+def _first(found: Iterable[object]) -> object:
+    """The first that is a value, as far as can be known without the column's type."""
+    return next((one for one in found if one not in (None, "") and type(one) in _PLAIN), None)
+
+
+_PLAIN = (str, int, float, bool)
+
+
+def _same(found: object, value: object) -> bool | None:
+    """As `decode` reads a value: 1.0 is 1, true is not, and a whole number may be an id of its
+    digits. None if that can't be known, for a number has lost some."""
+    if isinstance(value, str) and type(found) in (int, float):
+        return None if isinstance(found, float) and _is_digits(value) else str(found) == value
+    if value == "" and found is None:  # a part of the key that may be missing
+        return True
     return found == value and isinstance(found, bool) == isinstance(value, bool)
