@@ -56,28 +56,30 @@ class Mender:
             else None
         )
 
-    def mend(self, values: Sequence[bytes]) -> Mended | None:
+    def mend(self, values: list[bytes]) -> Mended | None:
         """None if there is nothing to mend."""
-        mended, halves = list(values), {}
-        for row, value in enumerate(mended):
-            if value.startswith(BOM):
-                value = mended[row] = value[len(BOM) :]
-            if b"\\u" in value and (whole := without_halves(value)) != value:
-                halves[row], mended[row] = value, whole
-        if self._numbers is not None:
-            mended = self._quoted(mended, self._numbers)
-        return Mended(mended, halves) if mended != list(values) else None
+        messages = pa.array(values, pa.binary())
+        quoted = self._quoted(messages)
+        mended: list[bytes] = list(values) if quoted is None else quoted.to_pylist()
+        halves: dict[int, bytes] = {}
+        for row in _rows(pc.starts_with(messages, pattern=BOM.decode())):
+            mended[row] = mended[row].removeprefix(BOM)
+        for row in _rows(pc.match_substring(messages, pattern="\\ud", ignore_case=True)):
+            if (whole := without_halves(mended[row])) != mended[row]:
+                halves[row], mended[row] = mended[row], whole
+        return Mended(mended, halves) if mended != values else None
 
-    def _quoted(self, values: list[bytes], pattern: str) -> list[bytes]:
-        """The numbers of `id` columns in quotes.
+    def _quoted(self, messages: pa.Array) -> pa.Array | None:
+        """The messages with the numbers of `id` columns in quotes.
 
         SUBTLE: a name in quotes before a colon is a name wherever it is found, for a quote inside
         text is escaped: of a text that ends in such a name, `\\"id":1`, it is the quote before it.
         """
-        text = pa.array(values, pa.binary())
-        found = pc.replace_substring_regex(text, pattern=pattern, replacement=r'\1"\2"\3')
-        changed: list[bytes] = found.to_pylist()
-        return changed
+        if self._numbers is None:
+            return None
+        return pc.replace_substring_regex(
+            messages, pattern=self._numbers, replacement=r'\1"\2"\3'
+        )
 
 
 def without_halves(message: bytes) -> bytes:
@@ -92,11 +94,15 @@ def with_text_at(messages: pa.Array, columns: Sequence[Column]) -> list[int]:
     if not len(messages) or not columns:
         return []
     pattern = f'"(?:{"|".join(map(re.escape, texts))})"{_SPACE}:{_SPACE}"'
-    found = as_mask(pc.match_substring_regex(messages, pattern=pattern))
-    if as_mask(pc.match_substring(messages, pattern="\\u")).any():
+    found = _rows(pc.match_substring_regex(messages, pattern=pattern))
+    if _rows(pc.match_substring(messages, pattern="\\u")):
         escaped = rf'\\u[^"]*"{_SPACE}:{_SPACE}"'
-        found = found | as_mask(pc.match_substring_regex(messages, pattern=escaped))
-    rows: list[int] = found.nonzero()[0].tolist()
+        found = sorted({*found, *_rows(pc.match_substring_regex(messages, pattern=escaped))})
+    return found
+
+
+def _rows(where: pa.Array) -> list[int]:
+    rows: list[int] = as_mask(where).nonzero()[0].tolist()
     return rows
 
 
