@@ -77,9 +77,7 @@ class Mender:
         """
         if self._numbers is None:
             return None
-        return pc.replace_substring_regex(
-            messages, pattern=self._numbers, replacement=r'\1"\2"\3'
-        )
+        return pc.replace_substring_regex(messages, pattern=self._numbers, replacement=r'\1"\2"\3')
 
 
 def without_halves(message: bytes) -> bytes:
