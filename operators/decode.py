@@ -422,6 +422,8 @@ def _replaced(
 
 def _first_of(sources: Sequence[pa.Array]) -> pa.Array:
     """The first of the sources that holds a value, row by row; empty text is one if none is."""
+    if not _absent(sources[0]).any():
+        return sources[0]
     if pa.types.is_string(sources[0].type):
         none = pa.scalar(None, pa.string())
         full = [pc.if_else(pc.equal(pc.binary_length(one), 0), none, one) for one in sources]
@@ -432,6 +434,8 @@ def _first_of(sources: Sequence[pa.Array]) -> pa.Array:
 def _without_halves(column: pa.Array, declared: Column, reasons: _Reasons) -> pa.Array:
     """A source of the key, null where its text has half of a surrogate pair: keys that differ in
     these only would be one."""
+    if not reasons.halves:
+        return column
     where: Mask = np.zeros(len(column), dtype=bool)
     for row, message in reasons.halves.items():
         if HALF.search(_dig_text(message, declared.path) or ""):

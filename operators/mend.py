@@ -93,7 +93,8 @@ def with_text_at(messages: pa.Array, columns: Sequence[Column]) -> list[int]:
         return []
     pattern = f'"(?:{"|".join(map(re.escape, texts))})"{_SPACE}:{_SPACE}"'
     found = _rows(pc.match_substring_regex(messages, pattern=pattern))
-    if _rows(pc.match_substring(messages, pattern="\\u")):
+    data = messages.buffers()[2]
+    if data is not None and b"\\u" in data.to_pybytes():
         escaped = rf'\\u[^"]*"{_SPACE}:{_SPACE}"'
         found = sorted({*found, *_rows(pc.match_substring_regex(messages, pattern=escaped))})
     return found
