@@ -33,14 +33,14 @@ def schema_in_force(settings: Settings) -> Schema:
 def decided(settings: Settings, disk: Disk) -> Schema:
     """The same, kept from now on."""
     if settings.preset.former is not None:
-        form = PRESENT if _preset(settings) is settings.preset else FORMER
+        form = PRESENT if _preset(settings) == settings.preset else FORMER
         claim_form(disk, Layout(settings.data_dir), form)
     return schema_in_force(settings)
 
 
 def note_of(settings: Settings) -> str | None:
     """A line for whoever starts the job, where the former preset is in force."""
-    if _preset(settings) is settings.preset:
+    if _preset(settings) == settings.preset:
         return None
     key = ", ".join(schema_in_force(settings).key)
     return (

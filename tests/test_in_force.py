@@ -103,6 +103,16 @@ def test_data_without_an_event_begins_anew(partition: Partition, clean: None) ->
     assert decided(found, Disk()) == found.schema_of_events
 
 
+def test_schemas_that_never_changed_have_one_form(tmp_path: Path, clean: None) -> None:
+    for found in (
+        settings("github", tmp_path),
+        settings("none", tmp_path, columns=[{"name": "id", "path": "id"}], dedup_key=["id"]),
+    ):
+        assert decided(found, Disk()) == found.schema_of_events
+        assert note_of(found) is None
+    assert not Layout(tmp_path).form.exists()
+
+
 def test_what_is_kept_of_the_form_is_read_or_refused(tmp_path: Path, clean: None) -> None:
     found = settings("posthog", tmp_path)
     decided(found, Disk())
