@@ -273,6 +273,10 @@ def test_a_column_may_have_several_paths_and_so_may_the_upload_time(write: Write
     ("text", "fault"),
     [
         (
+            "upload_time = 5",
+            "upload_time: expected a path such as a.b.c, or a list of paths, got 5",
+        ),
+        (
             'columns = [{name = "a", path = "b", paths = ["c"]}]',
             "columns.0.path (name 'a'): expected either path or paths, got both",
         ),
@@ -293,7 +297,14 @@ def test_a_column_may_have_several_paths_and_so_may_the_upload_time(write: Write
             "upload_time: expected paths, or \"broker\" alone, got ['a', 'broker']",
         ),
     ],
-    ids=["both", "no path", "an empty path", "an optional number", "the broker among paths"],
+    ids=[
+        "no path at all",
+        "both",
+        "no path",
+        "an empty path",
+        "an optional number",
+        "the broker among paths",
+    ],
 )
 def test_a_fault_in_several_paths_is_named(text: str, fault: str, write: Write) -> None:
     write(text)
