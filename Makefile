@@ -47,7 +47,8 @@ torture: setup  ## tell crash stories with ever new seeds, until KILLS=500 kills
 fuzz: setup  ## search for faults with new seeds and a hundred times the cases
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_power_loss.py \
 	  tests/test_disk_faults.py tests/test_blocks.py tests/test_replay.py tests/test_handoff.py \
-	  tests/test_crash_sweep.py tests/test_broker_trouble.py tests/test_keys.py
+	  tests/test_crash_sweep.py tests/test_broker_trouble.py tests/test_keys.py \
+	  tests/test_reject_log.py
 
 # Compiled here, for some environments forbid it to the processes that import: each would do it anew.
 setup:  ## make .venv; the other targets do it by themselves

@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from forebay.flows.settings import Settings
@@ -26,9 +26,9 @@ from forebay.operators.sources.kafka import POLL_MESSAGES, Piece
 from forebay.operators.sources.messages import Messages
 from forebay.operators.sources.topic import Broker, KafkaConfig
 from forebay.storage.base.disk import Disk
-from forebay.storage.formats.chunk import ZSTD_LEVEL, repeating
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.log import GrowingLog
+from forebay.storage.formats.merge import ZSTD_LEVEL
 
 SYNC_S = 1.0
 MERGED_SHARE = 0.4
@@ -41,7 +41,6 @@ class Written:
     def __init__(self, folder: Path, schema: pa.Schema, events: int) -> None:
         self._log = GrowingLog(Disk(), folder, "log.arrows", schema)
         self._folder = folder
-        self._schema = schema
         self._to_merge = int(events * MERGED_SHARE)
         self._chunk: list[pa.RecordBatch] = []
         self._chunks = self._rows = 0
@@ -66,13 +65,10 @@ class Written:
         self._due_s = time.monotonic() + SYNC_S
 
     def _write_chunk(self) -> None:
-        pq.write_table(
-            pa.Table.from_batches(self._chunk),
+        pl.DataFrame(pa.Table.from_batches(self._chunk)).write_parquet(
             self._folder / f"{self._chunks}.parquet",
             compression="zstd",
             compression_level=ZSTD_LEVEL,
-            use_dictionary=repeating(self._schema),
-            write_page_checksum=True,
         )
         self._chunks, self._chunk, self._rows = self._chunks + 1, [], 0
 

@@ -22,10 +22,11 @@ from benchmarks.events import ROWS, SCHEMA, START_MS, Events, decoded, messages
 from benchmarks.measure import Figure, percentile, scratch
 from benchmarks.partitions import SPAN_MS, Partitions
 from benchmarks.report import Bound, Report
-from forebay.storage.formats.chunk import ZSTD_LEVEL, write_chunk
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.log import read_log
+from forebay.storage.formats.merge import ZSTD_LEVEL, groups_of_blocks, write_sorted
 from forebay.storage.formats.state import BlockState
+from forebay.storage.partition.chunks import MERGE_BYTES
 
 EVENTS = 1_000_000
 BLOCKS = 6
@@ -76,7 +77,8 @@ def _merge(partitions: Partitions, blocks: list[BlockState], folder: Path) -> in
     """Bytes of the chunk."""
     hot = partitions.layout.hot("p")
     path = folder / "chunk"
-    write_chunk(partitions.files, hot, blocks, path, arrow_schema(SCHEMA))
+    groups = groups_of_blocks(partitions.files, hot, blocks)
+    write_sorted(partitions.files, path, groups, arrow_schema(SCHEMA), MERGE_BYTES)
     return path.stat().st_size
 
 

@@ -43,7 +43,7 @@ class Partitions:
         self.files.close()
 
     def append(self, frame: Frame) -> None:
-        offer = self._blocks[frame.partition].append(frame)
+        offer = self._blocks[frame.partition].append(frame, 0)
         if offer:
             self.offers.append((frame.partition, offer))
 

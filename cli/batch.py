@@ -1,7 +1,5 @@
 """`forebay batch`: handing over to a batch layer, step by step or with the one that comes along."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import Path
 
@@ -82,7 +80,18 @@ def show(as_json: bool, roots: list[Path]) -> None:
         "late_events": int(late["events"].sum()),
         "table": view.table,
     }
-    nodes = {str(node.root): _history(node.boundary or Boundary()) for node in view.nodes}
+    nodes = {
+        str(node.root): [
+            {
+                "number": one.number,
+                "covered_until": utc_text(one.covered_until_ms),
+                "at": utc_text(one.at_ms),
+                "table": one.table,
+            }
+            for one in (node.boundary or Boundary()).history
+        ]
+        for node in view.nodes
+    }
     if as_json:
         histories = [{"node": node, "history": history} for node, history in nodes.items()]
         echo_json({**found, "nodes": histories})
@@ -125,13 +134,11 @@ def run(day: datetime | None, catch_up: bool, as_json: bool, roots: list[Path]) 
     if (day is None) != catch_up:
         raise BadInput("batch run: expected either --day or --catch-up")
     try:
-        from forebay.flows.batch import BatchConfig, missing_days, run_day
+        from forebay.flows.batch import missing_days, run_day
     except ModuleNotFoundError as error:
         raise BadInput(
             f"batch run: expected the packages of forebay[batch], {error.name} is not installed"
         ) from error
-    batch = settings().batch
-    config = BatchConfig(batch.table, dict(batch.catalog), int(batch.memory))
     days = missing_days(roots) if day is None else [day.date()]
     for one in days:
         with _progress(quiet=as_json) as bar:
@@ -140,7 +147,7 @@ def run(day: datetime | None, catch_up: bool, as_json: bool, roots: list[Path]) 
             def show_rows(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)  # noqa: B023
 
-            report = run_day(roots, config, one, show_rows)
+            report = run_day(roots, settings().batch, one, show_rows)
         if as_json:
             click.echo(orjson.dumps(report))
             continue
@@ -162,18 +169,6 @@ def _progress(*, quiet: bool) -> Progress:
 def _late_by_day(store: query.Store) -> pl.DataFrame:
     day = pl.col(UPLOAD_TIME).dt.date().alias("day")
     return store.late().group_by(day).agg(pl.len().alias("events")).sort("day").collect()
-
-
-def _history(found: Boundary) -> list[dict[str, object]]:
-    return [
-        {
-            "number": one.number,
-            "covered_until": utc_text(one.covered_until_ms),
-            "at": utc_text(one.at_ms),
-            "table": one.table,
-        }
-        for one in found.history
-    ]
 
 
 def _text(ms: int | None) -> str | None:

@@ -1,7 +1,5 @@
 """`forebay check`: whether every byte of a data directory is as it was written."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 

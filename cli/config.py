@@ -1,22 +1,20 @@
 """`forebay config`: what the settings are, and what is wrong with them."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 import orjson
 from confluent_kafka import Consumer, KafkaException
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from forebay.cli.options import json_option
 from forebay.cli.output import echo_json
 from forebay.flows.in_force import note_of, schema_in_force
-from forebay.flows.kafka_settings import kafka_config
 from forebay.flows.secrets import HIDDEN, masked, shown_property
-from forebay.flows.sections import DAY_MS, duration_ms, duration_text
+from forebay.flows.sections import DAY_MS, duration_text
 from forebay.flows.settings import (
     ENV_PREFIX,
     NO_SOURCE,
@@ -46,12 +44,11 @@ def config() -> None:
 )  # fmt: skip
 def check(connect: bool) -> None:
     """Report every fault at once: the name, what was expected, what came."""
-    faults = []
+    faults, settings = [], None
     try:
         settings = load()
     except BadInput as error:
-        faults += str(error).splitlines()
-        settings = None
+        faults = str(error).splitlines()
     faults += _source_faults(settings)
     faults += [] if settings is None else _data_faults(settings)
     if faults:
@@ -59,26 +56,20 @@ def check(connect: bool) -> None:
     if connect and settings is not None:
         from forebay.cli.connect import ask
 
-        ask(settings, click.echo)
-    for note in _notes(settings):
+        ask(settings)
+    for note in [] if settings is None else _notes(settings):
         click.echo(f"note: {note}")
-    click.echo(f"{_checked()}: no faults")
-
-
-def _checked() -> str:
-    """Where the settings come from."""
     file = config_file()
     variables = ", ".join(sorted(name for name in os.environ if name.startswith(ENV_PREFIX)))
-    own = plain(variables) if variables else f"no {ENV_PREFIX}*"
+    own = f"the environment ({plain(variables) if variables else f'no {ENV_PREFIX}*'})"
     if file.is_file():
-        return f"{file} and the environment ({own})"
-    return f"defaults and the environment ({own}); there is no file at {file.absolute()}"
+        click.echo(f"{file} and {own}: no faults")
+    else:
+        click.echo(f"defaults and {own}; there is no file at {file.absolute()}: no faults")
 
 
-def _notes(settings: Settings | None) -> list[str]:
+def _notes(settings: Settings) -> list[str]:
     """What works, but perhaps not as was meant."""
-    if settings is None:
-        return []
     notes = [
         f"columns.{n}.path: a list is the keys of one path, {'.'.join(column.path)}; paths of which"
         " the first that holds a value counts are a list in `paths`"
@@ -105,7 +96,7 @@ def _source_faults(settings: Settings | None) -> list[str]:
     """What is wrong with the source itself, as far as can be known without it."""
     if settings is not None and settings.source == "kafka":
         try:
-            Consumer(kafka_config(settings).consumer()).close()
+            Consumer(settings.kafka_config.consumer()).close()
         except KafkaException as error:
             reported = _reported(settings, error)
             return [f"kafka.librdkafka: expected properties that it takes, got: {reported}"]
@@ -176,20 +167,23 @@ def show(as_json: bool) -> None:
     if as_json:
         echo_json(values)
         return
-    fields = Settings.model_fields.items()
-    sections = [one for one in fields if isinstance(one[1].default, BaseModel)]
-    for name, field in [one for one in fields if one not in sections]:
-        _line(field.alias or name, values[field.alias or name], field)
-    for name, field in sections:
+    defaults = Settings.model_construct().model_dump(mode="json", by_alias=True)
+    fields = {field.alias or name: field for name, field in Settings.model_fields.items()}
+    sections = {n: type(f.default) for n, f in fields.items() if isinstance(f.default, BaseModel)}
+    for name in [name for name in fields if name not in sections]:
+        _line(name, fields[name], values, defaults)
+    for name, section in sections.items():
         click.echo(f"[{name}]")
-        for inner, inner_field in type(field.default).model_fields.items():
-            _line(inner, values[name][inner], inner_field)
+        for inner, field in section.model_fields.items():
+            _line(inner, field, values[name], defaults[name])
 
 
-def _line(name: str, value: object, field: FieldInfo) -> None:
+def _line(name: str, field: FieldInfo, values: dict[str, Any], defaults: dict[str, Any]) -> None:
     if field.description:
-        click.echo(click.style(f"# {field.description}{_default(field)}", dim=True))
-    click.echo(f"{name} = {_toml(value)}\n")
+        default = defaults[name]
+        known = "" if default in ("", []) else f" [default: {_toml(default)}]"
+        click.echo(click.style(f"# {field.description}{known}", dim=True))
+    click.echo(f"{name} = {_toml(values[name])}\n")
 
 
 def _toml(value: object) -> str:
@@ -198,13 +192,3 @@ def _toml(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return orjson.dumps(value).decode()
-
-
-def _default(field: FieldInfo) -> str:
-    """The default as it would be written; nothing where it is empty."""
-    default = field.get_default(call_default_factory=True)
-    if any(isinstance(one, BeforeValidator) and one.func is duration_ms for one in field.metadata):
-        default = duration_text(default)
-    if isinstance(default, Path):
-        default = str(default)
-    return "" if default in ("", ()) else f" [default: {_toml(default)}]"

@@ -4,22 +4,19 @@ Nothing is changed by it: no topic is created, no offset is committed, nothing i
 question has a bounded time, and only a few messages are read.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import time
-from collections.abc import Callable
 from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
 from typing import cast
 
+import click
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from forebay.flows.in_force import schema_in_force
-from forebay.flows.kafka_settings import kafka_config
 from forebay.flows.secrets import masked
 from forebay.flows.settings import Settings
 from forebay.operators.decode import DecodeConfig, Decoder
@@ -41,20 +38,18 @@ _AFTER = re.compile(r" \(after \d+ms in state .*\)$")
 
 Sample = list[tuple[str, int, int, bytes]]
 """Partition, offset, broker time in ms, and the message."""
-Report = Callable[[str], None]
-"""Is called with a line, or with several."""
 
 
-def ask(settings: Settings, report: Report) -> None:
+def ask(settings: Settings) -> None:
     """Report whether the source can be read, and what its messages would become. Raises BadInput
     with all that is wrong."""
-    sample = _topic(settings, report) if settings.source == "kafka" else _heads(settings, report)
+    sample = _topic(settings) if settings.source == "kafka" else _heads(settings)
     if not sample:
-        report("messages: none there to try")
+        click.echo("messages: none there to try")
         return
     found = _tried(settings, sample)
     first, *rest = found.lines()
-    report("\n".join([f"messages: {len(sample):,} tried: {first}", *rest]))
+    click.echo("\n".join([f"messages: {len(sample):,} tried: {first}", *rest]))
     if not found.accepted:
         raise BadInput(
             f"schema: expected messages that can become events, got none among {len(sample):,}:"
@@ -87,13 +82,13 @@ def _tried(settings: Settings, sample: Sample) -> Outcome:
     return found
 
 
-def _topic(settings: Settings, report: Report) -> Sample:
+def _topic(settings: Settings) -> Sample:
     """The newest messages of the topic."""
     kafka = settings.kafka
     errors: list[KafkaError] = []
     silent = logging.Logger("forebay.connect", level=logging.CRITICAL + 1)
     own = {"error_cb": errors.append, "logger": silent}
-    consumer = Consumer({**kafka_config(settings).consumer(), **own})
+    consumer = Consumer({**settings.kafka_config.consumer(), **own})
     try:
         # All topics: to ask for one by name might create it.
         topics = consumer.list_topics(timeout=ANSWER_S).topics
@@ -105,7 +100,7 @@ def _topic(settings: Settings, report: Report) -> Sample:
                 f"{did_you_mean(kafka.topic, topics)}"
             )
         count = len(known.partitions)
-        report(f"kafka: {kafka.bootstrap} answers; topic {kafka.topic} has {count} partitions")
+        click.echo(f"kafka: {kafka.bootstrap} answers; topic {kafka.topic} has {count} partitions")
         return _newest(consumer, kafka.topic, sorted(known.partitions))
     except KafkaException as error:
         consumer.poll(0)  # has the callback called
@@ -149,10 +144,10 @@ def _newest(consumer: Consumer, topic: str, numbers: list[int]) -> Sample:
     return sorted(found)
 
 
-def _heads(settings: Settings, report: Report) -> Sample:
+def _heads(settings: Settings) -> Sample:
     """The first lines of some of the files."""
     paths = file_partitions(FilesConfig(settings.files.path, leave_out=settings.data_dir))
-    report(f"files: {len(paths):,} at {plain(str(settings.files.path))}")
+    click.echo(f"files: {len(paths):,} at {plain(str(settings.files.path))}")
     found: Sample = []
     faults = []
     share = -(-MESSAGES // min(len(paths), FILES_MAX))

@@ -8,8 +8,6 @@ The folder it works in is its own: another is refused, and only what an earlier 
 deleted. The jobs have settings of their own, whatever forebay.toml or the environment say.
 """
 
-from __future__ import annotations
-
 import gzip
 import math
 import os
@@ -18,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +34,7 @@ from forebay.cli.load import COUNTS, Load, LoadSpec
 from forebay.cli.outlet import files
 from forebay.cli.target import own_folder
 from forebay.flows.settings import ENV_PREFIX
+from forebay.query.receipt import MESSAGES
 from forebay.storage.base.directory import ENTRIES
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
@@ -187,27 +185,23 @@ def _run(job: _Job, log: Path, progress: Progress) -> None:
     """Run, kill half-way (unless it is faster than that), run to the end."""
     task = progress.add_task(f"ingesting {job.name}", total=job.messages)
     started_s = time.monotonic()
-
-    def taken() -> int:
-        count = _taken(job.data)
-        progress.update(task, completed=count)
-        return count
-
     process = job.start(log)
     try:
-        _wait(process, lambda: taken() >= job.kill_at)
-        if process.poll() is None:
-            _kill(process)
-            job.killed = True
-            progress.console.print(f"SIGKILL at {taken():,} of {job.messages:,} messages; again")
-            process = job.start(log)
-            _wait(process, lambda: taken() < 0)
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_S)
+            taken = _taken(job.data)
+            progress.update(task, completed=taken)
+            if taken >= job.kill_at and not job.killed and process.poll() is None:
+                _kill(process)
+                job.killed = True
+                progress.console.print(f"SIGKILL at {taken:,} of {job.messages:,} messages; again")
+                process = job.start(log)
     finally:
         _kill(process)
     if process.returncode:
         tail = log.read_text(errors="replace")[-2000:]
         raise click.ClickException(f"the job ended with {process.returncode}:\n{tail}")
-    taken()
     job.seconds = time.monotonic() - started_s
 
 
@@ -218,36 +212,26 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], reached: Callable[[], bool]) -> None:
-    """Until `reached`, or the process ends; between two looks it is the process that is awaited."""
-    while not reached():
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(POLL_S)
-            return
-
-
 def _taken(data: Path) -> int:
     """Messages counted so far; 0 while there is nothing to read."""
     try:
         found = query.open(data).partitions()
     except BadInput:
         return 0
-    return int(found.select(pl.sum_horizontal("accepted", "duplicates", "rejects").sum()).item())
+    return int(found.select(pl.sum_horizontal(MESSAGES).sum()).item())
 
 
 def _differences(job: _Job) -> list[str]:
     """Every total that is not the oracle's."""
-    partitions = job.store.partitions()
-    totals = {name: int(partitions[name].sum()) for name in job.expected}
+    totals = job.store.partitions().select(pl.col(*job.expected).sum()).row(0, named=True)
     faults = [
-        f"{job.name}: expected {name} {job.expected[name]}, got {totals[name]}"
-        for name in job.expected
-        if totals[name] != job.expected[name]
+        f"{job.name}: expected {name} {count}, got {totals[name]}"
+        for name, count in job.expected.items()
+        if totals[name] != count
     ]
-    key = ("_partition", "_offset")
-    counted = job.store.scan().select(pl.len(), pl.struct(key).n_unique().alias("unique")).collect()
+    key, accepted = pl.struct("_partition", "_offset"), job.expected["accepted"]
+    counted = job.store.scan().select(pl.len(), key.n_unique().alias("unique")).collect()
     rows, unique = counted.row(0)
-    accepted = job.expected["accepted"]
     if rows != accepted or unique != accepted:
         faults.append(
             f"{job.name}: expected {accepted} events, a query finds {rows}, {unique} of them unique"

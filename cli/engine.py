@@ -1,7 +1,5 @@
 """Whether the job can run here: its engine, bytewax, has wheels up to Python 3.12 only."""
 
-from __future__ import annotations
-
 import sys
 from importlib.util import find_spec
 
@@ -23,13 +21,11 @@ def require_engine(command: str) -> None:
     """Raise NoEngine if a command that runs the job has nothing to run it with."""
     if find_spec("bytewax") is not None:
         return
+    expected = "the job's engine, bytewax, to be installed, got none: install forebay again"
     if sys.version_info >= ENGINE_BEFORE:
         here = ".".join(map(str, sys.version_info[:2]))
-        raise NoEngine(
-            f"forebay {command}: expected Python 3.11 or 3.12, which the job's engine (bytewax) has"
-            f" wheels for, got {here}: with it, data can be read only (forebay sql, status, export)"
+        expected = (
+            "Python 3.11 or 3.12, which the job's engine (bytewax) has wheels for, got"
+            f" {here}: with it, data can be read only (forebay sql, status, export)"
         )
-    raise NoEngine(
-        f"forebay {command}: expected the job's engine, bytewax, to be installed, got none: install"
-        " forebay again"
-    )
+    raise NoEngine(f"forebay {command}: expected {expected}")

@@ -8,10 +8,8 @@ that is not UTF-8 has U+FFFD for what can't be read. Times are in UTC; NaN and t
 null in NDJSON, as JSON has none.
 """
 
-from __future__ import annotations
-
 import base64
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +32,6 @@ BINARY = (pa.binary(), pa.large_binary())
 LINES = 4096
 """Rows that are held as text, or as Python's objects."""
 
-Writer = Callable[[Path, pa.Schema, Iterable[pa.RecordBatch]], None]
-
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
@@ -50,22 +46,18 @@ def export(file: Path, table: str, force: bool, roots: list[Path]) -> None:
     if target.suffix not in WRITERS:
         raise BadInput(f"export: expected a folder or {', '.join(WRITERS)}; got {file.name!r}")
     with new_file(target, force=force) as temporary:
-        rows = _export(store, table, temporary, target.suffix)
+        for tries in range(1, TRIES + 1):
+            try:
+                reader = store.stream(table)
+                rows = write_rows(temporary, target.suffix, reader.schema, reader)
+                break
+            except MissingFile as error:
+                if tries == TRIES:
+                    raise MissingFile(
+                        f"export: expected files to stay while they are written, after {TRIES}"
+                        f" tries: {error}; a longer grace keeps them longer"
+                    ) from error
     click.echo(f"{rows:,} rows of {table} in {target}")
-
-
-def _export(store: query.Store, table: str, path: Path, suffix: str) -> int:
-    """How many rows were written."""
-    for _ in range(TRIES):
-        try:
-            reader = store.stream(table)
-            return write_rows(path, suffix, reader.schema, reader)
-        except MissingFile as error:
-            failure = error
-    raise MissingFile(
-        f"export: expected files to stay while they are written, after {TRIES} tries: {failure};"
-        " a longer grace keeps them longer"
-    ) from failure
 
 
 def write_rows(
@@ -134,6 +126,4 @@ def readable(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-WRITERS: dict[str, Writer] = {
-    ".parquet": _parquet, ".ndjson": _ndjson, ".jsonl": _ndjson, ".csv": _csv,
-}  # fmt: skip
+WRITERS = {".parquet": _parquet, ".ndjson": _ndjson, ".jsonl": _ndjson, ".csv": _csv}

@@ -1,7 +1,5 @@
 """`forebay files`: the chunk files that count now, for engines that read Parquet themselves."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

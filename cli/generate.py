@@ -12,8 +12,6 @@ offset is its line number from 0. In Kafka, a message's key is its device id; a 
 to have one has no key.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -119,11 +117,11 @@ def generate(
             slice_events=max(1, min(SLICE_EVENTS_MAX, int(rate / SLICES_PER_S or 10**9))),
             **shape,
         )
-        if out:
-            target = files(out, spec.partitions, compress)
-        else:
-            pairs = _pairs(properties)
-            target = topic_of(str(bootstrap), str(topic), partitions, compress, pairs)
+        target = (
+            files(out, spec.partitions, compress)
+            if out
+            else topic_of(str(bootstrap), str(topic), partitions, compress, _pairs(properties))
+        )
         with target as outlet:
             load = Load(replace(spec, partitions=len(outlet.names)))
             _send(load, outlet, rate)

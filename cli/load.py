@@ -1,8 +1,8 @@
 """A seeded load: events as an Amplitude export has them, and what an exact reader must count.
 
 A load is made in slices, so its size never decides its memory. For each slice: arrivals, sorted,
-each with a device and with an upload time a little or far behind; the messages (a head of fixed
-width, filled as a byte matrix, and two texts from pools); copies of runs of a partition's recent
+each with a device and with an upload time a little or far behind; the messages (joined of columns,
+two of which are texts from pools); copies of runs of a partition's recent
 messages, kept to be redelivered later; broken lines. What always holds:
 
 - The same spec gives the same bytes.
@@ -17,35 +17,36 @@ ones; late are accepted events that lie the dedup window or more behind stream t
 the broken lines. Bytes leave out line breaks.
 """
 
-from __future__ import annotations
-
 import bisect
 import heapq
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Ints = npt.NDArray[np.int64]
-Text = npt.NDArray[np.uint8]
+Insert = tuple[int, str, list[bytes]]
+"""Before which good message, what it counts as, and the messages."""
 
 DEVICES_MAX = 100_000
 BATCH_MIN, BATCH_MAX = 20, 500
 LAG_MAX_MS, SESSION_MS = 2 * 3_600_000, 30 * 60_000
-_ISO = "%Y-%m-%dT%H:%M:%SZ"
 COUNTS = ("messages", "accepted", "duplicates", "rejects", "late")
 
 
 @dataclass(frozen=True)
 class LoadSpec:
-    """What a load is to be. Raises ValueError that names every fault.
+    """What a load is to be, with the bounds of each value (session ids have 13 digits, and good
+    upload times lie between the years 2000 and 2200). Raises ValueError that names every fault.
 
     Shares: `duplicates` and `broken` of all messages, `late` of `events` (the unique, good ones).
     `bytes`: mean size of a message; padded up to it, never cut below what the fields need.
@@ -53,26 +54,26 @@ class LoadSpec:
     `slice_events`: more is faster, fewer lets a paced sender send more often.
     """
 
-    events: int
-    partitions: int = 4
-    seed: int = 0
-    start_ms: int = 1_714_521_600_000
-    span_ms: int = 3_600_000
-    duplicates: float = 0.02
-    late: float = 0.01
-    broken: float = 0.002
-    disorder_ms: int = 2_000
-    window_ms: int = 600_000
-    bytes: int = 440
-    redeliver_ms: int = 180_000
-    slice_events: int = 50_000
+    events: Annotated[int, 0, 10**15]
+    partitions: Annotated[int, 1, 10**5] = 4
+    seed: Annotated[int, 0, 2**63] = 0
+    start_ms: Annotated[int, 11 * 10**11, 4 * 10**12] = 1_714_521_600_000
+    span_ms: Annotated[int, 1, 3 * 10**12] = 3_600_000
+    duplicates: Annotated[float, 0, 0.6] = 0.02
+    late: Annotated[float, 0, 0.2] = 0.01
+    broken: Annotated[float, 0, 0.4] = 0.002
+    disorder_ms: Annotated[int, 0, 10**10] = 2_000
+    window_ms: Annotated[int, 1, 10**10] = 600_000
+    bytes: Annotated[int, 1, 10**6] = 440
+    redeliver_ms: Annotated[int, 0, 10**12] = 180_000
+    slice_events: Annotated[int, 1, 10**6] = 50_000
 
     def __post_init__(self) -> None:
-        faults = [
-            f"{name}: expected {least} to {most}, got {getattr(self, name)}"
-            for name, (least, most) in _BOUNDS.items()
-            if not least <= getattr(self, name) <= most
-        ]
+        faults = []
+        for name, hint in get_type_hints(LoadSpec, include_extras=True).items():
+            (least, most), value = hint.__metadata__, getattr(self, name)
+            if not least <= value <= most:
+                faults.append(f"{name}: expected {least} to {most}, got {value}")
         if faults:
             raise ValueError("; ".join(faults))
 
@@ -80,14 +81,6 @@ class LoadSpec:
         """How many of all messages `share` is once `done` unique events are out."""
         return round(share * done / (1 - self.duplicates - self.broken))
 
-
-# Session ids have 13 digits, and good upload times lie between the years 2000 and 2200.
-_BOUNDS = {
-    "events": (0, 10**15), "partitions": (1, 10**5), "seed": (0, 2**63), "bytes": (1, 10**6),
-    "start_ms": (11 * 10**11, 4 * 10**12), "span_ms": (1, 3 * 10**12), "window_ms": (1, 10**10),
-    "duplicates": (0, 0.6), "broken": (0, 0.4), "late": (0, 0.2), "disorder_ms": (0, 10**10),
-    "redeliver_ms": (0, 10**12), "slice_events": (1, 10**6),
-}  # fmt: skip
 
 _PHRASES = ("red shoes", "café près de moi", "usb-c", "東京 ホテル", "träd", "gift \\ card", "🎿")
 # In order of how often they occur: the k-th type's odds are 1 / k.
@@ -113,34 +106,20 @@ _PLACES = (
 _ODDS = np.cumsum(1 / np.arange(1, len(EVENT_TYPES) + 1))
 _PLATFORMS = (("Web", "chrome"), ("Web", "safari"), ("iOS", "ios"), ("Android", "android"))
 _MEMO = b',"data":{"memo":"%b"}}'
-_WIDTHS = {"$insert_id": 36, "device_id": 36, "event_time": 26, "server_upload_time": 26}
-# A message's first fields with blank values, and where each value lies.
-HEAD = "".join(f'"{name}":"{"":{width}}",' for name, width in _WIDTHS.items()).encode()
-HEAD = b'{%b"session_id":%13b,' % (HEAD, b"")
-VALUES = {
-    name: slice(at := HEAD.index(f'"{name}"'.encode()) + len(f'"{name}":"'), at + width)
-    for name, width in _WIDTHS.items()
-}
-SESSION = slice(len(HEAD) - 14, len(HEAD) - 1)
 
 
-def _uuids(rng: np.random.Generator, count: int) -> Text:
-    """Random (version 4) UUIDs as text, one a row of 36 bytes."""
+def _uuids(rng: np.random.Generator, count: int) -> pa.Array:
+    """Random (version 4) UUIDs as text."""
     raw = np.frombuffer(rng.bytes(16 * count), np.uint8).reshape(count, 16).copy()
     raw[:, 6] = raw[:, 6] & 0x0F | 0x40
     raw[:, 8] = raw[:, 8] & 0x3F | 0x80
     digits = np.frombuffer(raw.tobytes().hex().encode(), np.uint8).reshape(count, 32)
-    return np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1)
+    return pa.array(np.insert(digits, (8, 12, 16, 20), ord("-"), axis=1).view("S36").ravel())
 
 
-def _texts(values: pa.Array, width: int) -> Text:
-    """Values as text, one a row of `width` bytes, which each of them takes."""
-    return np.frombuffer(values.cast(pa.string()).buffers()[2], np.uint8).reshape(-1, width)
-
-
-def _clock(times_us: Ints) -> Text:
-    """Times as "YYYY-MM-DD hh:mm:ss.ffffff", one a row of 26 bytes."""
-    return _texts(pa.array(times_us, pa.timestamp("us")), 26)
+def _clock(times_us: Ints) -> pa.Array:
+    """Times as "YYYY-MM-DD hh:mm:ss.ffffff"."""
+    return pa.array(times_us, pa.timestamp("us")).cast(pa.string()).cast(pa.binary())
 
 
 class _Devices:
@@ -152,11 +131,12 @@ class _Devices:
         self.partition = rng.integers(0, spec.partitions, self.count)
         self.session_phase_ms = rng.integers(0, SESSION_MS, self.count)
         profiles = [self._profile(r) for _ in range(1024)]
-        self.texts = [
+        texts = [
             b'"user_id":%b,"amplitude_id":%d,%b'
             % (b'"u%d"' % (n // 2) if n % 4 else b"null", number, profiles[n % 1024])
             for n, number in enumerate(rng.integers(10**7, 10**8, self.count).tolist())
         ]
+        self.texts = pa.array(texts)
 
     @staticmethod
     def _profile(r: random.Random) -> bytes:
@@ -174,12 +154,11 @@ class _Devices:
         return np.minimum(ranks.astype(np.int64), self.count - 1)
 
 
-def _change(message: bytes, name: str, value: bytes | None) -> bytes:
-    """The message with another value for a text field of its head, or without the field."""
-    at = VALUES[name]
-    if value is None:
-        return message[: at.start - len(f'"{name}":"')] + message[at.stop + len('",') :]
-    return message[: at.start] + value + message[at.stop :]
+def _change(message: bytes, name: bytes, value: bytes | None) -> bytes:
+    """The message with another value for one of its first texts, or without the field."""
+    field = b'"%b":"' % name
+    instead = b"" if value is None else b'%b%b",' % (field, value)
+    return re.sub(re.escape(field) + b'[^"]*",', lambda _: instead, message, count=1)
 
 
 _NO_TIMES = (
@@ -192,43 +171,12 @@ _GARBAGE = (b"GET /%x HTTP/1.1", b"<html>502 Bad Gateway %x</html>", b"\x00\x01\
 BROKEN_KINDS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "truncated": lambda m, r: m[: r.randrange(1, len(m))],
     "not an object": lambda m, r: r.choice(_NO_OBJECTS).replace(b"%b", m),
-    "without key": lambda m, _: _change(m, "$insert_id", None),
-    "without upload time": lambda m, r: _change(m, "server_upload_time", None),
-    "absurd upload time": lambda m, r: _change(m, "server_upload_time", r.choice(_NO_TIMES)),
-    "invalid utf-8": lambda m, r: _change(m, "device_id", r.choice(_NOT_UTF8)),
+    "without key": lambda m, _: _change(m, b"$insert_id", None),
+    "without upload time": lambda m, r: _change(m, b"server_upload_time", None),
+    "absurd upload time": lambda m, r: _change(m, b"server_upload_time", r.choice(_NO_TIMES)),
+    "invalid utf-8": lambda m, r: _change(m, b"device_id", r.choice(_NOT_UTF8)),
     "garbage": lambda m, r: r.choice(_GARBAGE) % r.getrandbits(64),
 }
-
-
-@dataclass
-class _Lane:
-    """One partition on its way: its last good messages, what goes in between, its counts."""
-
-    recent: list[bytes] = field(default_factory=list)
-    inserts: list[tuple[int, str, list[bytes]]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
-    stream_time_ms: int | None = None
-
-    def count(self, uploads_ms: Ints, window_ms: int) -> None:
-        """Add unique events, in order. (Neither copies nor broken lines move stream time.)"""
-        if len(uploads_ms):
-            stream_ms = np.maximum(np.maximum.accumulate(uploads_ms), self.stream_time_ms or 0)
-            self.stream_time_ms = int(stream_ms[-1])
-            self.counts["accepted"] += len(uploads_ms)
-            self.counts["late"] += int(np.count_nonzero(stream_ms - uploads_ms >= window_ms))
-
-    def merge(self, good: list[bytes]) -> list[bytes]:
-        """The slice's messages with the inserts, each before the good message at its position."""
-        merged, start = [], 0
-        for at, kind, messages in sorted(self.inserts, key=itemgetter(0)):
-            merged += good[start:at] + messages
-            start = at
-            self.counts[kind] += len(messages)
-        merged += good[start:]
-        self.inserts.clear()
-        self.recent = (self.recent + good[-BATCH_MAX:])[-BATCH_MAX:]
-        self.counts["messages"] += len(merged)
-        return merged
 
 
 class Load:
@@ -240,13 +188,17 @@ class Load:
         self._random = random.Random(spec.seed)
         self._devices = _Devices(spec, rng, self._random)
         self._variants = min(2048, 64 + spec.events // 100)
-        self._deeds = [
+        deeds = [
             b',"event_id":%d,"event_type":"%b","event_properties":%b'
             % (self._random.randrange(1, 5000), name.encode(), orjson.dumps(draw(self._random)))
             for name, draw in EVENT_TYPES.items()
             for _ in range(self._variants)
         ]
-        self._lanes = [_Lane() for _ in range(spec.partitions)]
+        self._deeds = pa.array(deeds)
+        # Of each partition, its counts and its last good messages.
+        fresh: dict[str, Any] = {**dict.fromkeys(COUNTS, 0), "stream_time_ms": None}
+        self._counts = [fresh.copy() for _ in range(spec.partitions)]
+        self._recent: list[list[bytes]] = [[] for _ in range(spec.partitions)]
         self._done = self._put_by = self._broken = self._bytes = 0
         # Due time, number, partition, messages; the number keeps equal times in order.
         self._waiting: list[tuple[int, int, int, list[bytes]]] = []
@@ -267,13 +219,10 @@ class Load:
     def totals(self) -> dict[str, Any]:
         """The counts of the slices taken so far, as the module defines them; JSON-ready."""
         return {
-            **{name: sum(lane.counts[name] for lane in self._lanes) for name in COUNTS},
+            **{name: sum(counts[name] for counts in self._counts) for name in COUNTS},
             "bytes": self._bytes,
             "seed": self.spec.seed,
-            "partitions": {
-                f"part-{n:05d}": {**lane.counts, "stream_time_ms": lane.stream_time_ms}
-                for n, lane in enumerate(self._lanes)
-            },
+            "partitions": {f"part-{n:05d}": {**counts} for n, counts in enumerate(self._counts)},
         }
 
     def _slice(self, first: int) -> list[list[bytes]]:
@@ -292,23 +241,45 @@ class Load:
         uploads = self._upload_times(arrivals)
         good = self._messages(devices, uploads)
         self._put_copies_by(good, arrivals, stops)
+        inserts: list[list[Insert]] = [[] for _ in spans]
         last = self._done == spec.events
         while self._waiting and (last or self._waiting[0][0] < until_us):
             due_us, _, n, run = heapq.heappop(self._waiting)
             at = int(np.searchsorted(arrivals[spans[n]], due_us, side="right"))
-            self._lanes[n].inserts.append((at, "duplicates", run))
+            inserts[n].append((at, "duplicates", run))
         kinds = list(BROKEN_KINDS.values())
         for number in range(self._broken, spec.due(spec.broken, self._done)):
             at = self._random.randrange(len(good))
             n = bisect.bisect_right(stops, at)
             line = kinds[number % len(kinds)](good[at], self._random)
-            self._lanes[n].inserts.append((at - spans[n].start, "rejects", [line]))
+            inserts[n].append((at - spans[n].start, "rejects", [line]))
             self._broken = number + 1
-        for lane, span in zip(self._lanes, spans, strict=True):
-            lane.count(uploads[span] // 1000, spec.window_ms)
-        parts = [lane.merge(good[span]) for lane, span in zip(self._lanes, spans, strict=True)]
-        self._bytes += sum(sum(map(len, part)) for part in parts)
-        return parts
+        return [
+            self._merged(n, good[span], uploads[span] // 1000, inserts[n])
+            for n, span in enumerate(spans)
+        ]
+
+    def _merged(
+        self, n: int, good: list[bytes], uploads_ms: Ints, inserts: list[Insert]
+    ) -> list[bytes]:
+        """A partition's part of a slice, with the inserts, each before the good message at its
+        position; counted. (Neither copies nor broken lines move stream time.)"""
+        counts = self._counts[n]
+        if good:
+            stream_ms = np.maximum(np.maximum.accumulate(uploads_ms), counts["stream_time_ms"] or 0)
+            counts["stream_time_ms"] = int(stream_ms[-1])
+            counts["accepted"] += len(good)
+            counts["late"] += int(np.count_nonzero(stream_ms - uploads_ms >= self.spec.window_ms))
+        merged, start = [], 0
+        for at, kind, messages in sorted(inserts, key=itemgetter(0)):
+            merged += good[start:at] + messages
+            start = at
+            counts[kind] += len(messages)
+        merged += good[start:]
+        counts["messages"] += len(merged)
+        self._recent[n] = (self._recent[n] + good[-BATCH_MAX:])[-BATCH_MAX:]
+        self._bytes += sum(map(len, merged))
+        return merged
 
     def _upload_times(self, arrivals: Ints) -> Ints:
         """Arrivals less disorder; so many lie further behind that `late` are beyond the window."""
@@ -325,25 +296,26 @@ class Load:
         rng, count = self._rng, len(devices)
         events_us = uploads - rng.exponential(5_000_000, count).astype(np.int64)
         phases_ms = self._devices.session_phase_ms[devices]
-        heads = np.empty((count, len(HEAD)), np.uint8)
-        heads[:] = np.frombuffer(HEAD, np.uint8)
-        heads[:, VALUES["$insert_id"]] = _uuids(rng, count)
-        heads[:, VALUES["device_id"]] = self._devices.ids[devices]
-        heads[:, VALUES["event_time"]] = _clock(events_us)
-        heads[:, VALUES["server_upload_time"]] = _clock(uploads)
         sessions_ms = (events_us // 1000 - phases_ms) // SESSION_MS * SESSION_MS + phases_ms
-        heads[:, SESSION] = _texts(pa.array(sessions_ms), 13)
+        ids = _uuids(rng, count)
         ends, memos = [b"}"] * count, self._memos
         if memos:
             starts = rng.integers(0, len(memos) // 2, count).tolist()
             sizes = rng.integers(0, 2 * self._memo_mean + 1, count).tolist()
             ends = [_MEMO % memos[at : at + n] for at, n in zip(starts, sizes, strict=True)]
-        device_texts = map(self._devices.texts.__getitem__, devices.tolist())
         types = np.searchsorted(_ODDS, _ODDS[-1] * rng.random(count))
         deeds = types * self._variants + rng.integers(0, self._variants, count)
-        deed_texts = map(self._deeds.__getitem__, deeds.tolist())
-        rows = heads.view(f"S{len(HEAD)}").ravel().tolist()
-        return list(map(b"".join, zip(rows, device_texts, deed_texts, ends, strict=True)))
+        columns = (
+            b'{"$insert_id":"', ids,
+            b'","device_id":"', self._devices.ids.take(pa.array(devices)),
+            b'","event_time":"', _clock(events_us),
+            b'","server_upload_time":"', _clock(uploads),
+            b'","session_id":', pa.array(sessions_ms).cast(pa.string()).cast(pa.binary()), b",",
+            self._devices.texts.take(pa.array(devices)), self._deeds.take(pa.array(deeds)),
+            pa.array(ends, pa.binary()), b"",
+        )  # fmt: skip
+        messages: list[bytes] = pc.binary_join_element_wise(*columns).to_pylist()
+        return messages
 
     def _batch_size(self) -> int:
         """How many messages the next batch has; the last one takes what is left."""
@@ -361,7 +333,7 @@ class Load:
             start = stops[n - 1] if n else 0
             run = good[max(start, end - self._batch) : end]
             if len(run) < self._batch:
-                run = self._lanes[n].recent[len(run) - self._batch :] + run
+                run = self._recent[n][len(run) - self._batch :] + run
             due_us = int(arrivals[end - 1]) + int(wait_us * (0.05 + 0.95 * self._random.random()))
             heapq.heappush(self._waiting, (due_us, self._put_by, n, run))
             self._put_by += len(run)

@@ -5,8 +5,6 @@ An error that a user may meet is a line or a few, not a traceback. Ctrl-C ends q
 reader that has gone (`| head`) with 141, as a shell would tell of a process that a signal ended.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from importlib import import_module

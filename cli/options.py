@@ -4,8 +4,6 @@
 the settings; each is known to be one then.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -81,21 +79,15 @@ def time_option(name: str, parameter: str, **attributes: Any) -> Callable[[F], F
     )  # fmt: skip
 
 
-_FILTERS: tuple[Callable[[Any], Any], ...] = (
-    click.option(
-        "--reason", "reasons", multiple=True, type=click.Choice(REASONS), help="Repeatable."
-    ),
-    click.option("--partition", "partitions", multiple=True, help="It came from; repeatable."),
-    click.option(
-        "--offset", "offsets", multiple=True, type=click.IntRange(0, 2**53 - 1), help="Repeatable."
-    ),
-    time_option("--since", "since_ms", help="Broker time, included."),
-    time_option("--until", "until_ms", help="Broker time, not included."),
-)
-
-
 def reject_filter_options(command: F) -> F:
     """The command takes which rejects are meant, as keywords for `RejectFilter`."""
-    for option in reversed(_FILTERS):
+    reasons, offsets = click.Choice(REASONS), click.IntRange(0, 2**53 - 1)
+    for option in (
+        time_option("--until", "until_ms", help="Broker time, not included."),
+        time_option("--since", "since_ms", help="Broker time, included."),
+        click.option("--offset", "offsets", multiple=True, type=offsets, help="Repeatable."),
+        click.option("--partition", "partitions", multiple=True, help="It came from; repeatable."),
+        click.option("--reason", "reasons", multiple=True, type=reasons, help="Repeatable."),
+    ):
         command = option(command)
     return command

@@ -5,8 +5,6 @@ nothing of an earlier run is overwritten. A broker is asked for a bounded time, 
 so that Ctrl-C is heard within a second.
 """
 
-from __future__ import annotations
-
 import gzip
 import re
 import time
@@ -21,14 +19,13 @@ import zstandard
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from forebay.cli.load import VALUES
-
 PARTITIONS = 4
 SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 ASK_S = 1.0
 BROKER_TIMEOUT_S = 10.0
 DELIVERY_TIMEOUT_S = 60.0
 _BROKER = re.compile(r"\s*(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::\d{1,5})?\s*\Z")
+_DEVICE = re.compile(rb'\{"\$insert_id":"[^"]{36}","device_id":"([^"]{36})"')
 _TOPIC = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._-]{1,249}\Z")
 
 
@@ -170,7 +167,12 @@ class _Topic:
     def send(self, parts: list[list[bytes]]) -> None:
         for number, messages in enumerate(parts):
             for message in messages:
-                self._queue(number, message)
+                while True:
+                    try:
+                        self.producer.produce(self._name, message, device_of(message), number)
+                        break
+                    except BufferError:  # a message that fails makes room as well
+                        self.producer.poll(0.1)
             self.producer.poll(0)
             self._check()
 
@@ -187,16 +189,6 @@ class _Topic:
             self.producer.purge()
             raise self.error(f"every message to be acknowledged, got: {self._failures[0]}")
 
-    def _queue(self, partition: int, message: bytes) -> None:
-        """Waits for room. A message that fails makes room as well, so this ends."""
-        while True:
-            try:
-                self.producer.produce(self._name, message, device_of(message), partition)
-            except BufferError:
-                self.producer.poll(0.1)
-            else:
-                return
-
     def _failed(self, error: KafkaError) -> None:
         """Why the broker can't be reached, which a question that timed out does not say."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
@@ -205,6 +197,5 @@ class _Topic:
 
 def device_of(message: bytes) -> bytes | None:
     """The device id of a message of a load; None if it is too broken to tell."""
-    at = VALUES["device_id"]
-    opened = message[: at.start].endswith(b'"device_id":"')
-    return message[at] if opened and message[at.stop : at.stop + 1] == b'"' else None
+    found = _DEVICE.match(message)
+    return found[1] if found else None

@@ -5,8 +5,6 @@ too narrow for a row, each row becomes a block of lines, a value a line. Elsewhe
 there is no width to keep to, and never any colour.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Collection, Mapping, Sequence

@@ -1,8 +1,7 @@
-"""`forebay rejects`: the messages that could not become events, and another try for them."""
-
-from __future__ import annotations
+"""`forebay rejects`: the messages that could not become events; to replay or delete them."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,7 @@ import polars as pl
 
 from forebay import query
 from forebay.cli.export import json_line, write_rows
-from forebay.cli.options import (
-    data_dirs_option,
-    force_option,
-    json_option,
-    reject_filter_options,
-)
+from forebay.cli.options import data_dirs_option, force_option, json_option, reject_filter_options
 from forebay.cli.output import echo_table, time_text
 from forebay.cli.target import new_file
 from forebay.flows.recovery import job_runs
@@ -28,8 +22,8 @@ from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import did_you_mean, plain, plain_lines, shortened
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.outcome import reason_text
-from forebay.storage.formats.rejects import RejectFilter
-from forebay.storage.formats.replay_request import ask
+from forebay.storage.formats.rejects import ALL, RejectFilter
+from forebay.storage.formats.replay_request import ReplayRequest, ask
 
 SHOWN_CHARACTERS = 60
 HEADINGS = ("partition", "offset", "broker time", "reason", "message")
@@ -38,7 +32,7 @@ SUFFIXES = (".ndjson", ".jsonl", ".parquet")
 
 @click.group()
 def rejects() -> None:
-    """List, show, export or replay the messages that could not become events."""
+    """List, show, export, replay or delete the messages that could not become events."""
 
 
 @rejects.command(name="list")
@@ -142,7 +136,58 @@ def replay(roots: list[Path], **options: Any) -> None:
         click.echo(
             f"request {request.number} was carried out in this run; {count} rejects fail yet"
         )
-    elif job_runs(disk, layout):
+    else:
+        _tell(disk, layout, request, count)
+
+
+@rejects.command()
+@reject_filter_options
+@click.option("--dry-run", is_flag=True, help="Only how many there are of each reason.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@data_dirs_option(multiple=False)
+def delete(dry_run: bool, yes: bool, roots: list[Path], **options: Any) -> None:
+    """Have rejects deleted by the job: those that are there now, not those that come later.
+
+    They are counted as `rejects_expired`, and their messages are gone: `export` writes them to a
+    file before. The job does it within seconds if it runs, else when it is started; files follow
+    after the grace period.
+    """
+    disk, layout, store = Disk(), Layout(*roots), query.open(*roots)
+    view = store.last_view
+    meant = _meant(view, options)
+    if meant == ALL:
+        # Counted by what is known of files, so that those that can't be read can be deleted too.
+        counters = [partition.state.counters for partition in view.partitions]
+        count = sum(one.rejects for one in counters)
+        found = sum((Counter(one.rejected) for one in counters), Counter[str]())
+    else:
+        reasons = store.rejects(meant).group_by("reason").len().collect()
+        found = Counter(dict(reasons.iter_rows()))
+        count = found.total()
+    if not count:
+        click.echo("no rejects to delete")
+        return
+    for reason, rows in found.most_common():
+        click.echo(f"{rows:,} {plain(reason)}")
+    if dry_run:
+        click.echo(f"{count} rejects would be deleted")
+        return
+    if not yes:
+        if not _at_terminal():
+            raise BadInput("rejects delete: expected --yes where there is no terminal to ask at")
+        if not click.confirm(f"Delete these {count} rejects?"):
+            return
+    runs = {p.name: p.state.incarnation for p in view.partitions}
+    next_offsets = {p.name: dict(p.state.next_offsets) for p in view.partitions}
+    _tell(disk, layout, ask(disk, layout, meant, runs, next_offsets), count)
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _tell(disk: Disk, layout: Layout, request: ReplayRequest, count: int) -> None:
+    if job_runs(disk, layout):
         click.echo(f"request {request.number}: {count} rejects; the job takes it up within seconds")
     else:
         click.echo(f"request {request.number}: {count} rejects; no job runs, the next one does it")

@@ -1,8 +1,6 @@
 """`forebay retention`: what is kept on disk, what would be deleted now, and why."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -14,19 +12,22 @@ from forebay.flows.settings import Settings
 from forebay.query.partition import Partition
 from forebay.query.view import NodeView, take_view
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.times import utc_text
+from forebay.storage.base.layout import BlockId
+from forebay.storage.base.times import now_ms, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.catalog import Chunk
 from forebay.storage.formats.state import BlockState
-from forebay.storage.partition.retention import HANDED_OFF, Retention
+from forebay.storage.partition.gc import leaving
+from forebay.storage.partition.retention import EXPIRED, HANDED_OFF, Kept, Retention, kept, room
 
 HEADINGS = ("partition", "what", "name", "first", "last", "rows", "bytes", "fate")
 GOES, STAYS = "goes", "stays"
+REJECTS = "rejects"
 
 
 @dataclass(frozen=True)
 class _Item:
-    """A block or chunk, and what is to become of it."""
+    """A block, a chunk or a file of rejects, and what is to become of it."""
 
     partition: str
     what: str
@@ -44,8 +45,9 @@ class _Item:
 @json_option("A JSON list of objects.")
 @data_dirs_option()
 def retention(dry_run: bool, as_json: bool, roots: list[Path]) -> None:
-    """List blocks and chunks, whether they stay or go, and why. The job deletes what goes: as soon
-    as a day was handed over, and every tick interval; files follow after the grace period."""
+    """List blocks, chunks and files of rejects, whether they stay or go, and why. The job deletes
+    what goes: as soon as a day was handed over, and every tick interval; files follow after the
+    grace period."""
     view = take_view(Disk(), roots)
     items = [item for node in view.nodes for item in _items(node, settings())]
     if dry_run:
@@ -60,30 +62,54 @@ def retention(dry_run: bool, as_json: bool, roots: list[Path]) -> None:
         click.echo("nothing goes now" if dry_run else "nothing is kept yet")
     for fate in sorted({item.fate for item in items}):
         mine = [item for item in items if item.fate == fate]
-        events, size = sum(item.rows for item in mine), sum(item.bytes for item in mine)
-        click.echo(f"{fate}: {len(mine)} of {events:,} events and {size:,} bytes")
+        size = sum(item.bytes for item in mine)
+        rejects = sum(item.rows for item in mine if item.what == REJECTS)
+        events = sum(item.rows for item in mine) - rejects
+        held = f"{events:,} events" + (f", {rejects:,} rejects" if rejects else "")
+        click.echo(f"{fate}: {len(mine)} of {held} and {size:,} bytes")
 
 
 def _items(node: NodeView, settings: Settings) -> Iterator[_Item]:
-    boundary = node.boundary or Boundary()
+    boundary, window_ms = node.boundary or Boundary(), settings.dedup_window
+    found = (
+        kept(one.state.stream_time_ms, one.chunks, one.hot, boundary, window_ms)
+        for one in node.partitions
+    )
+    from_ms = room(sum(found, Kept()), settings.retention_bytes).from_ms
     for partition in node.partitions:
-        rule = Retention(boundary, partition.state.stream_time_ms, settings.retention)
-        sure_ms = (boundary.covered_until_ms or 0) - settings.dedup_window
+        rule = Retention(boundary, partition.state.stream_time_ms, settings.retention, from_ms)
+        leaves = {edit.block for edit in leaving(partition.state, boundary, window_ms, from_ms)}
         parts: list[Chunk | BlockState] = [*partition.chunks, *partition.hot]
         for part in parts:
-            yield _item(partition, part, *_fate(part, rule.reason(part), boundary, sure_ms))
+            yield _item(partition, part, *_fate(part, rule.reason(part), boundary, leaves))
+        yield from _rejects(partition, boundary, settings.rejects_retention)
         yield from _strays(partition)
 
 
+def _rejects(partition: Partition, boundary: Boundary, kept_ms: int) -> Iterator[_Item]:
+    """Files of rejects, by when the newest of each arrived."""
+    until_ms = boundary.covered_until_ms
+    for extent in partition.state.rejects:
+        file = partition.state.reject_files.get(extent.file)
+        arrived_ms, fate = file.arrived_ms if file else None, (STAYS, "not old enough")
+        if arrived_ms is not None and until_ms is not None and arrived_ms < until_ms:
+            fate = GOES, HANDED_OFF
+        elif arrived_ms is not None and kept_ms and arrived_ms < now_ms() - kept_ms:
+            fate = GOES, EXPIRED
+        last = utc_text(arrived_ms) if arrived_ms is not None else ""
+        size = extent.bytes
+        yield _Item(partition.name, REJECTS, extent.file, "", last, extent.rows, size, *fate)
+
+
 def _fate(
-    part: Chunk | BlockState, reason: str | None, boundary: Boundary, sure_ms: int
+    part: Chunk | BlockState, reason: str | None, boundary: Boundary, leaves: Collection[BlockId]
 ) -> tuple[str, str]:
-    """What becomes of it, and why. `sure_ms`: a live block that was touched later does not go."""
+    """What becomes of it, and why. `leaves` are the live blocks that may go."""
     taken, until_ms = reason == HANDED_OFF, boundary.covered_until_ms
     if isinstance(part, Chunk):
         if taken and part.batch >= boundary.number:
             return STAYS, "made since the last handoff, goes at the next"
-    elif part.number is None and (not taken or part.touched_ms > sure_ms):
+    elif part.number is None and part.id not in leaves:
         return STAYS, "in the cache"
     if reason:
         return GOES, reason

@@ -1,7 +1,5 @@
 """`forebay run`: the job, as a supervised cluster of workers."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import os

@@ -4,8 +4,6 @@ A table is for people: its text can't steer their terminal. The other formats ha
 they are: JSON has null where a float is no number, CSV reads back.
 """
 
-from __future__ import annotations
-
 import io
 import sys
 from datetime import datetime

@@ -1,7 +1,5 @@
 """`forebay status`: progress and totals of a data directory, whether or not the job runs."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ from forebay import query
 from forebay.cli.options import data_dirs_option, json_option
 from forebay.cli.output import echo_json, terminal_width, text_table, time_text, totals
 from forebay.flows.recovery import job_runs
-from forebay.query.receipt import COUNTS
+from forebay.query.receipt import COUNTS, MESSAGES
 from forebay.query.view import View
 from forebay.storage.base.directory import require_data_directory
 from forebay.storage.base.disk import Disk
@@ -100,7 +98,7 @@ def _looks(store: query.Store) -> Iterator[tuple[dict[str, Any], float | None]]:
     last: tuple[float, int] | None = None
     while True:
         found = report(store)
-        seen = sum(found["totals"][name] for name in ("accepted", "duplicates", "rejects"))
+        seen = sum(found["totals"][name] for name in MESSAGES)
         now = time.monotonic()
         yield found, None if last is None else (seen - last[1]) / (now - last[0])
         last = now, seen

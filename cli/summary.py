@@ -1,11 +1,9 @@
 """The summary of a job that has ended: what its data holds now, and why messages are rejects."""
 
-from __future__ import annotations
-
 from itertools import chain, islice
 from pathlib import Path
 
-from forebay.query.view import View, take_view
+from forebay.query.view import take_view
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import ForebayError
 from forebay.storage.formats.outcome import ADVICE, Outcome, sample
@@ -13,11 +11,20 @@ from forebay.storage.formats.outcome import ADVICE, Outcome, sample
 
 def summary(root: Path) -> list[str]:
     """The lines to end a run with. What can't be read does not fail the job that has ended."""
+    found = Outcome()
     try:
         view = take_view(Disk(), [root], partial=True)
         if not view.partitions:
             return [f"{root}: no message was read yet"]
-        found = outcome_of(view)
+        for counters in (partition.state.counters for partition in view.partitions):
+            found.accepted += counters.accepted
+            found.duplicates += counters.duplicates
+            found.rejects += counters.rejects
+            found.rejects_expired += counters.rejects_expired
+            found.reasons.update(counters.rejected)
+        newest = chain.from_iterable(partition.reject_logs[-1:] for partition in view.partitions)
+        for batch in islice(chain.from_iterable(log.batches() for log in newest), 1):
+            found.sample = sample(batch.slice(batch.num_rows - 1).to_pylist()[0])
     except (ForebayError, OSError) as error:
         return [f"{root}: no summary: {error}"]
     first, *rest = found.lines()
@@ -25,17 +32,3 @@ def summary(root: Path) -> list[str]:
     if found.rejects and not found.accepted:
         return [*lines, f"no message became an event: {ADVICE}"]
     return [*lines, f"most messages are rejects: {ADVICE}"] if found.most_are_rejects else lines
-
-
-def outcome_of(view: View) -> Outcome:
-    """What the counters of all partitions say, and the newest reject of one of them."""
-    found = Outcome()
-    for counters in (partition.state.counters for partition in view.partitions):
-        found.accepted += counters.accepted
-        found.duplicates += counters.duplicates
-        found.rejects += counters.rejects
-        found.reasons.update(counters.rejected)
-    newest = chain.from_iterable(partition.reject_logs[-1:] for partition in view.partitions)
-    for batch in islice(chain.from_iterable(log.batches() for log in newest), 1):
-        found.sample = sample(batch.slice(batch.num_rows - 1).to_pylist()[0])
-    return found

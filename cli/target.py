@@ -10,8 +10,6 @@ What always holds, for every command:
   such a run makes is deleted.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import uuid

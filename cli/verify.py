@@ -1,14 +1,11 @@
 """`forebay verify`: runs every crash story against the installed build; prints what came of it."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,7 +49,7 @@ def verify(
     if not long and (minutes is not None or kills is not None):
         raise click.UsageError("--minutes, --kills: expected --long with them")
     until_s = time.monotonic() + 60 * (math.inf if minutes is None else minutes)
-    names = names or tuple(STORIES)
+    names, seeds = names or tuple(STORIES), itertools.count(seed) if long else (seed,)
     if folder:
         _require_room(folder, names, seed, long)
     work = folder or Path(tempfile.mkdtemp(prefix="forebay-verify-"))
@@ -60,7 +57,11 @@ def verify(
     rows: list[Row] = []
     wrong = 0
     try:
-        for row, fault in _played(names, seed, work, folder is not None, long, console):
+        for now, name in ((now, name) for now in seeds for name in names):
+            console.print(f"seed {now}: {name} ... ", end="")
+            place = work / str(now) / _folder_of(name)
+            row, fault = play(name, STORIES[name], place, now)
+            console.print(f"{row.events} events, {row.kills} kills, {row.seconds} s")
             rows.append(row)
             if fault or row.lost or row.doubled:
                 wrong += 1
@@ -68,6 +69,8 @@ def verify(
                     f"[red]{row.story} went wrong[/]: {row.lost} lost, {row.doubled} doubled"
                 )
                 console.print(fault, markup=False)
+            elif not folder:
+                shutil.rmtree(place)
             if time.monotonic() > until_s or sum(r.kills for r in rows) >= (kills or math.inf):
                 break
     except KeyboardInterrupt:
@@ -91,21 +94,6 @@ def _require_room(folder: Path, names: tuple[str, ...], seed: int, long: bool) -
 
 def _folder_of(name: str) -> str:
     return re.sub(r"\W+", "-", name)
-
-
-def _played(
-    names: tuple[str, ...], seed: int, work: Path, keep: bool, long: bool, console: Console
-) -> Iterator[tuple[Row, str]]:
-    """Each story with each seed."""
-    for now in itertools.count(seed) if long else (seed,):
-        for name in names:
-            console.print(f"seed {now}: {name} ... ", end="")
-            place = work / str(now) / _folder_of(name)
-            row, fault = play(name, STORIES[name], place, now)
-            console.print(f"{row.events} events, {row.kills} kills, {row.seconds} s")
-            if not (keep or fault or row.lost or row.doubled):
-                shutil.rmtree(place)
-            yield row, fault
 
 
 def _summed(rows: list[Row]) -> list[Row]:

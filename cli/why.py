@@ -1,7 +1,5 @@
 """`forebay why`: where an event is, or why it is not there."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 

@@ -14,12 +14,10 @@ Steps, each safe to repeat after a crash:
 Memory holds one slice of SLICE_ROWS rows or SLICE_BYTES, or one interval if that has more.
 """
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -34,13 +32,13 @@ from forebay.flows.batch_table import TIME, EventTable, Landed, attempts
 from forebay.flows.cross_partition import Duplicates, duplicates
 from forebay.flows.handoff import Handoff
 from forebay.flows.leftovers import Note, clean
+from forebay.flows.sections import DAY_MS, BatchSettings
 from forebay.query.iceberg import scan_table
 from forebay.storage.base.errors import BadInput, Corruption
 from forebay.storage.base.times import EPOCH, now_ms, time_of, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 
-DAY_MS = 86_400_000
 SLICE_ROWS, FILE_ROWS, ROW_GROUP_ROWS = 1_000_000, 8_000_000, 131_072
 SLICE_BYTES, FIRST_ROWS = 512 << 20, 131_072
 SORTED_BY = [UPLOAD_TIME, PARTITION, OFFSET]
@@ -52,16 +50,6 @@ NUMBER, OFFSETS, ROWS, DUPLICATES, LATE = (
 Outcome = Literal["written", "taken up", "completed before"]
 Progress = Callable[[int, int], None]
 """Told rows done and rows in all."""
-
-
-@dataclass(frozen=True)
-class BatchConfig:
-    """`table` is NAMESPACE.NAME in the catalog of these pyiceberg properties; without any, a SQLite
-    catalog and a warehouse in the first data directory. `memory_bytes` bounds DuckDB's share."""
-
-    table: str
-    catalog: dict[str, str]
-    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -77,18 +65,12 @@ class DayReport:
     outcome: Outcome
 
 
-@dataclass(frozen=True)
-class _Written:
-    """Files that no table names yet, and what was counted."""
-
-    note: Note
-    rows: int
-    duplicates: int
-    late: int
+Result = tuple[Mapping[str, str], Outcome]
+"""The properties of the snapshot that has a day's rows, and how it came to be."""
 
 
 def run_day(
-    roots: Sequence[Path], config: BatchConfig, day: date, progress: Progress = lambda *_: None
+    roots: Sequence[Path], config: BatchSettings, day: date, progress: Progress = lambda *_: None
 ) -> DayReport:
     """Hand over all events up to the end of this day that no batch layer has.
 
@@ -105,11 +87,13 @@ def run_day(
             raise BadInput(f"batch: expected a day that is over, got {day}, with {reached}")
         batches = handoff.seal(end_ms)
         run = _Run([Path(root) for root in roots], config, batches)
-        report = run.write(day, progress)
+        properties, outcome = run.write(progress)
         # What is handed over is deleted here some time later: no power loss may take it there.
         os.sync()
         done = handoff.complete(now_ms(), late=True, table=run.metadata)
-        return replace(report, number=max(batch.number for batch in done))
+        number = max(batch.number for batch in done)
+        rows, duplicates, late = (int(properties.get(one, 0)) for one in (ROWS, DUPLICATES, LATE))
+        return DayReport(day, number, rows, duplicates, late, outcome)
 
 
 def missing_days(roots: Sequence[Path]) -> list[date]:
@@ -117,7 +101,12 @@ def missing_days(roots: Sequence[Path]) -> list[date]:
     with Handoff(roots) as handoff:
         reach_ms, covered = handoff.reach_ms(), _covered_ms(handoff.batches)
         begun = _begun(handoff.batches)
-    first_ms = min(begun) - DAY_MS if begun else _first_ms(roots) if covered is None else covered
+    first_ms = min(begun) - DAY_MS if begun else covered
+    if first_ms is None:
+        view = query.open(*roots).view()
+        hot = [part.first_ms for partition in view.partitions for part in partition.hot]
+        cold = [part.first_ms for partition in view.partitions for part in partition.chunks]
+        first_ms = min([*hot, *cold], default=None)
     if reach_ms is None or first_ms is None:
         return []
     first, end = first_ms // DAY_MS, reach_ms // DAY_MS
@@ -127,7 +116,7 @@ def missing_days(roots: Sequence[Path]) -> list[date]:
 class _Run:
     """What is sealed, on its way into the table."""
 
-    def __init__(self, roots: list[Path], config: BatchConfig, batches: list[Boundary]) -> None:
+    def __init__(self, roots: list[Path], config: BatchSettings, batches: list[Boundary]) -> None:
         self._roots = roots
         self._config = config
         self._folder = roots[0] / "batch"
@@ -135,6 +124,7 @@ class _Run:
         self._notes = self._folder / "runs"
         self._seal = ".".join(batch.seal.id for batch in batches if batch.seal)
         self._number = max(batch.number for batch in batches) + 1
+        self._slice_rows = min(FIRST_ROWS, SLICE_ROWS)
         self._was_completed = all(batch.complete for batch in batches)
         self._covered_ms = _covered_ms(batches)
         view = self._store().view()
@@ -153,51 +143,49 @@ class _Run:
              for field in view.schema]
         )  # fmt: skip
         self._names = schema.names
-        self._table = EventTable(config.table, config.catalog, self._folder, schema, view.table)
+        self._table = EventTable(config, self._folder, schema, view.table)
 
     @property
     def metadata(self) -> str:
         """The metadata file of the table as it was last seen."""
         return self._table.table.metadata_location
 
-    def write(self, day: date, progress: Progress) -> DayReport:
+    def write(self, progress: Progress) -> Result:
         """Have all rows in the table once: written now, or by another run of this seal.
 
         What was written is added only to the table that it was compared with. If another has
         changed that meanwhile, it is compared and written again.
         """
-        landed, written, head = self._table.landed(self._seal), None, self._table.head
+        landed, head = self._table.landed(self._seal), self._table.head
+        own: Note | None = None
         if landed is None and self._was_completed:
-            return DayReport(day, self._number, 0, 0, 0, "completed before")
+            return {}, "completed before"
         for _ in attempts():
             if landed is not None:
                 break
-            if written is not None and head != self._table.head:
-                written.note.drop(self._table.delete)
-                written = None
-            if written is None:
-                written, head = self._write(progress), self._table.head
-            if not written.note.files:
-                written.note.drop(self._table.delete)
-                return DayReport(day, self._number, 0, written.duplicates, written.late, "written")
-            self._table.append(written.note.files, self._seal, self._properties(written))
+            if own and head != self._table.head:
+                own.drop(self._table.delete)
+                own = None
+            if own is None:
+                (own, properties), head = self._write(progress), self._table.head
+            if not own.files:
+                own.drop(self._table.delete)
+                return properties, "written"
+            self._table.append(own.files, self._seal, properties)
             landed = self._table.landed(self._seal)
         if landed is None:
             raise self._table.not_now()
-        return self._taken(day, landed, written.note if written else None)
+        return self._taken(landed, own)
 
-    def _taken(self, day: date, landed: Landed, own: Note | None) -> DayReport:
+    def _taken(self, landed: Landed, own: Note | None) -> Result:
         """What the table has for this seal, when it is what was counted."""
-        rows, duplicates, late = (
-            int(landed.properties.get(name, 0)) for name in (ROWS, DUPLICATES, LATE)
-        )
-        self._require(rows, landed.rows)
+        self._require(int(landed.properties.get(ROWS, 0)), landed.rows)
         outcome: Outcome = "completed before" if self._was_completed else "taken up"
         if own:
             own.drop(self._table.delete, landed.files)
             outcome = "written" if set(own.files) <= set(landed.files) else outcome
         clean(self._notes, self._named, self._table.delete)
-        return DayReport(day, self._number, rows, duplicates, late, outcome)
+        return landed.properties, outcome
 
     def _named(self, seal: str) -> Container[str] | None:
         """The files of a seal that has landed. One whose snapshot can't be read is left alone."""
@@ -207,41 +195,29 @@ class _Run:
             return None
         return landed.files if landed else None
 
-    def _write(self, progress: Progress) -> _Written:
+    def _write(self, progress: Progress) -> tuple[Note, dict[str, str]]:
+        """Files of what is sealed, and the properties of the snapshot that is to add them; they are
+        deleted if that fails, for no table names them yet."""
         counts = self._counts()
         total, late = int(counts["rows"].sum()), int(counts["late"].sum())
         progress(0, total)
-        with duplicates(self._folder / "work", self._config.memory_bytes) as found:
+        work = duplicates(self._folder / "work", self._config.memory)
+        with work as found, ExitStack() as failed:
             copies = found.find(self._store().sealed(), self._known(counts), self._key)
-            with self._noted() as note:
-                rows = self._write_files(found, counts, note, lambda n: progress(n, total))
-                self._require(total - copies, rows)
-        return _Written(note, rows, copies, late)
-
-    @contextmanager
-    def _noted(self) -> Iterator[Note]:
-        """A note of files to be written; they are deleted if that fails: no table names them yet.
-        Raises BadInput if it is for their file system."""
-        with ExitStack() as failed:
             try:
                 note = Note(self._notes, self._seal)
                 failed.callback(note.drop, self._table.delete)
-                yield note
+                rows = self._write_files(found, counts, note, lambda done: progress(done, total))
             except OSError as error:
                 raise BadInput(
                     f"table {self._config.table}: expected to write its files, got"
                     f" {type(error).__name__}: {error}; nothing was handed over"
                 ) from error
+            self._require(total - copies, rows)
             failed.pop_all()
-
-    def _properties(self, written: _Written) -> dict[str, str]:
-        """Of the snapshot."""
-        counted = {ROWS: written.rows, DUPLICATES: written.duplicates, LATE: written.late}
-        return {
-            NUMBER: str(self._number),
-            OFFSETS: orjson.dumps(self._offsets).decode(),
-            **{name: str(count) for name, count in counted.items()},
-        }
+        counted = {NUMBER: self._number, ROWS: rows, DUPLICATES: copies, LATE: late}
+        properties = {name: str(count) for name, count in counted.items()}
+        return note, {OFFSETS: orjson.dumps(self._offsets).decode(), **properties}
 
     def _store(self) -> query.Store:
         """A new one each time: it keeps what it has read of hot blocks."""
@@ -282,49 +258,55 @@ class _Run:
     ) -> int:
         """Files of one day each, sorted; the rows in them."""
         day, in_file, rows, done = None, 0, 0, 0
-        size = _Size()
+        schema, folder = self._table.schema, f"{self._table.table.location()}/data"
         with ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
-            for start, end, expected in _slices(counts, self._span, size):
+            for start, end, expected in self._slices(counts):
                 frame, done = self._slice(found, start, end), done + expected
                 progress(done)
                 if frame.is_empty():
                     continue  # a row group without rows has no statistics to prune by
-                table = self._arrow(frame)
-                size.learn(table)
+                table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+                table = table.rename_columns(schema.names).cast(_large(schema))
+                # Rows to come are taken to be as large as those of this slice.
+                fitting = SLICE_BYTES * len(table) // max(1, table.nbytes)
+                self._slice_rows = max(1, min(SLICE_ROWS, fitting))
                 if writer is None or day != start.date() or in_file >= FILE_ROWS:
                     stack.close()
                     day, in_file = start.date(), 0
-                    note.add(self._path(day, f"{note.run}-{len(note.files):05d}"))
+                    name = f"{note.run}-{len(note.files):05d}.parquet"
+                    note.add(f"{folder}/upload_time_day={day}/{name}")
                     writer = self._writer(stack, note.files[-1])
                 writer.write_table(table, ROW_GROUP_ROWS)
                 in_file, rows = in_file + len(frame), rows + len(frame)
         return rows
 
+    def _slices(self, counts: pl.DataFrame) -> Iterator[tuple[datetime, datetime, int]]:
+        """Ranges of upload times within a day, of as many rows as a slice may have when they begin
+        to be counted, or one interval if that has more."""
+        start, end, held = EPOCH, EPOCH, 0
+        for at, count in counts.select("start", "rows").iter_rows():
+            if held and (held + count > self._slice_rows or at.date() != start.date()):
+                yield start, end, held
+                held = 0
+            start, end, held = start if held else at, at + self._span, held + count
+        if held:
+            yield start, end, held
+
     def _writer(self, stack: ExitStack, path: str) -> pq.ParquetWriter:
         """Both it and its file are closed with the stack."""
         out = stack.enter_context(self._table.table.io.new_output(path).create())
         schema = self._table.schema
-        order = [schema.names[self._names.index(name)] for name in SORTED_BY]
-        columns = pq.SortingColumn.from_ordering(schema, [(one, "ascending") for one in order])
-        return stack.enter_context(
-            pq.ParquetWriter(
-                out, _large(schema), compression="zstd", sorting_columns=columns, store_schema=False
-            )
-        )
-
-    def _arrow(self, frame: pl.DataFrame) -> pa.Table:
-        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-        return table.rename_columns(self._table.schema.names).cast(_large(self._table.schema))
+        order = [(schema.names[self._names.index(name)], "ascending") for name in SORTED_BY]
+        columns = pq.SortingColumn.from_ordering(schema, order)
+        options = {"compression": "zstd", "sorting_columns": columns, "store_schema": False}
+        return stack.enter_context(pq.ParquetWriter(out, _large(schema), **options))
 
     def _slice(self, found: Duplicates, start: datetime, end: datetime) -> pl.DataFrame:
         inside = (pl.col(UPLOAD_TIME) >= start) & (pl.col(UPLOAD_TIME) < end)
         rows = self._store().sealed().filter(inside).collect()
         rows = rows.join(found.between(start, end), on=[PARTITION, OFFSET], how="anti")
         return rows.select(self._names).sort(SORTED_BY)
-
-    def _path(self, day: date, name: str) -> str:
-        return f"{self._table.table.location()}/data/upload_time_day={day}/{name}.parquet"
 
     def _require(self, expected: int, found: int) -> None:
         if expected != found:
@@ -338,34 +320,6 @@ def _large(schema: pa.Schema) -> pa.Schema:
     """With texts that may be more than 2 GB together: the same in Parquet."""
     large = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
     return pa.schema([field.with_type(large.get(field.type, field.type)) for field in schema])
-
-
-class _Size:
-    """How many rows a slice may have, so that it has at most SLICE_BYTES where spans allow it."""
-
-    def __init__(self) -> None:
-        self.rows_max = min(FIRST_ROWS, SLICE_ROWS)
-
-    def learn(self, rows: pa.Table) -> None:
-        """Rows to come are taken to be as large as those of this slice."""
-        fitting = SLICE_BYTES * len(rows) // max(1, rows.nbytes)
-        self.rows_max = max(1, min(SLICE_ROWS, fitting))
-
-
-def _slices(
-    counts: pl.DataFrame, span: timedelta, size: _Size
-) -> Iterator[tuple[datetime, datetime, int]]:
-    """Ranges of upload times within a day, of as many rows as `size` has when they begin to be
-    counted, or one interval if that has more."""
-    start, end, held = EPOCH, EPOCH, 0
-    for row in counts.iter_rows(named=True):
-        at = row["start"]
-        if held and (held + row["rows"] > size.rows_max or at.date() != start.date()):
-            yield start, end, held
-            held = 0
-        start, end, held = start if held else at, at + span, held + row["rows"]
-    if held:
-        yield start, end, held
 
 
 def _require_next(batches: list[Boundary], day: date) -> None:
@@ -395,14 +349,6 @@ def _begun(batches: list[Boundary]) -> list[int]:
         for batch in batches
         if batch.seal and batch.seal.until_ms % DAY_MS == 0 and not batch.complete
     ]
-
-
-def _first_ms(roots: Sequence[Path]) -> int | None:
-    """The earliest upload time that the nodes have."""
-    view = query.open(*roots).view()
-    firsts = [part.first_ms for p in view.partitions for part in p.hot]
-    firsts += [part.first_ms for p in view.partitions for part in p.chunks]
-    return min(firsts, default=None)
 
 
 def _day_ms(day: date) -> int:

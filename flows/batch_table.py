@@ -9,8 +9,6 @@ Columns are those of events, but for `_partition` (see `query.iceberg`). Only co
 times have bounds in the table: pyiceberg can't round up a text that ends in U+D7FF.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,20 +18,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pyarrow as pa
+from pyiceberg import exceptions
 from pyiceberg.catalog import load_catalog
-from pyiceberg.exceptions import (
-    CommitFailedException,
-    NamespaceAlreadyExistsError,
-    NoSuchPropertyException,
-    NoSuchTableError,
-    NotInstalledError,
-    ResolveError,
-    RESTError,
-    TableAlreadyExistsError,
-    ValidationError,
-    ValidationException,
-    WaitingForLockException,
-)
 from pyiceberg.manifest import ManifestEntryStatus
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
@@ -41,6 +27,7 @@ from pyiceberg.transforms import DayTransform
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from forebay.flows.sections import BatchSettings
 from forebay.query.iceberg import SOURCE_PARTITION
 from forebay.storage.base.errors import BadInput, Corruption, ForebayError
 from forebay.storage.formats.schema import PARTITION, UPLOAD_TIME
@@ -53,23 +40,23 @@ RETRIES = "commit.retry.num-retries"
 BOUNDS = "write.metadata.metrics"
 TRIES, PAUSE_S = 6, 0.05
 NOT_NOW = (
-    CommitFailedException,
-    RESTError,
-    WaitingForLockException,
+    exceptions.CommitFailedException,
+    exceptions.RESTError,
+    exceptions.WaitingForLockException,
     SQLAlchemyError,
-    TableAlreadyExistsError,
-    NamespaceAlreadyExistsError,
+    exceptions.TableAlreadyExistsError,
+    exceptions.NamespaceAlreadyExistsError,
     OSError,
 )
 """What a catalog, or the file system below, raises when others are at work or an answer is lost."""
 REFUSED = (
     ValueError,
     NotImplementedError,
-    NoSuchPropertyException,
-    NotInstalledError,
-    ResolveError,
-    ValidationError,
-    ValidationException,
+    exceptions.NoSuchPropertyException,
+    exceptions.NotInstalledError,
+    exceptions.ResolveError,
+    exceptions.ValidationError,
+    exceptions.ValidationException,
 )
 """What pyiceberg raises for what can't be done, however often it is tried."""
 
@@ -91,25 +78,21 @@ class Landed:
 
 
 class EventTable:
-    """The table `name`, NAMESPACE.NAME, in the catalog of these properties; without any, in a
-    SQLite catalog in `folder`. Made if there is none, unless a handoff named one (`handed_over`).
+    """The table that is configured, without a catalog in a SQLite one in `folder`. Made if there is
+    none, unless a handoff named one (`handed_over`).
 
     Raises BadInput if it can't be opened, or can't have the columns of events, `schema`.
     """
 
     def __init__(
-        self,
-        name: str,
-        catalog: Mapping[str, str],
-        folder: Path,
-        schema: pa.Schema,
-        handed_over: str | None,
+        self, config: BatchSettings, folder: Path, schema: pa.Schema, handed_over: str | None
     ) -> None:
-        self._name = name
+        self._name = config.table
         self._handed_over = handed_over
         self._refused = NOT_SHOWN
+        catalog = config.catalog or own_catalog(folder)
         with self._told():
-            self.table = self._tried(lambda: self._open(catalog or own_catalog(folder), schema))
+            self.table = self._tried(lambda: self._open(catalog, schema))
 
     @property
     def head(self) -> int | None:
@@ -194,7 +177,7 @@ class EventTable:
     def _load_or_make(self, schema: pa.Schema) -> Table:
         try:
             return self._catalog.load_table(self._name)
-        except NoSuchTableError:
+        except exceptions.NoSuchTableError:
             if self._handed_over is not None:
                 raise BadInput(
                     f"table {self._name}: expected it in the catalog, for the last handoff named"
@@ -209,7 +192,8 @@ class EventTable:
         """The columns of events as a table with these names them: where a declared column has our
         name for `_partition`, that stays as it is, unless the table has ours already."""
         if SOURCE_PARTITION not in schema.names:
-            return _renamed(schema)
+            own = {PARTITION: SOURCE_PARTITION}
+            return pa.schema([field.with_name(own.get(field.name, field.name)) for field in schema])
         if SOURCE_PARTITION in columns and PARTITION not in columns:
             raise BadInput(
                 f"table {self._name}: expected no declared column {SOURCE_PARTITION}, for it has"
@@ -267,10 +251,6 @@ def attempts() -> Iterator[int]:
 def _one_line(error: Exception) -> str:
     """As it is reported: SQLAlchemy adds its statements in more."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
-def _renamed(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([f.with_name(SOURCE_PARTITION) if f.name == PARTITION else f for f in schema])
 
 
 def _bounds(schema: pa.Schema) -> dict[str, str]:

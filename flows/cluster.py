@@ -16,8 +16,6 @@ What always holds:
 - The file `ended` is there when the last run committed all that it published, and no job runs.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -30,7 +28,6 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -53,22 +50,19 @@ WORKER_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "OPENBLAS_NUM_THREADS": "1",
+    "POLARS_MAX_THREADS": "1",
 }
 """Keep the buffers of a batch instead of asking the kernel for fresh pages each time: glibc does as
 told, Arrow's own allocator does not. What one thread gave back, another takes. And no threads for
-numpy's linear algebra, which no one uses: each spins for 0.1 s when it has been started."""
+numpy's linear algebra, which no one uses: each spins for 0.1 s when it has been started. Polars has
+one, for it only merges, beside the worker."""
 
 log = logging.getLogger("forebay.cluster")
 
 
-@dataclass(frozen=True)
-class _Event:
-    """What a worker process has said, or the exit code with which it has ended; `run` tells an old
-    run's workers from this one's."""
-
-    run: int
-    said: bytes = b""
-    code: int | None = None
+_Event = tuple[int, bytes | int]
+"""The run, for an old one's workers may still speak, and what one of its worker processes has said,
+or the exit code with which it has ended."""
 
 
 class Cluster:
@@ -111,13 +105,13 @@ class Cluster:
                 failure = f"a worker {_end_of(code)}, without a last snapshot"
             except OSError as error:  # a disk that is full, or read-only
                 code, failure = 1, str(error)
-            if self._stopped and code not in (0, INCOMPLETE, PERMANENT):
-                log.error("stopped: %s", failure)
-                return 1
             if code == 0 and self._restarting and not self._stopped:
                 continue
             if code in (0, INCOMPLETE, PERMANENT):
                 return code
+            if self._stopped:
+                log.error("stopped: %s", failure)
+                return 1
             if time.monotonic() - started_s > HEALTHY_S:
                 backoff_s = BACKOFF_S
             log.error("%s; all start again in %.0f s", failure, backoff_s)
@@ -149,23 +143,27 @@ class Cluster:
             except queue.Empty:
                 log.error("workers did not stop within %.0f s; killing them", STOP_S)
                 return 1
-            if event and event.run != self._run:
+            run, told = event or (self._run, None)
+            if run != self._run:
                 continue
             self._stopped |= event is None
-            self._restarting |= event is not None and event.said == AGAIN
-            if event and event.said == BUILT:
+            self._restarting |= told == AGAIN
+            if told == BUILT:
                 unbuilt -= 1
                 if not unbuilt:
-                    self._begin(layout)
-            elif event and event.code is not None:
+                    begin(layout)
+                    for channel in self._channels:
+                        with suppress(OSError):  # of a worker that has ended; its exit code comes
+                            channel.send(GO)
+            elif isinstance(told, int):
                 left -= 1
-                if event.code not in (0, INCOMPLETE):
-                    return self._cause(event.code)
-                code = max(code, event.code)
+                if told not in (0, INCOMPLETE):
+                    return self._cause(told)
+                code = max(code, told)
             if unbuilt and (self._stopped or left < self._workers):
                 return 0  # nothing has begun
             if (self._stopped or self._restarting) and deadline == math.inf:
-                log.info("stopping %s", _workers(left))
+                log.info("stopping %d worker%s", left, "s" if left > 1 else "")
                 deadline = time.monotonic() + STOP_S
                 for process in self._processes:
                     process.send_signal(signal.SIGTERM)
@@ -178,13 +176,6 @@ class Cluster:
                 f" could not be made: {reason}"
             ) from error
         return code
-
-    def _begin(self, layout: Layout) -> None:
-        """Let the workers, which have all built the dataflow, run it."""
-        begin(layout)
-        for channel in self._channels:
-            with suppress(OSError):  # of a worker that has ended; its exit code comes
-                channel.send(GO)
 
     def close(self) -> None:
         """Let the data directory go. (The end of the process does as well.)"""
@@ -232,13 +223,14 @@ class Cluster:
             threading.Thread(
                 target=self._watch, args=(self._run, process, ours), daemon=True
             ).start()
-        log.info("started %s on %s", _workers(self._workers), self._data_dir)
+        plural = "s" if self._workers > 1 else ""
+        log.info("started %d worker%s on %s", self._workers, plural, self._data_dir)
 
     def _watch(self, run: int, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
         with suppress(OSError):  # a worker that was killed
             while said := channel.recv(1):
-                self._events.put(_Event(run, said))
-        self._events.put(_Event(run, code=process.wait()))
+                self._events.put((run, said))
+        self._events.put((run, process.wait()))
 
     def _end(self) -> None:
         for process in self._processes:
@@ -247,10 +239,6 @@ class Cluster:
         for channel in self._channels:
             channel.close()
         self._processes, self._channels = [], []
-
-
-def _workers(count: int) -> str:
-    return "1 worker" if count == 1 else f"{count} workers"
 
 
 def _end_of(code: int) -> str:

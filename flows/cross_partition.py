@@ -6,8 +6,6 @@ for one, and a declared column can have any. A row of the table goes before one 
 the earlier one, by upload time, partition and offset.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -2,22 +2,22 @@
 may be a secret.
 """
 
-from __future__ import annotations
+from collections.abc import Collection, Iterable, Mapping
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from pydantic_core import ErrorDetails
 
 from forebay.flows.secrets import HIDDEN, masked
 from forebay.storage.base.text import did_you_mean, plain, shortened
 
 CAME_CHARACTERS = 120
-Known = Callable[[tuple[str, ...]], Iterable[str]]
+Names = Mapping[str, Collection[str]]
+"""The names that each section has; those outside of one below ""."""
 NAMED = "named"
 """Type of an error of which the context has the name that it belongs to."""
 
-_EXPECTED: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
+_EXPECTED = {
     "missing": "a value",
-    "literal_error": lambda ctx: str(ctx["expected"]),
+    "literal_error": "{expected}",
     "string_type": "text",
     "string_unicode": "UTF-8 text",
     "string_too_short": "text that is not empty",
@@ -26,30 +26,30 @@ _EXPECTED: dict[str, str | Callable[[Mapping[str, Any]], str]] = {
     ),
     **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    "greater_than_equal": lambda ctx: f"at least {ctx['ge']}",
-    "less_than_equal": lambda ctx: f"at most {ctx['le']}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
     **dict.fromkeys(("tuple_type", "list_type"), "a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a table"),
     "path_type": "a path",
     **dict.fromkeys(("byte_size", "byte_size_unit"), "a size such as 65536, 512KiB or 4MiB"),
-    "too_short": lambda ctx: f"at least {ctx['min_length']} entry",
+    "too_short": "at least {min_length} entry",
 }
-"""What each kind of error of pydantic's expects."""
+"""What each kind of error of pydantic's expects; its context fills the braces."""
 
 
-def faults(errors: Iterable[Mapping[str, Any]], known: Known, columns: object) -> list[str]:
-    """A sentence for each error. `known` gives the names that a section has; `columns` is what was
-    declared as columns, whose entries are named by it."""
-    found = [_fault(error, known, columns) for error in errors]
+def faults(errors: Iterable[ErrorDetails], names: Names, columns: object) -> list[str]:
+    """A sentence for each error. `columns` is what was declared as columns, whose entries are named
+    by it."""
+    found = [_fault(error, names, columns) for error in errors]
     return list(dict.fromkeys(found))  # a value that may be one of several types is one fault
 
 
-def sections_with(name: str, known: Known) -> list[str]:
+def sections_with(name: str, names: Names) -> list[str]:
     """The sections that have such a name, which may have been given without its section."""
-    return [section for section in ("files", "kafka", "batch") if name in known((section,))]
+    return [section for section in ("files", "kafka", "batch") if name in names[section]]
 
 
-def _fault(error: Mapping[str, Any], known: Known, columns: object) -> str:
+def _fault(error: ErrorDetails, names: Names, columns: object) -> str:
     place = tuple(map(str, error["loc"]))
     passed_through = place[:2] == ("kafka", "librdkafka") and len(place) > 2
     name = ".".join(place[:3] if passed_through else place)
@@ -57,8 +57,8 @@ def _fault(error: Mapping[str, Any], known: Known, columns: object) -> str:
     name = plain(f"{name}{_column(error['loc'], columns)}")
     if error["type"] == "extra_forbidden":
         where = f"of [{'.'.join(place[:-1])}]" if place[:-1] else "of the settings"
-        near = did_you_mean(place[-1], known(place[:-1]))
-        if len(place) == 1 and (sections := sections_with(place[0], known)):
+        near = did_you_mean(place[-1], names.get(place[0] if place[1:] else "", ()))
+        if len(place) == 1 and (sections := sections_with(place[0], names)):
             near = f"; it belongs below [{sections[0]}]"
         return f"{name}: expected one {where}, got an unknown name{plain(near)}"
     expected = "text, a number or a boolean" if passed_through else _expected(error, place)
@@ -67,7 +67,7 @@ def _fault(error: Mapping[str, Any], known: Known, columns: object) -> str:
     return f"{name}: expected {expected}, got {_came(error, place)}"
 
 
-def _expected(error: Mapping[str, Any], place: tuple[str, ...]) -> str:
+def _expected(error: ErrorDetails, place: tuple[str, ...]) -> str:
     if error["type"] in ("value_error", NAMED):
         told = str(error["msg"]).removeprefix("Value error, ").removeprefix("expected ")
         return plain(told)
@@ -81,14 +81,14 @@ def _expected(error: Mapping[str, Any], place: tuple[str, ...]) -> str:
     if found is None:
         told = str(error["msg"])
         return plain(told[:1].lower() + told[1:])
-    return found if isinstance(found, str) else found(error.get("ctx", {}))
+    return found.format(**error.get("ctx", {}))
 
 
-def _came(error: Mapping[str, Any], place: tuple[str, ...]) -> str:
+def _came(error: ErrorDetails, place: tuple[str, ...]) -> str:
     if error["type"] == "missing":
         return "none"
-    if _secret(place):
-        return HIDDEN
+    if place in (("kafka",), ("batch",)) or "librdkafka" in place or "catalog" in place:
+        return HIDDEN  # it may hold a secret
     value = error["input"]
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -104,8 +104,3 @@ def _column(place: tuple[object, ...], columns: object) -> str:
         return ""
     name = columns[at].get("name") if isinstance(columns[at], dict) else None
     return f" (name {shortened(name, 64)!r})" if isinstance(name, str) else ""
-
-
-def _secret(place: tuple[str, ...]) -> bool:
-    """Whether what came could hold a secret: the whole of [kafka] or of what is passed through."""
-    return place in (("kafka",), ("batch",)) or "librdkafka" in place or "catalog" in place

@@ -12,13 +12,12 @@ A job that runs carries the seal out and commits that. Without one, nothing come
 force as soon as it is written; but the data must be what the last run committed, hence `ended`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
+from typing import Self
 
 from forebay.flows.recovery import job_runs
 from forebay.storage.base.directory import require_data_directory
@@ -54,7 +53,7 @@ class Handoff:
         self._sealed: list[Boundary] = []
         self._stack = ExitStack()
 
-    def __enter__(self) -> Handoff:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             for layout in self._layouts:
                 require_data_directory(layout.root)  # before a lock in it makes it look like one

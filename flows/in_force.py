@@ -6,9 +6,6 @@ as ever, and its key stays. Data without an event begins under the preset as it 
 start decides, and `DATA/form` keeps what it has decided: a manifest may be torn later.
 """
 
-from __future__ import annotations
-
-from forebay.flows.schemas import Preset
 from forebay.flows.settings import Settings
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption, FormatVersion
@@ -50,7 +47,7 @@ def note_of(settings: Settings) -> str | None:
     )
 
 
-def _preset(settings: Settings) -> Preset:
+def _preset(settings: Settings) -> Schema:
     """The preset of the settings, or its former one where the data was begun under that."""
     now, former = settings.preset, settings.preset.former
     disk, layout = Disk(), Layout(settings.data_dir)
@@ -72,7 +69,7 @@ def _preset(settings: Settings) -> Preset:
     return former if unread else now
 
 
-def _made_under(preset: Preset, state: PartitionState) -> bool:
+def _made_under(preset: Schema, state: PartitionState) -> bool:
     """Whether the partition's columns are those of the preset, in type and place. Where no paths
     are recorded, each had one."""
     for column in preset.columns:

@@ -9,8 +9,6 @@ then, and never before. A file without a note is not ours, and stays; so does wh
 ours, and a note, as long as a file that it lists can't be deleted.
 """
 
-from __future__ import annotations
-
 import os
 import uuid
 from collections.abc import Callable, Container
@@ -22,8 +20,6 @@ from forebay.storage.base.disk import Disk
 
 Delete = Callable[[str], None]
 """Deletes a file of the table. Raises FileNotFoundError if there is none."""
-Named = Callable[[str], Container[str] | None]
-"""The files that the snapshot of a seal names, None if that has not landed."""
 RUN_ID = "[0-9a-f]" * 32
 """A pattern of names."""
 
@@ -63,8 +59,9 @@ class Note:
             self._file_system.sync_directory(self._path.parent)
 
 
-def clean(folder: Path, named: Named, delete: Delete) -> None:
-    """Delete what was made for seals that have landed, but is not `named` there."""
+def clean(folder: Path, named: Callable[[str], Container[str] | None], delete: Delete) -> None:
+    """Delete what was made for seals that have landed, but is not `named` there; None is what a
+    seal names that has not."""
     for note in sorted(folder.glob(RUN_ID)):
         seal, *files = _lines(note) or [""]
         kept = named(seal) if seal else None

@@ -7,13 +7,10 @@
 Step ids and state keys name the state in the recovery store: they never change.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import BinaryIO
 
 import bytewax.operators as op
@@ -27,7 +24,6 @@ from forebay.operators.blocks import BlocksStep
 from forebay.operators.chunks import ChunksSink
 from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.operators.process import noted, stop_on_signals
-from forebay.operators.redecode import decode_again
 from forebay.operators.routing import hash_partitions, is_hash_partition, repartition, state_key
 from forebay.operators.sources.messages import Messages
 from forebay.storage.base.disk import Disk
@@ -44,7 +40,8 @@ _locks: list[BinaryIO] = []
 def __getattr__(name: str) -> Dataflow:
     if name == "flow":
         settings = load()
-        if not _one_of_many():
+        # One of a cluster, whose members share the data, is told its number.
+        if "BYTEWAX_PROCESS_ID" not in os.environ and not {"-i", "--process-id"} & {*sys.argv}:
             layout = Layout(settings.data_dir)
             _locks.append(take_data_directory(layout))
             begin(layout)
@@ -86,6 +83,8 @@ def build(
             settings.grace,
             settings.conflicts,
             settings.drops_bytes,
+            settings.rejects_bytes,
+            settings.rejects_retention,
         ),
         layout,
         disk,
@@ -94,8 +93,9 @@ def build(
         cache_bytes=settings.cache_bytes,
         retention_ms=settings.retention,
         batch_late_ms=settings.batch_late,
+        retention_bytes=settings.retention_bytes,
         # What passes a replay may belong to another hash partition than the reject did.
-        redecode=None if settings.hash_partitions else partial(decode_again, decoder),
+        redecode=None if settings.hash_partitions else decoder.decode_again,
     )
     chunks = ChunksSink(
         # A partition that the source no longer has still has blocks to merge.
@@ -104,6 +104,7 @@ def build(
         disk,
         blocks_per_chunk=settings.blocks_per_chunk,
         grace_ms=settings.grace,
+        merge_bytes=settings.merge_memory,
     )
     flow = Dataflow("forebay")
     messages = op.input("messages", flow, source)
@@ -112,13 +113,6 @@ def build(
     offers = op.stateful_batch("blocks", keyed, blocks)
     op.output("chunks", offers, chunks)
     return flow
-
-
-def _one_of_many() -> bool:
-    """Whether this process was started as one of a cluster, whose members share the data."""
-    return "BYTEWAX_PROCESS_ID" in os.environ or any(
-        argument in ("-i", "--process-id") for argument in sys.argv
-    )
 
 
 def _require_same_division(found: list[str], owners: Sequence[PartitionKey], count: int) -> None:

@@ -4,8 +4,6 @@ Opening it is enough to spoil it for a job that runs, so the data directory's lo
 job holds that, and its workers those of the partitions: they show whether one runs.
 """
 
-from __future__ import annotations
-
 import errno
 import shutil
 import time
@@ -39,7 +37,16 @@ def take_data_directory(layout: Layout) -> BinaryIO:
             raise
         raise BadInput(f"data_dir: expected a folder that can be made, got {error}") from error
     require_data_directory(layout.root)
-    lock = _locked(disk, layout)
+    # A seal without a job holds the lock for a moment, so it is tried for a little while.
+    deadline = time.monotonic() + LOCK_S
+    while True:
+        try:
+            lock = disk.lock(layout.lock)
+            break
+        except BadInput:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(LOCK_S / 20)
     if layout.partitions() and not any(layout.recovery.glob("part-*.sqlite3")):
         lock.close()
         raise MissingFile(
@@ -62,18 +69,6 @@ def begin(layout: Layout) -> None:
     disk = Disk()
     disk.remove(layout.ended)
     disk.sync_directory(layout.root)
-
-
-def _locked(disk: Disk, layout: Layout) -> BinaryIO:
-    """A seal without a job holds the lock for a moment, so it is tried for a little while."""
-    deadline = time.monotonic() + LOCK_S
-    while True:
-        try:
-            return disk.lock(layout.lock)
-        except BadInput:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(LOCK_S / 20)
 
 
 def init_recovery(path: Path) -> None:

@@ -2,34 +2,25 @@
 
 Sources of the fields: the vendors' documentation of their exports, what their SDKs were seen to
 send and, for GitHub, the REST events. A name in SQL is the source's own in snake case, without `$`.
-What is not declared stays in `raw`.
+What is not declared stays in `raw`. Without an upload time the broker's timestamp serves; volatile
+are the columns in which a retry by the sender may differ from the first copy.
 
-A preset that has changed is kept as it was (`former`): data that was begun under it goes on under
-it, with its columns and its key (`flows.in_force`).
+A preset that has changed is kept as it was: data that was begun under it goes on under it, with its
+columns and its key (`flows.in_force`).
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import cast
 
-from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType
+from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType, Schema
 
 
 @dataclass(frozen=True)
-class Preset:
-    """`upload_time` is None where the broker's timestamp serves; `volatile` columns are those in
-    which a retry by the sender may differ from the first copy; `roles` and `optional` as in
-    `Schema`. `hint` is said of a message without a key. `former` is what this preset was before."""
+class Preset(Schema):
+    """`hint` is said of a message without a key; `former` is what this preset was before."""
 
-    columns: tuple[Column, ...]
-    key: tuple[str, ...]
-    upload_time: Column | None = None
-    volatile: tuple[str, ...] = ()
-    roles: tuple[tuple[str, str], ...] = ()
-    optional: tuple[str, ...] = ()
     hint: str | None = None
-    former: Preset | None = None
+    former: Schema | None = None
 
 
 def parse_path(text: str) -> tuple[str, ...]:
@@ -64,7 +55,7 @@ def _uploaded(path: str) -> Column:
 
 
 _FORMER = {
-    "amplitude": Preset(
+    "amplitude": Schema(
         _columns(
             "device_id insert_id=$insert_id uuid event_type event_time:time user_id"
             " amplitude_id:int session_id:int event_id:int"
@@ -75,7 +66,7 @@ _FORMER = {
         volatile=("uuid",),
         roles=_roles("user_id", "event_type", "event_time"),
     ),
-    "segment": Preset(
+    "segment": Schema(
         _columns(
             "message_id=messageId type event timestamp:time sent_at=sentAt:time user_id=userId"
             " anonymous_id=anonymousId channel page_path=context.page.path ip=context.ip"
@@ -85,13 +76,13 @@ _FORMER = {
         volatile=("timestamp", "sent_at", "ip"),
         roles=_roles("user_id", "event", "timestamp"),
     ),
-    "posthog": Preset(
+    "posthog": Schema(
         _columns("uuid event timestamp:time team_id:int distinct_id elements_chain"),
         key=("uuid",),
         upload_time=_uploaded("created_at"),
         roles=_roles("distinct_id", "event", "timestamp"),
     ),
-    "snowplow": Preset(
+    "snowplow": Schema(
         _columns(
             "event_id event_fingerprint event_name derived_tstamp:time dvce_created_tstamp:time"
             " app_id platform user_id domain_userid page_urlpath"
@@ -100,7 +91,7 @@ _FORMER = {
         upload_time=_uploaded("collector_tstamp"),
         roles=_roles("user_id", "event_name", "derived_tstamp"),
     ),
-    "mixpanel": Preset(
+    "mixpanel": Schema(
         _columns(
             "event distinct_id=properties.distinct_id time=properties.time:time_s"
             " insert_id=properties.$insert_id user_id=properties.$user_id os=properties.$os"

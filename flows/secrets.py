@@ -5,10 +5,9 @@ the values of names that are known to be harmless are shown; so a secret under a
 misspelt stays hidden too. User, password and query of a URL are hidden wherever it stands.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 HIDDEN = "********"
@@ -58,14 +57,18 @@ def masked(text: str) -> str:
     return text
 
 
-def shown_property(name: str, value: object) -> object:
-    """A value that is passed through to librdkafka."""
-    return _shown(value) if _PROPERTIES.fullmatch(name) else HIDDEN
+def _shown(harmless: re.Pattern[str], name: str, value: object) -> object:
+    if not harmless.fullmatch(name):
+        return HIDDEN
+    if not isinstance(value, str):
+        return value
+    return HIDDEN if _LOOKS_SECRET.search(value) else masked(value)
 
 
-def shown_catalog(name: str, value: object) -> object:
-    """A value that is passed through to pyiceberg."""
-    return _shown(value) if _CATALOG.fullmatch(name) else HIDDEN
+shown_property = partial(_shown, _PROPERTIES)
+"""A value that is passed through to librdkafka."""
+shown_catalog = partial(_shown, _CATALOG)
+"""A value that is passed through to pyiceberg."""
 
 
 def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,12 +78,6 @@ def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
     found["kafka"]["librdkafka"] = {k: shown_property(k, v) for k, v in properties.items()}
     found["batch"]["catalog"] = {k: shown_catalog(k, v) for k, v in catalog.items()}
     return found
-
-
-def _shown(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return HIDDEN if _LOOKS_SECRET.search(value) else masked(value)
 
 
 def _masked_all(value: Any) -> Any:

@@ -3,8 +3,6 @@
 A value is checked as far as it can be without the others: brokers, topic, paths, names of columns.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,8 +32,7 @@ OWNED = (
     "auto.offset.reset", "enable.partition.eof",
 )  # fmt: skip
 """What Forebay must decide itself for its promise to hold."""
-TIME_TYPES = {"ms": "time", "s": "time_s", "us": "time_us"}
-"""A unit may be given for the type that a column of it has."""
+_TIME_TYPES = {"ms": "time", "s": "time_s", "us": "time_us"}
 _BROKER = re.compile(
     r"(?:(?:PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)://)?"
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.%]+\]):(?P<port>[0-9]{1,5})"
@@ -83,9 +80,14 @@ def _path(value: object) -> object:
 JsonPath = Annotated[tuple[str, ...], BeforeValidator(_path), Field(min_length=1)]
 
 
-def upload_paths(value: object) -> object:
-    """Text as the one path that it is."""
-    return (value,) if isinstance(value, str) else value
+def _named(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", text):
+        raise ValueError("expected letters, digits and _, at most 128, not beginning with a digit")
+    if text.casefold() in RESERVED:
+        raise ValueError(f"expected another name than {', '.join(sorted(RESERVED))}")
+    if by := RESERVED_ELSEWHERE.get(text.casefold()):
+        raise ValueError(f"expected another name, for it is {by}; got {text!r}")
+    return text
 
 
 def _upload_path(text: str) -> str:
@@ -98,24 +100,6 @@ def _with_broker_alone(paths: tuple[str, ...]) -> tuple[str, ...]:
     if len(paths) > 1 and BROKER in paths:
         raise ValueError(f'expected paths, or "{BROKER}" alone')
     return paths
-
-
-UploadPaths = Annotated[
-    tuple[Annotated[str, AfterValidator(_upload_path)], ...],
-    BeforeValidator(upload_paths),
-    AfterValidator(_with_broker_alone),
-]
-"""One path, or several of which the first that holds a value counts; or the broker."""
-
-
-def _named(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", text):
-        raise ValueError("expected letters, digits and _, at most 128, not beginning with a digit")
-    if text.casefold() in RESERVED:
-        raise ValueError(f"expected another name than {', '.join(sorted(RESERVED))}")
-    if by := RESERVED_ELSEWHERE.get(text.casefold()):
-        raise ValueError(f"expected another name, for it is {by}; got {text!r}")
-    return text
 
 
 def _brokers(text: str) -> str:
@@ -138,11 +122,31 @@ def _table(text: str) -> str:
     return text
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+UploadPaths = Annotated[
+    tuple[Annotated[str, AfterValidator(_upload_path)], ...],
+    BeforeValidator(lambda one: (one,) if isinstance(one, str) else one),
+    AfterValidator(_with_broker_alone),
+]
+"""One path, or several of which the first that holds a value counts; or the broker."""
+TimeType = Annotated[
+    Literal["time", "time_s", "time_us"],
+    BeforeValidator(lambda one: _TIME_TYPES.get(one, one) if isinstance(one, str) else one),
+]
+"""The unit of a time, which may be given for the type that a column of it has."""
 
 
-class ColumnSettings(_Section):
+class Section(BaseModel):
+    """Settings. What is said below one is its description, in a line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for field in cls.model_fields.values():
+            field.description = field.description and " ".join(field.description.split())
+
+
+class ColumnSettings(Section):
     """A column of your own; `path` is "a.b.c", or a list of keys where a key contains a dot.
     `paths` is a list of such, in its place: the first that holds a value counts."""
 
@@ -171,42 +175,28 @@ class ColumnSettings(_Section):
         return Column(self.name, first, self.type, tuple(others))
 
 
-class FilesSettings(_Section):
-    path: Path = Field(
-        Path("events"),
-        description="An NDJSON file (plain, .gz or .zst), or a folder of them: a partition each.",
-    )
+class FilesSettings(Section):
+    path: Path = Path("events")
+    """An NDJSON file (plain, .gz or .zst), or a folder of them: a partition each."""
 
 
-class KafkaSettings(_Section):
-    bootstrap: Annotated[str, AfterValidator(_brokers)] = Field(
-        "localhost:9092", description="Brokers as HOST:PORT, by comma."
-    )
-    topic: Annotated[str, AfterValidator(_topic)] = Field(
-        "events", description="The one topic this job reads."
-    )
-    group: str = Field(
-        "forebay",
-        min_length=1,
-        description="Consumer group shown to lag tools; nothing is read from it.",
-    )
-    start: Literal["earliest", "latest"] = Field(
-        "earliest", description="Where a partition begins that has no offset yet."
-    )
-    on_gap: Literal["stop", "skip"] = Field(
-        "stop",
-        description="If the broker no longer has the next offset: stop with an error, or go on at"
-        " the first one it has, count and log the gap.",
-    )
-    linger: Duration = Field(
-        50,
-        description="How long a batch may wait to fill up. Shorter: fresher; longer: cheaper. At"
-        " least 10 ms for each partition of which messages wait in the worker, if not too many do.",
-    )
-    librdkafka: dict[str, str | int | float | bool] = Field(
-        default_factory=dict,
-        description="Passed through as it is: security.protocol, sasl.*, ssl.*, fetch.*",
-    )
+class KafkaSettings(Section):
+    bootstrap: Annotated[str, AfterValidator(_brokers)] = "localhost:9092"
+    """Brokers as HOST:PORT, by comma."""
+    topic: Annotated[str, AfterValidator(_topic)] = "events"
+    """The one topic this job reads."""
+    group: str = Field("forebay", min_length=1)
+    """Consumer group shown to lag tools; nothing is read from it."""
+    start: Literal["earliest", "latest"] = "earliest"
+    """Where a partition begins that has no offset yet."""
+    on_gap: Literal["stop", "skip"] = "stop"
+    """If the broker no longer has the next offset: stop with an error, or go on at the first one it
+    has, count and log the gap."""
+    linger: Duration = 50
+    """How long a batch may wait to fill up. Shorter: fresher; longer: cheaper. At least 10 ms for
+    each partition of which messages wait in the worker, if not too many do."""
+    librdkafka: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Passed through as it is: security.protocol, sasl.*, ssl.*, fetch.*"""
 
     @field_validator("librdkafka")
     @classmethod
@@ -216,18 +206,11 @@ class KafkaSettings(_Section):
         return value
 
 
-class BatchSettings(_Section):
-    table: Annotated[str, AfterValidator(_table)] = Field(
-        "forebay.events",
-        description="The Iceberg table of the reference batch layer, NAMESPACE.NAME.",
-    )
-    catalog: dict[str, str] = Field(
-        default_factory=dict,
-        description="pyiceberg's properties of the catalog: type, uri, warehouse, s3.*. Default: a"
-        " SQLite catalog and a warehouse in data_dir.",
-    )
-    memory: ByteSize = Field(
-        ByteSize(1 << 30),
-        ge=64 << 20,
-        description="What finding duplicates may hold in memory. Less: more on disk.",
-    )
+class BatchSettings(Section):
+    table: Annotated[str, AfterValidator(_table)] = "forebay.events"
+    """The Iceberg table of the reference batch layer, NAMESPACE.NAME."""
+    catalog: dict[str, str] = Field(default_factory=dict)
+    """pyiceberg's properties of the catalog: type, uri, warehouse, s3.*. Default: a SQLite catalog
+    and a warehouse in data_dir."""
+    memory: ByteSize = Field(ByteSize(1 << 30), ge=64 << 20)
+    """What finding duplicates may hold in memory. Less: more on disk."""

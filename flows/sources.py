@@ -2,29 +2,20 @@
 it is known from then on, in `DATA/sources` and `DATA/topics`.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bytewax.inputs import FixedPartitionedSource
 
-from forebay.flows.kafka_settings import kafka_config
 from forebay.flows.settings import Settings
 from forebay.operators.sources.content import head
 from forebay.operators.sources.folder import FilesConfig, file_partitions
 from forebay.operators.sources.input_files import FileSource
 from forebay.operators.sources.kafka import KafkaSource
 from forebay.operators.sources.messages import Messages
-from forebay.operators.sources.topic import (
-    Broker,
-    Found,
-    partition_key,
-    require_same_topic,
-)
+from forebay.operators.sources.topic import Broker, Found, partition_key, require_same_topic
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout, PartitionKey
@@ -72,30 +63,26 @@ def _files(settings: Settings, layout: Layout, disk: Disk) -> Opened:
     for key, path in paths.items():
         if key.name not in before:
             content = head(path)
-            _warn_of_copy(path, content, before)
             wanted[key.name] = Source(head=Head.of(content))
+            # Deduplication goes on within a partition, and each file is one.
+            same = [name for name, one in before.items() if one.head and one.head.begins(content)]
+            if same:
+                log.warning(
+                    "file %s begins as the file of partition %s did: if it is the same one,"
+                    " renamed, copied or compressed, each of its events is kept once more, unless"
+                    " hash_partitions is set",
+                    path,
+                    same[0],
+                )
     known = claim_sources(disk, layout, wanted)
     gone = sorted(set(known) - {key.name for key in paths})
     return FileSource(config, paths, gone), sorted(paths)
 
 
-def _warn_of_copy(path: Path, content: bytes, known: Mapping[str, Source]) -> None:
-    """A file that was renamed, copied or compressed is a partition of its own, and deduplication
-    goes on within a partition."""
-    same = [name for name, one in known.items() if one.head and one.head.begins(content)]
-    if same:
-        log.warning(
-            "file %s begins as the file of partition %s did: if it is the same one, renamed, copied"
-            " or compressed, each of its events is kept once more, unless hash_partitions is set",
-            path,
-            same[0],
-        )
-
-
 def _kafka(
     settings: Settings, layout: Layout, disk: Disk, restart: Callable[[], None] | None
 ) -> Opened:
-    config, path = kafka_config(settings), layout.topic(settings.kafka.topic)
+    config, path = settings.kafka_config, layout.topic(settings.kafka.topic)
     kept, known = read_topic(disk, path), read_sources(disk, layout)
     before = sum(name.startswith(f"{config.topic}-") for name in known)
     found = Broker(config).topic(kept.id if kept else None, before)

@@ -1,7 +1,5 @@
 """forebay.toml as a mapping, or one line that says where it is not TOML."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path
@@ -15,6 +13,7 @@ _WORDS = {
     "Cannot overwrite a value": "expected each name once, got one again",
     "Expected '=' after a key in a key/value pair": "expected NAME = VALUE, got no =",
     "Invalid value": "expected a value: text in quotes, a number, true or false, a list; got other",
+    "Unclosed value": "expected a value, or the end of a list or table, got the end of the file",
     "Unclosed array": "expected ] at the end of a list, got none",
     "Unclosed inline table": "expected } at the end of a table, got none",
     'Expected "\'"': "expected a quote at the end of the text, got none",
@@ -44,13 +43,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         )
     try:
         text = data.decode()
+        found: dict[str, Any] = tomllib.loads(text)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise BadInput(
             f"{path}: line {line}: expected UTF-8 text, got byte 0x{data[error.start]:02x}"
         ) from None
-    try:
-        found: dict[str, Any] = tomllib.loads(text)
     except RecursionError:
         raise BadInput(f"{path}: expected TOML, got lists or tables nested too deep") from None
     except ValueError as error:
@@ -69,13 +67,9 @@ def _told(message: str, text: str) -> str:
     if line is None:
         line = str(text.count("\n") + (not text.endswith("\n")))
         if what == "Invalid value":
-            what = "expected a value, or the end of a list or table, got the end of the file"
-            return f"line {line}: {what}"
-    return f"line {line}: {plain(_words(what))}"
-
-
-def _words(what: str) -> str:
+            what = "Unclosed value"
     if match := re.fullmatch(r"Cannot (?:declare|mutate immutable namespace) (\(.*\)).*", what):
-        names = re.findall(r"'([^']*)'", match[1])
-        return f"expected [{'.'.join(names)}] once, got it again"
-    return _WORDS.get(what, f"expected TOML, got other: {what[:1].lower()}{what[1:]}")
+        section = ".".join(re.findall(r"'([^']*)'", match[1]))
+        return f"line {line}: {plain(f'expected [{section}] once, got it again')}"
+    other = f"expected TOML, got other: {what[:1].lower()}{what[1:]}"
+    return f"line {line}: {plain(_WORDS.get(what, other))}"

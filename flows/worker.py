@@ -9,8 +9,6 @@ INCOMPLETE the input ended, but some of it could not be read; PERMANENT an error
 would meet again; 1 another error; else what the engine makes of the loss of a peer.
 """
 
-from __future__ import annotations
-
 import errno
 import gc
 import logging
@@ -109,9 +107,15 @@ def leave(code: int) -> NoReturn:
 
 
 def _told(error: BaseException | None) -> int:
-    """Say what went wrong; the exit code for it."""
+    """Say what went wrong, or could not be read of an input that has ended; the exit code."""
     if error is None:
-        return 0 if stopping() else _ended(unread())
+        if stopping() or not (left := unread()):
+            return 0
+        lines = left[:UNREAD_LINES_MAX]
+        if len(left) > len(lines):
+            lines.append(f"and {len(left) - len(lines)} more, see above")
+        log.error("the input has ended; what could not be read of it:\n%s", "\n".join(lines))
+        return INCOMPLETE
     if isinstance(error, ForebayError):
         log.error("%s: %s", type(error).__name__, error)
         return PERMANENT
@@ -127,17 +131,6 @@ def _told(error: BaseException | None) -> int:
             _store_problem() or "now it can",
         )
     return 1
-
-
-def _ended(left: list[str]) -> int:
-    """The exit code at the end of the input, of which `left` could not be read."""
-    if not left:
-        return 0
-    lines = left[:UNREAD_LINES_MAX]
-    if len(left) > len(lines):
-        lines.append(f"and {len(left) - len(lines)} more, see above")
-    log.error("the input has ended; what could not be read of it:\n%s", "\n".join(lines))
-    return INCOMPLETE
 
 
 def _store_problem() -> OSError | None:

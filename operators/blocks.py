@@ -21,12 +21,13 @@ import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from bytewax.operators import StatefulBatchLogic
 from typing_extensions import override
 
+from forebay.operators.disk_watch import DiskWatch
 from forebay.operators.process import PerThread, noted, stopping
 from forebay.operators.reject_watch import RejectWatch
 from forebay.storage.base.disk import Disk
@@ -63,6 +64,7 @@ class _Worker:
 
     cache: KeyCache
     boundary: Watched[Boundary]
+    disk_watch: DiskWatch
     partitions: list[Blocks] = field(default_factory=list)
     rejects: RejectWatch = field(default_factory=RejectWatch)
     warn_due: float = 0.0
@@ -81,9 +83,13 @@ class _Worker:
         list(self.pool.map(lambda log: log.sync(), logs))
         self.appended = False
 
-    def warn(self, after_ms: int, retention_ms: int, every_s: float) -> None:
+    def from_ms(self, boundary: Boundary) -> int | None:
+        """The upload time before which data has no room on disk, None if all has."""
+        return self.disk_watch.from_ms(boundary, {one.state.partition for one in self.partitions})
+
+    def warn(self, after_ms: int, retention: int, every_s: float) -> None:
         """Say, now and then, that the batch layer is late, and with how much; of one that has never
-        begun a handoff, that the disk fills up, unless `retention_ms` (0: none) bounds that."""
+        begun a handoff, that the disk fills up, unless a `retention` (0: none) bounds that."""
         now = time.monotonic()
         if now < self.warn_due:
             return
@@ -93,11 +99,11 @@ class _Worker:
         late = [w for w in waiting if w.age_ms > after_ms]
         kept_bytes = sum(w.bytes for w in waiting)
         if boundary.seal is None:
-            if kept_bytes > KEPT_BYTES_MAX and not retention_ms and now >= self.kept_due:
+            if kept_bytes > KEPT_BYTES_MAX and not retention and now >= self.kept_due:
                 self.kept_due = now + KEPT_EVERY_S
                 log.warning(
                     "%.1f GB are kept, and nothing deletes them: neither a batch layer takes days"
-                    " over (`forebay batch run`), nor is `retention` set",
+                    " over (`forebay batch run`), nor is `retention` or `retention_bytes` set",
                     kept_bytes / 1e9,
                 )
         elif late:
@@ -132,12 +138,15 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
             self._notify_at = datetime.now(UTC)
 
     def _start(self, partition: str, committed: PartitionState | None) -> Blocks:
-        self._blocks = self._step.make(partition, committed)
-        self._offers.append(self._blocks.start(now_ms()))
+        step, worker = self._step, self._step.worker
+        blocks = Blocks(step.rules, partition, step.layout, step.disk, worker.cache, committed)
+        self._blocks = blocks
+        worker.partitions.append(blocks)
+        self._offers.append(blocks.start(now_ms()))
         # SUBTLE: only now, for a seal waits for the partitions that have published something: it
         # knows of this one, or this one sees the seal before it takes an event.
-        self._blocks.notice(self._step.worker.boundary.read())
-        return self._blocks
+        blocks.notice(worker.boundary.read())
+        return blocks
 
     @override
     @noted
@@ -146,7 +155,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         self._step.worker.appended = True
         for frame in values:
             self._step.worker.rejects.take(frame)
-            offer = blocks.append(frame)
+            offer = blocks.append(frame, now_ms())
             if offer:
                 self._offers.append(offer)
             self._new += frame.next_offset - frame.first_offset
@@ -217,8 +226,10 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         now, moved = time.monotonic(), (boundary.number, boundary.late_from)
         if moved != self._ticked or now >= self._tick_due:
             self._ticked, self._tick_due = moved, now + step.tick_interval_s
-            self._offers.append(blocks.tick(boundary, step.retention_ms))
-            step.worker.warn(step.batch_late_ms, step.retention_ms, step.tick_interval_s)
+            from_ms = step.worker.from_ms(boundary)
+            self._offers.append(blocks.tick(boundary, step.retention_ms, now_ms(), from_ms))
+            retention = step.retention_ms or step.retention_bytes
+            step.worker.warn(step.batch_late_ms, retention, step.tick_interval_s)
         return sealing
 
     def _publish(self) -> None:
@@ -235,9 +246,10 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         self._notify_at = due if self._notify_at is None else min(due, self._notify_at)
 
     def _replay_some(self) -> bool:
-        """Replay a file of rejects if a request asks for it; whether there may be more to do."""
+        """Replay a file of rejects, or delete of it, if a request asks for it; whether there may be
+        more to do."""
         redecode, blocks = self._step.redecode, self._blocks
-        if redecode is None or blocks is None:
+        if blocks is None:
             return False
         if self._replay is None:
             number = blocks.state.replays + 1
@@ -249,7 +261,13 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
                 return True
             if request is None:
                 return False
-            self._replay = blocks.replay(request, redecode)
+            if request.delete is not None:
+                self._replay = blocks.delete(request)
+            elif redecode is not None:
+                self._replay = blocks.replay(request, redecode)
+            else:
+                blocks.replayed(number)
+                return True
         self._step.worker.appended = True
         for offer in self._replay:
             self._offers += [offer] if offer else []
@@ -262,48 +280,45 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         return offers, self.RETAIN
 
 
+@dataclass
 class BlocksStep:
-    """Builds the logic of each partition; one instance serves all workers of a process."""
+    """Builds the logic of each partition; one instance serves all workers of a process.
 
-    def __init__(
-        self,
-        rules: Rules,
-        layout: Layout,
-        disk: Disk,
-        *,
-        publish_interval_s: float,
-        tick_interval_s: float,
-        cache_bytes: int,
-        retention_ms: int,
-        batch_late_ms: int,
-        redecode: Redecode | None = None,
-    ) -> None:
-        """`cache_bytes` bounds the dedup indexes and keys of one worker. Without `redecode`, replay
-        requests are left alone. Data that waited for the batch layer longer than `batch_late_ms` is
-        warned of."""
-        self.publish_interval_s = publish_interval_s
-        self.tick_interval_s = tick_interval_s
-        self.retention_ms = retention_ms
-        self.batch_late_ms = batch_late_ms
-        self.redecode = redecode
-        self.layout = layout
-        self._rules = rules
-        self.disk = disk
+    `cache_bytes` bounds the dedup indexes and keys of one worker. Without `redecode`, replay
+    requests are left out. Data that waited for the batch layer longer than `batch_late_ms` is
+    warned of. `retention_bytes` bounds the whole data directory; 0 does not."""
+
+    rules: Rules
+    layout: Layout
+    disk: Disk
+    _: KW_ONLY
+    publish_interval_s: float
+    tick_interval_s: float
+    cache_bytes: int
+    retention_ms: int
+    batch_late_ms: int
+    retention_bytes: int = 0
+    redecode: Redecode | None = None
+
+    def __post_init__(self) -> None:
         self._worker = PerThread(
-            lambda: _Worker(KeyCache(cache_bytes), watched_boundary(disk, layout))
+            lambda: _Worker(
+                KeyCache(self.cache_bytes),
+                watched_boundary(self.disk, self.layout),
+                DiskWatch(
+                    self.disk,
+                    self.layout,
+                    self.retention_bytes,
+                    self.rules.dedup_window_ms,
+                    self.tick_interval_s,
+                ),
+            )
         )
 
     @property
     def worker(self) -> _Worker:
         """What belongs to the worker thread that asks."""
         return self._worker.get()
-
-    def make(self, partition: str, committed: PartitionState | None) -> Blocks:
-        blocks = Blocks(
-            self._rules, partition, self.layout, self.disk, self.worker.cache, committed
-        )
-        self.worker.partitions.append(blocks)
-        return blocks
 
     @noted
     def __call__(self, committed: bytes | None) -> _BlocksLogic:

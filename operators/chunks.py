@@ -8,6 +8,7 @@ offers again whatever the catalog does not cover. A merge that fails fails the j
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from typing_extensions import override
@@ -21,17 +22,17 @@ from forebay.storage.partition.chunks import Chunks
 from forebay.storage.partition.offer import Offer
 
 
+@dataclass
 class _ChunksPartition(StatefulSinkPartition[Offer, None]):
-    def __init__(self, chunks: Chunks, merger: ThreadPoolExecutor) -> None:
-        self._chunks = chunks
-        self._merger = merger
-        self._running: list[Future[None]] = []
+    chunks: Chunks
+    merger: ThreadPoolExecutor
+    running: list[Future[None]] = field(default_factory=list)
 
     @override
     @noted
     def write_batch(self, values: list[Offer]) -> None:
         for offer in values:
-            self._running.append(self._merger.submit(self._chunks.take, offer, now_ms()))
+            self.running.append(self.merger.submit(self.chunks.take, offer, now_ms()))
         self._check()
 
     @override
@@ -43,7 +44,7 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
     def close(self) -> None:
         """Wait for what is being merged; on a stop or a failure, leave what has not begun to the
         next run."""
-        for future in self._running:
+        for future in self.running:
             if (stopping() or failure()) and future.cancel():
                 continue
             if error := future.exception():
@@ -51,39 +52,35 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
 
     def _check(self) -> None:
         """Raise what a merge raised."""
-        for future in [future for future in self._running if future.done()]:
-            self._running.remove(future)
+        for future in [future for future in self.running if future.done()]:
+            self.running.remove(future)
             future.result()
 
 
+@dataclass
 class ChunksSink(FixedPartitionedSink[Offer, None]):
     """Chunks of all partitions that this run may see."""
 
-    def __init__(
-        self,
-        partitions: list[str],
-        layout: Layout,
-        disk: Disk,
-        *,
-        blocks_per_chunk: int,
-        grace_ms: int,
-    ) -> None:
-        self._partitions = sorted(partitions)
-        self._index = {name: index for index, name in enumerate(self._partitions)}
-        self._layout = layout
-        self._disk = disk
-        self._blocks_per_chunk = blocks_per_chunk
-        self._grace_ms = grace_ms
+    partitions: list[str]
+    layout: Layout
+    disk: Disk
+    _: KW_ONLY
+    blocks_per_chunk: int
+    grace_ms: int
+    merge_bytes: int
+
+    def __post_init__(self) -> None:
+        self.partitions = sorted(self.partitions)
         self._merger = PerThread(lambda: ThreadPoolExecutor(1, thread_name_prefix="merge"))
         self._chunks: dict[str, Chunks] = {}
 
     @override
     def list_parts(self) -> list[str]:
-        return self._partitions
+        return self.partitions
 
     @override
     def part_fn(self, item_key: str) -> int:
-        return self._index[partition_name(item_key)]
+        return self.partitions.index(partition_name(item_key))
 
     @override
     @noted
@@ -92,6 +89,11 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
         of a later epoch than that of the blocks whose offers came. The chunks stay the same."""
         if for_part not in self._chunks:
             self._chunks[for_part] = Chunks(
-                for_part, self._layout, self._disk, self._blocks_per_chunk, self._grace_ms
+                for_part,
+                self.layout,
+                self.disk,
+                self.blocks_per_chunk,
+                self.grace_ms,
+                self.merge_bytes,
             )
         return _ChunksPartition(self._chunks[for_part], self._merger.get())

@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import orjson
@@ -35,8 +35,8 @@ from forebay.operators.likeness import batch_of, not_an_object, not_json
 from forebay.operators.mend import HALF, Mender, with_text_at
 from forebay.operators.sources.messages import I64, Messages
 from forebay.operators.units import EXPECTED, moments
+from forebay.storage.base.times import now_ms
 from forebay.storage.formats.columns import (
-    ARROW_TYPES,
     Mask,
     arrow_schema,
     as_mask,
@@ -58,6 +58,9 @@ from forebay.storage.formats.schema import (
 NO_UPLOAD_TIME = 'expected a value; if messages have none, set upload_time = "broker"'
 CALL_BYTES_MAX = 64 << 20
 """Messages in one call of the reader: keeps text and columns within Arrow's 32-bit offsets."""
+REPLAYED_MAX, FAR_OFF_MS = 5_000, -(2**63)
+INT_DIGITS_MAX = 30
+"""More than any integer that a column holds."""
 UPLOAD_MIN_MS = 946_684_800_000
 """2000-01-01: an earlier upload time is absurd."""
 UPLOAD_MAX_MS = 7_258_118_400_000
@@ -92,42 +95,51 @@ class Decoder:
     def decode(self, items: Sequence[Messages]) -> list[Frame]:
         """One frame an item. Items share a call of the reader up to CALL_BYTES_MAX."""
         frames: list[Frame] = []
-        held: list[tuple[Messages, pa.Array]] = []
+        held: list[Messages] = []
         size = 0
         for item in items:
-            messages = pa.array(item.values, pa.binary())
-            if held and size + messages.nbytes > CALL_BYTES_MAX:
+            more = sum(map(len, item.values))
+            if held and size + more > CALL_BYTES_MAX:
                 frames += self._decode(held)
                 held, size = [], 0
-            held.append((item, messages))
-            size += messages.nbytes
+            held.append(item)
+            size += more
         return frames + self._decode(held) if held else frames
 
-    def _decode(self, items: Sequence[tuple[Messages, pa.Array]]) -> list[Frame]:
-        """`items` with their values as a column."""
-        values = items[0][0].values
-        if len(items) > 1:
-            values = list(chain.from_iterable(item.values for item, _ in items))
-        if not values:
-            return [self._frame(item, [], _Reasons(0), messages) for item, messages in items]
+    def decode_again(self, rejects: pa.RecordBatch) -> list[Frame]:
+        """Frames of each source's rejects, of REPLAYED_MAX messages at most, for a replay; broker
+        times are the first ones. One that is null was further off than any reader takes, and still
+        is. An upload time is in the future or not by the present wall clock."""
+        items = []
+        for source in pc.unique(rejects.column(PARTITION)).to_pylist():
+            mine = rejects.filter(pc.equal(rejects.column(PARTITION), source))
+            for low in range(0, mine.num_rows, REPLAYED_MAX):
+                part = mine.slice(low, REPLAYED_MAX)
+                offsets = part.column(OFFSET).to_numpy()
+                times = part.column("broker_time").cast(pa.int64())
+                item = Messages(
+                    source=source,
+                    values=part.column("message").to_pylist(),
+                    offsets=offsets,
+                    times_ms=times.fill_null(FAR_OFF_MS).to_numpy(),
+                    next_offset=int(offsets[-1]) + 1,
+                    read_ms=now_ms(),
+                )
+                items.append(item)
+        return self.decode(items)
+
+    def _decode(self, items: Sequence[Messages]) -> list[Frame]:
+        values = list(chain.from_iterable(item.values for item in items))
+        messages = pa.array(values, pa.binary())
         reasons = _Reasons(len(values))
-        sizes = np.concatenate([pc.binary_length(messages).to_numpy() for _, messages in items])
+        sizes = pc.binary_length(messages).to_numpy()
         reasons.flag("too large", sizes > self._config.message_bytes_max)
         reasons.flag("empty", sizes == 0)
-        if reasons.found:
-            bad = set(np.flatnonzero(reasons.mask).tolist())
-            values = [b"null" if row in bad else value for row, value in enumerate(values)]
+        for row in reasons.found:
+            values[row] = b"null"
         values, columns = self._read(values, reasons)
-        columns = self._checked(values, [m for _, m in items], columns, reasons)
-        columns = self._united(columns, reasons)
-        frames, low = [], 0
-        for item, messages in items:
-            n = len(item.values)
-            part = [column.slice(low, n) for column in columns]
-            mine = reasons.slice(low, low + n)
-            frames.append(self._frame(item, part, mine, messages))
-            low += n
-        return frames
+        columns = self._united(self._checked(values, messages, columns, reasons), reasons)
+        return self._frames(items, columns, messages, reasons)
 
     def _read(self, values: list[bytes], reasons: _Reasons) -> tuple[list[bytes], list[pa.Array]]:
         """Steps 1 to 3: the messages as they were read, and their sources."""
@@ -138,45 +150,36 @@ class Decoder:
         if whole is not None:
             return values, self._reader.take(whole)
         suspect = misread(b"\n".join(values))
-        kinds = [_kind(value, suspect) for value in values]
-        documents = [row for row, kind in enumerate(kinds) if kind == "object"]
-        refused = [row for row, kind in enumerate(kinds) if kind == "other"]
-        texts = [values[row] for row in documents]
-        regions = [
-            (documents[low:high], part) for low, high, part in self._reader.read_documents(texts)
-        ]
-        unclear = [row for row, kind in enumerate(kinds) if kind == "unclear"]
+        rows_of: dict[str, list[int]] = {"object": [], "other": [], "unclear": []}
+        for row, value in enumerate(values):
+            rows_of[_kind(value, suspect)].append(row)
+        documents, refused, unclear = rows_of.values()
+        read = self._reader.read_documents([values[row] for row in documents])
+        regions = [(documents[low:high], part) for low, high, part in read]
         regions += [([row], self._reader.read([values[row]])) for row in unclear]
-        parts: list[pa.StructArray] = []
-        order: list[int] = []
-        for rows, part in regions:
-            if part is None:
-                refused += rows
-            else:
-                parts.append(part)
-                order += rows
-        alone = self._read_alone(values, refused, reasons)
+        refused += [row for rows, part in regions if part is None for row in rows]
+        order = [row for rows, part in regions if part is not None for row in rows]
+        columns = [self._read_alone(values, refused, reasons)]
+        if parts := [part for _, part in regions if part is not None]:
+            columns.insert(0, self._reader.take(pa.concat_arrays(parts)))
         positions = pa.array(np.argsort(np.array(order + refused, dtype=np.int64)))
-        if not parts:
-            return values, [column.take(positions) for column in alone]
-        both = zip(self._reader.take(pa.concat_arrays(parts)), alone, strict=True)
-        return values, [pa.concat_arrays(pair).take(positions) for pair in both]
+        pairs = zip(*columns, strict=True)
+        return values, [pa.concat_arrays(pair).take(positions) for pair in pairs]
 
     def _read_alone(
         self, values: list[bytes], rows: list[int], reasons: _Reasons
     ) -> list[pa.Array]:
         """Step 3: the sources of the messages at `rows`, among which the reader refuses some."""
-        documents: list[dict[str, Any]] = []
+        documents: list[object] = []
         for row in rows:
-            document: Any = {}
             try:
                 document = _document(values[row])
+                fault = None if isinstance(document, dict) else not_an_object(document)
             except ValueError as error:
-                reasons.flag_row("bad json", row, not_json(values[row]) or str(error))
-            if not isinstance(document, dict):
-                reasons.flag_row("bad json", row, not_an_object(document))
-                document = {}
-            documents.append(document)
+                fault = not_json(values[row]) or str(error)
+            if fault is not None:
+                reasons.flag_row("bad json", row, fault)
+            documents.append(document if fault is None else {})
         columns = []
         for reader, column in zip(self._single, self._sources, strict=True):
             found = [_dig(document, column.path) for document in documents]
@@ -198,19 +201,11 @@ class Decoder:
         return columns
 
     def _checked(
-        self,
-        values: list[bytes],
-        messages: list[pa.Array],
-        columns: list[pa.Array],
-        reasons: _Reasons,
+        self, values: list[bytes], messages: pa.Array, columns: list[pa.Array], reasons: _Reasons
     ) -> list[pa.Array]:
         """Step 4: the sources with exact numbers, and null for what is not a number or a time."""
-        suspects, with_text, low = [], [], 0
-        for part in messages:
-            read = [column.slice(low, len(part)) for column in columns]
-            suspects += (self._exact.suspects(part, read) + low).tolist()
-            with_text += [low + row for row in with_text_at(part, self._of_any_unit)]
-            low += len(part)
+        suspects = self._exact.suspects(messages, columns).tolist()
+        with_text = with_text_at(messages, self._of_any_unit)
         found = [one for row in suspects for one in self._exact.found(row, values[row])]
         for n, column in enumerate(self._sources):
             if mine := [one for one in found if one.column == n]:
@@ -277,82 +272,63 @@ class Decoder:
             united += mine
         return united
 
-    def _frame(
-        self, item: Messages, columns: list[pa.Array], reasons: _Reasons, messages: pa.Array
-    ) -> Frame:
-        """Step 6 for one item, and its events and rejects apart."""
-        broker = pa.array(item.times_ms, pa.timestamp("ms", tz="UTC"))
-        by_name = self._by_name(columns, broker)
+    def _frames(
+        self,
+        items: Sequence[Messages],
+        columns: list[pa.Array],
+        messages: pa.Array,
+        reasons: _Reasons,
+    ) -> list[Frame]:
+        """Step 6, and the events and rejects of each item apart."""
+        offsets = np.concatenate([item.offsets for item in items])
+        times_ms = np.concatenate([item.times_ms for item in items])
+        clocks_ms = np.concatenate([item.clocks_ms for item in items])
+        names = [pa.repeat(pa.scalar(i.source, pa.string()), len(i.values)) for i in items]
+        broker = pa.array(times_ms, pa.timestamp("ms", tz="UTC"))
+        by_name = dict(zip((column.name for column in self._columns), columns, strict=True))
+        by_name[UPLOAD_TIME] = _milliseconds(by_name.get(UPLOAD_TIME, broker))
+        by_name[PARTITION] = pa.concat_arrays(names)
+        by_name[OFFSET] = pa.array(offsets)
+        by_name[RAW] = messages
         for name in self._config.schema.key:
             absent = _absent(by_name[name])
             if name in self._config.schema.optional:
                 by_name[name] = by_name[name].fill_null("")
                 absent &= reasons.wrong_in(name)
             reasons.flag("no key", absent, name)
-        clock_ms = item.times_ms if item.read_ms is None else np.int64(item.read_ms)
-        self._flag_times(by_name[UPLOAD_TIME], clock_ms, reasons)
-        by_name[PARTITION] = pa.repeat(pa.scalar(item.source, pa.string()), len(item.values))
-        by_name[OFFSET] = pa.array(item.offsets)
-        by_name[RAW] = messages
+        self._flag_times(by_name[UPLOAD_TIME], clocks_ms, reasons)
         events = pa.RecordBatch.from_arrays(
             [by_name[field.name] for field in self._schema], schema=self._schema
         )
-        rejects = _NO_REJECTS
-        if reasons.found:
-            rejects = self._rejects(item, reasons, messages, broker)
-            events = events.filter(pa.array(~reasons.mask))
-        return Frame(
-            partition=item.source,
-            source=item.source,
-            first_offset=item.first_offset,
-            next_offset=item.next_offset,
-            events=events,
-            rejects=rejects,
-            nulled=sum(not reasons.mask[row] for row, _ in reasons.wrong),
-            skipped=item.skipped,
-            end_offset=item.end_offset,
-        )
+        places = [by_name[PARTITION], by_name[OFFSET], broker]
+        rejects = reasons.rejects(self._config.hint, *places, messages)
+        nulled = reasons.nulled()
+        frames, low, rejected = [], 0, 0
+        for item in items:
+            rows = slice(low, low + len(item.values))
+            mine, bad = events.slice(low, len(item.values)), reasons.mask[rows]
+            count = int(np.count_nonzero(bad))
+            frames.append(
+                Frame(
+                    partition=item.source,
+                    source=item.source,
+                    first_offset=item.first_offset,
+                    next_offset=item.next_offset,
+                    events=mine.filter(pa.array(~bad)) if count else mine,
+                    rejects=rejects.slice(rejected, count),
+                    nulled=int(nulled[rows].sum()),
+                    skipped=item.skipped,
+                    end_offset=item.end_offset,
+                )
+            )
+            low, rejected = rows.stop, rejected + count
+        return frames
 
-    def _by_name(self, columns: list[pa.Array], broker: pa.Array) -> dict[str, pa.Array]:
-        """The declared columns by name; the upload time in ms, from the broker if so declared."""
-        if not columns:
-            columns = [pa.nulls(len(broker), ARROW_TYPES[column.type]) for column in self._columns]
-        found = dict(zip((column.name for column in self._columns), columns, strict=True))
-        upload = found.get(UPLOAD_TIME, broker)
-        found[UPLOAD_TIME] = _milliseconds(upload)
-        return found
-
-    def _flag_times(self, upload: pa.Array, clock_ms: I64 | np.int64, reasons: _Reasons) -> None:
+    def _flag_times(self, upload: pa.Array, clocks_ms: I64, reasons: _Reasons) -> None:
         reasons.flag("no upload time", as_mask(upload.is_null()), UPLOAD_TIME)
         ms = upload.cast(pa.int64()).fill_null(UPLOAD_MIN_MS).to_numpy(zero_copy_only=False)
         reasons.flag("absurd upload time", (ms < UPLOAD_MIN_MS) | (ms >= UPLOAD_MAX_MS))
-        reasons.flag("future upload time", ms > clock_ms + self._config.future_skew_ms)
-
-    def _rejects(
-        self, item: Messages, reasons: _Reasons, messages: pa.Array, broker: pa.Array
-    ) -> pa.RecordBatch:
-        rows = np.flatnonzero(reasons.mask)
-        picked = pa.array(rows)
-        found = [self._told(*reasons.found[row], item.values[row]) for row in rows.tolist()]
-        rejects = pa.RecordBatch.from_arrays(
-            [
-                pa.repeat(pa.scalar(item.source, pa.string()), len(rows)),
-                pa.array(item.offsets).take(picked),
-                broker.take(picked),
-                pa.array([reason for reason, _ in found], pa.string()),
-                pa.array([detail for _, detail in found], pa.string()),
-                messages.take(picked),
-            ],
-            schema=REJECT_SCHEMA,
-        )
-        return within_years(rejects)  # a producer may stamp anything
-
-    def _told(self, reason: str, detail: str | None, message: bytes) -> tuple[str, str | None]:
-        """The reason and the detail of a reject, with what the message looks like."""
-        if reason not in OF_A_COLUMN:
-            return reason, detail
-        hint = batch_of(message) or (self._config.hint if reason == "no key" else None)
-        return reason, f"{detail}; {hint}" if hint else detail
+        reasons.flag("future upload time", ms > clocks_ms + self._config.future_skew_ms)
 
 
 class _Reasons:
@@ -386,12 +362,34 @@ class _Reasons:
         self.mask[row] = True
         self.found.setdefault(row, (reason, detail))
 
-    def slice(self, low: int, high: int) -> _Reasons:
-        part = _Reasons(high - low)
-        part.mask = self.mask[low:high].copy()
-        part.found = {row - low: why for row, why in self.found.items() if low <= row < high}
-        part.wrong = {(r - low, c): text for (r, c), text in self.wrong.items() if low <= r < high}
-        return part
+    def rejects(self, hint: str | None, *columns: pa.Array) -> pa.RecordBatch:
+        """The rejects, of whose source, offset, broker time and message these are the columns."""
+        rows = np.flatnonzero(self.mask)
+        source, offset, time, message = (column.take(pa.array(rows)) for column in columns)
+        found = [
+            _told(*self.found[row], one, hint)
+            for row, one in zip(rows.tolist(), message, strict=True)
+        ]
+        reason = pa.array([reason for reason, _ in found], pa.string())
+        detail = pa.array([detail for _, detail in found], pa.string())
+        arrays = [source, offset, time, reason, detail, message]
+        # A producer may stamp any time.
+        return within_years(pa.RecordBatch.from_arrays(arrays, schema=REJECT_SCHEMA))
+
+    def nulled(self) -> I64:
+        """How many values of each row were read as null, unless it is a reject."""
+        rows = np.array([row for row, _ in self.wrong], np.int64)
+        return np.bincount(rows, minlength=len(self.mask)) * ~self.mask
+
+
+def _told(
+    reason: str, detail: str | None, message: pa.BinaryScalar, hint: str | None
+) -> tuple[str, str | None]:
+    """The reason and the detail of a reject, with what the message looks like."""
+    if reason not in OF_A_COLUMN:
+        return reason, detail
+    hint = batch_of(message.as_py()) or (hint if reason == "no key" else None)
+    return reason, f"{detail}; {hint}" if hint else detail
 
 
 def _odd(column: pa.Array) -> tuple[str, Mask | None]:
@@ -452,8 +450,8 @@ def _digits(message: bytes, path: Sequence[str]) -> object:
     try:
         document = json.loads(message.decode(), strict=False, parse_int=_Digits)
     except (ValueError, RecursionError):
-        return _WRONG
-    found = _dig(document, path) if isinstance(document, dict) else _WRONG
+        return []
+    found = _dig(document, path)
     return found.text if isinstance(found, _Digits) else found
 
 
@@ -470,7 +468,7 @@ def _dig_text(message: bytes, path: Sequence[str]) -> str | None:
         document = json.loads(message.decode(), strict=False)
     except (ValueError, RecursionError):
         return None
-    found = _dig(document, path) if isinstance(document, dict) else None
+    found = _dig(document, path)
     return found if isinstance(found, str) else None
 
 
@@ -479,8 +477,8 @@ def _document(message: bytes) -> object:
     such a number is infinite then, and right in no column. Raises ValueError."""
     try:
         return orjson.loads(message)
-    except orjson.JSONDecodeError as error:
-        if not error.msg.startswith("number is infinity"):
+    except orjson.JSONDecodeError as refused:
+        if not refused.msg.startswith("number is infinity"):
             raise
     try:
         document = json.loads(message.decode(), parse_int=_parse_int, parse_constant=_refuse)
@@ -492,33 +490,23 @@ def _document(message: bytes) -> object:
 
 def _parse_int(text: str) -> int | float:
     """Python refuses to read some thousand digits."""
-    return int(text) if len(text) <= _INT_DIGITS_MAX else math.inf
-
-
-_INT_DIGITS_MAX = 30
+    return int(text) if len(text) <= INT_DIGITS_MAX else math.inf
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"expected JSON, got {constant}")
 
 
-_WRONG = object()
-"""Where a path meets something that is no object."""
-
-
-def _dig(document: dict[str, Any], path: Sequence[str]) -> object:
-    """The value at `path`: None if there is none."""
-    value: object = document
+def _dig(document: object, path: Sequence[str]) -> object:
+    """The value at `path`: None if there is none, a list, which is right in no column, if the path
+    meets something that is no object."""
     for key in path:
-        if value is None:
+        if document is None:
             return None
-        if not isinstance(value, dict):
-            return _WRONG
-        value = value.get(key)
-    return value
-
-
-_INFINITE = (math.inf, -math.inf)
+        if not isinstance(document, dict):
+            return []
+        document = document.get(key)
+    return document
 
 
 def _read_values(reader: Reader, values: list[object]) -> tuple[pa.Array, list[bool]]:
@@ -527,18 +515,14 @@ def _read_values(reader: Reader, values: list[object]) -> tuple[pa.Array, list[b
     SUBTLE: no list or object is ever right, and none may come to orjson again: it reads deeper
     nesting than it writes.
     """
-    right = [
-        value is not _WRONG and not isinstance(value, dict | list) and value not in _INFINITE
-        for value in values
-    ]
+    infinite = (math.inf, -math.inf)
+    right = [not isinstance(value, dict | list) and value not in infinite for value in values]
     texts = [orjson.dumps({"v": v if ok else None}) for v, ok in zip(values, right, strict=True)]
-    parts = [pa.nulls(0, READ_TYPES[reader.columns[0].type])]
-    for low, high, part in reader.read_each(texts):
-        if part is None:
-            right[low] = False
-            parts.append(pa.nulls(high - low, READ_TYPES[reader.columns[0].type]))
-        else:
-            parts.append(reader.take(part)[0])
+    null = pa.nulls(1, READ_TYPES[reader.columns[0].type])
+    parts = [null.slice(1)]
+    for low, _, part in reader.read_each(texts):
+        right[low] &= part is not None
+        parts.append(null if part is None else reader.take(part)[0])
     return pa.concat_arrays(parts), right
 
 
@@ -551,9 +535,6 @@ def _kind(value: bytes, suspect: bool) -> Literal["object", "other", "unclear"]:
     if not isinstance(document, dict) or (suspect and b"\\u" in value and misread(value)):
         return "other"
     return "object"
-
-
-_NO_REJECTS = pa.RecordBatch.from_pylist([], schema=REJECT_SCHEMA)
 
 
 def _absent(column: pa.Array) -> Mask:

@@ -13,165 +13,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from forebay.storage.base.compiled import compiled
 from forebay.storage.formats.columns import Mask, as_mask
 from forebay.storage.formats.schema import Column
 
 INT_MIN, INT_END = -(2**63), 2**63
 _PLACES = {"time_s": 0, "time": 3, "time_us": 6}
-TIME_LETTERS_MAX = 64
-"""More than any time has."""
 _FRACTION = re.compile(r"[.,](\d+)")
-_QUOTE, _COLON, _BACKSLASH, _POINT, _E = map(np.uint8, b'":\\.e')
-_ZERO, _MINUS, _PLUS, _SPACE, _T = map(np.uint8, b"0-+ t")
-_LOWER, _TEN = np.uint8(32), np.uint8(10)
-
-
-@compiled
-def _is_digit(letter: Any) -> Any:
-    return np.uint8(letter - _ZERO) < _TEN
-
-
-@compiled
-def _before_spaces(data: Any, start: Any, at: Any) -> Any:
-    """Where the last letter before `at` is that is no white space; `start` if there is none."""
-    at -= 1
-    while at > start and data[at] <= _SPACE:
-        at -= 1
-    return at
-
-
-@compiled
-def _is_named(data: Any, start: Any, at: Any, names: Any, bounds: Any, first: Any) -> Any:
-    """Whether the value at `at` has one of `names` from number `first` on, or a name with an
-    escape."""
-    colon = _before_spaces(data, start, at)
-    quote = _before_spaces(data, start, colon)
-    if quote <= start or data[quote] != _QUOTE or data[colon] != _COLON:
-        return False
-    at = quote - 1
-    while at > start and data[at] != _QUOTE:
-        if data[at] == _BACKSLASH:
-            return True
-        at -= 1
-    if at > start and data[at - 1] == _BACKSLASH:
-        return True
-    for n in range(first, len(bounds) - 1):
-        length = bounds[n + 1] - bounds[n]
-        same = length == quote - at - 1
-        for i in range(length if same else 0):
-            same &= data[at + 1 + i] == names[bounds[n] + i]
-        if same:
-            return True
-    return False
-
-
-@compiled
-def _fraction_digits(data: Any, at: Any) -> Any:
-    """How many digits stand behind the point at `at`, without zeros at their end."""
-    digits, end = 0, at + 1
-    while end < len(data) and _is_digit(data[end]):
-        end += 1
-        if data[end - 1] != _ZERO:
-            digits = end - at - 1
-    return digits
-
-
-@compiled
-def _has_fraction(
-    data: Any, start: Any, at: Any, names: Any, bounds: Any, texts: Any, places: Any
-) -> Any:
-    """Whether the point or exponent at `at` is in a value of one of `names`: in a number, or in
-    text if the name's number is `texts` or more, and it has more than `places` digits behind it."""
-    first = at - 1
-    while first > start and (_is_digit(data[first]) or data[first] == _POINT):
-        first -= 1
-    letter = data[first]
-    if texts == len(bounds) - 1 and letter != _COLON and letter != _MINUS and letter > _SPACE:
-        return False
-    if letter != _MINUS:
-        first += 1
-    if _is_named(data, start, first, names, bounds, 0):
-        return True
-    if texts == len(bounds) - 1 or data[at] != _POINT or _fraction_digits(data, at) <= places:
-        return False
-    while first > start and (
-        _is_digit(data[first])
-        or data[first] == _COLON
-        or data[first] == _MINUS
-        or data[first] == _PLUS
-        or data[first] == _SPACE
-        or (data[first] | _LOWER) == _T
-    ):
-        first -= 1
-    return data[first] == _QUOTE and _is_named(data, start, first, names, bounds, texts)
-
-
-@compiled
-def _has_escape(data: Any, start: Any, at: Any, names: Any, bounds: Any, texts: Any) -> Any:
-    """Whether the backslash at `at` is the first in a text, not long before it, of one of the
-    `names` from number `texts` on."""
-    first = at - 1
-    while first > max(start, at - TIME_LETTERS_MAX):
-        if data[first] == _QUOTE or data[first] == _BACKSLASH:
-            break
-        first -= 1
-    return data[first] == _QUOTE and _is_named(data, start, first, names, bounds, texts)
-
-
-@compiled
-def _mark(text: Any, escapes: Any, marks: Any) -> None:
-    """Mark each point or exponent that may be in a number, as the most lenient reader takes one,
-    and each backslash if `escapes` asks for them. Without a branch, so that it is compiled to take
-    many letters at once."""
-    for i in range(1, len(text) - 1):
-        before, letter, after = text[i - 1], text[i], text[i + 1]
-        digit = np.uint8(before - _ZERO) < _TEN
-        point = (letter == _POINT) & (digit | (before == _MINUS))
-        signed = (np.uint8(after - _ZERO) < _TEN) | (after == _MINUS) | (after == _PLUS)
-        exponent = ((letter | _LOWER) == _E) & (digit | (before == _POINT)) & signed
-        marks[i] = point | exponent | (escapes & (letter == _BACKSLASH))
-
-
-@compiled
-def _search(
-    text: Any,
-    offsets: Any,
-    marks: Any,
-    words: Any,
-    names: Any,
-    bounds: Any,
-    texts: Any,
-    places: Any,
-    found: Any,
-) -> None:
-    """`words` are the `marks`, eight at a time."""
-    row = 0
-    for word in range(len(words)):
-        if words[word] == 0:
-            continue
-        for at in range(8 * word, 8 * word + 8):
-            if not marks[at]:
-                continue
-            while offsets[row + 1] <= at:
-                row += 1
-            if found[row] or at == offsets[row]:
-                continue
-            if text[at] == _BACKSLASH:
-                found[row] = _has_escape(text, offsets[row], at, names, bounds, texts)
-            else:
-                start = offsets[row]
-                found[row] = _has_fraction(text, start, at, names, bounds, texts, places)
+_COLON = r"[\x00- ]*:[\x00- ]*"
+_ESCAPED = r'\\(?s:.)[^"]*"'
+"""A name of a JSON object, from its last escape on."""
+_NUMBER = r"-?[0-9]*(?:\.|[eE][-+0-9])"
+_TIME = r'"[-+:0-9Tt ]*(?:\.[0-9]{%d,}[1-9]|\.?[0-9]*\\)'
+"""How a number begins that has a fraction or an exponent; and a time as text, that has a fraction
+of more than so many digits, zeros at its end left out, or an escape."""
 
 
 @dataclass(frozen=True)
@@ -188,14 +51,14 @@ class Exact:
     """For the columns of one schema, of which `key` names those of the dedup key."""
 
     def __init__(self, columns: Sequence[Column], key: Sequence[str]) -> None:
-        ints = [n for n, column in enumerate(columns) if column.type == "int"]
-        times = [n for n, c in enumerate(columns) if c.name in key and c.type in _PLACES]
-        self._columns = [(n, columns[n]) for n in (*ints, *times)]
-        names = [columns[n].path[-1].encode("utf-8", "surrogatepass") for n in (*ints, *times)]
-        self._names = np.frombuffer(b"".join(names), np.uint8)
-        self._bounds = np.cumsum([0, *map(len, names)], dtype=np.int64)
-        self._texts = len(ints)
-        self._places = min((_PLACES[columns[n].type] for n in times), default=0)
+        times = [c for c in columns if c.name in key and c.type in _PLACES]
+        numbers = [*times, *(c for c in columns if c.type == "int")]
+        self._columns = [(n, column) for n, column in enumerate(columns) if column in numbers]
+        time = _TIME % min((_PLACES[column.type] for column in times), default=0)
+        either = f"(?:{_NUMBER}|{time})" if times else _NUMBER
+        patterns = [_named(numbers, _NUMBER), _named(times, time), f"{_ESCAPED}{_COLON}{either}"]
+        # SUBTLE: one each, for each begins with a letter, so that other text is passed over fast.
+        self._patterns = [pattern for pattern in patterns if pattern and numbers]
 
     def suspects(self, messages: pa.Array, columns: Sequence[pa.Array]) -> npt.NDArray[np.int64]:
         """The rows of a binary column in whose text one of the columns, as read, may have a
@@ -204,16 +67,8 @@ class Exact:
         for column in columns:
             if pa.types.is_integer(column.type) and pc.min_max(column)["min"].as_py() == INT_MIN:
                 found |= as_mask(pc.equal(column, INT_MIN))
-        if self._columns and len(messages):
-            _, offsets, data = messages.buffers()
-            rows = np.frombuffer(offsets, np.int32)[messages.offset :][: len(messages) + 1]
-            text = np.frombuffer(data or b"", np.uint8)[rows[0] : rows[-1]]
-            words = np.zeros(len(text) // 8 + 1, np.uint64)
-            marks = words.view(np.bool_)
-            _mark(text, len(self._bounds) - 1 > self._texts, marks)
-            rows = rows - rows[0]
-            names, bounds, texts, places = self._names, self._bounds, self._texts, self._places
-            _search(text, rows, marks, words, names, bounds, texts, places, found)
+        for pattern in self._patterns:
+            found |= as_mask(pc.match_substring_regex(messages, pattern))
         return np.flatnonzero(found)
 
     def found(self, row: int, message: bytes) -> list[Found]:
@@ -233,6 +88,13 @@ class Exact:
             elif isinstance(value, str) and column.type != "int" and is_finer(value, column):
                 found.append(Found(row, n, None))
         return found
+
+
+def _named(columns: Iterable[Column], value: str) -> str:
+    """A regular expression for such values, by the last names of the columns' paths."""
+    names = [column.path[-1].encode("utf-8", "surrogatepass") for column in columns]
+    letters = ["".join(f"\\x{byte:02x}" for byte in name) for name in names]
+    return f'"(?:{"|".join(letters)})"{_COLON}{value}' if names else ""
 
 
 def _decimal(text: str) -> Decimal:

@@ -34,6 +34,9 @@ _BRACE, _SPACE = ord("}"), b" \t\r\n"
 _EVEN_PLANES = re.compile(rb"\\u[dD][89abAB][4-7c-fC-F]")
 """The first half of an escaped character of plane 2, 4, 6, ..."""
 
+Regions = Iterator[tuple[int, int, pa.StructArray | None]]
+"""Consecutive rows [low, high) as they are read; None for a region with a row refused."""
+
 
 class Reader:
     """Reads some columns, of one path each, from many messages in one call."""
@@ -57,13 +60,8 @@ class Reader:
             return None
         return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
 
-    def read_documents(
-        self, values: Sequence[bytes]
-    ) -> Iterator[tuple[int, int, pa.StructArray | None]]:
-        """Consecutive rows [low, high) as they are read; None for a region with a row refused.
-
-        Each message must be one JSON document, so that rows can't go out of step.
-        """
+    def read_documents(self, values: Sequence[bytes]) -> Regions:
+        """Each message must be one JSON document, so that rows can't go out of step."""
         low = 0
         while low < len(values):
             for part in self._stream(values[low : low + STRETCH_ROWS], REGION_ROWS):
@@ -73,9 +71,7 @@ class Reader:
                 if part is None:
                     break
 
-    def read_each(
-        self, values: Sequence[bytes]
-    ) -> Iterator[tuple[int, int, pa.StructArray | None]]:
+    def read_each(self, values: Sequence[bytes]) -> Regions:
         """The same, with a region that is refused halved down to the single rows that are."""
         for low, high, part in self.read_documents(values):
             if part is None:
@@ -87,9 +83,7 @@ class Reader:
         """The declared columns of rows that `read` gave."""
         return [pc.struct_field(rows, list(column.path)) for column in self.columns]
 
-    def _halve(
-        self, values: Sequence[bytes], low: int, high: int
-    ) -> Iterator[tuple[int, int, pa.StructArray | None]]:
+    def _halve(self, values: Sequence[bytes], low: int, high: int) -> Regions:
         rows = self.read(values[low:high])
         if rows is not None or high - low == 1:
             yield low, high, rows

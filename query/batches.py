@@ -117,8 +117,8 @@ def event_batches(
             found = batch if between.all_of(file.chunk) else between.rows(batch)
             yield from _shaped(found, schema, file.path)
     for log in (log for partition in partitions for log in partition.block_logs):
-        for group in log.groups():
-            for batch in pa.Table.from_batches(group).combine_chunks().to_batches(BATCH_ROWS):
+        for table in log.tables():
+            for batch in table.combine_chunks().to_batches(BATCH_ROWS):
                 yield from _shaped(between.rows(batch), schema, log.path)
 
 

@@ -1,6 +1,7 @@
 """The check: every byte that counts in a data directory, verified against its checksum.
 
-For each partition, whether or not the job runs: manifest and catalog; every log that the manifest
+For each partition, whether or not the job runs: manifest and catalog, and that as many rejects are
+in files as are counted; every log that the manifest
 names, to its last row; every chunk of the catalog, and if one is damaged, which columns where. Then
 `batch.json` and the replay requests. A file that is gone is either named no more by a newer
 manifest or catalog, or it is missing. Drop logs may lack their end, for no commit waits for them;
@@ -13,18 +14,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from forebay.query.partition import ChunkFile, Inside, Log, Partition, read_state
+from forebay.query.partition import ChunkFile, Directory, Log, Partition
 from forebay.query.view import PAUSE_S, TRIES
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption, ForebayError, MissingFile
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import read_boundary
-from forebay.storage.formats.catalog import Catalog, read_catalog
+from forebay.storage.formats.catalog import Catalog
 from forebay.storage.formats.replay_request import ReplayRequest
+from forebay.storage.formats.state import PartitionState
 
 T = TypeVar("T")
 
@@ -65,22 +66,18 @@ def check(disk: Disk, root: Path) -> Report:
     if not root.is_dir():
         raise BadInput(f"{root}: expected a data directory, got none")
     layout, report = Layout(root), Report()
-    _small(report, layout.batch, lambda: read_boundary(disk, layout))
+    _small(report, layout.batch, lambda _: read_boundary(disk, layout))
     for path in sorted(layout.replay.glob("*.json")):
-        _small(report, path, partial(_read_request, disk, path))
+        _small(report, path, lambda path: ReplayRequest.decode(disk.read(path), str(path)))
     for name in layout.partitions():
-        _partition(disk, layout, name, report)
+        _partition(disk, root, name, report)
     return report
 
 
-def _read_request(disk: Disk, path: Path) -> ReplayRequest:
-    return ReplayRequest.decode(disk.read(path), str(path))
-
-
-def _small(report: Report, path: Path, read: Callable[[], T]) -> T | None:
+def _small(report: Report, path: Path, read: Callable[[Path], T]) -> T | None:
     """What is in a small file, or None if it can't be read or is not there."""
     try:
-        found = read()
+        found = read(path)
         if path.is_file():
             report.looked_at(path.stat().st_size)
         return found
@@ -90,18 +87,18 @@ def _small(report: Report, path: Path, read: Callable[[], T]) -> T | None:
         return None
 
 
-def _partition(disk: Disk, layout: Layout, name: str, report: Report) -> None:
+def _partition(disk: Disk, root: Path, name: str, report: Report) -> None:
     """Look at what the partition names; if a file is gone, at what it names then."""
     looked: set[Path] = set()
     for _ in range(TRIES):
         small = Report()
         gone: dict[Path, Exception] = {}
-        inside = Inside(layout.root)
-        for part in _parts(disk, layout, name, small, inside):
+        directory = Directory(disk, root)
+        for part in _parts(directory, name, small):
             if part.path in looked:
                 continue
             try:
-                _look(inside, part, report)
+                _look(directory, part, report)
                 looked.add(part.path)
             except (MissingFile, FileNotFoundError) as error:
                 gone[part.path] = error
@@ -113,11 +110,11 @@ def _partition(disk: Disk, layout: Layout, name: str, report: Report) -> None:
         report.note(path, missing)
 
 
-def _look(inside: Inside, part: Log | ChunkFile, report: Report) -> None:
+def _look(directory: Directory, part: Log | ChunkFile, report: Report) -> None:
     """Raises MissingFile or FileNotFoundError, and nothing else that is wrong with a file."""
     found: list[Exception] = []
     try:
-        inside.require(part.path)
+        directory.require(part.path)
         found += part.faults()
     except (MissingFile, FileNotFoundError):
         raise
@@ -128,16 +125,23 @@ def _look(inside: Inside, part: Log | ChunkFile, report: Report) -> None:
         report.note(part.path, fault)
 
 
-def _parts(
-    disk: Disk, layout: Layout, name: str, small: Report, inside: Inside
-) -> Iterator[Log | ChunkFile]:
+def _counted(report: Report, path: Path, state: PartitionState) -> None:
+    """Each reject that is counted is in a file, and each in a file is counted."""
+    listed, counted = sum(extent.rows for extent in state.rejects), state.counters.rejects
+    if listed != counted:
+        what = f"{path}: expected {counted} rejects in files, as counted, got {listed}"
+        report.faults.append(Fault(str(path), None, what))
+
+
+def _parts(directory: Directory, name: str, small: Report) -> Iterator[Log | ChunkFile]:
     """What the partition names now. The manifest comes first, as in a view."""
-    state = _small(small, layout.manifest(name), lambda: read_state(disk, layout, name, inside))
-    path = layout.catalog(name)
-    catalog = _small(small, path, lambda: read_catalog(disk, path, name)) or Catalog(name)
+    layout = directory.layout
+    state = _small(small, layout.manifest(name), lambda _: directory.state(name))
+    catalog = _small(small, layout.catalog(name), lambda _: directory.catalog(name))
     if state is not None:
+        _counted(small, layout.manifest(name), state)
         # The logs of a block that a chunk covers may be gone already.
-        partition = Partition.of(disk, layout, state, catalog)
+        partition = Partition.of(directory, state, catalog or Catalog(name))
         yield from (*partition.block_logs, *partition.reject_logs, *partition.drop_logs)
-    for chunk in catalog.chunks:
-        yield ChunkFile(disk, layout.chunks(name) / chunk.file, chunk)
+    for chunk in catalog.chunks if catalog else ():
+        yield ChunkFile(directory.disk, layout.chunks(name) / chunk.file, chunk)

@@ -24,8 +24,12 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
-from forebay.storage.formats.checksum import damaged_columns
-from forebay.storage.formats.chunk import chunk_metadata, columns_outside_years
+from forebay.storage.formats.chunk import (
+    ChunkReader,
+    chunk_metadata,
+    columns_outside_years,
+    damaged_columns,
+)
 from forebay.storage.formats.log import Extent, LogReader, Span
 from forebay.storage.formats.rejects import RejectFilter
 from forebay.storage.formats.state import BlockState, PartitionState, read_manifest
@@ -53,9 +57,9 @@ class Log:
         """A reader at the beginning of the file."""
         return LogReader(self.disk, self.path.parent, self.path.name)
 
-    def groups(self, columns: Sequence[str] | None = None) -> Iterator[list[pa.RecordBatch]]:
-        """Its record batches (with these columns only), some LOG_BYTES of the file at a time.
-        Raises MissingFile or Corruption."""
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Its rows (with these columns only), some LOG_BYTES of the file at a time. Raises
+        MissingFile or Corruption."""
         reader = self.open()
         try:
             found = reader.follow(self.extent, torn_ok=self.torn_ok)
@@ -67,15 +71,15 @@ class Log:
         for span, message in found:
             held.append((span, message))
             if span.end - held[0][0].start >= LOG_BYTES:
-                yield reader.decode(held, columns)
+                yield pa.Table.from_batches(reader.decode(held, columns))
                 held = []
         if held:
-            yield reader.decode(held, columns)
+            yield pa.Table.from_batches(reader.decode(held, columns))
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The same, one by one."""
-        for group in self.groups(columns):
-            yield from group
+        """The same, in batches as they were written."""
+        for table in self.tables(columns):
+            yield from table.to_batches()
 
     def faults(self) -> Iterator[Corruption]:
         """Yields or raises what is wrong with any of its bytes; raises MissingFile."""
@@ -106,29 +110,20 @@ class ChunkFile:
         self.chunk.checksum.require_whole(self.disk, self.path)
 
     def batches(self, rows_max: int) -> Iterator[pa.RecordBatch]:
-        """Its rows. Raises MissingFile, or Corruption if a page is not as written."""
-        metadata = self.metadata()
-        try:
-            with pq.ParquetFile(
-                self.path, metadata=metadata, page_checksum_verification=True
-            ) as file:
-                yield from file.iter_batches(rows_max, use_threads=False)
-        except FileNotFoundError as error:
-            raise MissingFile(f"chunk {self.path}: expected a file, none is there") from error
-        except (pa.ArrowException, OSError) as error:
-            self.require_whole()
-            raise Corruption(
-                f"chunk {self.path}: expected pages that can be read, got {error}"
-            ) from error
+        """Its rows. Raises MissingFile, or Corruption if any is not as written."""
+        reader = ChunkReader(self.disk, self.path, self.chunk)
+        for group in range(reader.metadata.num_row_groups):
+            yield from reader.batches(group, rows_max=rows_max)
 
     def faults(self) -> Iterator[Corruption]:
-        """Yields or raises what is wrong with any of its bytes, by column where pages show it;
-        raises MissingFile."""
+        """Yields or raises what is wrong with any of its bytes, by column and row group where that
+        can be told; raises MissingFile."""
         metadata = self.metadata()
         try:
             self.require_whole()
         except Corruption as error:
-            yield from list(damaged_columns(self.path, metadata)) or [error]
+            found = list(damaged_columns(self.disk, self.path, self.chunk, metadata))
+            yield from found or [error]
 
 
 class VerifiedChunks:
@@ -176,12 +171,12 @@ class Partition:
     expired_rows: int = 0
 
     @classmethod
-    def of(cls, disk: Disk, layout: Layout, state: PartitionState, catalog: Catalog) -> Partition:
+    def of(cls, directory: Directory, state: PartitionState, catalog: Catalog) -> Partition:
         """As a catalog that was read after the state has it."""
         counts = catalog.committed(state.runs, state.incarnation)
         hot = tuple(block for block in state.blocks if block.id not in counts.covered)
         rows = counts.handed_off_rows, counts.expired_rows
-        return cls(disk, layout, state, hot, counts.chunks, *rows)
+        return cls(directory.disk, directory.layout, state, hot, counts.chunks, *rows)
 
     def only(self, wanted: Callable[[Chunk | BlockState], bool]) -> Partition:
         """With those blocks and chunks alone."""
@@ -238,22 +233,23 @@ class Partition:
     def cold_rows(self) -> int:
         return sum(chunk.rows for chunk in self.chunks)
 
-    def require_files(self, inside: Inside) -> None:
+    def require_files(self, directory: Directory) -> None:
         """Raise MissingFile if a block log or chunk has gone, Corruption if a link leads out."""
         for log in (*self.reject_logs, *self.drop_logs):
-            inside.require(log.path)
+            directory.require(log.path)
         for path in (*(log.path for log in self.block_logs), *self.chunk_paths):
-            inside.require(path)
+            directory.require(path)
             if not path.is_file():
                 raise MissingFile(f"{path} is missing")
 
 
-class Inside:
-    """What is below a data directory, links followed. Folders are looked at once, so one of these
-    serves one view."""
+class Directory:
+    """A data directory as a reader has it, links followed. Folders are looked at once, so one of
+    these serves one view."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, disk: Disk, root: Path) -> None:
+        self.disk = disk
+        self.layout = Layout(root)
         self._real = root.resolve()
         self._folders: set[Path] = set()
 
@@ -267,21 +263,26 @@ class Inside:
 
     def _look(self, path: Path) -> None:
         if not path.resolve().is_relative_to(self._real):
-            raise Corruption(f"{path}: expected a file below {self._root}, got a link out of it")
+            raise Corruption(
+                f"{path}: expected a file below {self.layout.root}, got a link out of it"
+            )
 
+    def catalog(self, name: str) -> Catalog:
+        """The chunks of a partition."""
+        return read_catalog(self.disk, self.layout.catalog(name), name)
 
-def read_state(disk: Disk, layout: Layout, name: str, inside: Inside) -> PartitionState | None:
-    """What the partition has published, if anything. Raises MissingFile if that is gone though
-    chunks of it are there."""
-    path = layout.manifest(name)
-    inside.require(path)
-    inside.require(layout.catalog(name))
-    state = read_manifest(disk, path)
-    if state is None and read_catalog(disk, layout.catalog(name), name).chunks:
-        raise MissingFile(
-            f"{path}: expected the manifest of a partition that has chunks, none is there; the job"
-            " publishes it again when it is started"
-        )
-    if state is not None and state.partition != name:
-        raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}", 0)
-    return state
+    def state(self, name: str) -> PartitionState | None:
+        """What the partition has published, if anything. Raises MissingFile if that is gone though
+        chunks of it are there."""
+        path = self.layout.manifest(name)
+        self.require(path)
+        self.require(self.layout.catalog(name))
+        state = read_manifest(self.disk, path)
+        if state is None and self.catalog(name).chunks:
+            raise MissingFile(
+                f"{path}: expected the manifest of a partition that has chunks, none is there; the"
+                " job publishes it again when it is started"
+            )
+        if state is not None and state.partition != name:
+            raise Corruption(f"{path}: expected partition {name!r}, got {state.partition!r}", 0)
+        return state

@@ -106,45 +106,46 @@ def files_of(
 ) -> pl.DataFrame:
     """One row a chunk of a view. Of a chunk with rows on both sides of a bound, only those count
     whose upload time is at or after `from_time`, or before `before_time`; null where all do."""
-    rows = []
-    for partition in partitions:
-        for file in partition.chunk_files:
-            first_ms, last_ms = file.chunk.first_ms, file.chunk.last_ms
-            from_time = time_of(from_ms) if from_ms is not None and first_ms < from_ms else None
-            before_time = (
-                time_of(before_ms) if before_ms is not None and last_ms >= before_ms else None
-            )
-            rows.append(
-                (
-                    str(partition.layout.root), partition.name, str(file.path.absolute()),
-                    file.chunk.rows, file.bytes, time_of(first_ms), time_of(last_ms),
-                    from_time, before_time,
-                )
-            )  # fmt: skip
-    return pl.DataFrame(rows, schema=FILE_SCHEMA, orient="row").sort(
-        "node", "partition", "first_upload_time", "path"
+    rows = [
+        (
+            str(partition.layout.root), partition.name, str(file.path.absolute()),
+            file.chunk.rows, file.bytes, time_of(file.chunk.first_ms), time_of(file.chunk.last_ms),
+        )
+        for partition in partitions
+        for file in partition.chunk_files
+    ]  # fmt: skip
+    first, last = pl.col("first_upload_time"), pl.col("last_upload_time")
+    start, end = (pl.lit(None if ms is None else time_of(ms), _TIME) for ms in (from_ms, before_ms))
+    return (
+        pl.DataFrame(rows, schema=_FILE_SCHEMA, orient="row")
+        .with_columns(
+            from_time=pl.when(first < start).then(start),
+            before_time=pl.when(last >= end).then(end),
+        )
+        .sort("node", "partition", "first_upload_time", "path")
     )
 
 
+_TIME = pl.Datetime("ms", "UTC")
 COUNTERS = (
-    "accepted", "duplicates", "conflicts", "rejects", "late", "after_seal", "nulled", "skipped",
+    "accepted", "duplicates", "conflicts", "rejects", "rejects_expired", "late", "after_seal",
+    "nulled", "skipped",
 )  # fmt: skip
+MESSAGES = ("accepted", "duplicates", "rejects", "rejects_expired")
+"""Each message that was read is counted as one of these."""
 COUNTS = (
     *COUNTERS, "hot_events", "cold_events", "handed_off", "expired", "hot_blocks", "chunks",
 )  # fmt: skip
 _PARTITION_SCHEMA: dict[str, pl.DataType] = {
     "node": pl.String(),
     "partition": pl.String(),
-    "stream_time": pl.Datetime("ms", "UTC"),
+    "stream_time": _TIME,
     "next_offset": pl.Int64(),
     "lag": pl.Int64(),
     **dict.fromkeys(COUNTS, pl.Int64()),
 }
-FILE_SCHEMA: dict[str, pl.DataType] = {
+_FILE_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("node", "partition", "path"), pl.String()),
     **dict.fromkeys(("rows", "bytes"), pl.Int64()),
-    **dict.fromkeys(
-        ("first_upload_time", "last_upload_time", "from_time", "before_time"),
-        pl.Datetime("ms", "UTC"),
-    ),
+    **dict.fromkeys(("first_upload_time", "last_upload_time"), _TIME),
 }

@@ -101,20 +101,17 @@ class Store:
         self._partial = partial
         self._chunks = VerifiedChunks(whole=verify)
         self._cache = HotCache()
-        self._view = self.view()
+        self.last_view = self.view()
+        """The view that the last answer was made of; no part of the public interface."""
 
     def view(self) -> View:
         """Take a new view, which `last_view`, `receipt` and the next use of it refer to. What is in
         a view is no part of the public interface."""
-        self._view = take_view(self._disk, self._roots, chunks=self._chunks, partial=self._partial)
-        self._cache.keep(self._view)
-        self._chunks.keep(file.path for file in self._view.chunk_files)
-        return self._view
-
-    @property
-    def last_view(self) -> View:
-        """The view that the last answer was made of; no part of the public interface."""
-        return self._view
+        view = take_view(self._disk, self._roots, chunks=self._chunks, partial=self._partial)
+        self._cache.keep(view)
+        self._chunks.keep(file.path for file in view.chunk_files)
+        self.last_view = view
+        return view
 
     def _readable(self, *, events: bool = True, rejects: bool = False) -> View:
         """A new view. With `partial`, without the partitions of which a log that is asked for is
@@ -124,8 +121,8 @@ class Store:
             faults = _damaged(view.partitions, self._cache.follow) if events else {}
             if rejects:
                 faults |= _damaged(view.partitions, lambda one: deque(one.rejects(ALL), maxlen=0))
-            self._view = view.without(faults)
-        return self._view
+            self.last_view = view.without(faults)
+        return self.last_view
 
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
         """All events of a view taken now: those of the real-time layer, from the boundary on, or
@@ -213,8 +210,7 @@ class Store:
 
         Collect it within the grace period. Raises BadInput for what is no RejectFilter.
         """
-        _require_filter(wanted)
-        return _scan_rejects(self._readable(events=False, rejects=True), wanted)
+        return _scan_rejects(self._with_rejects(wanted), wanted)
 
     def reject_batches(self, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
         """The rejects that agree with `wanted`, batch by batch, so that memory holds one file's;
@@ -223,8 +219,12 @@ class Store:
         Raises BadInput for what is no RejectFilter; MissingFile if files went meanwhile, for the
         grace period is over.
         """
-        _require_filter(wanted)
-        return _rejects(self._readable(events=False, rejects=True), wanted)
+        return _rejects(self._with_rejects(wanted), wanted)
+
+    def _with_rejects(self, wanted: object) -> View:
+        if not isinstance(wanted, RejectFilter):
+            raise BadInput(f"rejects: expected a RejectFilter, got {wanted!r}")
+        return self._readable(events=False, rejects=True)
 
     def why(
         self, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]] | None = None
@@ -267,7 +267,7 @@ class Store:
 
     def receipt(self) -> Receipt:
         """What the last answer covers."""
-        return receipt_of(self._view)
+        return receipt_of(self.last_view)
 
     def partitions(self) -> pl.DataFrame:
         """One row a partition: progress, counters, and what is hot and cold now.
@@ -334,7 +334,7 @@ class Store:
         except (pl.exceptions.PanicException, pl.exceptions.PolarsError) as error:
             if not isinstance(error, NOT_VALID):
                 # It is Corruption if a chunk's pages, not looked at before, made the query fail.
-                for file in self._view.chunk_files:
+                for file in self.last_view.chunk_files:
                     file.require_whole()
             raise _not_answered(error) from error
 
@@ -391,11 +391,6 @@ def _rejects(view: View, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
 def _scan_rejects(view: View, wanted: RejectFilter) -> pl.LazyFrame:
     schema = polars_schema(REJECT_SCHEMA)
     return scan_frames(lambda _: map(pl.DataFrame, _rejects(view, wanted)), schema, "rejects")
-
-
-def _require_filter(wanted: object) -> None:
-    if not isinstance(wanted, RejectFilter):
-        raise BadInput(f"rejects: expected a RejectFilter, got {wanted!r}")
 
 
 def stream(

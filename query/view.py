@@ -14,7 +14,7 @@ No locks, and nothing is written: the job never knows. A view's files stay for t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,13 +23,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from forebay.query.partition import ChunkFile, Inside, Partition, VerifiedChunks, read_state
+from forebay.query.partition import ChunkFile, Directory, Partition, VerifiedChunks
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, ForebayError, MissingFile
-from forebay.storage.base.layout import Layout
 from forebay.storage.base.times import time_of
 from forebay.storage.formats.boundary import Boundary, Placed, read_boundary
-from forebay.storage.formats.catalog import read_catalog
 from forebay.storage.formats.columns import SYSTEM_FIELDS, parse_types, unite
 from forebay.storage.formats.state import PartitionState
 
@@ -117,12 +115,7 @@ class View:
         """All that may have events of the late table: they came after their time was sealed, and
         the boundary has passed them, but no batch layer took them."""
         until_ms = self.covered_until_ms
-        return [
-            partition.only(partial(_came_late, node.boundary, until_ms))
-            for node in self.nodes
-            for partition in node.partitions
-            if node.boundary is not None and until_ms is not None
-        ]
+        return [] if until_ms is None else self._such(partial(_came_late, until_ms))
 
     @property
     def sealed_until_ms(self) -> int | None:
@@ -133,8 +126,12 @@ class View:
     @property
     def sealed(self) -> list[Partition]:
         """All that may have events which the newest seal is about to hand over."""
+        return self._such(_about_to_go)
+
+    def _such(self, wanted: Callable[[Boundary, Placed], bool]) -> list[Partition]:
+        """All, with those blocks and chunks alone that are wanted at their node's boundary."""
         return [
-            partition.only(partial(_about_to_go, node.boundary or Boundary()))
+            partition.only(partial(wanted, node.boundary or Boundary()))
             for node in self.nodes
             for partition in node.partitions
         ]
@@ -173,7 +170,7 @@ class View:
             raise BadInput(str(error)) from error
 
 
-def _came_late(boundary: Boundary, until_ms: int, part: Placed) -> bool:
+def _came_late(until_ms: int, boundary: Boundary, part: Placed) -> bool:
     return boundary.in_late_table(part) and part.first_ms < until_ms
 
 
@@ -241,20 +238,20 @@ def _read_node(
     """The node, and what is wrong with the partitions that had to be left out."""
     if not root.is_dir():
         raise NotADirectoryError(f"no directory at {root}")
-    layout = Layout(root)
-    inside = Inside(root)
-    inside.require(layout.batch)
+    directory = Directory(disk, root)
+    layout = directory.layout
+    directory.require(layout.batch)
     boundary = read_boundary(disk, layout)
     states: list[PartitionState] = []
     partitions: list[Partition] = []
     faults: dict[str, ForebayError] = {}
     for name in layout.partitions():
         with _noted(faults, root, name):
-            state = read_state(disk, layout, name, inside)
+            state = directory.state(name)
             states += [] if state is None else [state]
     for state in states:
         with _noted(faults, root, state.partition):
-            partitions.append(_partition(disk, layout, state, chunks, inside))
+            partitions.append(_partition(directory, state, chunks))
     silent = tuple(SilentPartition(str(root), name, str(e)) for name, e in faults.items())
     found = list(faults.values())
     if read_boundary(disk, layout).number != boundary.number:
@@ -272,16 +269,14 @@ def _noted(faults: dict[str, ForebayError], root: Path, partition: str) -> Itera
         faults[partition] = error
 
 
-def _partition(
-    disk: Disk, layout: Layout, state: PartitionState, chunks: VerifiedChunks, inside: Inside
-) -> Partition:
+def _partition(directory: Directory, state: PartitionState, chunks: VerifiedChunks) -> Partition:
     name = state.partition
-    catalog = read_catalog(disk, layout.catalog(name), name)
+    catalog = directory.catalog(name)
     if any(chunk.id.incarnation > state.incarnation for chunk in catalog.chunks):
         raise _TooOld(f"partition {name}: its catalog is of a later run than its manifest")
-    found = Partition.of(disk, layout, state, catalog)
+    found = Partition.of(directory, state, catalog)
     try:
-        found.require_files(inside)
+        found.require_files(directory)
         for file in found.chunk_files:
             chunks.require(file)
     except MissingFile as error:

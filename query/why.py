@@ -8,7 +8,7 @@ is kept: drop logs are bounded, and a batch layer without a table is not asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
@@ -132,17 +132,21 @@ def explain(
     late_table = {
         p.folder: {*map(_in_block, p.hot), *map(_in_chunk, p.chunk_paths)} for p in view.late
     }
-    kept: dict[Path, list[Copy]] = {}
-    for partition in view.partitions:
-        kept[partition.folder] = []
-        for where, row in _stored(partition, wanted):
-            below = covered_until is not None and row[UPLOAD_TIME] < covered_until
-            taken = below and where not in late_table.get(partition.folder, ())
-            kept[partition.folder].append(_event(where, row, late, handed_off=taken))
-    copies = [event for events in kept.values() for event in events]
-    here = {(event.partition, event.offset) for event in copies}
+
+    def event(where: str, row: Mapping[str, Any], late_table: Collection[str] = ()) -> Copy:
+        below = covered_until is not None and row[UPLOAD_TIME] < covered_until
+        taken = where == TABLE or (below and where not in late_table)
+        place = _place(row)
+        return Copy("event", *place, row[UPLOAD_TIME], where, place in late, handed_off=taken)
+
+    kept = {
+        p.folder: [event(*one, late_table.get(p.folder, ())) for one in _stored(p, wanted)]
+        for p in view.partitions
+    }
+    copies = list(chain.from_iterable(kept.values()))
+    here = {(copy.partition, copy.offset) for copy in copies}
     rows = [] if table is None else wanted.rows(table.select(wanted.columns))
-    gone = [_event(TABLE, row, late, handed_off=True) for row in rows if _place(row) not in here]
+    gone = [event(TABLE, row) for row in rows if _place(row) not in here]
     copies += gone
     for partition in view.partitions:
         sources = partition.state.next_offsets
@@ -182,9 +186,8 @@ def _stored(partition: Partition, key: _Key) -> Iterator[tuple[str, dict[str, An
     statistics leave room for it."""
     for block in partition.hot:
         logs = partition.logs_of(block)
-        for group in chain.from_iterable(log.groups(key.columns) for log in logs):
-            found = key.rows(pl.DataFrame(pa.Table.from_batches(group)))
-            yield from ((_in_block(block), row) for row in found)
+        for table in chain.from_iterable(log.tables(key.columns) for log in logs):
+            yield from ((_in_block(block), row) for row in key.rows(pl.DataFrame(table)))
     if partition.chunks:
         fields = (*SYSTEM_FIELDS, *(one for one in key.row.schema if one.name not in _PLACE))
         chunks = scan_chunks(partition.chunk_paths, polars_schema(pa.schema(fields)), "_file")
@@ -209,13 +212,6 @@ def _drops(partition: Partition, key: _Key) -> Iterator[dict[str, Any]]:
 
 def _place(row: Mapping[str, Any]) -> tuple[str, int]:
     return row[PARTITION], row[OFFSET]
-
-
-def _event(
-    where: str, row: Mapping[str, Any], late: set[tuple[str, int]], *, handed_off: bool
-) -> Copy:
-    was_late = _place(row) in late
-    return Copy("event", *_place(row), row[UPLOAD_TIME], where, was_late, handed_off)
 
 
 def _dropped(

@@ -34,7 +34,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -67,12 +67,12 @@ from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.hashes import U64
 from forebay.storage.formats.log import Extent, LogReader, Span
 from forebay.storage.formats.schema import UPLOAD_TIME, Schema
-from forebay.storage.formats.series import LogSeries
 from forebay.storage.partition import resume
 from forebay.storage.partition.blocks import Blocks
 from forebay.storage.partition.journal import Journal
 from forebay.storage.partition.known import KnownKeys
 from forebay.storage.partition.offer import Offer
+from forebay.storage.partition.reject_log import RejectLog
 from forebay.storage.partition.rules import Rules
 from forebay.verify.dying import DyingDisk
 from forebay.verify.worker import main
@@ -126,7 +126,7 @@ def hasty() -> None:
 
 
 def short() -> None:
-    KnownKeys.retained = lambda self, interval_ms: []  # type: ignore[method-assign]
+    KnownKeys._retained_in = lambda self, *_, backfill: []  # type: ignore[method-assign]
 
 
 def _accept_ahead(skew_ms: int) -> None:
@@ -316,10 +316,10 @@ def plodding() -> None:
 
 
 def forgetful() -> None:
-    def unlisted(self: LogSeries, extent: Extent) -> Path:
+    def listed(self: RejectLog, extent: Extent, left: Iterable[pa.RecordBatch]) -> Path:
         return self._folder / "none"
 
-    LogSeries.discard = unlisted  # type: ignore[method-assign]
+    RejectLog.rewrite = listed  # type: ignore[method-assign]
 
 
 BUGS: dict[str, Callable[[], None]] = {

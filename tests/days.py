@@ -25,8 +25,9 @@ from pyiceberg.table import StaticTable
 from pyiceberg.transforms import DayTransform
 
 import forebay
-from forebay.flows.batch import DAY_MS, BatchConfig, run_day
+from forebay.flows.batch import run_day
 from forebay.flows.handoff import Handoff
+from forebay.flows.sections import DAY_MS, BatchSettings
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import Boundary, read_boundary
@@ -39,7 +40,7 @@ FIRST = date(2024, 5, 1)
 START_MS = 1_714_521_600_000
 HOUR_MS = 3_600_000
 DAYS = range(3)
-CONFIG = BatchConfig("forebay.events", {}, 64 << 20)
+CONFIG = BatchSettings(memory=64 << 20)
 SETTINGS = {
     "SCHEMA": "none",
     "COLUMNS": '[{"name": "id", "path": "id"}]',

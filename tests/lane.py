@@ -120,7 +120,9 @@ class Lane:
         for message in messages:
             if message.key is not None:
                 self.rows[message.offset] = row(message, self.schema)
-        offer = self.blocks.append(lane_frame(self.name, messages, self.schema, end_offset))
+        offer = self.blocks.append(
+            lane_frame(self.name, messages, self.schema, end_offset), self.now_ms
+        )
         self.offers += [offer] if offer else []
         judge(messages, self.oracle)
         return self

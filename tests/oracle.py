@@ -34,11 +34,12 @@ class Oracle(oracle.Oracle):
         self.next_offsets[source] = offset + 1
         return True
 
-    def blocks(self) -> dict[int, list[list[Place]]]:
-        """The events of each interval's blocks, the blocks in order of creation."""
-        found: dict[int, list[list[Place]]] = {}
+    def blocks(self) -> dict[tuple[int, bool], list[list[Place]]]:
+        """The events of each interval's blocks, and of each day's backfill ones, the blocks in
+        order of creation."""
+        found: dict[tuple[int, bool], list[list[Place]]] = {}
         for block in [*self.closed, *self.live.values()]:
-            found.setdefault(block.interval_ms, []).append(sorted(block.events))
+            found.setdefault(block.place, []).append(sorted(block.events))
         return found
 
     def places(self) -> list[Place]:

@@ -157,6 +157,7 @@ class Partition:
     now_ms: int = 0
     files: OpenDisk = field(default_factory=OpenDisk)
     offers: list[Offer] = field(default_factory=list)
+    name: str = NAME
 
     @property
     def layout(self) -> Layout:
@@ -167,10 +168,10 @@ class Partition:
         committed = PartitionState.decode(snapshot, "snapshot") if snapshot else None
         self.cache = KeyCache(self.cache_bytes)
         self.blocks = Blocks(
-            self.config, NAME, self.layout, self.files, self.cache, committed, self.hash
+            self.config, self.name, self.layout, self.files, self.cache, committed, self.hash
         )
         self.chunks = Chunks(
-            NAME, self.layout, self.files, self.blocks_per_chunk, self.config.grace_ms
+            self.name, self.layout, self.files, self.blocks_per_chunk, self.config.grace_ms
         )
         self.offers = [self.blocks.start(self.now_ms)]
         return self
@@ -184,7 +185,7 @@ class Partition:
                 low = high
 
     def take(self, taken: Frame) -> None:
-        offer = self.blocks.append(taken)
+        offer = self.blocks.append(taken, self.now_ms)
         if offer:
             self.offers.append(offer)
 
@@ -207,35 +208,36 @@ class Partition:
         self.files.close()
 
     def manifest(self) -> PartitionState:
-        manifest = read_manifest(self.files, self.layout.manifest(NAME))
+        manifest = read_manifest(self.files, self.layout.manifest(self.name))
         assert manifest is not None
         return manifest
 
     def catalog(self) -> Catalog:
-        return read_catalog(self.files, self.layout.catalog(NAME), NAME)
+        return read_catalog(self.files, self.layout.catalog(self.name), self.name)
 
     def seen(self, manifest: PartitionState | None = None) -> list[Place]:
         """Every event that a reader would find who read `manifest` and now reads the rest."""
         manifest = manifest or self.manifest()
         catalog = self.catalog().committed(manifest.runs, manifest.incarnation)
         tables = [
-            pq.ParquetFile(self.layout.chunks(NAME) / chunk.file).read() for chunk in catalog.chunks
+            pq.ParquetFile(self.layout.chunks(self.name) / chunk.file).read()
+            for chunk in catalog.chunks
         ]
         for block in manifest.blocks:
             if block.id not in catalog.covered:
                 tables += self._logs(block.extents)
         return _places(tables)
 
-    def by_block(self) -> dict[int, list[list[Place]]]:
-        """The events of each interval's blocks, none merged yet, in order of creation."""
-        found: dict[int, list[list[Place]]] = {}
+    def by_block(self) -> dict[tuple[int, bool], list[list[Place]]]:
+        """As `Oracle.blocks`, while none is merged."""
+        found: dict[tuple[int, bool], list[list[Place]]] = {}
         for block in sorted(self.manifest().blocks, key=lambda block: block.id):
             events = _places(self._logs(block.extents))
-            found.setdefault(block.id.interval_ms, []).append(events)
+            found.setdefault((block.id.interval_ms, block.id.backfill), []).append(events)
         return found
 
     def _logs(self, extents: Sequence[Extent]) -> list[pa.RecordBatch]:
-        folder = self.layout.hot(NAME)
+        folder = self.layout.hot(self.name)
         return [batch for extent in extents for batch in read_log(self.files, folder, extent)]
 
 

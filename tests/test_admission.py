@@ -20,6 +20,7 @@ from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.hashes import U64, Hash, hash_keys
 from forebay.storage.formats.payload import Payload
+from forebay.storage.formats.rejects import labels
 from forebay.storage.formats.schema import OFFSET, PARTITION
 from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition.admission import admit, unseen
@@ -27,6 +28,7 @@ from forebay.storage.partition.edits import Edit, Evict, Open, Progress, Reject,
 from tests.oracle import Oracle, Place
 from tests.partition import (
     BIG_CACHE,
+    CONFIG,
     SCHEMA,
     SPAN_MS,
     WINDOW_MS,
@@ -55,7 +57,13 @@ class Nowhere:
 class Memory:
     """A partition without files."""
 
-    def __init__(self, cache_bytes: int = BIG_CACHE, hash: Hash = hash_keys) -> None:
+    def __init__(
+        self,
+        cache_bytes: int = BIG_CACHE,
+        hash: Hash = hash_keys,
+        backfill_ms: int = CONFIG.backfill_span_ms,
+    ) -> None:
+        self._backfill_ms = backfill_ms
         self.state = PartitionState("p00", 1, SCHEMA.key, SPAN_MS, {})
         self.events: dict[BlockId, list[Place]] = defaultdict(list)
         self.edits: list[type[Edit]] = []
@@ -69,18 +77,30 @@ class Memory:
             yield self._keys[block], np.ones(len(hashes), dtype=bool)
 
     def retained(self, interval_ms: int) -> list[KeySet]:
-        return [keys for id, keys in self._evicted.items() if id.interval_ms == interval_ms]
+        return [
+            keys
+            for id, keys in self._evicted.items()
+            if id.interval_ms == interval_ms and not id.backfill
+        ]
+
+    def backfilled(self, first_ms: int) -> list[KeySet]:
+        end_ms = first_ms + self._backfill_ms
+        return [
+            keys
+            for id, keys in self._evicted.items()
+            if id.backfill and first_ms <= id.interval_ms < end_ms
+        ]
 
     def take(self, taken: Frame) -> None:
         new = unseen(self.state, taken)
         self.apply(Progress(taken, new is not None))
         if new is None:
             return
-        self.apply(Reject(new.rejects))
+        self.apply(Reject(new.rejects, labels(new.rejects), 0))
         if new.events.num_rows:
             stream_ms = self.state.stream_time_ms
             segment = Segment.of(new.events, SCHEMA.key, SCHEMA.payload, stream_ms, self._hash)
-            for edit in admit(self.state, self, segment, WINDOW_MS):
+            for edit in admit(self.state, self, segment, WINDOW_MS, self._backfill_ms):
                 self.apply(edit)
 
     def apply(self, edit: Edit) -> None:
@@ -104,11 +124,12 @@ class Memory:
                 self.take(frame(messages[low:high]))
                 low = high
 
-    def blocks(self) -> dict[int, list[list[Place]]]:
+    def blocks(self) -> dict[tuple[int, bool], list[list[Place]]]:
         """As `Oracle.blocks`."""
-        found: dict[int, list[list[Place]]] = {}
+        found: dict[tuple[int, bool], list[list[Place]]] = {}
         for block in sorted(self.events):
-            found.setdefault(block.interval_ms, []).append(sorted(self.events[block]))
+            place = block.interval_ms, block.backfill
+            found.setdefault(place, []).append(sorted(self.events[block]))
         return found
 
 
@@ -120,12 +141,14 @@ def assert_agrees(memory: Memory, oracle: Oracle) -> None:
     )  # fmt: skip
     assert state.stream_time_ms == oracle.stream_time_ms
     assert state.next_offsets == oracle.next_offsets
-    assert [id.interval_ms for id in sorted(state.hot)] == sorted(oracle.live)
-    assert [id.interval_ms for id in state.evicted] == [b.interval_ms for b in oracle.closed]
+    assert sorted((id.interval_ms, id.backfill) for id in state.hot) == sorted(oracle.live)
+    assert [(id.interval_ms, id.backfill) for id in state.evicted] == [
+        block.place for block in oracle.closed
+    ]
     numbers = [block.number for block in state.evicted.values()]
     assert numbers == list(range(1, state.evictions + 1))
     for id, block in state.hot.items():
-        assert block.touched_ms == oracle.live[id.interval_ms].touched_ms
+        assert block.touched_ms == oracle.live[id.interval_ms, id.backfill].touched_ms
 
 
 @given(
@@ -133,14 +156,16 @@ def assert_agrees(memory: Memory, oracle: Oracle) -> None:
     sizes,
     st.sampled_from([1, 600, BIG_CACHE]),
     st.sampled_from([hash_keys, one_hash]),
+    st.sampled_from([600, CONFIG.backfill_span_ms]),
 )
 def test_edits_make_what_the_oracle_says_however_the_input_is_cut(
-    many: list[Step], sizes: list[int], cache_bytes: int, hash: Hash
+    many: list[Step], sizes: list[int], cache_bytes: int, hash: Hash, backfill_ms: int
 ) -> None:
-    messages, memory = produce(many), Memory(cache_bytes, hash)
+    messages, memory = produce(many), Memory(cache_bytes, hash, backfill_ms)
     for part in cut(messages, sizes):
         memory.append(part)
-    assert_agrees(memory, judge(messages))
+    oracle = Oracle(SPAN_MS, WINDOW_MS, backfill_ms=backfill_ms)
+    assert_agrees(memory, judge(messages, oracle))
 
 
 @given(few_or_many, sizes, sizes)
@@ -172,6 +197,6 @@ def test_a_decision_looks_at_the_state_and_changes_nothing_by_itself() -> None:
     before = memory.state.encode()
     taken = frame([event(2, 2, 10 * WINDOW_MS), event(3, 2, 10 * WINDOW_MS)])
     segment = Segment.of(taken.events, SCHEMA.key, SCHEMA.payload, 0, hash_keys)
-    decided = admit(memory.state, memory, segment, WINDOW_MS)
+    decided = admit(memory.state, memory, segment, WINDOW_MS, CONFIG.backfill_span_ms)
     assert isinstance(next(decided), Evict)
     assert memory.state.encode() == before

@@ -21,8 +21,9 @@ import forebay
 import forebay.query.view
 import forebay.query.why
 from forebay.cli.main import main
-from forebay.flows.batch import DAY_MS, missing_days, run_day
+from forebay.flows.batch import missing_days, run_day
 from forebay.flows.handoff import Handoff
+from forebay.flows.sections import DAY_MS
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
@@ -490,6 +491,23 @@ def test_chunks_older_than_the_retention_go_whether_handed_over_or_not(job: Job)
     left = forebay.open(job.data).scan().select("upload_time").min().collect().item()
     oldest = datetime.fromtimestamp((starts_ms(2) - HOUR_MS) / 1000, UTC)
     assert oldest <= left <= oldest + timedelta(hours=4)
+
+
+def test_beyond_retention_bytes_all_but_the_last_day_goes(job: Job) -> None:
+    """Where a bound of one byte leaves no room for anything."""
+    job.settings["RETENTION_BYTES"] = "1"
+    told = [item for item in going(job) if item["what"] != "file"]
+    assert {item["reason"] for item in told} == {"expired"}
+    run_job(job)
+    run_job(job)  # what was evicted in a run is deleted when that is surely committed
+    store = forebay.open(job.data)
+    found = store.partitions()
+    assert found["expired"].sum() == sum(int(str(item["rows"])) for item in told)
+    times = store.scan().select("upload_time").collect()["upload_time"]
+    day, newest = timedelta(days=1), found["stream_time"].max()
+    assert isinstance(newest, datetime)
+    assert newest - day - timedelta(hours=4) <= times.min() <= newest - day  # type: ignore[operator]
+    assert "the last day is never deleted" in job.told()
 
 
 @pytest.mark.parametrize(("after", "warned"), [("36h", True), ("4d", False)])

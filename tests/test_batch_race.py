@@ -22,9 +22,10 @@ from pyiceberg.exceptions import CommitFailedException, CommitStateUnknownExcept
 from pyiceberg.table import CommitTableResponse, Table
 
 import forebay
-from forebay.flows.batch import BatchConfig, run_day
+from forebay.flows.batch import run_day
 from forebay.flows.batch_table import SEAL, EventTable, own_catalog
 from forebay.flows.handoff import Handoff
+from forebay.flows.sections import BatchSettings
 from forebay.storage.base.errors import BadInput, Corruption
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import Boundary
@@ -328,8 +329,8 @@ def test_a_day_that_was_rolled_back_before_it_was_completed_is_written_again(
     assert ids(_rows(table(place))) == once(keys(0) | keys(1))
 
 
-def _config(place: dict[str, str]) -> BatchConfig:
-    return BatchConfig(CONFIG.table, place, CONFIG.memory_bytes)
+def _config(place: dict[str, str]) -> BatchSettings:
+    return CONFIG.model_copy(update={"catalog": place})
 
 
 def _taken_unseen(commit: Callable[..., Any]) -> Callable[..., Any]:

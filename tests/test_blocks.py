@@ -19,6 +19,7 @@ from forebay.storage.base.layout import incarnation_of
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.schema import Column
+from forebay.storage.partition.rules import DAY_MS
 from tests.partition import (
     BIG_CACHE,
     CONFIG,
@@ -98,11 +99,13 @@ def test_redelivery_of_an_hour_ago_with_the_same_upload_time_is_dropped(
     assert counts(partition) == (31, 30)
 
 
-def test_late_and_new_event_goes_into_a_fresh_block_of_its_interval(partition: Partition) -> None:
+def test_late_and_new_event_goes_into_a_backfill_block_of_its_day(partition: Partition) -> None:
     partition.start()
     partition.append(event(0, 1, 0), event(1, 2, HOUR_MS), event(2, 3, 1))
     partition.blocks.publish()
-    assert partition.by_block()[START_MS] == [[("s0", 0)], [("s0", 2)]]
+    day_ms = START_MS - START_MS % DAY_MS
+    assert partition.by_block()[START_MS, False] == [[("s0", 0)]]
+    assert partition.by_block()[day_ms, True] == [[("s0", 2)]]
     assert partition.manifest().counters.late == 1
 
 

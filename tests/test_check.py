@@ -15,11 +15,10 @@ import forebay
 from forebay.cli.main import main
 from forebay.query import check as checking
 from forebay.query.check import Fault, Report, check
-from forebay.query.partition import Inside
+from forebay.query.partition import Directory
 from forebay.storage.base import record
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, MissingFile
-from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.rejects import ALL
 from forebay.storage.formats.replay_request import ask
@@ -100,7 +99,8 @@ def first_byte(column: pq.ColumnChunkMetaData) -> int:
 
 
 def test_a_flip_in_a_page_is_told_with_its_column_and_where_that_is(partition: Partition) -> None:
-    """Some of a page's header is beyond its checksum: there the file's tells that it is damaged."""
+    """By the checksum of the piece it is in: of the columns there, those that can't be read, or
+    all."""
     path = of_kind(partition, "*.parquet")
     content = path.read_bytes()
     with pq.ParquetFile(path) as file:
@@ -110,7 +110,7 @@ def test_a_flip_in_a_page_is_told_with_its_column_and_where_that_is(partition: P
             for group in groups
             for index in range(file.metadata.num_columns)
         ]
-    told: set[tuple[str, int] | None] = set()
+    alone: set[str] = set()
     for column in columns:
         start = first_byte(column)
         name = column.path_in_schema
@@ -118,12 +118,11 @@ def test_a_flip_in_a_page_is_told_with_its_column_and_where_that_is(partition: P
             flip(path, at)
             (found,) = faults(partition)
             path.write_bytes(content)
-            by_column = (
-                found.offset == start and f"column {name!r} in bytes {start}.." in found.what
-            )
-            assert by_column or (found.offset == 0 and "checksum of bytes 0.." in found.what), at
-            told.add((name, start) if by_column else None)
-    assert told - {None} == {(column.path_in_schema, first_byte(column)) for column in columns}
+            assert found.offset == 0, at
+            assert f"row group 0 column {name!r}" in found.what, at
+            if found.what.count(" column ") == 1:
+                alone.add(name)
+    assert alone == {column.path_in_schema for column in columns}
 
 
 def test_a_byte_past_what_counts_is_no_fault(partition: Partition) -> None:
@@ -174,9 +173,10 @@ def test_rows_other_than_the_manifests_are_told(partition: Partition) -> None:
     body = orjson.loads(path.read_bytes())["body"]
     body["rejects"][0]["rows"] += 1
     path.write_bytes(record.encode("manifest", 2, body))
-    (found,) = faults(partition)
+    found, counted = faults(partition)
     assert found.file.endswith(body["rejects"][0]["file"])
     assert "rows" in found.what
+    assert counted.what.endswith("manifest.json: expected 6 rejects in files, as counted, got 7")
 
 
 def test_what_the_job_does_meanwhile_is_no_fault(
@@ -187,12 +187,10 @@ def test_what_the_job_does_meanwhile_is_no_fault(
     parts = checking._parts
     views = 0
 
-    def overtaken(
-        disk: Disk, layout: Layout, name: str, small: Report, inside: Inside
-    ) -> Iterator[object]:
+    def overtaken(directory: Directory, name: str, small: Report) -> Iterator[object]:
         nonlocal views
         views += 1
-        found = list(parts(disk, layout, name, small, inside))
+        found = list(parts(directory, name, small))
         if views == 1:
             partition.append(event(100, 100, 60_000), event(101, 101, 61_000))
             partition.merge()

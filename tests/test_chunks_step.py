@@ -17,13 +17,15 @@ from forebay.storage.partition.offer import Offer
 @pytest.fixture
 def sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChunksSink:
     monkeypatch.setattr(process, "_noted", [])
-    return ChunksSink(["p"], Layout(tmp_path), Disk(), blocks_per_chunk=2, grace_ms=1000)
+    return ChunksSink(
+        ["p"], Layout(tmp_path), Disk(), blocks_per_chunk=2, grace_ms=1000, merge_bytes=1 << 26
+    )
 
 
 def test_a_partition_that_is_built_again_after_an_offer_goes_on(sink: ChunksSink) -> None:
     """As the engine does where a crash left a newer snapshot of the sink than of the blocks."""
     first = sink.build_part("chunks", "p", None)
-    first.write_batch([Offer(1, (), {})])
+    first.write_batch([Offer(1, (), runs={})])
     second = sink.build_part("chunks", "p", None)
     first.close()
     second.write_batch([Offer(1, ())])

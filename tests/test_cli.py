@@ -35,6 +35,7 @@ TOTALS = {
     "duplicates": 1,
     "conflicts": 1,
     "rejects": 1,
+    "rejects_expired": 0,
     "late": 1,
     "after_seal": 0,
     "nulled": 0,

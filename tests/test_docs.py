@@ -100,6 +100,7 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay retention": _says(r"goes: \d+ of"),
     "forebay rejects list": _says("bad json"),
     "forebay rejects replay": _says("no rejects to replay"),
+    "forebay rejects delete": _says("no rejects to delete"),
     "forebay why": _says("kept: partition part-00000"),
     "forebay check": _says("all as written"),
     "forebay config check --connect": _says("no faults"),

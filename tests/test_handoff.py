@@ -59,7 +59,7 @@ def complete(partition: Partition, *, late: bool = True) -> Boundary:
 
 def tick(partition: Partition, retention_ms: int = 0) -> None:
     batch = read_boundary(partition.files, partition.layout)
-    partition.offers.append(partition.blocks.tick(batch, retention_ms))
+    partition.offers.append(partition.blocks.tick(batch, retention_ms, partition.now_ms))
     partition.merge()
     partition.blocks.publish()
 

@@ -25,8 +25,9 @@ from pyiceberg.table import Table
 
 import forebay
 from forebay.flows import batch as flow
-from forebay.flows.batch import DAY_MS, run_day
+from forebay.flows.batch import run_day
 from forebay.flows.batch_table import own_catalog
+from forebay.flows.sections import DAY_MS
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
@@ -80,7 +81,7 @@ def node(root: Path, schema: Schema, *partitions: Sequence[Row]) -> Path:
                    for n in names]  # fmt: skip
         events = pa.RecordBatch.from_arrays(columns, names=names)
         rejects = pa.RecordBatch.from_pylist([], REJECT_SCHEMA)
-        offer = lane.blocks.append(Frame(lane.name, lane.name, 0, len(placed), events, rejects))
+        offer = lane.blocks.append(Frame(lane.name, lane.name, 0, len(placed), events, rejects), 0)
         lane.offers += [offer] if offer else []
         lane.blocks.publish()
         lane.merge()
@@ -283,7 +284,7 @@ def test_memory_that_does_not_do_is_told_by_its_setting_and_changes_nothing(
 ) -> None:
     root = node(tmp_path / "data", TEXTS, [{"id": f"{n}", RAW: b""} for n in range(5000)])
     with pytest.raises(BadInput, match=r"batch.memory: expected enough, or room below .*work"):
-        run_day([root], replace(CONFIG, memory_bytes=200_000), day(0))
+        run_day([root], CONFIG.model_copy(update={"memory": 200_000}), day(0))
     assert run_day([root], CONFIG, day(0)).rows == 5000
 
 

@@ -18,14 +18,14 @@ from click.testing import CliRunner
 import forebay
 from forebay.cli.main import main
 from forebay.flows.in_force import FORMER, PRESENT, decided, note_of, schema_in_force
-from forebay.flows.schemas import PRESETS, Preset
+from forebay.flows.schemas import PRESETS
 from forebay.flows.settings import Settings
 from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.form import read_form
-from forebay.storage.formats.schema import OFFSET
+from forebay.storage.formats.schema import OFFSET, Schema
 from forebay.storage.partition.rules import Rules
 from tests.job import Job
 from tests.partition import Partition
@@ -41,7 +41,7 @@ def settings(name: str, root: Path, **more: Any) -> Settings:
     return Settings.model_validate({"schema": name, "data_dir": root, **more})
 
 
-def begun(partition: Partition, name: str, former: Preset | None) -> None:
+def begun(partition: Partition, name: str, former: Schema | None) -> None:
     """Take the samples in under this form, or the present one."""
     form = SAMPLES[name]
     preset = former or PRESETS[name]

@@ -128,7 +128,7 @@ def hostile(tmp_path: Path) -> Iterator[Path]:
         schema=REJECT_SCHEMA,
     )
     events = pa.RecordBatch.from_arrays(columns, schema=schema)
-    lane.blocks.append(Frame("p00", "p00", 0, 7, events, rejects))
+    lane.blocks.append(Frame("p00", "p00", 0, 7, events, rejects), 0)
     lane.blocks.publish()
     yield lane.root
     lane.files.close()

@@ -434,6 +434,7 @@ def test_receipt_and_partitions_tell_progress_counters_and_sizes(lane: Lanes) ->
         "duplicates": oracle.duplicates,
         "conflicts": oracle.duplicates,  # no two rows have the same values
         "rejects": oracle.rejects,
+        "rejects_expired": 0,
         "late": oracle.late,
         "nulled": 0,
         "skipped": 0,
@@ -463,7 +464,7 @@ def test_several_sources_of_a_partition_have_no_one_next_offset_and_add_up_their
     one = lane()
     for source, end in (("s0", 5), ("s1", 7), ("read beyond its end as last known", 0)):
         taken = lane_frame(source, [event(0, end, 0, source)], SCHEMA, end_offset=end)
-        one.blocks.append(replace(taken, partition="p00"))
+        one.blocks.append(replace(taken, partition="p00"), 0)
     (partition,) = forebay.open(one.publish().root).partitions().to_dicts()
     assert (partition["next_offset"], partition["lag"]) == (None, 4 + 6)
 

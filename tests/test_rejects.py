@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ from click.testing import CliRunner
 
 import forebay
 from forebay.cli.main import main
+from forebay.cli.summary import summary
+from forebay.query.receipt import MESSAGES
+from forebay.storage.formats.boundary import BoundaryWriter
+from forebay.storage.formats.replay_request import read_request
 from tests.job import Job
 from tests.partition import (
     NAME,
@@ -125,7 +130,7 @@ def test_export_to_another_kind_of_file_is_refused(data: Path) -> None:
     assert "expected .ndjson, .jsonl, .parquet" in result.output
 
 
-@pytest.mark.parametrize("command", ["list", "export", "replay"])
+@pytest.mark.parametrize("command", ["list", "export", "replay", "delete"])
 def test_a_mistyped_partition_is_an_error_and_no_empty_answer(
     command: str, data: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +142,70 @@ def test_a_mistyped_partition_is_an_error_and_no_empty_answer(
         result.output
     )
     assert not (tmp_path / "out.ndjson").exists()
+
+
+# -- deletion -----------------------------------------------------------------------------------
+
+
+def test_delete_asks_for_what_is_there_and_nothing_else(data: Path, partition: Partition) -> None:
+    told = invoke("rejects", "delete", "--dry-run", "--data-dir", str(data))
+    assert told == "3 bad json\n1 empty\n1 too large\n5 rejects would be deleted\n"
+    dry = ("rejects", "delete", "--dry-run", "--data-dir", str(data), "--reason", "empty")
+    assert invoke(*dry) == "1 empty\n1 rejects would be deleted\n"
+    assert not partition.layout.replay.exists()
+    refused = CliRunner().invoke(main, ["rejects", "delete", "--data-dir", str(data)])
+    assert refused.exit_code == 1
+    assert "expected --yes where there is no terminal" in refused.output
+    assert not partition.layout.replay.exists()
+    asked = ("rejects", "delete", "--yes", "--data-dir", str(data), "--offset", "2")
+    for _ in range(2):  # the fixture has the lock, as a job has
+        assert invoke(*asked) == (
+            "1 bad json\nrequest 1: 1 rejects; the job takes it up within seconds\n"
+        )
+    request = read_request(partition.files, partition.layout, 1)
+    assert request
+    assert request.delete == {NAME: {SOURCE: 7}}
+    for _ in partition.blocks.delete(request):
+        pass
+    partition.blocks.publish()
+    assert forebay.open(data).rejects().collect()["_offset"].sort().to_list() == [1, 3, 4, 5]
+    assert invoke(*asked) == "no rejects to delete\n"
+    assert "rejects_expired 1" in " ".join(summary(data))
+    status = json.loads(invoke("status", "--json", "--data-dir", str(data)))
+    assert (status["totals"]["rejects"], status["totals"]["rejects_expired"]) == (4, 1)
+    assert sum(status["totals"][name] for name in MESSAGES) == 7
+
+
+@pytest.mark.parametrize(("answer", "asked"), [("y", True), ("n", False)])
+def test_delete_asks_at_a_terminal(
+    data: Path, partition: Partition, monkeypatch: pytest.MonkeyPatch, answer: str, asked: bool
+) -> None:
+    monkeypatch.setattr("forebay.cli.rejects._at_terminal", lambda: True)
+    arguments = ["rejects", "delete", "--data-dir", str(data)]
+    told = CliRunner().invoke(main, arguments, input=f"{answer}\n", catch_exceptions=False).output
+    assert "Delete these 5 rejects? [y/N]" in told
+    assert partition.layout.replay_request(1).exists() == asked
+
+
+def test_retention_lists_files_of_rejects_and_says_which_go(
+    data: Path, partition: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("retention", "--json", "--data-dir", str(data))
+
+    def fates() -> list[tuple[str, str]]:
+        found = json.loads(invoke(*arguments).rpartition("]")[0] + "]")
+        return [(item["fate"], item["reason"]) for item in found if item["what"] == "rejects"]
+
+    assert fates() == [("goes", "expired")]  # they came in 1970, by the partition's clock
+    monkeypatch.setenv("FOREBAY_REJECTS_RETENTION", "0s")
+    assert fates() == [("stays", "not old enough")]
+    with BoundaryWriter(partition.files, partition.layout) as writer:
+        writer.seal(partition.config.block_span_ms, [])
+        writer.complete(0, late=False)
+    assert fates() == [("goes", "handed off")]
+    monkeypatch.undo()
+    told = invoke("retention", "--dry-run", "--data-dir", str(data))
+    assert re.search(r"goes: 1 of 0 events, 5 rejects and [\d,]+ bytes", told)
 
 
 # -- the real job -------------------------------------------------------------------------------
@@ -166,6 +235,36 @@ def test_job_replays_what_was_asked_exactly_once_over_a_kill(
     counts = job.partitions().select("accepted", "duplicates", "rejects").row(0)
     assert counts == (4_000, 0, 0)
     assert invoke("rejects", "replay", "--data-dir", str(job.data)) == "no rejects to replay\n"
+
+
+def test_job_deletes_what_was_asked_exactly_once_over_a_kill(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    """Also with hash partitions, where there is no replay."""
+    lines = [_line(number) for number in range(3_000)]
+    events = tmp_path / "events"
+    events.mkdir()
+    (events / "a.ndjson").write_bytes(b"".join(lines[:2_000]))
+    job = make_job(
+        FILES__PATH=str(events), MESSAGE_BYTES_MAX="300", EPOCH_INTERVAL="50ms", GRACE="1s",
+        HASH_PARTITIONS="2",
+    )  # fmt: skip
+    assert job.ends(job.run()) == 0, job.told()
+    before = sum(n % 3 == 0 for n in range(2_000))
+    told = invoke("rejects", "delete", "--yes", "--data-dir", str(job.data))
+    assert told.endswith(f"request 1: {before} rejects; no job runs, the next one does it\n")
+    (events / "a.ndjson").write_bytes(b"".join(lines))
+    job.settings["BATCH_ROWS"] = "50"
+    killed = job.run()
+    job.until(killed, lambda found: found["rejects_expired"].sum() > 0)
+    job.kill(killed)
+    assert job.ends(job.run()) == 0, job.told()
+    counts = job.partitions().select("accepted", "rejects", "rejects_expired").sum().row(0)
+    after = sum(n % 3 == 0 for n in range(2_000, 3_000))
+    assert counts == (3_000 - before - after, after, before)
+    assert forebay.open(job.data).rejects().collect()["_offset"].min() == 2_001
+    assert invoke("check", "--data-dir", str(job.data)).endswith("all as written\n")
+    assert f"rejects_expired {before}" in job.told()
 
 
 def test_replay_tells_whether_a_job_runs(data: Path, partition: Partition) -> None:

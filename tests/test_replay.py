@@ -6,7 +6,6 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 import forebay
 from forebay.operators.blocks import BlocksStep
 from forebay.operators.decode import DecodeConfig, Decoder
-from forebay.operators.redecode import decode_again
 from forebay.operators.sources.messages import Messages
 from forebay.storage.base import record
 from forebay.storage.base.disk import Disk
@@ -57,7 +55,7 @@ def decoder(bytes_max: int) -> Decoder:
 
 
 def redecode(bytes_max: int) -> Callable[[pa.RecordBatch], list[Frame]]:
-    return partial(decode_again, decoder(bytes_max))
+    return decoder(bytes_max).decode_again
 
 
 def message(key: int, upload_ms: int, *, large: bool = False) -> bytes:
@@ -286,8 +284,9 @@ class Model:
             passing = [s for s in file if s.key is not None and s.offset in offsets]
             if not passing:
                 continue
-            self.files.remove(file)
-            self.current += [sent for sent in file if sent not in passing]
+            at = self.files.index(file)
+            self.files[at] = [sent for sent in file if sent not in passing]
+            self.files = [file for file in self.files if file]
             for sent in passing:
                 self.oracle.rejects -= 1
                 following = self.oracle.next_offsets.pop(SOURCE)

@@ -19,11 +19,11 @@ import polars as pl
 import pytest
 
 import forebay
-from forebay.flows.batch import BatchConfig, run_day
+from forebay.flows.batch import run_day
 from forebay.flows.schemas import PRESETS
+from forebay.flows.sections import BatchSettings
 from forebay.flows.settings import Settings
 from forebay.operators.decode import DecodeConfig, Decoder
-from forebay.operators.redecode import decode_again
 from forebay.operators.routing import hash_partitions, repartition
 from forebay.operators.sources.messages import Messages
 from forebay.storage.formats.frame import Frame
@@ -171,7 +171,7 @@ def test_lines_are_the_same_alone_and_when_rejects_are_read_again(form: Form) ->
         sum(offset <= n for offset in whole.events.column(OFFSET).to_pylist())
         for n in range(len(form.lines))
     ]
-    for frame in decode_again(decoder, whole.rejects):
+    for frame in decoder.decode_again(whole.rejects):
         assert frame.events.num_rows == 0
         assert frame.rejects.equals(whole.rejects)
 
@@ -267,7 +267,7 @@ def test_a_job_hands_the_samples_of_a_day_over(name: str, clean: None, tmp_path:
     if form.schema.upload_time is None:  # a file's time stands for the broker's
         wanted = {n: {**one, UPLOAD_TIME: "2024-05-01T09:00:00Z"} for n, one in wanted.items()}
     assert rows == wanted
-    report = run_day([job.data], BatchConfig("forebay.events", {}, 64 << 20), DAY)
+    report = run_day([job.data], BatchSettings(memory=64 << 20), DAY)
     assert (report.rows, report.duplicates) == (len(wanted), 0)
     every = forebay.open(job.data).scan("all").collect()
     assert sorted(every[OFFSET]) == sorted([*wanted, len(form.lines)])

@@ -23,8 +23,9 @@ from click.testing import CliRunner
 
 import forebay
 from forebay.cli.main import main
-from forebay.flows.batch import BatchConfig, run_day
+from forebay.flows.batch import run_day
 from forebay.flows.cross_partition import duplicates
+from forebay.flows.sections import BatchSettings
 from forebay.query.check import check
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
@@ -214,7 +215,7 @@ def test_a_handoff_lands_events_that_differ_in_hostile_times_only_and_each_once(
     one.blocks.publish()
     one.crash()
     one.layout.ended.touch()
-    place = BatchConfig("forebay.events", {}, 64 << 20)
+    place = BatchSettings(memory=64 << 20)
     report = run_day([tmp_path], place, date(2024, 5, 1))
     assert (report.rows, report.duplicates) == (3, 0)
     landed = forebay.open(tmp_path).scan("all").sort("_offset").collect()
@@ -230,7 +231,7 @@ def test_its_day_is_handed_over(job: Job) -> None:
     with (job.folder / "events" / "a.ndjson").open("a") as file:
         file.write(f'{{"id":"next","at":{START_MS + 25 * HOUR_MS},"t":1}}\n')
     assert job.ends(job.run()) == 0, job.told()
-    report = run_day([job.data], BatchConfig("forebay.events", {}, 64 << 20), date(2024, 5, 1))
+    report = run_day([job.data], BatchSettings(memory=64 << 20), date(2024, 5, 1))
     assert (report.rows, report.duplicates) == (34, 0)
     assert read_boundary(Disk(), Layout(job.data)).number == 1
     rows = forebay.open(job.data).scan("all").collect()

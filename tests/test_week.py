@@ -31,7 +31,7 @@ import pytest
 from confluent_kafka import Producer
 
 import forebay
-from forebay.flows.batch import DAY_MS
+from forebay.flows.sections import DAY_MS
 from forebay.query.view import View
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout

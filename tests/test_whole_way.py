@@ -28,7 +28,8 @@ from duckdb_extensions import import_extension
 from pyiceberg.table import StaticTable
 
 import forebay
-from forebay.flows.batch import BatchConfig, run_day
+from forebay.flows.batch import run_day
+from forebay.flows.sections import BatchSettings
 from forebay.flows.settings import load
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
@@ -268,7 +269,7 @@ def test_every_value_comes_out_as_it_went_in_or_null_on_the_whole_way(
     store = forebay.open(job.data)
     assert_same(store.scan().filter(pl.col(OFFSET) < len(feed.messages)).collect(), expected)
     earlier = {o: r for o, r in expected.events.items() if upload_ms(r) < START_MS + 24 * HOUR_MS}
-    report = run_day([job.data], BatchConfig("forebay.events", {}, 64 << 20), DAY)
+    report = run_day([job.data], BatchSettings(memory=64 << 20), DAY)
     assert (report.rows, report.duplicates) == (len(earlier), 0)
     expected.events = earlier
     for rows in tables(job):

@@ -185,14 +185,14 @@ class PayloadOracle(Oracle):
         accepted, duplicates, late = self.accepted, self.duplicates, self.late
         upload_ms = START_MS + event.upload_ms
         self.event(event.place, event.keys, upload_ms)
-        interval_ms = upload_ms // SPAN_MS * SPAN_MS
+        places = self.places_of(upload_ms)
         if self.accepted > accepted:
-            self.kept.append((self.live[interval_ms], event))
+            self.kept.append((self.live[places[-1]], event))
             if self.late > late:
                 self.dropped.append((event.offset, "late"))
         elif self.duplicates > duplicates:
             live = list(self.live.values())
-            retained = [block for block in self.closed if block.interval_ms == interval_ms]
+            retained = [b for place in places for b in self.closed if b.place == place]
             (original, *_) = [
                 kept
                 for among in (live, retained)
@@ -217,7 +217,7 @@ def test_retry_with_the_same_payload_and_a_new_upload_time_is_no_conflict(
 ) -> None:
     partition.start()
     partition.blocks.append(
-        frame([Event(0, 1, 0, ("a", 1, True)), Event(1, 1, 90, ("a", 1, True))])
+        frame([Event(0, 1, 0, ("a", 1, True)), Event(1, 1, 90, ("a", 1, True))]), 0
     )
     assert conflicts(partition) == 0
     assert partition.manifest().counters.duplicates == 1
@@ -233,7 +233,7 @@ def test_same_key_with_another_payload_is_a_conflict(
     partition.start()
     events = [Event(0, 1, 0, ("a", 1, True)), Event(1, 1, 1, other), Event(2, 2, 1, other)]
     for some in [events[:1], events[1:]] if apart else [events]:
-        partition.blocks.append(frame(some))
+        partition.blocks.append(frame(some), 0)
     assert conflicts(partition) == 1
     assert told(partition) == [(1, "conflict")]
 

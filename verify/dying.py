@@ -20,9 +20,8 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from typing_extensions import override
 
@@ -104,27 +103,22 @@ class DyingDisk(Disk):
         super().__init__()
         self._death = death
         self._die = die
-        self._left = death.nth if death else 0
-        self._later_s = 0.0
-        if death:
-            self._later_s = (death.nth if death.point == MOMENT else death.later_ms) / 1000
+        self._at = death
+        if death and death.point == MOMENT:
+            self._at = Death("log-append", MOMENT, 1, death.nth)
+        self._left = self._at.nth if self._at else 0
+        self._chunk: str | None = None
         self.orphans = 0
         self.read_back = 0
         self._lock = threading.Lock()
 
     def due(self, point: str) -> str | None:
         """`point` is about to happen: when to die, or None to live on."""
-        death = self._death
-        if death is None or death.point not in (point, MOMENT):
+        if self._at is None or point != self._at.point:
             return None
         with self._lock:
-            if death.point == MOMENT:
-                if point != "log-append" or not self._left:
-                    return None
-                self._left = 0
-                return MOMENT
             self._left -= 1
-            return death.when if self._left == 0 else None
+            return self._at.when if self._left == 0 else None
 
     def around(
         self, point: str, act: Callable[[], object], half: Callable[[], object] = bool
@@ -140,14 +134,14 @@ class DyingDisk(Disk):
         if when == "after":
             self.end()
         elif when == MOMENT:
-            self._die_in(self._later_s)
+            self._die_later()
 
     def end(self) -> None:
         os.write(2, f"dies at {self._death}\n".encode())
         self._die()
 
-    def _die_in(self, seconds: float) -> None:
-        timer = threading.Timer(seconds, self.end)
+    def _die_later(self) -> None:
+        timer = threading.Timer(self._at.later_ms / 1000 if self._at else 0, self.end)
         timer.daemon = True
         timer.start()
 
@@ -172,13 +166,17 @@ class DyingDisk(Disk):
 
     @override
     def write(self, path: Path) -> BinaryIO:
-        when = self.due("chunk-write")
-        if when == "before":
+        self._chunk = self.due("chunk-write")
+        if self._chunk == "before":
             self.end()
-        return cast(BinaryIO, _DyingChunk(path, self, when))
+        return super().write(path)
 
     @override
     def publish(self, temporary: Path, path: Path) -> None:
+        if self._chunk == "half":
+            os.truncate(temporary, temporary.stat().st_size // 2)
+        if self._chunk:
+            self.end()
         self.around("chunk-rename", partial(super().publish, temporary, path))
 
     @override
@@ -196,7 +194,7 @@ class DyingDisk(Disk):
         if when == "before":
             self.end()
         elif when == "after":
-            self._die_in(self._later_s)
+            self._die_later()
 
 
 class _DyingAppender(Appender):
@@ -213,20 +211,3 @@ class _DyingAppender(Appender):
     @override
     def sync(self) -> None:
         self._disk.around("log-fsync", super().sync)
-
-
-class _DyingChunk(FileIO):
-    """A file that is written as a whole: dies when it is complete, or half of it."""
-
-    def __init__(self, path: Path, disk: DyingDisk, when: str | None) -> None:
-        super().__init__(path, "wb")
-        self._disk = disk
-        self._when = when
-
-    @override
-    def close(self) -> None:
-        if self._when == "half" and not self.closed:
-            self.truncate(self.tell() // 2)
-        super().close()
-        if self._when:
-            self._disk.end()

@@ -12,7 +12,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -140,29 +140,34 @@ class Trial:
     @property
     def environment(self) -> dict[str, str]:
         """What a process of the job finds, with nothing of what is configured here."""
-        own = {"DATA_DIR": str(self.data), "CONFIG": str(self._config), **SETTINGS}
-        own |= {"FILES__PATH": str(self.feed.folder), "MESSAGE_BYTES_MAX": str(self.limits[-1])}
-        own |= self.settings
+        own = {
+            **SETTINGS,
+            "DATA_DIR": str(self.data),
+            "CONFIG": str(self._config),
+            "FILES__PATH": str(self.feed.folder),
+            "MESSAGE_BYTES_MAX": str(self.limits[-1]),
+            **self.settings,
+        }
         environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
         environment |= {f"{ENV_PREFIX}{name}": value for name, value in own.items()}
         return {**environment, NOTES: str(self._notes)}
 
     def dies(self, death: Death, workers: int | None = None) -> None:
         """A run that must die so."""
-        self._expect(self.run(death, workers), -SIGKILL, str(death))
+        self._expect(self.run(death, workers), -SIGKILL, death)
 
     def may_die(self, death: Death, workers: int | None = None) -> bool:
         """A run that dies so, unless its input ends before; whether it died."""
         code = self.run(death, workers)
         if code:
-            self._expect(code, -SIGKILL, str(death))
+            self._expect(code, -SIGKILL, death)
         return code != 0
 
     def ends(self, workers: int | None = None) -> None:
         """A run to the end of the input."""
         self._expect(self.run(None, workers), 0, "the end of the input")
 
-    def _expect(self, code: int, expected: int, what: str) -> None:
+    def _expect(self, code: int, expected: int, what: object) -> None:
         if code != expected:
             raise Failure(f"expected {what}, the job ended with {code}:\n{self.told()}")
 
@@ -201,30 +206,24 @@ class Trial:
 
     def compare(self) -> Difference:
         """What a query finds now, against the rules; and whatever a reader missed before."""
-        expected = self.expected()
         store = query.open(self.data)
-        wanted: Counter[tuple[object, ...]] = Counter()
-        raw = self.settings.get("RAW") == "true"
-        for name, one in expected.items():
+        raw = ["raw"] if self.settings.get("RAW") == "true" else []
+        wanted, wanted_counts = Counter[object](), Counter[object]()
+        for name, one in self.expected().items():
             sent = self.feed.messages[name]
-            wanted.update(
-                (name, offset, *row, *([sent[offset]] if raw else []))
-                for offset, row in one.events.items()
-            )
+            for offset, row in one.events.items():
+                wanted[name, offset, *row, *(sent[offset] for _ in raw)] += 1
             wanted.update((name, offset, message) for offset, message in one.rejects.items())
-        found = Counter(self._events(store, ["raw"] if raw else []))
+            if one.messages:
+                wanted_counts.update(_counts(name, one.messages, one.stream_time_ms, one.counts))
+        found, found_counts = Counter[object](self._events(store, raw)), Counter[object]()
         found.update(store.rejects().select("_partition", "_offset", "message").collect().rows())
-        lost, doubled = (wanted - found).total(), (found - wanted).total()
-        wanted_counts = _counts(
-            {"partition": name, "next_offset": one.messages, "stream_time": one.stream_time_ms}
-            | one.counts
-            for name, one in expected.items()
-            if one.messages
-        )
         stream_time = pl.col("stream_time").dt.epoch("ms")
-        found_counts = _counts(store.partitions().with_columns(stream_time).to_dicts())
-        lost = max(lost, (wanted_counts - found_counts).total())
-        doubled = max(doubled, (found_counts - wanted_counts).total())
+        for told in store.partitions().with_columns(stream_time).to_dicts():
+            at = told["partition"], told["next_offset"], told["stream_time"]
+            found_counts.update(_counts(*at, told))
+        lost = max((wanted - found).total(), (wanted_counts - found_counts).total())
+        doubled = max((found - wanted).total(), (found_counts - wanted_counts).total())
         return Difference(self.lost + lost, self.doubled + doubled)
 
     def _events(self, store: Store, more: list[str]) -> Iterator[tuple[object, ...]]:
@@ -238,17 +237,12 @@ class Trial:
         return self.columns[name].startswith("time")
 
 
-Counts = Counter[tuple[str, str]]
-"""What was counted, by partition and kind; and where it stands, which counts one."""
-
-
-def _counts(partitions: Iterable[Mapping[str, object]]) -> Counts:
-    counts: Counts = Counter()
-    for row in partitions:
-        name = str(row["partition"])
-        counts.update({(name, kind): row[kind] for kind in KINDS})
-        counts[name, f"at {row['next_offset']}, {row['stream_time']}"] = 1
-    return counts
+def _counts(
+    partition: str, next_offset: int, stream_time_ms: int | None, counts: Mapping[str, int]
+) -> dict[object, int]:
+    """What was counted, by partition and kind; and where it stands, which counts one."""
+    at = f"at {next_offset}, {stream_time_ms}"
+    return {**{(partition, kind): counts[kind] for kind in KINDS}, (partition, at): 1}
 
 
 Story = Callable[[Trial], None]
@@ -283,7 +277,7 @@ def play(
     started_s = time.monotonic()
     trial = Trial(folder, f"{seed} {name}", module, brief)
     faults: list[str] = []
-    found: list[Difference] = []
+    difference = None
     with _told(faults), trial.cleanup:
         with _told(faults):
             story(trial)
@@ -291,9 +285,10 @@ def play(
             for look in trial.afterwards:
                 look()
         with _told(faults):
-            found.append(trial.compare())
-    every = sum(len(one.events) for one in trial.expected().values())
-    difference = found[0] if found else Difference(lost=every, doubled=0)
+            difference = trial.compare()
+    if difference is None:
+        every = sum(len(one.events) for one in trial.expected().values())
+        difference = Difference(lost=every, doubled=0)
     seconds = round(time.monotonic() - started_s, 1)
     row = Row(name, trial.feed.count, trial.kills, difference.lost, difference.doubled, seconds)
     return row, faults[0] if faults else ""

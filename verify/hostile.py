@@ -165,25 +165,23 @@ def _require_printable(trial: Trial) -> None:
     """The command prints every event in each format, with the values that it has."""
     names = ("_offset", *values.COLUMNS)
     text = ", ".join(f'"{name}"' for name in names)
-    printed = {
-        kind: _printed(trial, "--format", kind, f"select {text} from events")
-        for kind in ("json", "csv", "table")
-    }
+    kinds = ("json", "csv", "table")
+    as_json, as_csv, table = (_printed(trial, kind, f"select {text} from events") for kind in kinds)
     wanted = Counter(
         (offset, *row) for one in trial.expected().values() for offset, row in one.events.items()
     )
     found = Counter(
         (row["_offset"], *(_shown(row[name], kind) for name, kind in values.COLUMNS.items()))
-        for row in json.loads(printed["json"])
+        for row in json.loads(as_json)
     )
-    lines = list(csv.reader(io.StringIO(printed["csv"], newline="")))
+    lines = list(csv.reader(io.StringIO(as_csv, newline="")))
     if found != wanted:
         others = list((found - wanted).elements())[:3]
         raise Failure(f"expected the events in JSON, got others: {others}")
     if lines[0] != list(names) or len(lines) != wanted.total() + 1:
         raise Failure(f"expected {wanted.total()} rows of CSV and their names, got {len(lines)}")
-    if not all(name in printed["table"] for name in names):
-        raise Failure("expected a table with every column, got:\n" + printed["table"][:1000])
+    if not all(name in table for name in names):
+        raise Failure("expected a table with every column, got:\n" + table[:1000])
 
 
 def _shown(value: str | float | bool | None, kind: str) -> Value:
@@ -195,12 +193,13 @@ def _shown(value: str | float | bool | None, kind: str) -> Value:
     return value
 
 
-def _printed(trial: Trial, *arguments: str) -> str:
+def _printed(trial: Trial, kind: str, text: str) -> str:
     """What `forebay sql` prints."""
-    sql = [sys.executable, "-m", "forebay", "sql", "--data-dir", str(trial.data), *arguments]
+    sql = [sys.executable, "-m", "forebay", "sql", "--data-dir", str(trial.data)]
+    sql += ["--format", kind, text]
     done = subprocess.run(sql, env=trial.environment, capture_output=True, check=False)
     if done.returncode:
-        raise Failure(f"expected answers, {arguments[1]} failed:\n{done.stderr.decode()[-2000:]}")
+        raise Failure(f"expected answers, {kind} failed:\n{done.stderr.decode()[-2000:]}")
     return done.stdout.decode()
 
 

@@ -7,10 +7,11 @@
    the future. Of two equal names the last counts.
 2. Stream time is the largest upload time so far.
 3. Blocks last touched the dedup window or longer ago, in stream time, are closed.
-4. The event is a duplicate if its key is in an open block, or in a closed one of its interval; and
-   a conflict if its values are not those of the event that has the key.
-5. Else it is accepted into the open block of its interval, and is late if it lies the window or
-   more behind stream time.
+4. The event is a duplicate if its key is in an open block, or in a closed one of its interval, or,
+   if all of its interval is the window or more behind stream time (backfill), in a closed backfill
+   block of its day; and a conflict if its values are not those of the event that has the key.
+5. Else it is accepted into the open block of its interval, backfill into that of its day, and is
+   late if it lies the window or more behind stream time.
 6. A replay, after the last message, judges the rejects once more, in order, under another limit.
 
 A column has no value where the message has none of its type. Of the several paths that it may have,
@@ -70,8 +71,8 @@ Row = tuple[Value, ...]
 Key = Row
 Place = tuple[str, int]
 """Source and offset: what tells one event from another."""
-KINDS = ("accepted", "duplicates", "conflicts", "rejects", "late")
-"""What is counted."""
+KINDS = ("accepted", "duplicates", "conflicts", "rejects", "rejects_expired", "late")
+"""What is counted. Nothing is so old here that rejects expire."""
 
 
 class NoValue(ValueError):
@@ -80,12 +81,18 @@ class NoValue(ValueError):
 
 @dataclass
 class Block:
-    """The events of an interval, in order, and their values by key."""
+    """The events of an interval, or the `backfill` ones of a day, in order, and their values by
+    key."""
 
     interval_ms: int
+    backfill: bool
     touched_ms: int
     keys: dict[Key, Row] = field(default_factory=dict)
     events: list[Place] = field(default_factory=list)
+
+    @property
+    def place(self) -> tuple[int, bool]:
+        return self.interval_ms, self.backfill
 
 
 @dataclass
@@ -96,34 +103,44 @@ class Oracle:
     block_span_ms: int
     dedup_window_ms: int
     stream_time_ms: int | None = None
-    live: dict[int, Block] = field(default_factory=dict)
+    live: dict[tuple[int, bool], Block] = field(default_factory=dict)
     closed: list[Block] = field(default_factory=list)
     accepted: int = 0
     duplicates: int = 0
     conflicts: int = 0
     rejects: int = 0
+    rejects_expired: int = 0
     late: int = 0
+    backfill_ms: int = 86_400_000
 
     def admit(self, place: Place, key: Key, upload_ms: int, row: Row = ()) -> bool:
         """Whether the event is accepted."""
         now_ms = self.stream_time_ms = max(self.stream_time_ms or upload_ms, upload_ms)
         for block in sorted(self.live.values(), key=lambda block: block.interval_ms):
             if now_ms - block.touched_ms >= self.dedup_window_ms:
-                self.closed.append(self.live.pop(block.interval_ms))
-        interval_ms = upload_ms // self.block_span_ms * self.block_span_ms
-        retained = [block for block in self.closed if block.interval_ms == interval_ms]
+                self.closed.append(self.live.pop(block.place))
+        places = self.places_of(upload_ms)
+        retained = [b for place in places for b in self.closed if b.place == place]
         known = [b.keys[key] for b in (*self.live.values(), *retained) if key in b.keys]
         if known:
             self.duplicates += 1
             self.conflicts += known[0] != row
             return False
-        block = self.live.setdefault(interval_ms, Block(interval_ms, now_ms))
+        block = self.live.setdefault(places[-1], Block(*places[-1], now_ms))
         block.touched_ms = now_ms
         block.keys[key] = row
         block.events.append(place)
         self.accepted += 1
         self.late += now_ms - upload_ms >= self.dedup_window_ms
         return True
+
+    def places_of(self, upload_ms: int) -> list[tuple[int, bool]]:
+        """Where an event that has come may be known: last, where it belongs."""
+        interval_ms = upload_ms // self.block_span_ms * self.block_span_ms
+        found = [(interval_ms, False)]
+        if interval_ms + self.block_span_ms + self.dedup_window_ms <= (self.stream_time_ms or 0):
+            found.append((upload_ms // self.backfill_ms * self.backfill_ms, True))
+        return found
 
 
 @dataclass
@@ -159,8 +176,7 @@ def judge(
             if event is None:
                 continue
             del rejects[offset]
-            row, at_ms = event
-            key = tuple(v for name, v in zip(columns, row, strict=True) if name in key_columns)
+            row, key, at_ms = event
             if oracle.admit(("", offset), key, at_ms, row):
                 events[offset] = row
     oracle.rejects = len(rejects)
@@ -174,8 +190,8 @@ def _event(
     now_ms: int,
     columns: Mapping[str, str],
     key_columns: Sequence[str],
-) -> tuple[Row, int] | None:
-    """Its values and upload time, or None for a reject."""
+) -> tuple[Row, Key, int] | None:
+    """Its values, its key and upload time, or None for a reject."""
     if len(message) > bytes_max:
         return None
     try:
@@ -187,12 +203,12 @@ def _event(
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    keys = [value for name, value in zip(columns, row, strict=True) if name in key_columns]
-    if any(value in (None, "") for value in keys):
+    key = tuple(v for name, v in zip(columns, row, strict=True) if name in key_columns)
+    if any(value in (None, "") for value in key):
         return None
     if not (isinstance(at_ms, int) and FIRST_MS <= at_ms <= now_ms + FUTURE_SKEW_MS):
         return None
-    return row, at_ms
+    return row, key, at_ms
 
 
 def _in_row(value: object, kind: str, in_key: bool) -> Value:

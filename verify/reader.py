@@ -20,11 +20,9 @@ import os
 import select
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import polars as pl
 
 from forebay import query
 from forebay.query.view import View
@@ -92,25 +90,15 @@ def watch(data: Path, report: Report, grace_s: float | None = None) -> None:
             except (MissingFile, FileNotFoundError):
                 report.gone += time.monotonic() - taken_s < grace_s - CLOCKS_S
                 continue
-        _check(answer, before, after, partitions, report)
-
-
-def _check(
-    answer: pl.DataFrame,
-    before: dict[str, tuple[int, int]],
-    after: dict[str, tuple[int, int]],
-    partitions: dict[str, Seen],
-    report: Report,
-) -> None:
-    rows = answer.select("_partition", "_offset").rows()
-    report.answers += 1
-    report.events = len(rows)
-    report.doubled += sum(count - 1 for count in Counter(rows).values())
-    found: dict[str, set[int]] = defaultdict(set)
-    for name, offset in rows:
-        found[name].add(offset)
-    for name, now in before.items():
-        report.lost += partitions[name].missing(found[name], now, after[name])
+        rows = answer.select("_partition", "_offset").rows()
+        report.answers += 1
+        report.events = len(rows)
+        report.doubled += len(rows) - len(set(rows))
+        found: dict[str, set[int]] = defaultdict(set)
+        for name, offset in rows:
+            found[name].add(offset)
+        for name, now in before.items():
+            report.lost += partitions[name].missing(found[name], now, after[name])
 
 
 def _stopped(wait_s: float) -> bool:

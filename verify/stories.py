@@ -8,6 +8,7 @@ dies is the machine's to say.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -327,15 +328,11 @@ def read(trial: Trial, firm: set[Place]) -> set[Place]:
 
 def _send_again(trial: Trial, messages: dict[str, list[bytes]]) -> None:
     """Redeliver messages of events that all are known: none may be accepted again."""
-    accepted = _accepted(trial)
+    accepted = _places(trial)
     for name, again in messages.items():
         trial.feed.append(name, again)
-    if not any(messages.values()) or _accepted(trial) != accepted:
+    if not any(messages.values()) or _places(trial) != accepted:
         raise AssertionError("bug: expected messages that come again to be duplicates")
-
-
-def _accepted(trial: Trial) -> int:
-    return sum(len(one.events) for one in trial.expected().values())
 
 
 def _places(trial: Trial) -> set[Place]:
@@ -344,11 +341,8 @@ def _places(trial: Trial) -> set[Place]:
 
 def _at_ms(message: bytes) -> int:
     """The upload time of a message; 0 if it is broken."""
-    try:
-        at_ms = json.loads(message)["at"]
-    except (ValueError, KeyError, TypeError):
-        return 0
-    return at_ms if isinstance(at_ms, int) else 0
+    found = re.search(rb'"at":([0-9]+)', message)
+    return int(found[1]) if found else 0
 
 
 @contextmanager

@@ -59,10 +59,6 @@ class Trace:
         self.bytes += len(text)
         self._tail = (self._tail + text[-WINDOW_BYTES:])[-WINDOW_BYTES:]
 
-    def skip(self, count: int) -> None:
-        """So many bytes were not looked at: they lie between the windows."""
-        self.bytes += count
-
     @property
     def checksums(self) -> tuple[int, int]:
         if self._checked[0] != self.bytes:
@@ -132,7 +128,7 @@ class Content:
         with self._named():
             there = min(count, self._size())
             trace.add(self._file.read(min(there, WINDOW_BYTES)))
-            trace.skip(self._file.seek(max(trace.bytes, there - WINDOW_BYTES)) - trace.bytes)
+            trace.bytes = self._file.seek(max(trace.bytes, there - WINDOW_BYTES))
             trace.add(self._file.read(there - trace.bytes))
             return self._file.read(1)
 

@@ -44,13 +44,8 @@ class FilesConfig:
 
 
 def file_partitions(config: FilesConfig) -> dict[PartitionKey, Path]:
-    """Every NDJSON file at or below `path`, each a partition named after its relative path; but no
-    link to another one of them, whose events would be there twice. Whether a file can be read is
-    found out later.
-
-    A partition's number comes from its name alone, so files may be added in any order.
-    Raises BadInput if there is none.
-    """
+    """Every NDJSON file at or below `path`, each a partition named after its relative path. Whether
+    a file can be read is found out later. Raises BadInput if there is none."""
     path = config.path
     problem = f"expected NDJSON files at {path} ({', '.join(_ENDINGS)})"
     try:
@@ -68,11 +63,18 @@ def file_partitions(config: FilesConfig) -> dict[PartitionKey, Path]:
 def _below(config: FilesConfig) -> Iterator[tuple[str, Path]]:
     """What is named as input below the folder, by relative path; what may be meant as input and is
     not read is warned of. Raises OSError if the folder can't be listed, BadInput if it is ours."""
+
+    def unlisted(error: OSError) -> None:
+        if error.filename == str(config.path):
+            raise error
+        if not isinstance(error, FileNotFoundError):
+            leave(f"folder {error.filename}: {error.strerror}")
+
     passed: list[str] = []
     own = os.path.realpath(config.leave_out) if config.leave_out else ""
     if own and _within(config.path, own):
         raise BadInput(f"files.path: expected a folder outside of data_dir, got {config.path}")
-    for folder, folders, names in os.walk(config.path, onerror=_Unlisted(config.path)):
+    for folder, folders, names in os.walk(config.path, onerror=unlisted):
         links = [name for name in folders if Path(folder, name).is_symlink()]
         folders[:] = sorted(name for name in folders if not _within(Path(folder, name), own))
         for name in sorted([*names, *links]):
@@ -106,19 +108,6 @@ def _within(entry: Path, own: str) -> bool:
     """Whether this is the folder `own`, or in it."""
     real = os.path.realpath(entry) if own else ""
     return bool(own) and (real == own or real.startswith(f"{own}{os.sep}"))
-
-
-@dataclass(frozen=True)
-class _Unlisted:
-    """Takes the errors of listing the folder `top` and those below."""
-
-    top: Path
-
-    def __call__(self, error: OSError) -> None:
-        if error.filename == str(self.top):
-            raise error
-        if not isinstance(error, FileNotFoundError):
-            leave(f"folder {error.filename}: {error.strerror}")
 
 
 def leave(what: str) -> None:

@@ -13,7 +13,8 @@ before the damage is read, and its place is kept for a run that finds it whole.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,10 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
         self._content = content
         self._line, *_ = position = resume or (0, 0)
         self._trace, over = content.resume(position)
+        self._read = self._whole_lines(over)
         self._lines: list[bytes] = []
-        self._rest: list[bytes] = []
         self._at = self._held = 0
         self._ended = False
-        self._take(over)
 
     @override
     @noted
@@ -56,7 +56,11 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
         while len(self._lines) - self._at < self._rows and self._held < BATCH_BYTES_MAX:
             if self._ended:
                 break
-            self._read()
+            del self._lines[: self._at]
+            self._at = 0
+            read = next(self._read, [])
+            self._lines += read
+            self._held += sum(map(len, read))
         lines = self._lines[self._at : self._at + self._rows]
         if not lines:
             raise StopIteration
@@ -78,44 +82,31 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
             )
         ]
 
-    def _read(self) -> None:
-        """Take in some more lines. What can't be read, now, ends the partition for this run."""
+    def _whole_lines(self, data: bytes) -> Iterator[list[bytes]]:
+        """The lines that end in `data` and in what is read then, some at a time. What can't be
+        read, now, ends the partition for this run."""
+        rest: list[bytes] = []
         try:
-            data = self._content.read()
+            while True:
+                first, *more = data.split(b"\n")
+                rest.append(first)
+                if more:
+                    yield [b"".join(rest), *more[:-1]]
+                    rest = [more[-1]]
+                data = self._content.read()
+                if not data:
+                    break
         except ForebayError as error:
             leave(f"{error}")
-            self._end()
             return
-        if data:
-            self._take(data)
-        else:
-            self._end()
-            self._take_last(b"".join(self._rest))
-
-    def _end(self) -> None:
-        self._ended = True
-        self._content.close()
-
-    def _take(self, data: bytes) -> None:
-        """The lines that end in `data`; what stands behind them is the rest."""
-        first, *more = data.split(b"\n")
-        self._rest.append(first)
-        if more:
-            self._add(b"".join(self._rest), *more[:-1])
-            self._rest = [more[-1]]
-
-    def _add(self, *lines: bytes) -> None:
-        del self._lines[: self._at]
-        self._at = 0
-        self._lines += lines
-        self._held += sum(map(len, lines))
-
-    def _take_last(self, line: bytes) -> None:
-        """What stands after the last newline, if it is whole; else a later run reads it. A number
-        may go on, whatever it is."""
+        finally:
+            self._ended = True
+            self._content.close()
+        last = b"".join(rest)
         try:
-            if line and not isinstance(orjson.loads(line), int | float):
-                self._add(line)
+            # A number may go on, whatever it is.
+            if last and not isinstance(orjson.loads(last), int | float):
+                yield [last]
         except orjson.JSONDecodeError:
             log.warning("file %s: its last line is not whole yet; left to a later run", self._name)
 
@@ -128,23 +119,21 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
         self._content.close()
 
 
+@dataclass
 class FileSource(FixedPartitionedSource[Messages, Position | None]):
-    """The files that are there when the job starts."""
+    """The files that are there when the job starts. `gone` are partitions read before whose files
+    are there no more."""
 
-    def __init__(
-        self,
-        config: FilesConfig,
-        partitions: Mapping[PartitionKey, Path],
-        gone: Sequence[str] = (),
-    ) -> None:
-        """`gone` are partitions read before whose files are there no more."""
-        self._config = config
-        self._gone = gone
-        self._paths = {key.name: path for key, path in partitions.items()}
+    config: FilesConfig
+    partitions: Mapping[PartitionKey, Path]
+    gone: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self._paths = {key.name: path for key, path in self.partitions.items()}
 
     @override
     def list_parts(self) -> list[str]:
-        return sorted({*self._paths, *self._gone})
+        return sorted({*self._paths, *self.gone})
 
     @override
     @noted
@@ -155,8 +144,7 @@ class FileSource(FixedPartitionedSource[Messages, Position | None]):
         try:
             if for_part in self._paths:
                 content = Content(self._paths[for_part])
-                rows = self._config.batch_rows
-                return _FilePartition(for_part, content, rows, resume_state)
+                return _FilePartition(for_part, content, self.config.batch_rows, resume_state)
         except FileNotFoundError:
             pass  # since the files were listed
         except ForebayError as error:

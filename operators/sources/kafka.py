@@ -21,7 +21,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 
@@ -136,37 +136,30 @@ class _Reader:
     """One consumer and the queues of the partitions it feeds. One worker thread uses it."""
 
     def __init__(
-        self,
-        config: KafkaConfig,
-        id: str | None,
-        partitions: int,
-        grown: Callable[[int], None],
+        self, config: KafkaConfig, id: str | None, partitions: int, grown: Callable[[int], None]
     ) -> None:
-        """As for KafkaSource."""
-        self._config = config
+        """`partitions` are as many as the topic is known to have; all else as for KafkaSource."""
+        self.config = config
         self._partitions = partitions
         self._grown = grown
         with refused():
             self._consumer = Consumer({**config.consumer(), "error_cb": self._told})
-        self._broker = Broker(config)
-        self._watch = Watch(self._broker, config.topic, id)
+        self.broker = Broker(config)
+        self._watch = Watch(self.broker, id)
         self._read_s = 0.0
         self._queues: dict[int, _Queue] = {}
         self._rows = self._bytes = self._waiting = 0
         self._poll_due = 0.0
         self._commit_due = time.monotonic() + COMMIT_EVERY_S
-        self._progress: dict[int, int] = {}
+        self.progress: dict[int, int] = {}
+        """How far each partition has got, for the consumer group."""
         self._users = 0
         self._told_due = 0.0
-
-    def first_offset(self, number: int) -> int | None:
-        """Where to begin a partition of which nothing is known; None on a stop."""
-        return self._broker.offset(number, self._config.start)
 
     def add(self, number: int, next_offset: int) -> _Queue:
         """Begin to read a partition."""
         queue = self._queues[number] = _Queue(number, next_offset)
-        self._assign(number, next_offset)
+        self._consumer.incremental_assign([self._place(number, next_offset)])
         self._users += 1
         return queue
 
@@ -182,12 +175,12 @@ class _Reader:
             self._read_s = time.monotonic()
         if len(arrived) < POLL_MESSAGES // 4:
             self._poll_due = now + IDLE_POLL_S
-        failed = [message for message in arrived if message.error() is not None]
+        failed = [(error, m) for m in arrived if (error := m.error()) is not None]
         if failed:
             arrived = [message for message in arrived if message.error() is None]
         self._queue(arrived)
-        for message in failed:
-            self._report(message)
+        for error, message in failed:
+            self._report(error, message)
         if now >= self._commit_due:
             self._commit()
 
@@ -200,7 +193,7 @@ class _Reader:
         if self._watch.partitions > self._partitions:
             self._partitions = self._watch.partitions
             self._grown(self._partitions)
-        pieces = queue.take(self._config.batch_rows, self.linger_s, self._watch.sure_s)
+        pieces = queue.take(self.config.batch_rows, self.linger_s, self._watch.sure_s)
         self._rows -= sum(len(piece.values) for piece in pieces)
         self._bytes -= sum(piece.bytes for piece in pieces)
         self._waiting -= bool(pieces and not queue.pieces)
@@ -221,16 +214,12 @@ class _Reader:
         """How long a message waits for others: not at all where too many wait already."""
         if 2 * self._rows >= QUEUED_MESSAGES_MAX or 2 * self._bytes >= QUEUED_BYTES_MAX:
             return 0.0
-        return max(self._config.linger_s, self._waiting / BATCHES_PER_S)
+        return max(self.config.linger_s, self._waiting / BATCHES_PER_S)
 
     def end_offset(self, number: int) -> int | None:
         """The high watermark of the last fetch."""
         _, high = self._consumer.get_watermark_offsets(self._place(number), cached=True)
         return int(high) if high >= 0 else None
-
-    def progressed(self, number: int, next_offset: int) -> None:
-        """Note how far a partition has got, for the consumer group."""
-        self._progress[number] = next_offset
 
     def remove(self) -> None:
         """One partition less needs this reader; the last one closes it."""
@@ -249,15 +238,12 @@ class _Reader:
             part = arrived if len(mine) == len(arrived) else [arrived[row] for row in mine]
             self.put(number, Piece.of(part, self._read_s))
 
-    def _report(self, message: Message) -> None:
+    def _report(self, error: KafkaError, message: Message) -> None:
         """An error in place of a message: a lost offset ends the job or is skipped; the rest is
         waited out."""
-        error, number = message.error(), message.partition()
-        if error is None:
-            raise AssertionError("bug: a message without an error was reported")
-        queue = self._queues.get(number)  # type: ignore[arg-type]
+        queue = self._queues.get(message.partition())  # type: ignore[arg-type]
+        at = message.offset()
         if error.code() == KafkaError._PARTITION_EOF:
-            at = message.offset()
             if queue is not None and at is not None and at > queue.next_offset:
                 self.put(queue.number, Piece.end(at, self._read_s))
         elif error.code() == KafkaError._AUTO_OFFSET_RESET and queue is not None:
@@ -272,61 +258,57 @@ class _Reader:
         now = time.monotonic()
         if now >= self._told_due:
             self._told_due = now + TELL_EVERY_S
-            log.warning("kafka %s is away; waiting: %s", self._config.bootstrap, error.str())
+            log.warning("kafka %s is away; waiting: %s", self.config.bootstrap, error.str())
 
     def _close_gap(self, queue: _Queue) -> None:
         """Go on where the partition begins now, or raise OffsetGone. Nothing, on a stop."""
         self._watch.wait()
-        low = self._broker.offset(queue.number, "earliest")
-        high = self._broker.offset(queue.number, "latest")
+        low = self.broker.offset(queue.number, "earliest")
+        high = self.broker.offset(queue.number, "latest")
         if low is None or high is None:
             return
         at = queue.next_offset
-        where = f"topic {self._config.topic} partition {queue.number}"
+        where = f"topic {self.config.topic} partition {queue.number}"
         if at > high:
             raise OffsetGone(
                 f"{where}: expected offset {at}, the topic ends at {high}; if it was created anew,"
                 " it needs a data directory of its own"
             )
-        if at < low and self._config.on_gap != "skip":
+        if at < low and self.config.on_gap != "skip":
             raise OffsetGone(
                 f"{where}: expected offset {at}, the broker begins at {low}: {low - at} messages"
                 ' are gone; set kafka.on_gap to "skip" to go on and have them counted'
             )
         if at < low:
+            gone = low - at
             log.error(
-                "%s: skipping %d messages that are gone, offsets %d to %d", where, low - at, at, low
+                "%s: skipping %d messages that are gone, offsets %d to %d", where, gone, at, low
             )
-            queue.skipped += low - at
+            queue.skipped += gone
             self.put(queue.number, Piece.end(low, self._read_s))
         self._consumer.incremental_unassign([self._place(queue.number)])
-        self._assign(queue.number, queue.next_offset)
+        self._consumer.incremental_assign([self._place(queue.number, queue.next_offset)])
 
     def _commit(self) -> None:
         self._commit_due = time.monotonic() + COMMIT_EVERY_S
-        if self._progress:
-            places = [self._place(number, at) for number, at in self._progress.items()]
-            self._progress = {}
+        if self.progress:
+            places = [self._place(number, at) for number, at in self.progress.items()]
+            self.progress = {}
             try:
                 self._consumer.commit(offsets=places, asynchronous=True)
             except KafkaException as error:
-                log.warning(
-                    "kafka %s: progress not shown to lag tools: %s", self._config.group, error
-                )
-
-    def _assign(self, number: int, at: int) -> None:
-        self._consumer.incremental_assign([self._place(number, at)])
+                told = "kafka %s: progress not shown to lag tools: %s"
+                log.warning(told, self.config.group, error)
 
     def _place(self, number: int, at: int = OFFSET_END) -> TopicPartition:
-        return TopicPartition(self._config.topic, number, at)
+        return TopicPartition(self.config.topic, number, at)
 
 
 class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
     """One topic-partition. Its snapshot is the next offset."""
 
-    def __init__(self, name: str, reader: _Reader, queue: _Queue, batch_rows: int) -> None:
+    def __init__(self, name: str, reader: _Reader, queue: _Queue) -> None:
         self._name = name
-        self._batch_rows = batch_rows
         self._reader = reader
         self._queue = queue
         self._next_offset = queue.next_offset
@@ -339,7 +321,8 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         if stopping():
             raise StopIteration
         queue, reader = self._queue, self._reader
-        if queue.rows < self._batch_rows + POLL_MESSAGES:  # the next ones become sure meanwhile
+        # What comes next becomes sure while this batch waits.
+        if queue.rows < reader.config.batch_rows + POLL_MESSAGES:
             reader.poll()
         pieces = reader.take(queue)
         now = time.monotonic()
@@ -371,7 +354,7 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
 
     @override
     def snapshot(self) -> int:
-        self._reader.progressed(self._queue.number, self._next_offset)
+        self._reader.progress[self._queue.number] = self._next_offset
         return self._next_offset
 
     @override
@@ -379,29 +362,26 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         self._reader.remove()
 
 
+@dataclass
 class KafkaSource(FixedPartitionedSource[Messages, int | None]):
-    """All partitions of one topic, as they are when the job starts."""
+    """All partitions of one topic, as they are when the job starts.
 
-    def __init__(
-        self,
-        config: KafkaConfig,
-        id: str | None,
-        first_offsets: Mapping[str, int | None],
-        *,
-        began: Callable[[str, int], None],
-        grown: Callable[[int], None],
-    ) -> None:
-        """`id` is the topic's, None if the broker has none. `first_offsets` has all partitions, and
-        where those begin that have no snapshot; None is decided by `start`, and `began` makes it
-        durable. `grown` is called, by each worker thread, when the topic has more partitions, with
-        their number."""
-        self._config = config
-        self._numbers = {
-            partition_key(config.topic, number).name: number for number in range(len(first_offsets))
-        }
-        self._first_offsets = first_offsets
-        self._began = began
-        self._reader = PerThread(lambda: _Reader(config, id, len(first_offsets), grown))
+    `id` is the topic's, None if the broker has none. `first_offsets` has all partitions, and where
+    those begin that have no snapshot; None is decided by `start`, and `began` makes it durable.
+    `grown` is called, by each worker thread, when the topic has more partitions, with their number.
+    """
+
+    config: KafkaConfig
+    id: str | None
+    first_offsets: Mapping[str, int | None]
+    _: KW_ONLY
+    began: Callable[[str, int], None]
+    grown: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        count = len(self.first_offsets)
+        self._numbers = {partition_key(self.config.topic, n).name: n for n in range(count)}
+        self._reader = PerThread(lambda: _Reader(self.config, self.id, count, self.grown))
 
     @override
     def list_parts(self) -> list[str]:
@@ -413,10 +393,10 @@ class KafkaSource(FixedPartitionedSource[Messages, int | None]):
         self, step_id: str, for_part: str, resume_state: int | None
     ) -> StatefulSourcePartition[Messages, int | None]:
         number, reader = self._numbers[for_part], self._reader.get()
-        at = self._first_offsets[for_part] if resume_state is None else resume_state
+        at = self.first_offsets[for_part] if resume_state is None else resume_state
         if at is None:
-            at = reader.first_offset(number)
+            at = reader.broker.offset(number, self.config.start)
             if at is None:
                 return Resting()  # a stop came before it was known where it begins
-            self._began(for_part, at)
-        return _KafkaPartition(for_part, reader, reader.add(number, at), self._config.batch_rows)
+            self.began(for_part, at)
+        return _KafkaPartition(for_part, reader, reader.add(number, at))

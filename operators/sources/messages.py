@@ -34,3 +34,8 @@ class Messages:
         if len(self.offsets):
             return int(self.offsets[0])
         return self.next_offset if self.after_offset is None else self.after_offset
+
+    @property
+    def clocks_ms(self) -> I64:
+        """For each message, the clock that its upload time may not be far ahead of."""
+        return self.times_ms if self.read_ms is None else np.full_like(self.times_ms, self.read_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 from bytewax.inputs import StatefulSourcePartition
@@ -12,11 +13,11 @@ from forebay.operators.sources.messages import Messages
 S = TypeVar("S")
 
 
+@dataclass
 class Resting(StatefulSourcePartition[Messages, S | None]):
-    """A partition of which nothing is read in this run: its place, if it has one, is kept."""
+    """Its place, if it has one, is kept."""
 
-    def __init__(self, place: S | None = None) -> None:
-        self._place = place
+    place: S | None = None
 
     @override
     def next_batch(self) -> list[Messages]:
@@ -24,4 +25,4 @@ class Resting(StatefulSourcePartition[Messages, S | None]):
 
     @override
     def snapshot(self) -> S | None:
-        return self._place
+        return self.place

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from confluent_kafka import (
@@ -27,12 +28,7 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import (
-    AdminClient,
-    ListOffsetsResultInfo,
-    OffsetSpec,
-    TopicDescription,
-)
+from confluent_kafka.admin import AdminClient, OffsetSpec, TopicDescription
 
 from forebay.operators.process import stopping, wait
 from forebay.storage.base.errors import BadInput
@@ -104,7 +100,7 @@ class Broker:
 
     def __init__(self, config: KafkaConfig) -> None:
         """Raises BadInput if librdkafka refuses a property."""
-        self._config = config
+        self.config = config
         self._trouble: KafkaError | None = None
         self._absent = False
         self._told: tuple[int, float] = (0, -math.inf)
@@ -121,11 +117,11 @@ class Broker:
     def describe(self) -> Future[TopicDescription]:
         """An answer, or a KafkaException, within METADATA_TIMEOUT_S."""
         self._client.poll(0)  # else what it has to say of a broker that is away piles up
-        topic = self._config.topic
-        answer: Future[TopicDescription] = self._client.describe_topics(
+        topic = self.config.topic
+        asked = self._client.describe_topics(
             TopicCollection([topic]), request_timeout=METADATA_TIMEOUT_S
-        )[topic]
-        return answer
+        )
+        return asked[topic]
 
     def topic(self, known: str | None, partitions_min: int) -> Found | None:
         """The topic as it is now; waits for the broker, for the topic, and, if it is the `known`
@@ -143,17 +139,14 @@ class Broker:
 
     def offset(self, number: int, end: End) -> int | None:
         """Where a partition begins or ends now; waits for the broker. None if asked to stop."""
-        place = TopicPartition(self._config.topic, number)
-
-        def ask() -> Future[ListOffsetsResultInfo]:
-            asked: Future[ListOffsetsResultInfo] = self._client.list_offsets(
-                {place: getattr(OffsetSpec, end)()},
-                isolation_level=self._config.isolation,
-                request_timeout=METADATA_TIMEOUT_S,
-            )[place]
-            return asked
-
-        answer = self._answer(ask)
+        place = TopicPartition(self.config.topic, number)
+        ask = partial(
+            self._client.list_offsets,
+            {place: getattr(OffsetSpec, end)()},
+            isolation_level=self.config.isolation,
+            request_timeout=METADATA_TIMEOUT_S,
+        )
+        answer = self._answer(lambda: ask()[place])
         return None if answer is None else int(answer.offset)
 
     def _answer(self, ask: Callable[[], Future[T]]) -> T | None:
@@ -176,7 +169,7 @@ class Broker:
                 if problem.code() == KafkaError.TOPIC_EXCEPTION:
                     raise BadInput(
                         "kafka.topic: expected letters, digits, . _ -, at most 249 of them, got"
-                        f" {self._config.topic!r}"
+                        f" {self.config.topic!r}"
                     ) from error
                 self._absent |= problem.code() == KafkaError.UNKNOWN_TOPIC_OR_PART
                 if not self._trouble:
@@ -190,7 +183,7 @@ class Broker:
         last, told_s = self._told
         if code != last or time.monotonic() - told_s > TELL_EVERY_S:
             self._told = code, time.monotonic()
-            where = self._config.topic, self._config.bootstrap
+            where = self.config.topic, self.config.bootstrap
             log.warning("waiting for topic %s at %s: %s", *where, problem)
 
     def _failed(self, error: KafkaError) -> None:
@@ -234,8 +227,7 @@ class Watch:
     the monotonic clock, before which all that was read is of that topic; always, if there are no
     ids."""
 
-    def __init__(self, broker: Broker, topic: str, id: str | None) -> None:
-        self._topic = topic
+    def __init__(self, broker: Broker, id: str | None) -> None:
         self._id = id
         self._broker = broker
         self._answer: Future[TopicDescription] | None = None
@@ -275,6 +267,6 @@ class Watch:
             self.problem = error.args[0]
             return
         if self._id:
-            require_same_topic(self._topic, self._id, str(found.topic_id))
+            require_same_topic(self._broker.config.topic, self._id, str(found.topic_id))
             self.sure_s = self._asked_s
         self.partitions, self.problem = len(found.partitions), None

@@ -28,12 +28,12 @@ _FRAME_HEAD_BYTES = 5
 """As much as says how long the head of a frame is."""
 _RLE = 1
 _MAGIC = {
-    b"\x1f\x8b": "gzip",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x04\x22\x4d\x18": "lz4",
-    b"PK\x03\x04": "zip",
+    b"\x1f\x8b": "gzip data",
+    b"\x28\xb5\x2f\xfd": "zstd data",
+    b"BZh": "bzip2 data",
+    b"\xfd7zXZ\0": "xz data",
+    b"\x04\x22\x4d\x18": "lz4 data",
+    b"PK\x03\x04": "zip data",
 }
 
 
@@ -61,14 +61,13 @@ def _gzip(file: BinaryIO) -> Iterator[bytes]:
     while data:
         data = yield from _member(file, data)
         data = data or file.read(PACKED_BYTES)
+        start = file.tell() - len(data)
         if data.startswith(b"\0"):
-            start = file.tell() - len(data)
             while data and not data.strip(b"\0"):
                 data = file.read(PACKED_BYTES)
             if data:
                 _fail("expected zeros or nothing behind the gzip data, got other bytes", start)
         elif not data.startswith(b"\x1f\x8b"[: len(data)]):
-            start = file.tell() - len(data)
             _fail("expected a gzip member or nothing, got other bytes behind the last", start)
 
 
@@ -171,14 +170,10 @@ def _require_kind(kind: str, head: bytes, right: bool) -> None:
     if not head:
         _fail(f"expected {kind} data, as its name says, got an empty file", 0)
     if not right:
-        got = next((known for magic, known in _MAGIC.items() if head.startswith(magic)), "")
-        what = f"{got} data" if got else "something else"
-        what = "a file that is not compressed" if _text(head) else what
-        _fail(f"expected {kind} data, as its name says, got {what}", 0)
-
-
-def _text(head: bytes) -> bool:
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[", b'"')
+        got = next((m for magic, m in _MAGIC.items() if head.startswith(magic)), "something else")
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[", b'"'):
+            got = "a file that is not compressed"
+        _fail(f"expected {kind} data, as its name says, got {got}", 0)
 
 
 def _fail(what: str, offset: int) -> NoReturn:

@@ -17,6 +17,7 @@
     DATA/replay/000004.json                            replay request: number
     DATA/chunks/PARTITION/catalog.json
     DATA/chunks/PARTITION/date=2024-05-01/hour=12/0000000005-0000000010.3.parquet
+    DATA/chunks/PARTITION/date=2024-05-01/hour=00/0000000005-0000000310.c2.3.parquet    compacted
 
 Invariants: a block log, reject log, drop log or chunk name is never used twice, because the
 incarnation rises with every start of its partition. Partition names sort in partition order.
@@ -25,11 +26,11 @@ incarnation rises with every start of its partition. Partition names sort in par
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from forebay.storage.base.errors import BadInput
-from forebay.storage.base.record import Count, TimeMs
+from forebay.storage.base.record import OPTIONAL, Count, TimeMs
 from forebay.storage.base.times import time_of
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}\Z")
@@ -53,10 +54,12 @@ class PartitionKey:
 
 @dataclass(frozen=True, order=True)
 class BlockId:
-    """A block within its partition: the interval's start and a sequence number, never reused."""
+    """A block within its partition: the interval's start and a sequence number, never reused. A
+    *backfill* block has events of many intervals of a UTC day (see `admission`)."""
 
     interval_ms: TimeMs
     sequence: Count
+    backfill: bool = field(default=False, metadata=OPTIONAL)
 
     def __str__(self) -> str:
         return f"{time_of(self.interval_ms):%Y%m%dT%H%M}-{self.sequence:06d}"
@@ -178,8 +181,17 @@ def drop_log_name(number: int, incarnation: int) -> str:
 
 def chunk_name(chunk: ChunkId, first_upload_ms: int) -> str:
     """Path of a chunk relative to its partition's folder; the folders tell its earliest hour."""
-    start = time_of(first_upload_ms)
-    return f"date={start:%Y-%m-%d}/hour={start:%H}/{chunk}.parquet"
+    return f"{_hour(first_upload_ms)}/{chunk}.parquet"
+
+
+def compacted_name(chunk: ChunkId, first_upload_ms: int, number: int, incarnation: int) -> str:
+    """The same of one that was made of others, the run's `number`th such."""
+    span = f"{chunk.first:010d}-{chunk.last:010d}"
+    return f"{_hour(first_upload_ms)}/{span}.c{number}.{incarnation}.parquet"
+
+
+def _hour(ms: int) -> str:
+    return f"{time_of(ms):date=%Y-%m-%d/hour=%H}"
 
 
 def incarnation_of(name: str) -> int | None:

@@ -3,12 +3,13 @@
 An event is judged against what was there before the segment, then against the segment's earlier
 events. The event kept, whose payload is the one to compare with, is the one that counts as live
 (in a live block, or accepted earlier in the segment) if there is one, else that of a retained block
-of the interval. No two of a kind have one key, so the answer does not depend on how input is cut.
+that counts for it, the first of these. No two of a kind have one key, so the answer does not depend
+on how input is cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -22,12 +23,11 @@ from forebay.storage.formats.payload import Probe
 def duplicates(
     segment: Segment,
     live: Iterable[tuple[KeySet, Mask]],
-    retained: Callable[[int], list[KeySet]],
-    block_span_ms: int,
+    retained: Iterable[tuple[KeySet, Mask]],
 ) -> tuple[Mask, Mask]:
     """For each event, whether it is a duplicate, and whether it is one with another payload (never,
-    if payloads are not compared). `live` has each key set with the rows that may be in it;
-    `retained` gives the key sets of an interval."""
+    if payloads are not compared). `live` has each key set of live blocks with the rows that may be
+    in it, `retained` each other one with the rows for which it counts."""
     dropped: Mask = np.zeros(len(segment), dtype=bool)
     differs: Mask = np.zeros(len(segment), dtype=bool)
 
@@ -44,12 +44,10 @@ def duplicates(
         if len(rows):
             look(keys, rows)
     in_live = dropped.copy()
-    intervals = segment.times - segment.times % block_span_ms
-    for interval in np.unique(intervals):
-        for keys in retained(int(interval)):
-            rows = np.flatnonzero((intervals == interval) & ~dropped)
-            if len(rows):
-                look(keys, rows)
+    for keys, counts in retained:
+        rows = np.flatnonzero(counts & ~dropped)
+        if len(rows):
+            look(keys, rows)
     in_retained = np.flatnonzero(dropped & ~in_live)
     rows = np.flatnonzero(~dropped)
     earlier = earlier_rows(segment.hashes[rows], segment.keys, rows)

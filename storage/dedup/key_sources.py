@@ -12,15 +12,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.times import ms_of
 from forebay.storage.dedup.keys import Stored
 from forebay.storage.formats.catalog import Chunk
-from forebay.storage.formats.chunk import chunk_metadata
-from forebay.storage.formats.columns import parse_types, within_years
+from forebay.storage.formats.chunk import ChunkReader
+from forebay.storage.formats.columns import within_years
 from forebay.storage.formats.hash_file import read_hashes
 from forebay.storage.formats.hashes import Hash
 from forebay.storage.formats.log import Extent, LogReader, Span, read_span, schema_of_span
@@ -96,7 +94,7 @@ class LogKeys:
 
 
 class ChunkKeys:
-    """Of one interval of a chunk: by metadata as written, and pages that match their checksums."""
+    """Of one interval of a chunk, as written."""
 
     def __init__(
         self,
@@ -115,51 +113,36 @@ class ChunkKeys:
         self._end_ms = end_ms
 
     def batches(self) -> Iterator[Stored]:
-        with self._open() as file:
-            for group in range(file.num_row_groups):
-                if self._overlaps(file, group):
-                    batch = self._inside(file, group, self._columns.key)
-                    if batch.num_rows:
-                        yield Stored(group, self._columns.hash(batch.columns), batch)
+        reader = self._open()
+        for group in range(reader.metadata.num_row_groups):
+            if self._overlaps(reader, group):
+                batch = self._inside(reader, group, self._columns.key)
+                if batch.num_rows:
+                    yield Stored(group, self._columns.hash(batch.columns), batch)
 
     def read(self, place: int) -> pa.RecordBatch:
-        with self._open() as file:
-            return self._inside(file, place, self._columns.key)
+        return self._inside(self._open(), place, self._columns.key)
 
     def payload(self, place: int) -> Payload:
-        with self._open() as file:
-            names = file.schema_arrow.names
-            return self._columns.payload_of(names, lambda some: self._inside(file, place, some))
+        reader = self._open()
+        names = reader.names
+        return self._columns.payload_of(names, lambda some: self._inside(reader, place, some))
 
-    def _open(self) -> pq.ParquetFile:
-        metadata = chunk_metadata(self._disk, self._path, self._chunk)
-        try:
-            return pq.ParquetFile(self._path, metadata=metadata, page_checksum_verification=True)
-        except FileNotFoundError as error:
-            raise MissingFile(f"chunk {self._path}: expected a file, none is there") from error
+    def _open(self) -> ChunkReader:
+        return ChunkReader(self._disk, self._path, self._chunk)
 
-    def _overlaps(self, file: pq.ParquetFile, group: int) -> bool:
+    def _overlaps(self, reader: ChunkReader, group: int) -> bool:
         """Whether the row group's statistics leave room for the interval."""
-        column = file.schema_arrow.get_field_index(UPLOAD_TIME)
-        statistics = file.metadata.row_group(group).column(column).statistics
+        column = reader.names.index(UPLOAD_TIME)
+        statistics = reader.metadata.row_group(group).column(column).statistics
         if statistics is None or not statistics.has_min_max:
             return True
         low, high = (ms_of(value) for value in (statistics.min, statistics.max))
         return low < self._end_ms and high >= self._first_ms
 
-    def _inside(self, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.RecordBatch:
+    def _inside(self, reader: ChunkReader, group: int, columns: Sequence[str]) -> pa.RecordBatch:
         """Those rows of the row group that are of the interval."""
-        wanted = list(dict.fromkeys((*columns, UPLOAD_TIME)))
-        try:
-            table = file.read_row_group(group, columns=wanted, use_threads=False)
-        except (pa.ArrowException, OSError) as error:
-            column = file.metadata.row_group(group).column(0)
-            at = column.dictionary_page_offset or column.data_page_offset
-            raise Corruption(
-                f"chunk {self._path}: row group {group} from offset {at}: {error}", at
-            ) from error
-        types = parse_types(self._chunk.schema)
-        table = table.cast(pa.schema([types.field(name) for name in table.column_names]))
+        table = reader.table(group, list(dict.fromkeys((*columns, UPLOAD_TIME))))
         times = table[UPLOAD_TIME].cast(pa.int64())
         inside = pc.and_(pc.greater_equal(times, self._first_ms), pc.less(times, self._end_ms))
         found = table.filter(inside).select(list(columns))

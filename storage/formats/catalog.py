@@ -8,14 +8,15 @@ Format: a record (see `record`) of kind "catalog", version 2; the fields are tho
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from forebay.storage.base import record
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import BlockId, ChunkId, checked
-from forebay.storage.base.record import Count, TimeMs
+from forebay.storage.base.record import OPTIONAL, Count, TimeMs
 from forebay.storage.formats.checksum import Checksum
 from forebay.storage.formats.columns import ColumnTypes
 
@@ -39,9 +40,16 @@ class Chunk:
     schema: ColumnTypes
     late: Count = 0
     """As in `BlockState`; the blocks of a chunk agree in it."""
+    row_bytes: Count = field(default=0, metadata=OPTIONAL)
+    """As in `BlockState`."""
 
     def __post_init__(self) -> None:
         checked(self.file)
+
+    @property
+    def backfill(self) -> bool:
+        """Whether its blocks are backfill ones: all are or none is."""
+        return self.blocks[0].backfill
 
 
 @dataclass(frozen=True)
@@ -66,12 +74,13 @@ class Catalog:
         return frozenset((*chunked, *self.dropped))
 
     @cached_property
-    def by_interval(self) -> dict[int, tuple[Chunk, ...]]:
-        """The chunks that cover a block of each interval."""
-        found: dict[int, dict[ChunkId, Chunk]] = {}
+    def by_interval(self) -> dict[tuple[int, bool], tuple[Chunk, ...]]:
+        """The chunks that cover a block that begins with an interval, and is a backfill one or
+        not."""
+        found: dict[tuple[int, bool], dict[str, Chunk]] = {}
         for chunk in self.chunks:
             for block in chunk.blocks:
-                found.setdefault(block.interval_ms, {})[chunk.id] = chunk
+                found.setdefault((block.interval_ms, block.backfill), {})[chunk.file] = chunk
         return {interval: tuple(chunks.values()) for interval, chunks in found.items()}
 
     def committed(self, runs: dict[str, int], incarnation: int) -> Catalog:
@@ -85,8 +94,11 @@ class Catalog:
         )
         return replace(self, chunks=kept)
 
-    def with_chunk(self, chunk: Chunk) -> Catalog:
-        return replace(self, chunks=(*self.chunks, chunk))
+    def with_chunk(self, chunk: Chunk, of: Sequence[Chunk] = ()) -> Catalog:
+        """With this one, instead of those that it is made `of`."""
+        gone = {one.file for one in of}
+        kept = (one for one in self.chunks if one.file not in gone)
+        return replace(self, chunks=tuple(sorted((*kept, chunk), key=lambda one: one.id)))
 
     def encode(self) -> bytes:
         return record.encode(KIND, VERSION, asdict(self))

@@ -5,17 +5,18 @@
 
 What always holds: checksums are taken of the bytes as they are written, never of what a disk gives
 back. The footer has its own, for a reader can afford to check that always: it is a few kB, and
-broken metadata is what an engine stumbles over. Each piece of PIECE_BYTES has one as well, and the
-pages have Parquet's own: they locate the damage.
+broken metadata is what an engine stumbles over. Each piece of PIECE_BYTES has one as well, so that
+a reader can check what it reads, and damage can be located.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import builtins
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +29,8 @@ from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.record import Count, Crc
 
 PIECE_BYTES = 256 << 10
+TAIL_BYTES = 8
+"""What a Parquet file ends with: the length of its metadata, and "PAR1"."""
 _CRC = np.dtype("<u4")
 
 
@@ -93,6 +96,38 @@ class Checksum:
         if size != self.bytes:
             raise Corruption(f"chunk {path}: expected {self.bytes} bytes, got {size}", size)
 
+    def require(self, disk: Disk, path: Path, ranges: Iterable[tuple[int, int]]) -> None:
+        """Raise MissingFile, or Corruption unless all pieces are as written that have a byte of
+        these ranges."""
+        crcs = self.piece_crcs
+        for number in sorted({n for low, high in ranges for n in _pieces(low, high)}):
+            if zlib.crc32(self._piece(disk, path, number)) != crcs[number]:
+                low, high = self._range(number)
+                raise Corruption(
+                    f"chunk {path}: checksum of bytes {low}..{high} does not match", low
+                )
+
+    def damaged(self, disk: Disk, path: Path) -> list[tuple[int, int]]:
+        """The pieces that are not as written. Raises MissingFile."""
+        crcs = enumerate(self.piece_crcs) if self.pieces else ()
+        wrong = [n for n, crc in crcs if zlib.crc32(self._piece(disk, path, n)) != crc]
+        return [self._range(number) for number in wrong]
+
+    def footer_of(self, disk: Disk, path: Path) -> builtins.bytes:
+        """The footer of a file that was just written, of which the writer does not tell where it
+        begins: read back, and believed only if its pieces are as they were written."""
+        start = self.bytes - TAIL_BYTES
+        length = int.from_bytes(_read(disk, path, start, self.bytes)[:4], "little")
+        start = max(0, start - length)
+        self.require(disk, path, [(start, self.bytes)])
+        return _read(disk, path, start, self.bytes)
+
+    def _range(self, piece: int) -> tuple[int, int]:
+        return piece * PIECE_BYTES, min((piece + 1) * PIECE_BYTES, self.bytes)
+
+    def _piece(self, disk: Disk, path: Path, piece: int) -> builtins.bytes:
+        return _read(disk, path, *self._range(piece))
+
     def require_whole(self, disk: Disk, path: Path) -> None:
         """Raise MissingFile, or Corruption unless every byte is as written."""
         crc, pieces = 0, self.piece_crcs if self.pieces else []
@@ -109,25 +144,24 @@ class Checksum:
 
 
 class SummedFile:
-    """A file for a Parquet writer, which is summed up while it is written."""
+    """A file for a Parquet writer, which is summed up while it is written. `error` is what the file
+    raised last."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._bytes = self._crc = self._footer_crc = 0
-        self._footer_start: int | None = None
+        self._bytes = self._crc = 0
         self._pieces: list[int] = []
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self._crc = zlib.crc32(data, self._crc)
-        if self._footer_start is not None:
-            self._footer_crc = zlib.crc32(data, self._footer_crc)
         self._sum_pieces(memoryview(data))
         self._bytes += len(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def _sum_pieces(self, data: memoryview) -> None:
         at = self._bytes
@@ -142,33 +176,17 @@ class SummedFile:
     def flush(self) -> None:
         self._file.flush()
 
-    def begin_footer(self) -> None:
-        """What is written from now on is the footer."""
-        self._footer_start = self._bytes
-
-    def checksum(self) -> Checksum:
-        """Of all that was written."""
-        footer_bytes = self._bytes - (self._footer_start or 0)
+    def checksum(self, disk: Disk, path: Path) -> Checksum:
+        """Of all that was written, to `path`."""
         packed = base64.b64encode(np.array(self._pieces, _CRC).tobytes()).decode()
-        return Checksum(self._bytes, self._crc, footer_bytes, self._footer_crc, packed)
+        whole = Checksum(self._bytes, self._crc, 0, 0, packed)
+        footer = whole.footer_of(disk, path)
+        return replace(whole, footer_bytes=len(footer), footer_crc=zlib.crc32(footer))
 
 
-def damaged_columns(path: Path, metadata: pq.FileMetaData) -> Iterator[Corruption]:
-    """Those parts of a chunk of which a page does not match its checksum or can't be read."""
-    with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
-        for group in range(metadata.num_row_groups):
-            for index in range(metadata.num_columns):
-                column = metadata.row_group(group).column(index)
-                try:
-                    file.read_row_group(group, columns=[column.path_in_schema], use_threads=False)
-                except (pa.ArrowException, OSError) as error:
-                    start = column.dictionary_page_offset or column.data_page_offset
-                    end = start + column.total_compressed_size
-                    yield Corruption(
-                        f"chunk {path}: column {column.path_in_schema!r} in bytes {start}..{end}"
-                        f" is damaged: {error}",
-                        start,
-                    )
+def _pieces(low: int, high: int) -> range:
+    """Those that have a byte of [low, high)."""
+    return range(low // PIECE_BYTES, -(-high // PIECE_BYTES))
 
 
 def _read(disk: Disk, path: Path, start: int, end: int) -> bytes:

@@ -1,112 +1,132 @@
 """The chunk: evicted blocks merged into one Parquet file, sorted by upload time.
 
-Blocks of one interval are sorted together, intervals follow one another, so the file as a whole is
-sorted by (upload_time, _partition, _offset) and memory holds one interval, not the chunk.
-zstd pages, column statistics, row groups of ROW_GROUP_ROWS rows; Parquet's own dictionary where
-values may repeat. The rows' columns are those of the blocks' logs, missing ones null. Its checksum
-is in the catalog; no one reads a chunk before having seen that its footer is as written.
+`merge` writes it. The rows' columns are those of the blocks' logs, missing ones null; zstd pages,
+column statistics. Its checksums are in the catalog; no one reads a chunk before having seen that
+its footer is as written, nor `ChunkReader` a column before its pages are. Polars writes no
+checksums of pages; chunks of before, which pyarrow wrote, have them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from forebay.storage.base.disk import Disk, naming
-from forebay.storage.base.errors import Corruption
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.times import END_S, FIRST_S, PER_SECOND
 from forebay.storage.formats.catalog import Chunk
-from forebay.storage.formats.checksum import Checksum, SummedFile
-from forebay.storage.formats.columns import parse_types, unite
-from forebay.storage.formats.log import log_schema, read_log
-from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
-from forebay.storage.formats.state import BlockState
+from forebay.storage.formats.columns import parse_types
 
-ROW_GROUP_ROWS, ROW_GROUP_BYTES = 131_072, 256 << 20
-ZSTD_LEVEL = 1
-"""On such rows no larger than level 3, for two thirds of the time."""
-SORTED_BY = (UPLOAD_TIME, PARTITION, OFFSET)
+_LARGE = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 
 
-def schema_of(disk: Disk, folder: Path, blocks: Iterable[BlockState]) -> pa.Schema:
-    """All columns that any log of these blocks has."""
-    names = {extent.file: extent for block in blocks for extent in block.extents}
-    return unite(log_schema(disk, folder, name) for name in sorted(names))
+class ChunkReader:
+    """Reads row groups of a chunk, in the types that its catalog names. To make one raises
+    MissingFile, or Corruption unless the footer is what the catalog says."""
+
+    def __init__(self, disk: Disk, path: Path, chunk: Chunk) -> None:
+        self._disk = disk
+        self._path = path
+        self._chunk = chunk
+        self._types = parse_types(chunk.schema)
+        self.metadata = chunk_metadata(disk, path, chunk)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._types.names)
+
+    def batches(
+        self, group: int, columns: Sequence[str] | None = None, rows_max: int = 1 << 16
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of a row group, with these columns only, so many at a time. Raises MissingFile,
+        or Corruption unless these columns are as written."""
+        names = self.names if columns is None else list(columns)
+        types = pa.schema([self._types.field(name) for name in names])
+        require_columns(self._disk, self._path, self._chunk, self.metadata, names, [group])
+        try:
+            with pq.ParquetFile(
+                self._path, metadata=self.metadata, page_checksum_verification=True
+            ) as file:
+                for batch in file.iter_batches(
+                    rows_max, row_groups=[group], columns=names, use_threads=False
+                ):
+                    yield batch.select(names).cast(types)
+        except FileNotFoundError as error:
+            raise MissingFile(f"chunk {self._path}: expected a file, none is there") from error
+        except (pa.ArrowException, OSError) as error:
+            self._chunk.checksum.require_whole(self._disk, self._path)
+            at, _ = column_range(self.metadata, group, 0)
+            raise Corruption(
+                f"chunk {self._path}: row group {group} from offset {at}: {error}", at
+            ) from error
+
+    def table(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """All of these at once."""
+        names = self.names if columns is None else list(columns)
+        types = pa.schema([self._types.field(name) for name in names])
+        return pa.Table.from_batches(self.batches(group, names), types)
 
 
-def write_chunk(
-    disk: Disk, folder: Path, blocks: Sequence[BlockState], target: Path, schema: pa.Schema
-) -> Checksum:
-    """Merge the blocks' logs in `folder` into the file `target`, which may lie about unfinished
-    after an error; making it durable and giving it its name is the caller's."""
-    ordered = sorted(blocks, key=lambda block: block.id)
-    sorting = pq.SortingColumn.from_ordering(schema, [(name, "ascending") for name in SORTED_BY])
-    with naming(target), disk.write(target) as file:
-        summed = SummedFile(file)
-        with pq.ParquetWriter(
-            summed,
-            schema,
-            compression="zstd",
-            compression_level=ZSTD_LEVEL,
-            use_dictionary=repeating(schema),
-            sorting_columns=sorting,
-            write_page_checksum=True,
-        ) as writer:
-            _write_rows(disk, folder, ordered, writer, schema)
-            summed.begin_footer()
-    return summed.checksum()
-
-
-def _write_rows(
+def require_columns(
     disk: Disk,
-    folder: Path,
-    ordered: Sequence[BlockState],
-    writer: pq.ParquetWriter,
-    schema: pa.Schema,
+    path: Path,
+    chunk: Chunk,
+    metadata: pq.FileMetaData,
+    names: Iterable[str],
+    groups: Iterable[int],
 ) -> None:
-    for _, group in groupby(ordered, lambda block: block.id.interval_ms):
-        extents = [extent for block in group for extent in block.extents]
-        batches = [batch for extent in extents for batch in read_log(disk, folder, extent)]
-        table = with_columns(batches, schema).cast(_large(schema)).combine_chunks()
-        order = pc.sort_indices(table, sort_keys=[(name, "ascending") for name in SORTED_BY])
-        rows = _group_rows(table)
-        for low in range(0, len(order), rows):
-            part = table.take(order.slice(low, rows))
-            writer.write_table(part.cast(schema), ROW_GROUP_ROWS)
+    """Raise MissingFile, or Corruption unless these columns (those it has) are as written in these
+    row groups, as far as the catalog can tell: a chunk of version 1 has checksums in its pages."""
+    if chunk.checksum.pieces:
+        wanted = {n for n, name in enumerate(metadata.schema.names) if name in set(names)}
+        ranges = [column_range(metadata, group, n) for group in groups for n in sorted(wanted)]
+        chunk.checksum.require(disk, path, ranges)
 
 
-def repeating(schema: pa.Schema) -> list[str]:
-    """The columns whose values may repeat often enough for a dictionary."""
-    apart = {OFFSET, RAW}
-    return [
-        field.name
-        for field in schema
-        if field.name not in apart and not pa.types.is_timestamp(field.type)
+def column_range(metadata: pq.FileMetaData, group: int, column: int) -> tuple[int, int]:
+    """Where in the file a column of a row group lies, as offsets [start, end)."""
+    found = metadata.row_group(group).column(column)
+    start = found.data_page_offset
+    if found.dictionary_page_offset:
+        start = min(start, found.dictionary_page_offset)
+    return start, start + found.total_compressed_size
+
+
+def damaged_columns(
+    disk: Disk, path: Path, chunk: Chunk, metadata: pq.FileMetaData
+) -> Iterator[Corruption]:
+    """Which columns of which row groups are damaged: those in a piece that is not as written, and
+    of these the ones that can't be read, if there are any; of a chunk of version 1, which has no
+    checksums of pieces, those of which a page does not match its own."""
+    columns = [
+        (*column_range(metadata, group, column), group, metadata.schema.names[column])
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
     ]
+    pieces = chunk.checksum.damaged(disk, path)
+    with pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True) as file:
 
+        def error(group: int, name: str) -> Exception | None:
+            try:
+                file.read_row_group(group, columns=[name], use_threads=False)
+            except (pa.ArrowException, OSError) as found:
+                return found
+            return None
 
-def _large(schema: pa.Schema) -> pa.Schema:
-    """With 64-bit offsets, for an interval may have more text than 32 bits can tell."""
-    types = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
-    return pa.schema([field.with_type(types.get(field.type, field.type)) for field in schema])
-
-
-def _group_rows(table: pa.Table) -> int:
-    """Rows in a row group: fewer of large rows, for a column's offsets have 32 bits."""
-    rows = ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)
-    return max(1, min(ROW_GROUP_ROWS, int(rows)))
-
-
-def with_columns(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
-    """The batches as one table of exactly this schema; columns that one lacks are null."""
-    tables = [pa.Table.from_batches([batch]) for batch in batches]
-    united = pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
-    return united.select(schema.names)
+        for low, high in pieces or [(start, end) for start, end, _, _ in columns]:
+            inside = [(n, name) for start, end, n, name in columns if start < high and low < end]
+            errors = {one: found for one in inside if (found := error(*one))}
+            if not pieces and not errors:
+                continue
+            where = ", ".join(f"row group {n} column {name!r}" for n, name in errors or inside)
+            why = "; ".join(str(found).strip() for found in errors.values()) or "checksum"
+            yield Corruption(
+                f"chunk {path}: bytes {low}..{high} are damaged ({where or 'no column'}): {why}",
+                low,
+            )
 
 
 def chunk_metadata(disk: Disk, path: Path, chunk: Chunk) -> pq.FileMetaData:
@@ -121,7 +141,8 @@ def chunk_metadata(disk: Disk, path: Path, chunk: Chunk) -> pq.FileMetaData:
             start,
         ) from error
     expected = pa.schema([(f.name, _as_stored(f.type)) for f in parse_types(chunk.schema)])
-    if not schema.equals(expected, check_metadata=True):
+    plain = pa.schema([(f.name, _LARGE.get(f.type, f.type)) for f in schema], schema.metadata)
+    if not plain.equals(expected, check_metadata=True):
         raise Corruption(
             f"chunk {path}: expected the columns {chunk.schema} in its footer at offset {start},"
             f" got {schema}",

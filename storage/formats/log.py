@@ -32,8 +32,10 @@ from forebay.storage.formats.columns import require_plain, within_years
 _WRITE = ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=-3), use_threads=False)
 _EOS_BYTES = 8
 _CHECKSUM, _ZEROS = b"crc32:", b"00000000"
-PENDING_ROWS_MAX, PENDING_BYTES_MAX = 8_192, 64 << 20
+PENDING_ROWS_MAX, PENDING_BYTES_MAX = 8_192, 16 << 20
 """What a record batch may have: so much is written at once, while the worker waits."""
+PIECE_BYTES = 4 << 20
+"""What is read at once of a log that is read in pieces."""
 STRETCH_BYTES = 1 << 20
 """Messages that are copied at once before they are decoded: that holds Python's lock."""
 
@@ -100,6 +102,15 @@ class LogWriter:
         self.extent = Extent(last.file, end, last.rows + batch.num_rows, end_crc)
         return Span(last.file, start, end, start_crc, end_crc)
 
+    def adopt(self, messages: Sequence[memoryview], rows: int) -> None:
+        """Write batches of another log of the same schema, `rows` in all, as they stand there."""
+        last = self.extent
+        data = b"".join(messages) if last.bytes else b"".join((self._prefix, *messages))
+        self._file.append(data)
+        self.dirty = True
+        crc = zlib.crc32(data, last.crc)
+        self.extent = Extent(last.file, last.bytes + len(data), last.rows + rows, crc)
+
     def sync(self) -> None:
         """Return once all appended batches would survive a power loss."""
         if self.dirty:
@@ -132,6 +143,11 @@ class GrowingLog:
         self._pending_rows = self._pending_bytes = 0
 
     @property
+    def name(self) -> str:
+        """Of this run's file."""
+        return self._name
+
+    @property
     def extents(self) -> tuple[Extent, ...]:
         """What is in files, flushed but perhaps not durable."""
         return (*self._earlier, *((self._writer.extent,) if self._writer else ()))
@@ -150,6 +166,11 @@ class GrowingLog:
         """Whether what is pending is enough for a record batch, or would soon be too much."""
         return self._pending_rows >= PENDING_ROWS_MAX or self._pending_bytes >= PENDING_BYTES_MAX
 
+    @property
+    def row_bytes(self) -> int:
+        """The mean size of the rows that are pending, rounded up; 0 if there are none."""
+        return -(-self._pending_bytes // max(1, self._pending_rows))
+
     def append(self, batch: pa.RecordBatch) -> None:
         self._pending.append(batch)
         self._pending_rows += batch.num_rows
@@ -159,12 +180,26 @@ class GrowingLog:
         """Write what is pending; None if nothing was."""
         if not self._pending:
             return None
+        span = self._write().append(pa.concat_batches(self._pending))
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+        return span
+
+    def copy(self, extents: Sequence[Extent]) -> None:
+        """Write all that is in other logs of the folder, without decoding it. Raises MissingFile or
+        Corruption, also if one has another schema; nothing was written then."""
+        held = []
+        for extent in extents:
+            reader = LogReader(self._disk, self._folder, extent.file)
+            held += [message for _, message in reader.follow(extent)]
+            reader.require_head(self._schema)
+        self._write().adopt(held, sum(extent.rows for extent in extents))
+
+    def _write(self) -> LogWriter:
+        """The writer of this run's file, which is made if there is none."""
         if self._writer is None:
             self._writer = LogWriter(self._disk, self._folder, self._name, self._schema)
             self._named = False
-        span = self._writer.append(pa.concat_batches(self._pending))
-        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
-        return span
+        return self._writer
 
     def sync(self) -> None:
         """Make what was flushed durable, the file's name included."""
@@ -182,8 +217,12 @@ class LogReader:
     loss) is read to its last whole batch if `torn_ok`.
     """
 
-    def __init__(self, disk: Disk, folder: Path, name: str) -> None:
+    def __init__(
+        self, disk: Disk, folder: Path, name: str, pool: pa.MemoryPool | None = None
+    ) -> None:
+        """`pool`: where decompressed batches lie, if not where Arrow's others do."""
         self._disk = disk
+        self._pool = pool
         self._path = folder / name
         self._name = name
         self._crc = 0
@@ -195,12 +234,7 @@ class LogReader:
         """The batches in `extent` not returned before, each with its message's bytes."""
         if extent.bytes <= self._bytes:
             return []
-        try:
-            data = self._disk.read(self._path, self._bytes, extent.bytes)
-        except FileNotFoundError as error:
-            raise MissingFile(
-                f"log {self._path}: expected {extent.bytes} bytes, no file"
-            ) from error
+        data = self._read(extent.bytes)
         torn = self._bytes + len(data) < extent.bytes
         if torn and not torn_ok:
             raise Corruption(
@@ -218,6 +252,30 @@ class LogReader:
         if found:
             self._crc, self._bytes = found[-1][0].end_crc, found[-1][0].end
         return found
+
+    def pieces(self, extent: Extent) -> Iterator[list[tuple[Span, memoryview]]]:
+        """The same, some PIECE_BYTES of the file at a time. What comes is what was written, by the
+        checksums of the batches; whether it is the extent shows when all has come."""
+        size = PIECE_BYTES
+        while self._bytes + size < extent.bytes:
+            data = self._read(self._bytes + size)
+            found = list(self._split(data, torn=True))
+            size = PIECE_BYTES if found else 2 * size
+            if found:
+                self._crc, self._bytes = found[-1][0].end_crc, found[-1][0].end
+                yield found
+        yield self.follow(extent)
+
+    def _read(self, end: int) -> bytes:
+        try:
+            return self._disk.read(self._path, self._bytes, end)
+        except FileNotFoundError as error:
+            raise MissingFile(f"log {self._path}: expected {end} bytes, no file") from error
+
+    def require_head(self, schema: pa.Schema) -> None:
+        """Raise Corruption unless what was read begins as a new log of this schema does."""
+        if self._prefix != schema.serialize().to_pybytes():
+            raise Corruption(f"log {self._path}: expected the schema that this build writes", 0)
 
     def _require(self, data: bytes, extent: Extent) -> None:
         """Raise Corruption unless `data` is what the extent says: where it begins to differ, no
@@ -268,7 +326,8 @@ class LogReader:
             texts = [memoryview(message.obj)[: last.end]]  # as `follow` read it, from the start on
         else:
             texts = _stretches(self._prefix, (message for _, message in found))
-        return _decode(self._path, texts, self.schema, [span for span, _ in found], columns)
+        spans = [span for span, _ in found]
+        return _decode(self._path, texts, self.schema, spans, columns, self._pool)
 
 
 def _decode(
@@ -277,6 +336,7 @@ def _decode(
     schema: pa.Schema,
     spans: Sequence[Span],
     columns: Sequence[str],
+    pool: pa.MemoryPool | None = None,
 ) -> list[pa.RecordBatch]:
     """The batches of the spans in `texts`, each of which begins as the file does. Raises Corruption
     with the offset of the first that can't be read."""
@@ -285,7 +345,7 @@ def _decode(
     batches: list[pa.RecordBatch] = []
     try:
         for text in texts:
-            for batch in ipc.open_stream(pa.py_buffer(text), options=options):
+            for batch in ipc.open_stream(pa.py_buffer(text), options=options, memory_pool=pool):
                 batches.append(within_years(batch.select(list(columns))))
     except (pa.ArrowException, OSError, MemoryError) as error:
         at = spans[len(batches)].start
@@ -380,9 +440,14 @@ def _read_schema(source: pa.BufferReader) -> pa.Schema:
 
 
 def read_span(
-    disk: Disk, folder: Path, span: Span, schema: pa.Schema, columns: Sequence[str]
+    disk: Disk,
+    folder: Path,
+    span: Span,
+    schema: pa.Schema,
+    columns: Sequence[str],
+    pool: pa.MemoryPool | None = None,
 ) -> pa.RecordBatch:
-    """One record batch read alone; `schema` is the schema of its file."""
+    """One record batch read alone; `schema` is the schema of its file, `pool` as in LogReader."""
     data = disk.read(folder / span.file, span.start, span.end)
     if len(data) != span.end - span.start:
         raise Corruption(
@@ -395,4 +460,4 @@ def read_span(
             span.start,
         )
     text = schema.serialize().to_pybytes() + data
-    return _decode(folder / span.file, [text], schema, [span], columns)[0]
+    return _decode(folder / span.file, [text], schema, [span], columns, pool)[0]

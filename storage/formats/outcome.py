@@ -27,12 +27,13 @@ ADVICE = (
 
 @dataclass
 class Outcome:
-    """Counts of messages. `reasons` has "REASON" or "REASON: COLUMN" to how many rejects; `sample`
-    is one of them, as text."""
+    """Counts of messages; `rejects_expired` are rejects that are deleted. `reasons` has "REASON" or
+    "REASON: COLUMN" to how many rejects; `sample` is one of them, as text."""
 
     accepted: int = 0
     duplicates: int = 0
     rejects: int = 0
+    rejects_expired: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     sample: str | None = None
 
@@ -52,6 +53,8 @@ class Outcome:
         counts = {
             "accepted": self.accepted, "duplicates": self.duplicates, "rejects": self.rejects,
         }  # fmt: skip
+        if self.rejects_expired:
+            counts["rejects_expired"] = self.rejects_expired
         told = ["  ".join(f"{name} {count:,}" for name, count in counts.items())]
         told += [f"  {n:,} {plain(reason)}" for reason, n in self.reasons.most_common(REASONS_MAX)]
         if self.sample is not None:

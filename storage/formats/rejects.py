@@ -1,9 +1,9 @@
 """Rejects: the messages of one partition that could not become events, and which of them one means.
 
 They are in logs like those of blocks, of REJECT_SCHEMA, of which the partition's state lists the
-extents that count. A replay that makes an event of a reject takes it out: the file it is in is
-listed no more, and what stays of it is appended anew. So each reject that counts is in exactly one
-listed extent, and the state never grows with what was replayed.
+extents that count, oldest first, and says of each when its newest reject arrived (`RejectFile`). A
+reject that a replay makes an event of, or that is deleted, is taken out: a file with what stays is
+listed in the place of the one it was in. So each that counts is in exactly one listed extent.
 """
 
 from __future__ import annotations
@@ -25,6 +25,22 @@ from forebay.storage.formats.columns import Mask, as_mask
 from forebay.storage.formats.frame import OF_A_COLUMN, REASONS
 from forebay.storage.formats.log import Extent, read_log
 from forebay.storage.formats.schema import OFFSET, PARTITION
+
+
+@dataclass(frozen=True)
+class RejectFile:
+    """What is known of one file of rejects without opening it.
+
+    `arrived_ms` is the wall time at which the newest of them was taken in. Not their broker times:
+    a client may set those to anything, and would have its rejects deleted at once, or never. A
+    broker's own are not later than ours, so a reject is kept no shorter than by them, and longer by
+    as much as the job was behind. None: it was written by a build that did not note it.
+
+    `labels` says how many there are of each reason and column, as `labels` counts them.
+    """
+
+    arrived_ms: TimeMs | None
+    labels: dict[str, Count]
 
 
 @dataclass(frozen=True)
@@ -93,10 +109,14 @@ def _require_within(name: str, value: object, least: int, most: int) -> None:
 ALL = RejectFilter()
 
 
+OF_LABELS = ("reason", "detail")
+"""The columns that labels are made of."""
+
+
 def labels(rejects: pa.RecordBatch) -> Counter[str]:
     """How many rejects there are of each reason; where a column is at fault, of each "REASON:
     COLUMN"."""
-    reasons, details = (rejects.column(name).dictionary_encode() for name in ("reason", "detail"))
+    reasons, details = (rejects.column(name).dictionary_encode() for name in OF_LABELS)
     pairs = Counter(zip(_codes(reasons), _codes(details), strict=True))
     names, texts = reasons.dictionary.to_pylist(), details.dictionary.to_pylist()
     found: Counter[str] = Counter()

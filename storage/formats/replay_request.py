@@ -1,4 +1,4 @@
-"""Replay requests: which rejects are to be decoded again, asked of the job through files.
+"""Replay requests: which rejects are to be decoded again or deleted, asked of the job in files.
 
     DATA/replay/000004.json     a record (see `record`) of kind "replay", version 2
 
@@ -6,6 +6,9 @@ Numbered in the order in which they were asked, written once, never changed. Eac
 them out in that order and remembers the last number in its state, so one look for the next number's
 file tells whether there is anything to do. To carry one out twice changes nothing: what passed is
 no reject any more, and the rest fails again.
+
+A deletion says how far the messages had been read when it was asked: what came later it does not
+mean, however late it is carried out, and a partition that begins with it loses nothing to it.
 
 A request that can't be read is left out by each partition, and its number stays taken. None is ever
 deleted: a manifest does not tell what a crash could undo, so a restart may look for a number that
@@ -17,14 +20,14 @@ message is always decoded alike. `runs` (each partition's incarnation when it wa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from forebay.storage.base import record
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption, FormatVersion
 from forebay.storage.base.layout import Layout
-from forebay.storage.base.record import Count
+from forebay.storage.base.record import OPTIONAL, Count
 from forebay.storage.formats.rejects import RejectFilter
 
 KIND = "replay"
@@ -36,6 +39,9 @@ class ReplayRequest:
     number: Count
     wanted: RejectFilter
     runs: dict[str, Count]
+    delete: dict[str, dict[str, Count]] | None = field(default=None, metadata=OPTIONAL)
+    """None: a replay. Else a deletion; of each partition and source, the next offset to be read
+    when it was asked."""
 
     def encode(self) -> bytes:
         return record.encode(KIND, VERSION, self)
@@ -55,7 +61,13 @@ def read_request(disk: Disk, layout: Layout, number: int) -> ReplayRequest | Non
         return None
 
 
-def ask(disk: Disk, layout: Layout, wanted: RejectFilter, runs: dict[str, int]) -> ReplayRequest:
+def ask(
+    disk: Disk,
+    layout: Layout,
+    wanted: RejectFilter,
+    runs: dict[str, int],
+    delete: dict[str, dict[str, int]] | None = None,
+) -> ReplayRequest:
     """The request that asks for this: the one there is, or a new one, durable on return.
 
     Raises BadInput if another process is writing one at this moment.
@@ -73,8 +85,8 @@ def ask(disk: Disk, layout: Layout, wanted: RejectFilter, runs: dict[str, int]) 
                 continue
             if found is None:
                 break
-            if (found.wanted, found.runs) == (wanted, runs):
+            if (found.wanted, found.runs, found.delete) == (wanted, runs, delete):
                 return found
-        request = ReplayRequest(number, wanted, runs)
+        request = ReplayRequest(number, wanted, runs, delete)
         disk.replace(layout.replay_request(number), request.encode(), durable=True)
     return request

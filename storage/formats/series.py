@@ -7,7 +7,7 @@ number rises within a run and the run's incarnation is in the name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,7 +42,7 @@ class LogSeries:
         self._file_bytes_max = file_bytes_max
         self._number = len(self._sealed)
         self._unsynced: list[GrowingLog] = []
-        self._log = self._next()
+        self._log = self._new()
 
     @property
     def extents(self) -> list[Extent]:
@@ -54,9 +54,16 @@ class LogSeries:
         """Those of files that grow no more."""
         return list(self._sealed)
 
+    @property
+    def growing(self) -> str:
+        """The name of the file that grows, which is made when there is something to write."""
+        return self._log.name
+
     def append(self, batch: pa.RecordBatch) -> None:
-        """Take rows in; pending until `flush`, or until a file's worth of them is."""
+        """Take rows in; pending until `flush`, or until a record batch's worth of them is."""
         self._log.append(batch)
+        if self._log.full:
+            self.flush()
 
     def flush(self) -> None:
         """Hand what is pending to the operating system; seal the file if it is full."""
@@ -70,12 +77,37 @@ class LogSeries:
         if self._log.extents:
             self._sealed += self._log.extents
             self._unsynced.append(self._log)
-            self._log = self._next()
+            self._log = self._new()
 
     def discard(self, extent: Extent) -> Path:
         """List a sealed file no more. The file itself is left to the caller."""
         self._sealed.remove(extent)
         return self._folder / extent.file
+
+    def rewrite(self, extent: Extent, batches: Iterable[pa.RecordBatch]) -> tuple[Extent, ...]:
+        """Put a file with these rows in the place of a sealed one; none if there are none. Returns
+        what is new; the replaced file itself is left to the caller."""
+        log = self._new()
+        for batch in batches:
+            log.append(batch)
+            if log.full:
+                log.flush()
+        log.flush()
+        return self._replace([extent], log)
+
+    def join(self, extents: Sequence[Extent]) -> tuple[Extent, ...]:
+        """Put one file in the place of sealed neighbours, with all that is in them. Raises
+        MissingFile or Corruption if one of them can't be read; nothing has changed then. Returns
+        what is new; the replaced files themselves are left to the caller."""
+        log = self._new()
+        log.copy(extents)
+        return self._replace(extents, log)
+
+    def _replace(self, extents: Sequence[Extent], log: GrowingLog) -> tuple[Extent, ...]:
+        at = self._sealed.index(extents[0])
+        self._sealed[at : at + len(extents)] = log.extents
+        self._unsynced.append(log)
+        return log.extents
 
     def unsynced(self, *, sealed_only: bool = False) -> list[GrowingLog]:
         """The files that a sync would wait for."""
@@ -86,7 +118,7 @@ class LogSeries:
         """All sealed files are durable now."""
         self._unsynced = []
 
-    def _next(self) -> GrowingLog:
+    def _new(self) -> GrowingLog:
         self._number += 1
         name = self._name(self._number, self._incarnation)
         return GrowingLog(self._disk, self._folder, name, self._schema)

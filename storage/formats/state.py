@@ -5,7 +5,7 @@ lengths; published at DATA/hot/PARTITION/manifest.json it tells readers what is 
 one may be ahead of the committed one by what came since the last snapshot.
 
 Format: a record (see `record`) of kind "manifest", version 2; the fields are those of
-`PartitionState`. Its size depends on the number of blocks, never on the number of events.
+`PartitionState`. Its size depends on the number of blocks, never on that of events or rejects.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from forebay.storage.base.record import OPTIONAL, Count, Seed, SpanMs, TimeMs
 from forebay.storage.formats.boundary import Seal
 from forebay.storage.formats.columns import ColumnTypes
 from forebay.storage.formats.log import Extent
+from forebay.storage.formats.rejects import RejectFile
 
 KIND = "manifest"
 VERSION = 2
@@ -36,7 +37,8 @@ class Counters:
     """Since the partition began; exact over restarts.
 
     `rejects` are those there are now: a replay that one passes takes it from there to `accepted` or
-    `duplicates`. `conflicts` are duplicates whose payload is not that of the event kept. `late`
+    `duplicates`, a deletion to `rejects_expired`. So the sum of these four is the number of
+    messages. `conflicts` are duplicates whose payload is not that of the event kept. `late`
     events were older than the dedup window, those `after_seal` of a time that was sealed.
     """
 
@@ -50,6 +52,7 @@ class Counters:
     skipped: Count = 0
     rejected: dict[str, Count] = field(default_factory=dict)
     """The `rejects` by reason, and where a column is at fault by "REASON: COLUMN"."""
+    rejects_expired: Count = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class BlockState:
     """Eviction number, None while the block is hot."""
     covered_at_ms: TimeMs | None = None
     """Wall time at which a chunk was first seen to cover it."""
+    row_bytes: Count = field(default=0, metadata=OPTIONAL)
+    """The largest mean size of a row in any record batch, in memory; 0 if that is not known."""
 
     @property
     def rows(self) -> int:
@@ -118,6 +123,7 @@ class PartitionState:
     evicted: BlocksById = field(default_factory=dict)
     """In order of eviction."""
     rejects: list[Extent] = field(default_factory=list)
+    """Oldest first; bounded, however many rejects come (see `reject_log`)."""
     drops: list[Extent] = field(default_factory=list)
     """Drop logs. Bounded, and not made durable by a commit: what they tell may be incomplete."""
     replays: Count = 0
@@ -136,6 +142,8 @@ class PartitionState:
     that holds a value counts."""
     roles: dict[str, str] = field(default_factory=dict, metadata=OPTIONAL)
     """Which column has the user, the event and the time, as far as the schema says."""
+    reject_files: dict[str, RejectFile] = field(default_factory=dict, metadata=OPTIONAL)
+    """Of each file in `rejects`, by its name."""
 
     @property
     def blocks(self) -> list[BlockState]:

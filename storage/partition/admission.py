@@ -7,6 +7,10 @@ For each event, in offset order, as if it came alone:
    retained block (evicted or merged) of the event's own interval;
 4. else it is appended to the open block of its interval (a new one if there is none), which is
    touched at the stream time.
+An event is *backfill* if all of its interval is older than the dedup window. Such events share one
+block a UTC day, so that a few of many intervals cost few files; they are duplicates as well if
+their key is in a retained backfill block of their day. An event that is not has none of its
+interval there, for stream time never goes back.
 A seal closes the blocks below it between two events; what comes later for them opens late ones.
 Events are cut only where step 2 could evict, so the result does not depend on how input is cut.
 
@@ -29,7 +33,7 @@ from forebay.storage.dedup.keys import KeySet
 from forebay.storage.dedup.segment import Segment
 from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.frame import Frame
-from forebay.storage.formats.hashes import U64
+from forebay.storage.formats.hashes import I64, U64
 from forebay.storage.formats.schema import OFFSET
 from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition.edits import Evict, Judge, Open, Take
@@ -42,7 +46,10 @@ class Known(Protocol):
         """Those of each live block, newest first, and which of the hashes may be among them."""
 
     def retained(self, interval_ms: int) -> list[KeySet]:
-        """Those of everything evicted or merged of an interval."""
+        """Those of everything evicted or merged of an interval, backfill left out."""
+
+    def backfilled(self, first_ms: int) -> list[KeySet]:
+        """Those of all backfill blocks, evicted or merged, of a backfill span."""
 
 
 def unseen(state: PartitionState, frame: Frame) -> Frame | None:
@@ -58,9 +65,10 @@ def unseen(state: PartitionState, frame: Frame) -> Frame | None:
 
 
 def admit(
-    state: PartitionState, known: Known, events: Segment, window_ms: int
+    state: PartitionState, known: Known, events: Segment, window_ms: int, backfill_span_ms: int
 ) -> Iterator[Evict | Judge | Open | Take]:
-    """Steps 1 to 4 for each of these events. `window_ms` is the dedup window."""
+    """Steps 1 to 4 for each of these events. `window_ms` is the dedup window; `backfill_span_ms` is
+    a day but in tests."""
     low = 0
     while low < len(events):
         now_ms = int(events.stream[low])
@@ -69,16 +77,20 @@ def admit(
         oldest_ms = min((b.touched_ms for b in state.hot.values()), default=now_ms)
         limit_ms = min(oldest_ms, now_ms) + window_ms
         high = int(np.searchsorted(events.stream, limit_ms, side="left"))
-        yield from _admit_part(state, known, events.part(low, high), window_ms)
+        yield from _admit_part(state, known, events.part(low, high), window_ms, backfill_span_ms)
         low = high
 
 
 def _admit_part(
-    state: PartitionState, known: Known, part: Segment, window_ms: int
+    state: PartitionState, known: Known, part: Segment, window_ms: int, backfill_span_ms: int
 ) -> Iterator[Judge | Open | Take]:
     """Steps 3 and 4 for events that no eviction divides."""
     span_ms, seal = state.block_span_ms, state.seal
-    dropped, differs = duplicates(part, known.live(part.hashes), known.retained, span_ms)
+    intervals = part.times - part.times % span_ms
+    backfill: Mask = intervals + span_ms + window_ms <= part.stream
+    days = part.times - part.times % max(backfill_span_ms, span_ms)
+    retained = _retained(known, intervals, backfill, days)
+    dropped, differs = duplicates(part, known.live(part.hashes), retained)
     kept = np.flatnonzero(~dropped)
     times = part.times[kept]
     yield Judge(
@@ -88,24 +100,42 @@ def _admit_part(
         late=~dropped & (part.stream - part.times >= window_ms),
         after_seal=int(np.count_nonzero(times < seal.until_ms)) if seal else 0,
     )
-    intervals = times - times % span_ms
-    _, firsts = np.unique(intervals, return_index=True)
+    starts = np.where(backfill, days, intervals)[kept]
+    if seal:  # no block has events on both sides of a seal that it begins under
+        split = (starts < seal.until_ms) & (times >= seal.until_ms)
+        starts[split] = seal.until_ms
+    which = 2 * starts + backfill[kept]
+    _, firsts = np.unique(which, return_index=True)
     blocks = _open_blocks(state)
-    for interval in intervals[np.sort(firsts)].tolist():  # numbered in order of events
-        if interval not in blocks:
-            blocks[interval] = BlockId(interval, state.sequence + 1)
-            late = seal.number if seal and interval < seal.until_ms else 0
-            yield Open(blocks[interval], late)
-        yield Take(blocks[interval], part, kept[intervals == interval])
+    for row in np.sort(firsts).tolist():  # numbered in order of events
+        start, old = int(starts[row]), bool(backfill[kept[row]])
+        if (start, old) not in blocks:
+            blocks[start, old] = BlockId(start, state.sequence + 1, old)
+            late = seal.number if seal and start < seal.until_ms else 0
+            yield Open(blocks[start, old], late)
+        yield Take(blocks[start, old], part, kept[which == which[row]])
 
 
-def _open_blocks(state: PartitionState) -> dict[int, BlockId]:
-    """The block of each interval that takes its events: the newest, unless a seal has closed it."""
-    seal, newest = state.seal, {id.interval_ms: id for id in sorted(state.hot)}
+def _retained(
+    known: Known, intervals: I64, backfill: Mask, days: I64
+) -> Iterator[tuple[KeySet, Mask]]:
+    """The keys of retained blocks, and the events that are duplicates if theirs is among them."""
+    for interval in np.unique(intervals):
+        for keys in known.retained(int(interval)):
+            yield keys, intervals == interval
+    for day in np.unique(days[backfill]):
+        for keys in known.backfilled(int(day)):
+            yield keys, backfill & (days == day)
+
+
+def _open_blocks(state: PartitionState) -> dict[tuple[int, bool], BlockId]:
+    """The block that takes events, by where it begins and whether it is a backfill one: the newest,
+    unless a seal has closed it."""
+    seal, newest = state.seal, {(id.interval_ms, id.backfill): id for id in sorted(state.hot)}
     return {
-        interval: id
-        for interval, id in newest.items()
-        if seal is None or interval >= seal.until_ms or state.hot[id].late >= seal.number
+        place: id
+        for place, id in newest.items()
+        if seal is None or id.interval_ms >= seal.until_ms or state.hot[id].late >= seal.number
     }
 
 

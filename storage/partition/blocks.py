@@ -26,16 +26,16 @@ from forebay.storage.formats.catalog import Catalog, read_catalog
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.hashes import Hash, KeyHash
 from forebay.storage.formats.log import Extent, GrowingLog
-from forebay.storage.formats.rejects import RejectFilter
+from forebay.storage.formats.rejects import RejectFilter, labels
 from forebay.storage.formats.replay_request import ReplayRequest
-from forebay.storage.formats.state import PartitionState
+from forebay.storage.formats.state import BlockState, PartitionState
 from forebay.storage.partition.admission import admit, unseen
 from forebay.storage.partition.edits import Close, Edit, Evict, Forget, Progress, Reject, Replayed
-from forebay.storage.partition.gc import Garbage, files_of, forgettable, handed_off, unlisted
+from forebay.storage.partition.gc import Garbage, files_of, forgettable, leaving, unlisted
 from forebay.storage.partition.journal import Journal
 from forebay.storage.partition.known import KnownKeys, uncovered
 from forebay.storage.partition.offer import Offer, Tick
-from forebay.storage.partition.replay import Redecode, redecoded
+from forebay.storage.partition.replay import Redecode, deleted, redecoded
 from forebay.storage.partition.resume import resumed
 from forebay.storage.partition.retention import Retention, Waiting, waiting
 from forebay.storage.partition.rules import Rules
@@ -71,6 +71,7 @@ class Blocks:
         self._garbage = Garbage(disk, rules.grace_ms)
         self._known = KnownKeys(disk, layout, state, rules, cache, self._hash, self._catalog)
         self._journal = Journal(disk, layout, rules, state, self._hash, self._known, self._garbage)
+        self._requested = False
 
     @property
     def state(self) -> PartitionState:
@@ -84,16 +85,18 @@ class Blocks:
 
     def start(self, now_ms: int) -> Offer:
         """Publish the state resumed from; the offer that must reach `chunks` before any other."""
+        self._journal.date_rejects(now_ms)
         for folder in self._folders:
             self._garbage.doom(unlisted(folder, self.state), now_ms)
         self.publish()
         blocks = tuple(uncovered(self.state, self._catalog.read()))
-        return Offer(self.state.incarnation, blocks, self.state.runs)
+        return self._offer(blocks, runs=self.state.runs)
 
     # -- events in ---------------------------------------------------------------------------
 
-    def append(self, frame: Frame) -> Offer | None:
-        """Take a frame in; evicted blocks are offered in order of eviction."""
+    def append(self, frame: Frame, now_ms: int) -> Offer | None:
+        """Take a frame in; evicted blocks are offered in order of eviction. `now_ms` is when its
+        rejects have arrived, and nothing else."""
         if frame.first_offset < self.state.next_offsets.get(frame.source, 0):
             self._disk.step("orphan-snapshot")
         new = unseen(self.state, frame)
@@ -101,7 +104,7 @@ class Blocks:
         if new is None:
             return None
         if new.rejects.num_rows:
-            self._journal.apply(Reject(new.rejects))
+            self._journal.apply(Reject(new.rejects, labels(new.rejects), now_ms))
         return self._admit(new.events)
 
     def _admit(self, events: pa.RecordBatch) -> Offer | None:
@@ -109,7 +112,8 @@ class Blocks:
             return None
         rules, at_ms = self._rules, self.state.stream_time_ms
         segment = Segment.of(events, rules.schema.key, rules.compared, at_ms, self._hash)
-        return self._apply(admit(self.state, self._known, segment, rules.dedup_window_ms))
+        how = rules.dedup_window_ms, rules.backfill_span_ms
+        return self._apply(admit(self.state, self._known, segment, *how))
 
     def _apply(self, edits: Iterable[Edit]) -> Offer | None:
         """Carry out each edit before the next is asked for; what was evicted is offered."""
@@ -118,7 +122,16 @@ class Blocks:
             self._journal.apply(edit)
             if isinstance(edit, Evict):
                 evicted.append(self.state.evicted[edit.block])
-        return Offer(self.state.incarnation, tuple(evicted)) if evicted else None
+        return self._offer(tuple(evicted)) if evicted else None
+
+    def _offer(
+        self,
+        blocks: tuple[BlockState, ...],
+        runs: dict[str, int] | None = None,
+        tick: Tick | None = None,
+    ) -> Offer:
+        committed = self._journal.commits.sure.evictions
+        return Offer(self.state.incarnation, blocks, committed, runs, tick)
 
     # -- rejects -----------------------------------------------------------------------------
 
@@ -126,10 +139,29 @@ class Blocks:
         """Carry a request out, one file of rejects at each step; events may come in between.
 
         Each step is whole: a commit after it has a reject that passes as an event or a duplicate,
-        a commit before it has it as a reject.
+        a commit before it has it as a reject. A file that has expired meanwhile is left out.
         """
-        for extent in self._journal.reject_files():
+        for extent in self._in_turn(request):
             yield self._replay(extent, request.wanted, redecode)
+
+    def delete(self, request: ReplayRequest) -> Iterator[None]:
+        """Carry a deletion out, in the same way."""
+        partition = self.state.partition
+        next_offsets = (request.delete or {}).get(partition, {})
+        for extent in self._in_turn(request):
+            folder = self._layout.rejects(partition)
+            if edit := deleted(self._disk, folder, extent, request.wanted, next_offsets):
+                self._journal.apply(edit)
+            yield
+
+    def _in_turn(self, request: ReplayRequest) -> Iterator[Extent]:
+        """The files of rejects that there are, each if it still is there. None is joined with
+        others before the request has been carried out."""
+        self._requested = True
+        for extent in self._journal.reject_files():
+            if extent in self.state.rejects:
+                yield extent
+        self._requested = False
         self.replayed(request.number)
 
     def replayed(self, number: int) -> None:
@@ -144,7 +176,7 @@ class Blocks:
         self._journal.apply(replay)
         offers = [self._admit(frame.events) for frame in frames]
         blocks = [block for offer in offers if offer for block in offer.blocks]
-        return Offer(self.state.incarnation, tuple(blocks)) if blocks else None
+        return self._offer(tuple(blocks)) if blocks else None
 
     # -- handoff -----------------------------------------------------------------------------
 
@@ -157,13 +189,17 @@ class Blocks:
             self._journal.apply(Close(seal))
         return self._journal.commits.sure.seal < seal.number
 
-    def tick(self, boundary: Boundary, retention_ms: int) -> Offer:
-        """Have what may go deleted, live blocks that are handed off among it."""
+    def tick(
+        self, boundary: Boundary, retention_ms: int, now_ms: int, from_ms: int | None = None
+    ) -> Offer:
+        """Have what may go deleted: live blocks that are handed off, or older than `from_ms`, among
+        it; rejects that came before the boundary, or that are old enough now."""
         state, commits = self.state, self._journal.commits
-        evicted = self._apply(handed_off(state, boundary, self._rules.dedup_window_ms))
-        retention = Retention(boundary, state.stream_time_ms, retention_ms)
-        tick = Tick(retention, commits.sure.evictions, commits.evicted(state))
-        return Offer(state.incarnation, evicted.blocks if evicted else (), tick=tick)
+        self._journal.expire_rejects(boundary.covered_until_ms, now_ms)
+        evicted = self._apply(leaving(state, boundary, self._rules.dedup_window_ms, from_ms))
+        retention = Retention(boundary, state.stream_time_ms, retention_ms, from_ms)
+        tick = Tick(retention, commits.evicted(state))
+        return self._offer(evicted.blocks if evicted else (), tick=tick)
 
     def waiting(self, boundary: Boundary) -> Waiting | None:
         """What is yet to be handed over, if anything is."""
@@ -185,9 +221,13 @@ class Blocks:
 
     def tidy(self, now_ms: int) -> None:
         """Forget evicted blocks that a chunk has covered for the grace period; delete what has been
-        forgotten for another, or replaced for one once that is surely committed."""
+        forgotten for another, or replaced for one once that is surely committed. Join files of
+        rejects that are small."""
         sure, catalog = self._journal.commits.sure, self._catalog.read()
         self._known.keep(catalog)
+        self._journal.date_rejects(now_ms)
+        if not self._requested:
+            self._journal.join_rejects()
         for edit in forgettable(self.state, catalog, sure, now_ms, self._rules.grace_ms):
             if isinstance(edit, Forget):
                 self._garbage.doom(files_of(self.state, edit, self._folder), now_ms)

@@ -6,43 +6,63 @@ names, which the next start collects.
 
 What always holds: this is the only writer of the catalog; a chunk's name is never used twice; the
 first offer of a run withdraws every chunk that an earlier run made of evictions that were never
-committed, before a block is merged. Nothing needs to be remembered from run to run but the catalog:
-`blocks` offers again whatever it does not cover. Late blocks are merged apart, by their seal; a
-block that the batch layer has is not merged any more, but dropped at the next tick.
+committed, before a block is merged; only what no crash can undo is compacted. Nothing needs to be
+remembered from run to run but the catalog: `blocks` offers again whatever it does not cover. Late
+blocks are merged apart, by their seal, and so are backfill blocks; a block that the batch layer has
+is not merged any more, but dropped at the next tick.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.layout import ChunkId, Layout, chunk_name
+from forebay.storage.base.layout import ChunkId, Layout, chunk_name, compacted_name
 from forebay.storage.formats.boundary import watched_boundary
 from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
-from forebay.storage.formats.chunk import schema_of, write_chunk
-from forebay.storage.formats.columns import column_types
+from forebay.storage.formats.columns import column_types, parse_types, unite
 from forebay.storage.formats.state import BlockState
+from forebay.storage.partition.compaction import compacted_id, neighbours
 from forebay.storage.partition.offer import Offer, Tick
 from forebay.storage.partition.retention import EXPIRED, HANDED_OFF
+
+if TYPE_CHECKING:
+    from forebay.storage.formats.merge import Group
+
+MERGE_BYTES = 256 << 20
+COMPACTIONS_MAX = 8
+"""At an offer: a stop does not wait for more."""
 
 
 class Chunks:
     """Thread safety: one thread at a time, which may be another than the caller of `blocks`."""
 
     def __init__(
-        self, partition: str, layout: Layout, disk: Disk, blocks_per_chunk: int, grace_ms: int
+        self,
+        partition: str,
+        layout: Layout,
+        disk: Disk,
+        blocks_per_chunk: int,
+        grace_ms: int,
+        merge_bytes: int = MERGE_BYTES,
     ) -> None:
+        """`merge_bytes` is the memory that a merge may take."""
         self._partition = partition
         self._layout = layout
         self._disk = disk
         self._blocks_per_chunk = blocks_per_chunk
         self._grace_ms = grace_ms
+        self._merge_bytes = merge_bytes
         self._folder = layout.chunks(partition)
         disk.make_directory(self._folder)
         self._catalog = read_catalog(disk, layout.catalog(partition), partition)
         self._pending: dict[int, BlockState] = {}
         self._boundary = watched_boundary(disk, layout)
         self._doomed: dict[str, int] = {}
+        self._compactions = 0
         self._resumed = False
 
     def take(self, offer: Offer, now_ms: int) -> None:
@@ -58,18 +78,28 @@ class Chunks:
             self._merge(blocks, offer.incarnation)
             self._forget(blocks)
         if offer.tick is not None:
-            self._drop(offer.tick, offer.incarnation)
+            self._drop(offer.tick, offer)
             self._doom(now_ms)
+        for _ in range(COMPACTIONS_MAX):
+            if chunks := self._neighbours(offer):
+                self._compact(chunks, offer.incarnation, now_ms)
         self._collect(now_ms)
+
+    def _neighbours(self, offer: Offer) -> list[Chunk]:
+        """Small chunks to make one of: none that a batch layer is about to take, or has."""
+        boundary = self._boundary.read()
+        until_ms = boundary.seal.until_ms if boundary.seal else None
+        chunks = (c for c in self._catalog.chunks if until_ms is None or c.first_ms >= until_ms)
+        return neighbours(chunks, offer.incarnation, offer.committed)
 
     def _due(self) -> list[BlockState]:
         """The next full set of blocks to merge, oldest eviction first; none if there is none."""
         boundary = self._boundary.read()
-        sets: dict[int, list[BlockState]] = {}
+        sets: dict[tuple[int, bool], list[BlockState]] = {}
         for number in sorted(self._pending):
             block = self._pending[number]
             if not boundary.handed_off(block):
-                found = sets.setdefault(block.late, [])
+                found = sets.setdefault((block.late, block.id.backfill), [])
                 found.append(block)
                 if len(found) == self._blocks_per_chunk:
                     return found
@@ -79,13 +109,13 @@ class Chunks:
         gone = {block.number for block in blocks}
         self._pending = {n: block for n, block in self._pending.items() if n not in gone}
 
-    def _drop(self, tick: Tick, incarnation: int) -> None:
+    def _drop(self, tick: Tick, offer: Offer) -> None:
         """Take from the catalog what may go, and forget dropped blocks that nobody knows."""
         catalog, retention = self._catalog, tick.retention
         kept, gone = [], []
         for chunk in catalog.chunks:
             reason = retention.reason(chunk)
-            sure = chunk.id.incarnation < incarnation or chunk.id.last <= tick.committed
+            sure = chunk.id.incarnation < offer.incarnation or chunk.id.last <= offer.committed
             old = reason != HANDED_OFF or chunk.batch < retention.boundary.number
             if reason and sure and old:
                 gone.append((reason, chunk.rows, chunk.blocks))
@@ -94,7 +124,7 @@ class Chunks:
         blocks = []
         for number, block in self._pending.items():
             reason = retention.reason(block)
-            if reason and number <= tick.committed:
+            if reason and number <= offer.committed:
                 gone.append((reason, block.rows, (block.id,)))
                 blocks.append(block)
         dropped = (*catalog.dropped, *(id for _, _, ids in gone for id in ids))
@@ -125,30 +155,60 @@ class Chunks:
             self._doomed.setdefault(name, now_ms + self._grace_ms)
 
     def _merge(self, blocks: list[BlockState], incarnation: int) -> None:
+        from forebay.storage.formats import merge  # Polars, which a start does without
+
         numbers = [block.number for block in blocks if block.number is not None]
         id = ChunkId(min(numbers), max(numbers), incarnation)
         first_ms = min(block.first_ms for block in blocks)
-        name = chunk_name(id, first_ms)
-        target = self._folder / name
-        self._disk.make_directory(target.parent)
         hot = self._layout.hot(self._partition)
-        schema = schema_of(self._disk, hot, blocks)
-        temporary = target.with_name(f"{target.name}.tmp")
-        checksum = write_chunk(self._disk, hot, blocks, temporary, schema)
-        self._disk.publish(temporary, target)
-        chunk = Chunk(
+        made = self._write(
+            chunk_name(id, first_ms),
+            merge.groups_of_blocks(self._disk, hot, blocks),
+            merge.schema_of(self._disk, hot, blocks),
             id=id,
-            file=name,
             blocks=tuple(block.id for block in blocks),
             batch=self._boundary.read().number,
             rows=sum(block.rows for block in blocks),
-            checksum=checksum,
             first_ms=first_ms,
             last_ms=max(block.last_ms for block in blocks),
-            schema=column_types(schema),
             late=blocks[0].late,
+            row_bytes=max(block.row_bytes for block in blocks),
         )
-        self._publish(self._catalog.with_chunk(chunk))
+        self._publish(self._catalog.with_chunk(made))
+
+    def _compact(self, chunks: list[Chunk], incarnation: int, now_ms: int) -> None:
+        """Make one chunk of these. Their files stay for the grace period."""
+        from forebay.storage.formats import merge
+
+        self._compactions += 1
+        id, first_ms = compacted_id(chunks), min(chunk.first_ms for chunk in chunks)
+        made = self._write(
+            compacted_name(id, first_ms, self._compactions, incarnation),
+            merge.groups_of_chunks(self._disk, self._folder, chunks),
+            unite(parse_types(chunk.schema) for chunk in chunks),
+            id=id,
+            blocks=tuple(block for chunk in chunks for block in chunk.blocks),
+            batch=max(chunk.batch for chunk in chunks),
+            rows=sum(chunk.rows for chunk in chunks),
+            first_ms=first_ms,
+            last_ms=max(chunk.last_ms for chunk in chunks),
+            late=chunks[0].late,
+            row_bytes=max(chunk.row_bytes for chunk in chunks),
+        )
+        self._publish(self._catalog.with_chunk(made, of=chunks))
+        for chunk in chunks:
+            self._doomed.setdefault(chunk.file, now_ms + self._grace_ms)
+
+    def _write(self, name: str, groups: list[Group], schema: pa.Schema, **what: Any) -> Chunk:
+        """Write a chunk's file; it is durable, but in no catalog yet."""
+        from forebay.storage.formats import merge
+
+        target = self._folder / name
+        self._disk.make_directory(target.parent)
+        temporary = target.with_name(f"{target.name}.tmp")
+        checksum = merge.write_sorted(self._disk, temporary, groups, schema, self._merge_bytes)
+        self._disk.publish(temporary, target)
+        return Chunk(file=name, checksum=checksum, schema=column_types(schema), **what)
 
     def _publish(self, catalog: Catalog) -> None:
         path = self._layout.catalog(self._partition)

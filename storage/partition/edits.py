@@ -7,6 +7,7 @@ its block is whole). So the state is right at every moment, and what decides nee
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.hashes import I64
 from forebay.storage.formats.log import Extent
-from forebay.storage.formats.rejects import labels
+from forebay.storage.formats.rejects import RejectFile, labels
 from forebay.storage.formats.state import BlockState, PartitionState
 
 _FAR = np.iinfo(np.int64)
@@ -44,12 +45,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Reject:
-    """Messages, of REJECT_SCHEMA, that are no events."""
+    """Messages, of REJECT_SCHEMA, that are no events; how many of each label; the wall time."""
 
     rows: pa.RecordBatch
+    labels: Mapping[str, int]
+    arrived_ms: int
 
     def apply(self, state: PartitionState) -> None:
-        _count_rejects(state, self.rows, 1)
+        _count_rejects(state, self.labels, 1)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,31 @@ class Replay:
 
     def apply(self, state: PartitionState) -> None:
         for rows in self.passed:
-            _count_rejects(state, rows, -1)
+            _count_rejects(state, labels(rows), -1)
         state.counters.nulled += self.nulled
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Of a file of rejects, those that are `gone` are deleted as was asked, and others `left`."""
+
+    extent: Extent
+    left: tuple[pa.RecordBatch, ...]
+    gone: tuple[pa.RecordBatch, ...]
+
+    def apply(self, state: PartitionState) -> None:
+        for rows in self.gone:
+            _expire_rejects(state, labels(rows))
+
+
+@dataclass(frozen=True)
+class Expire:
+    """A file of rejects is deleted as a whole."""
+
+    extent: Extent
+
+    def apply(self, state: PartitionState) -> None:
+        _expire_rejects(state, state.reject_files[self.extent.file].labels)
 
 
 @dataclass(frozen=True)
@@ -132,24 +158,29 @@ class Take:
 
 @dataclass(frozen=True)
 class Write:
-    """What was pending of a block is in its log."""
+    """What was pending of a block is in its log; `row_bytes` is the mean size of its rows."""
 
     block: BlockId
     extents: tuple[Extent, ...]
+    row_bytes: int
 
     def apply(self, state: PartitionState) -> None:
-        state.hot[self.block] = replace(state.hot[self.block], extents=self.extents)
+        block = state.hot[self.block]
+        row_bytes = max(block.row_bytes, self.row_bytes)
+        state.hot[self.block] = replace(block, extents=self.extents, row_bytes=row_bytes)
 
 
 @dataclass(frozen=True)
 class List:
-    """The files of rejects and of drops that count."""
+    """The files of rejects and of drops that count, and what is known of those of rejects."""
 
     rejects: list[Extent]
+    reject_files: dict[str, RejectFile]
     drops: list[Extent]
 
     def apply(self, state: PartitionState) -> None:
-        state.rejects, state.drops = self.rejects, self.drops
+        state.rejects, state.reject_files = self.rejects, self.reject_files
+        state.drops = self.drops
 
 
 @dataclass(frozen=True)
@@ -215,16 +246,22 @@ class Forget:
 
 
 Edit = (
-    Progress | Reject | Replay | Replayed | Judge | Open | Take | Write | List | Evict | Close
-    | Count | Assure | Cover | Forget
+    Progress | Reject | Replay | Delete | Expire | Replayed | Judge | Open | Take | Write | List
+    | Evict | Close | Count | Assure | Cover | Forget
 )  # fmt: skip
 
 
-def _count_rejects(state: PartitionState, rows: pa.RecordBatch, by: int) -> None:
-    """Count them in, or with -1 out."""
+def _expire_rejects(state: PartitionState, found: Mapping[str, int]) -> None:
+    """Count these labels from the rejects that there are to those that were deleted."""
+    _count_rejects(state, found, -1)
+    state.counters.rejects_expired += sum(found.values())
+
+
+def _count_rejects(state: PartitionState, found: Mapping[str, int], by: int) -> None:
+    """Count these labels in, or with -1 out."""
     counters = state.counters
-    counters.rejects += by * rows.num_rows
-    for label, count in labels(rows).items():
+    for label, count in found.items():
+        counters.rejects += by * count
         rest = counters.rejected.get(label, 0) + by * count
         counters.rejected[label] = rest
         if not rest:

@@ -17,6 +17,7 @@ from forebay.storage.formats.catalog import Catalog
 from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition.commits import Commit
 from forebay.storage.partition.edits import Cover, Evict, Forget
+from forebay.storage.partition.retention import expires_ms
 
 
 def forgettable(
@@ -34,13 +35,19 @@ def forgettable(
             yield Forget(block.id)
 
 
-def handed_off(state: PartitionState, boundary: Boundary, window_ms: int) -> list[Evict]:
+def leaving(
+    state: PartitionState, boundary: Boundary, window_ms: int, from_ms: int | None = None
+) -> list[Evict]:
     """The live blocks that are the batch layer's, and were last touched a dedup window before the
-    boundary: any event that a query still shows would evict them."""
+    boundary: any event that a query still shows would evict them. Likewise those of which all is
+    older than `from_ms`, from where on data is kept."""
     sure_ms = (boundary.covered_until_ms or 0) - window_ms
-    blocks = (state.hot[id] for id in sorted(state.hot))
-    going = [b for b in blocks if boundary.handed_off(b) and b.touched_ms <= sure_ms]
-    return [Evict(block.id) for block in going]
+    return [
+        Evict(id)
+        for id, block in sorted(state.hot.items())
+        if (boundary.handed_off(block) and block.touched_ms <= sure_ms)
+        or (from_ms is not None and expires_ms(block, window_ms) <= from_ms)
+    ]
 
 
 class Garbage:

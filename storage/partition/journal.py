@@ -8,23 +8,25 @@ is returned when all of them are durable. What is published may be ahead of it.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.layout import BlockId, Layout, block_log_name, reject_log_name
+from forebay.storage.base.layout import BlockId, Layout, block_log_name
 from forebay.storage.dedup.segment import Segment
 from forebay.storage.formats.columns import arrow_schema
-from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.hash_file import HashWriter
 from forebay.storage.formats.hashes import I64, Hash
 from forebay.storage.formats.log import Extent, GrowingLog
-from forebay.storage.formats.series import LogSeries
 from forebay.storage.formats.state import BlockState, PartitionState
 from forebay.storage.partition.commits import Commits
 from forebay.storage.partition.drop_log import DropLog
 from forebay.storage.partition.edits import (
     Assure,
     Count,
+    Delete,
     Edit,
     Evict,
+    Expire,
     Forget,
     Judge,
     List,
@@ -36,10 +38,11 @@ from forebay.storage.partition.edits import (
 )
 from forebay.storage.partition.gc import Garbage
 from forebay.storage.partition.known import KnownKeys
+from forebay.storage.partition.reject_log import RejectLog
 from forebay.storage.partition.rules import Rules
 
-REJECTS_BYTES_MAX = 8 << 20
-"""A replay holds, and rewrites, one file of rejects at a time."""
+JOINS_MAX = 4
+"""Files of rejects that are joined at a turn."""
 
 
 class Journal:
@@ -65,14 +68,14 @@ class Journal:
         self._hash = hash
         self._known = known
         self._garbage = garbage
-        self._rejects = LogSeries(
+        self._rejects = RejectLog(
             disk,
             layout.rejects(state.partition),
-            reject_log_name,
             state.incarnation,
-            REJECT_SCHEMA,
             state.rejects,
-            REJECTS_BYTES_MAX,
+            state.reject_files,
+            rules.rejects_bytes_max,
+            rules.rejects_ms,
         )
         self._drops = DropLog(
             disk,
@@ -107,29 +110,44 @@ class Journal:
                 self._known.forget(block)
             case Judge():
                 self._drops.note(edit.segment, edit.dropped, edit.differs, edit.late)
-            case Reject(rows):
-                self._rejects.append(rows)
-            case Replay():
-                self._garbage.replace(self._rejects.discard(edit.extent), self.state.snapshots)
-                for rows in edit.left:
-                    self._rejects.append(rows)
-                self._list()
+            case Reject(rows, found, arrived_ms):
+                self._rejects.append(rows, found, arrived_ms)
+            case Replay(extent, left) | Delete(extent, left):
+                self._replace(self._rejects.rewrite(extent, left))
+            case Expire(extent):
+                self._replace(self._rejects.discard(extent))
 
     def reject_files(self) -> list[Extent]:
         """The files of rejects that there are now; none of them grows any more."""
         self._rejects.seal()
         self._list()
-        return self._rejects.sealed_extents
+        return self._rejects.sealed
+
+    def date_rejects(self, now_ms: int) -> None:
+        """No reject came later than now."""
+        self._rejects.date(now_ms)
+        self._list()
+
+    def join_rejects(self) -> None:
+        """Join small files of rejects, some at a time, so that few are listed."""
+        for _ in range(JOINS_MAX):
+            joined = self._rejects.join()
+            if not joined:
+                return
+            self._replace(*joined)
+
+    def expire_rejects(self, before_ms: int | None, now_ms: int) -> None:
+        """Delete rejects that came before a time, or as long ago as they are kept."""
+        self._expire(self._rejects.due(before_ms, now_ms))
 
     def flush(self) -> list[GrowingLog]:
         """Hand everything pending to the operating system; the logs that a sync would wait for."""
         for block in self._blocks:
             self._write(block)
         self._rejects.flush()
+        self._expire(self._rejects.excess())
         self._drops.flush()
-        for path in self._drops.trim():
-            self._garbage.replace(path, self.state.snapshots)
-        self._list()
+        self._replace(*self._drops.trim())
         logs = [log for log in self._unsynced if log.dirty]
         return [*logs, *self._rejects.unsynced(), *self._drops.sealed()]
 
@@ -153,8 +171,20 @@ class Journal:
             self._disk.replace(self._manifest, manifest, durable=False)
             self._published = manifest
 
+    def _expire(self, extents: list[Extent]) -> None:
+        if extents:
+            self._list()
+        for extent in extents:
+            self.apply(Expire(extent))
+
+    def _replace(self, *paths: Path) -> None:
+        """These files are listed no more; others may be in their place."""
+        for path in paths:
+            self._garbage.replace(path, self.state.snapshots)
+        self._list()
+
     def _list(self) -> None:
-        self.apply(List(self._rejects.extents, self._drops.extents))
+        self.apply(List(self._rejects.extents, self._rejects.files, self._drops.extents))
 
     def _assure(self) -> None:
         sure = self.commits.sure
@@ -178,8 +208,9 @@ class Journal:
     def _write(self, block: BlockId) -> None:
         """Write what is pending of the block to its log."""
         log, hashes = self._blocks[block]
+        row_bytes = log.row_bytes
         if span := log.flush():
             hashes.append(span, self._known.settle(block, span))
-            self.apply(Write(block, log.extents))
+            self.apply(Write(block, log.extents, row_bytes))
             if log not in self._unsynced:
                 self._unsynced.append(log)

@@ -50,6 +50,7 @@ class KnownKeys:
         self._hot = layout.hot(state.partition)
         self._chunks = layout.chunks(state.partition)
         self._block_span_ms = state.block_span_ms
+        self._backfill_span_ms = max(rules.backfill_span_ms, state.block_span_ms)
         self._columns = KeyColumns(rules.schema.key, rules.schema.payload, hash)
         self._cache = cache
         self._catalog = catalog
@@ -117,12 +118,34 @@ class KnownKeys:
             yield self._live[block], masks.get(block, every)
 
     def retained(self, interval_ms: int) -> list[KeySet]:
-        """The keys of everything evicted or merged of this interval."""
-        ids = {id for id in self._retained if id.interval_ms == interval_ms}
+        """The keys of everything evicted or merged of this interval, backfill left out."""
+        chunks = self._catalog.read().by_interval.get((interval_ms, False), ())
+        end_ms = interval_ms + self._block_span_ms
+        return self._retained_in(interval_ms, end_ms, chunks, backfill=False)
+
+    def backfilled(self, first_ms: int) -> list[KeySet]:
+        """The keys of all backfill blocks, evicted or merged, of the backfill span that begins
+        then."""
+        end_ms = first_ms + self._backfill_span_ms
+        found = {
+            chunk.file: chunk
+            for (start_ms, backfill), chunks in self._catalog.read().by_interval.items()
+            if backfill and first_ms <= start_ms < end_ms
+            for chunk in chunks
+        }
+        return self._retained_in(first_ms, end_ms, found.values(), backfill=True)
+
+    def _retained_in(
+        self, first_ms: int, end_ms: int, chunks: Iterable[Chunk], *, backfill: bool
+    ) -> list[KeySet]:
+        def such(id: BlockId) -> bool:
+            return id.backfill == backfill and first_ms <= id.interval_ms < end_ms
+
+        ids = {id for id in self._retained if such(id)}
         found = [self._retained[id] for id in sorted(ids)]
-        for chunk in self._catalog.read().by_interval.get(interval_ms, ()):
-            if not all(id in ids for id in chunk.blocks if id.interval_ms == interval_ms):
-                found.append(self._of_chunk(chunk, interval_ms))
+        for chunk in chunks:
+            if not all(id in ids for id in chunk.blocks if such(id)):
+                found.append(self._of_chunk(chunk, first_ms, end_ms))
         return found
 
     def _load(self) -> None:
@@ -150,11 +173,11 @@ class KnownKeys:
     def _of_evicted(self, block: BlockState) -> KeySet:
         return KeySet(self._log_keys(lambda: block.extents), self._cache)
 
-    def _of_chunk(self, chunk: Chunk, interval_ms: int) -> KeySet:
-        place = (chunk.file, interval_ms)
+    def _of_chunk(self, chunk: Chunk, first_ms: int, end_ms: int) -> KeySet:
+        place = (chunk.file, first_ms)
         if place not in self._merged:
-            path, end_ms = self._chunks / chunk.file, interval_ms + self._block_span_ms
-            source = ChunkKeys(self._disk, path, self._columns, chunk, interval_ms, end_ms)
+            path = self._chunks / chunk.file
+            source = ChunkKeys(self._disk, path, self._columns, chunk, first_ms, end_ms)
             self._merged[place] = KeySet(source, self._cache)
         return self._merged[place]
 

@@ -13,12 +13,10 @@ from forebay.storage.partition.retention import Retention
 class Tick:
     """Asks `chunks` to delete what may go.
 
-    `committed` is the last eviction that no crash can undo; what was evicted later stays for now.
     `listed` are all evicted blocks of any state that a restart could resume from.
     """
 
     retention: Retention
-    committed: int
     listed: frozenset[BlockId]
 
 
@@ -26,9 +24,10 @@ class Tick:
 class Offer:
     """Evicted blocks to merge, and now and then a tick to delete by. The first offer of a run
     carries the committed `runs` (see `PartitionState`): chunks of evictions that were never
-    committed are to be withdrawn."""
+    committed are to be withdrawn. `committed` is the last eviction that no crash can undo."""
 
     incarnation: int
     blocks: tuple[BlockState, ...]
+    committed: int = 0
     runs: dict[str, int] | None = None
     tick: Tick | None = None

@@ -1,12 +1,12 @@
-"""A replay of rejects: one file of them decoded again, and what stays of it.
+"""A replay of rejects: one file of them decoded again, and what stays of it; or deleted likewise.
 
-In the log of rejects, each that counts is in exactly one listed extent: what passes goes out with
-its file, and what stays of that is appended again, so the state never grows with what was replayed.
+In the log of rejects, each that counts is in exactly one listed extent: what passes or is deleted
+goes out with its file, and a file with what stays is listed in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.formats.columns import Mask, as_mask
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.log import Extent, read_log
-from forebay.storage.formats.rejects import RejectFilter
+from forebay.storage.formats.rejects import ALL, RejectFilter
 from forebay.storage.formats.schema import OFFSET, PARTITION
-from forebay.storage.partition.edits import Replay
+from forebay.storage.partition.edits import Delete, Expire, Replay
 
 Redecode = Callable[[pa.RecordBatch], list[Frame]]
 """Decodes rejects again: frames of their sources with the events of those that pass."""
@@ -44,3 +45,39 @@ def redecoded(
             passed.append(batch.filter(pa.array(~stays)))
     nulled = sum(frame.nulled for frame in frames)
     return Replay(extent, tuple(left), tuple(passed), nulled), frames
+
+
+def deleted(
+    disk: Disk,
+    folder: Path,
+    extent: Extent,
+    wanted: RejectFilter,
+    next_offsets: Mapping[str, int],
+) -> Delete | Expire | None:
+    """The deletion of those rejects of one file that are meant and were read before `next_offsets`,
+    which have each source's; None if there are none.
+
+    Of a file that can't be read nobody knows which are meant: it goes if all rejects are, else it
+    stays.
+    """
+    if not next_offsets:
+        return None
+    left, gone = [], []
+    try:
+        for batch in read_log(disk, folder, extent):
+            goes = wanted.rows(batch) & _read_before(batch, next_offsets)
+            if goes.any():
+                gone.append(batch.filter(pa.array(goes)))
+            if not goes.all():
+                left.append(batch.filter(pa.array(~goes)))
+    except (Corruption, MissingFile):
+        return Expire(extent) if wanted == ALL else None
+    return Delete(extent, tuple(left), tuple(gone)) if gone else None
+
+
+def _read_before(rejects: pa.RecordBatch, next_offsets: Mapping[str, int]) -> Mask:
+    sources, offsets = rejects.column(PARTITION), rejects.column(OFFSET).to_numpy()
+    before: Mask = np.zeros(rejects.num_rows, dtype=bool)
+    for source in pc.unique(sources).to_pylist():
+        before |= as_mask(pc.equal(sources, source)) & (offsets < next_offsets.get(source, 0))
+    return before

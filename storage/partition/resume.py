@@ -7,6 +7,7 @@ committed state is gone, are both errors that say what is missing.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 
 import pyarrow as pa
 
@@ -16,7 +17,8 @@ from forebay.storage.base.layout import Layout, incarnation_of
 from forebay.storage.formats.catalog import Catalog, read_catalog
 from forebay.storage.formats.columns import arrow_schema, column_types, parse_types, unite
 from forebay.storage.formats.hashes import KeyHash
-from forebay.storage.formats.rejects import ALL, labels, read_rejects
+from forebay.storage.formats.log import read_log
+from forebay.storage.formats.rejects import ALL, OF_LABELS, RejectFile, labels, read_rejects
 from forebay.storage.formats.schema import Schema
 from forebay.storage.formats.state import PartitionState, read_manifest
 from forebay.storage.partition.commits import UNCOMMITTED_SNAPSHOTS_MAX
@@ -41,6 +43,7 @@ def resumed(
     state.incarnation, state.runs = incarnation, runs
     _require_logs(disk, layout, state, catalog.committed(runs, incarnation))
     _recount_rejects(disk, layout, state)
+    state.reject_files = _described(disk, layout, state)
     return state
 
 
@@ -147,6 +150,29 @@ def _recount_rejects(disk: Disk, layout: Layout, state: PartitionState) -> None:
     for batch in read_rejects(disk, layout.rejects(state.partition), state.rejects, ALL):
         found.update(labels(batch))
     counters.rejected = dict(found)
+
+
+def _described(disk: Disk, layout: Layout, state: PartitionState) -> dict[str, RejectFile]:
+    """What is known of each file of rejects; of those that an earlier build wrote, what is in them.
+
+    What can't be read has what the counters have beyond the others, the labels in any order: a
+    damaged reject keeps no job from its start.
+    """
+    found, rest = dict(state.reject_files), Counter(state.counters.rejected)
+    folder, damaged = layout.rejects(state.partition), []
+    for extent in state.rejects:
+        if extent.file not in found:
+            try:
+                counts = sum(map(labels, read_log(disk, folder, extent, OF_LABELS)), Counter[str]())
+                found[extent.file] = RejectFile(None, dict(counts))
+            except (Corruption, MissingFile):
+                damaged.append(extent)
+                continue
+        rest.subtract(found[extent.file].labels)
+    labelled = rest.elements()
+    for extent in damaged:
+        found[extent.file] = RejectFile(None, dict(Counter(islice(labelled, extent.rows))))
+    return {extent.file: found[extent.file] for extent in state.rejects}
 
 
 def _runs_with_chunks(committed: PartitionState, catalog: Catalog) -> dict[str, int]:

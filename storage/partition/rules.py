@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from forebay.storage.formats.schema import Schema
 
+DAY_MS = 86_400_000
 DROPS_BYTES_MAX = 16 << 20
+REJECTS_BYTES_MAX = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,9 @@ class Rules:
     """All times in ms.
 
     `conflicts`: whether the payloads of duplicates are compared. `drops_bytes_max` bounds the drop
-    log; 0 keeps none.
+    log; 0 keeps none. `rejects_bytes_max` bounds the files of rejects, and `rejects_ms` how long
+    after its arrival a reject is kept, in wall time; 0 has no such limit. A backfill block has
+    events of one `backfill_span_ms`.
     """
 
     schema: Schema
@@ -23,6 +27,9 @@ class Rules:
     grace_ms: int
     conflicts: bool = True
     drops_bytes_max: int = DROPS_BYTES_MAX
+    rejects_bytes_max: int = REJECTS_BYTES_MAX
+    rejects_ms: int = 0
+    backfill_span_ms: int = DAY_MS
 
     @property
     def compared(self) -> tuple[str, ...] | None:

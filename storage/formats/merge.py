@@ -1,0 +1,282 @@
+"""Merging: rows of logs or chunks become one Parquet file, sorted, in bounded memory.
+
+The file is sorted by (upload_time, _partition, _offset); Polars sorts and writes it. It comes from
+a stream of frames, each of which holds rows of one *range* of that order, so memory holds a range
+and what Polars is writing, whatever is merged:
+
+- Input comes in groups whose upload times don't overlap (blocks of one interval, say), so a group
+  that fits into a range is read once, and is one.
+- Of a group that doesn't, the order of all rows is sampled first, which tells where to cut it into
+  ranges. Each range then reads those parts of the input again that have any of its rows: all of
+  them if upload times are shuffled, hardly any twice if they come as time goes by.
+
+A row group has ROW_GROUP_BYTES at most, by the largest mean row of any part, for Polars cuts them
+by rows. Importing this module imports Polars; what only starts a job does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from polars.io.plugins import register_io_source
+
+from forebay.storage.base.disk import Disk, naming
+from forebay.storage.formats.catalog import Chunk
+from forebay.storage.formats.checksum import Checksum, SummedFile
+from forebay.storage.formats.chunk import ChunkReader
+from forebay.storage.formats.columns import unite
+from forebay.storage.formats.log import Extent, LogReader, Span, log_schema, read_span
+from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
+from forebay.storage.formats.state import BlockState
+
+SORTED_BY = (UPLOAD_TIME, PARTITION, OFFSET)
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 131_072, 24 << 20
+ZSTD_LEVEL = 1
+"""On such rows no larger than level 3, for two thirds of the time."""
+SHARE = 8
+"""A range, and a row group, may have one part in so many of the memory: there are two ranges at a
+time, for a row group may have rows of both, and of a row group Polars holds half a dozen copies in
+all stages of encoding. The rest is what allocators keep."""
+FRAMES = 4
+"""A row group comes to Polars in so many frames, for a few of them are on their way at any time."""
+PART_ROWS = 8_192
+SAMPLES = 128
+"""Rows of a part of the input that are sampled: so exact are the sizes of ranges."""
+
+Again = Callable[[], pa.RecordBatch]
+"""Reads a part of some rows again, with all its columns."""
+Rows = Callable[[Sequence[str] | None], Iterator[tuple[Again, pa.RecordBatch]]]
+"""Rows of one file: reads them part by part, with the columns asked for (None: all that it has)."""
+
+
+def log_rows(disk: Disk, folder: Path, extent: Extent) -> Rows:
+    """Those of one extent of a log; a part is a record batch. Reading raises MissingFile or
+    Corruption."""
+
+    def parts(columns: Sequence[str] | None) -> Iterator[tuple[Again, pa.RecordBatch]]:
+        reader = LogReader(disk, folder, extent.file, pa.jemalloc_memory_pool())
+        for found in reader.pieces(extent):
+            for one in found:
+                yield partial(again, reader, one[0]), reader.decode([one], columns)[0]
+
+    def again(reader: LogReader, span: Span) -> pa.RecordBatch:
+        if reader.schema is None:
+            raise AssertionError("bug: a part without a schema")
+        pool = pa.jemalloc_memory_pool()
+        return read_span(disk, folder, span, reader.schema, reader.schema.names, pool)
+
+    return parts
+
+
+def chunk_rows(reader: ChunkReader) -> Rows:
+    """Those of a chunk; a part is some rows of a row group."""
+
+    def parts(columns: Sequence[str] | None) -> Iterator[tuple[Again, pa.RecordBatch]]:
+        for group in range(reader.metadata.num_row_groups):
+            for number, batch in enumerate(reader.batches(group, columns, PART_ROWS)):
+                yield partial(again, group, number), batch
+
+    def again(group: int, number: int) -> pa.RecordBatch:
+        return next(islice(reader.batches(group, rows_max=PART_ROWS), number, None))
+
+    return parts
+
+
+def schema_of(disk: Disk, folder: Path, blocks: Iterable[BlockState]) -> pa.Schema:
+    """All columns that any log of these blocks has."""
+    names = {extent.file: extent for block in blocks for extent in block.extents}
+    return unite(log_schema(disk, folder, name) for name in sorted(names))
+
+
+def groups_of_blocks(disk: Disk, folder: Path, blocks: Iterable[BlockState]) -> list[Group]:
+    """The blocks' logs in `folder`, in groups that lie apart."""
+    groups: list[Group] = []
+    end_ms = None
+    for block in sorted(blocks, key=lambda block: block.first_ms):
+        rows = [log_rows(disk, folder, extent) for extent in block.extents]
+        row_bytes = block.row_bytes or max(map(_row_bytes, rows))
+        if end_ms is None or block.first_ms > end_ms:
+            groups.append(Group([], 0, 0))
+        last = groups[-1]
+        groups[-1] = Group(
+            [*last.inputs, *rows], last.rows + block.rows, max(last.row_bytes, row_bytes)
+        )
+        end_ms = max(block.last_ms, end_ms or block.last_ms)
+    return groups
+
+
+def groups_of_chunks(disk: Disk, folder: Path, chunks: Iterable[Chunk]) -> list[Group]:
+    """The chunks in `folder`, as one group."""
+    inputs, rows, row_bytes = [], 0, 0
+    for chunk in chunks:
+        reader = ChunkReader(disk, folder / chunk.file, chunk)
+        inputs.append(chunk_rows(reader))
+        rows += chunk.rows
+        row_bytes = max(row_bytes, chunk.row_bytes or _row_bytes(inputs[-1]))
+    return [Group(inputs, rows, row_bytes)]
+
+
+def _row_bytes(rows: Rows) -> int:
+    """The largest mean size of a row in any part, where that is not on record."""
+    return max(int(-(-batch.nbytes // max(1, batch.num_rows))) for _, batch in rows(None))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows whose upload times lie apart from those of every other group. `rows` is how many there
+    are, `row_bytes` the largest mean size of a row in any part."""
+
+    inputs: Sequence[Rows]
+    rows: int
+    row_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.row_bytes
+
+
+def write_sorted(
+    disk: Disk, target: Path, groups: Sequence[Group], schema: pa.Schema, memory_bytes: int
+) -> Checksum:
+    """Write the rows of these groups, which are in order, into the file `target`, with the columns
+    of `schema`, null where a part has none. It may lie about unfinished after an error; making it
+    durable and giving it its name is the caller's. Takes `memory_bytes`, or little more.
+
+    Raises MissingFile or Corruption if an input can't be read, OSError if the file can't be
+    written.
+    """
+    widest = max(group.row_bytes for group in groups)
+    part_bytes = memory_bytes // SHARE
+    rows = max(1, min(ROW_GROUP_ROWS, min(ROW_GROUP_BYTES, memory_bytes // 12) // max(1, widest)))
+
+    def frames(*_: object) -> Iterator[pl.DataFrame]:
+        for group in groups:
+            for batches in _ranges(group, part_bytes):
+                yield from _sorted(batches, schema, max(1, rows // FRAMES))
+                del batches
+
+    source = register_io_source(frames, schema=_frame([], schema).schema, is_pure=True)
+    with naming(target), disk.write(target) as file:
+        summed = SummedFile(file)
+        with _errors_of(summed):
+            source.sink_parquet(
+                cast(IO[bytes], summed),
+                compression="zstd",
+                compression_level=ZSTD_LEVEL,
+                row_group_size=rows,
+                engine="streaming",
+            )
+    return summed.checksum(disk, target)
+
+
+@contextmanager
+def _errors_of(file: SummedFile) -> Iterator[None]:
+    """Polars tells of what a file raised in an error of its own, without its number."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        if file.error is not None:
+            raise file.error from error
+        raise
+
+
+def _frame(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pl.DataFrame:
+    """The batches with exactly these columns."""
+    tables = [pa.Table.from_batches([batch]) for batch in batches]
+    united = pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
+    return cast(pl.DataFrame, pl.from_arrow(united.select(schema.names), rechunk=False))
+
+
+def _sorted(
+    batches: Sequence[pa.RecordBatch], schema: pa.Schema, rows: int
+) -> Iterator[pl.DataFrame]:
+    """The batches in order, so many rows at a time."""
+    frame = _frame(batches, schema)
+    order = frame.select(pl.arg_sort_by(*SORTED_BY)).to_series()
+    ordered = order.is_sorted()  # then a slice is the same, and no copy
+    for low in range(0, len(order), rows):
+        yield frame[low : low + rows] if ordered else frame[order[low : low + rows]]
+
+
+# -- ranges -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the input: what reads it again, and the first and last of its rows in order."""
+
+    again: Again
+    first: tuple[int, str, int]
+    last: tuple[int, str, int]
+
+
+def _ranges(group: Group, bytes_max: int) -> Iterator[list[pa.RecordBatch]]:
+    """The rows of a group, range by range, each in any order."""
+    if group.bytes <= bytes_max:
+        yield [batch for rows in group.inputs for _, batch in rows(None)]
+        return
+    parts, samples = _sampled(group)
+    weights = samples["weight"].cum_sum() * group.row_bytes // bytes_max
+    cuts = samples.filter(weights.diff().fill_null(0) > 0).select(SORTED_BY).rows()
+    kept: dict[Again, pa.RecordBatch] = {}
+    for low, high in zip([None, *cuts], [*cuts, None], strict=True):
+        found, before, kept = [], kept, {}
+        for part in parts:
+            if (low is None or part.last >= low) and (high is None or part.first < high):
+                batch = before.pop(part.again, None) or part.again()
+                begun = low is not None and part.first < low
+                ends = high is None or part.last < high
+                if not ends and _bytes(kept) < bytes_max // 2:
+                    kept[part.again] = batch
+                found.append(_between(batch, low, high) if begun or not ends else batch)
+                del batch
+        if found:
+            yield found
+
+
+def _bytes(batches: dict[Again, pa.RecordBatch]) -> int:
+    return sum(batch.nbytes for batch in batches.values())
+
+
+def _sampled(group: Group) -> tuple[list[_Part], pl.DataFrame]:
+    """The parts of a group; and some of its rows, in order, each with how many it stands for."""
+    parts, samples = [], []
+    for rows in group.inputs:
+        for again, batch in rows(SORTED_BY):
+            keys = _keys(batch).sort(*SORTED_BY)
+            step = -(-keys.height // SAMPLES)
+            parts.append(_Part(again, keys.row(0), keys.row(-1)))
+            samples.append(keys.gather_every(step).with_columns(weight=pl.lit(step)))
+    return parts, pl.concat(samples).sort(*SORTED_BY)
+
+
+def _keys(batch: pa.RecordBatch) -> pl.DataFrame:
+    """What orders the rows of a batch."""
+    frame = cast(pl.DataFrame, pl.from_arrow(batch.select(list(SORTED_BY)), rechunk=False))
+    return frame.with_columns(pl.col(UPLOAD_TIME).to_physical())
+
+
+def _between(
+    batch: pa.RecordBatch, low: tuple[int, str, int] | None, high: tuple[int, str, int] | None
+) -> pa.RecordBatch:
+    """A copy of the rows at or after the one, and before the other."""
+    keys, inside = _keys(batch), np.ones(batch.num_rows, dtype=bool)
+    for bound, wanted in ((low, False), (high, True)):
+        if bound is not None:
+            time, partition, offset = (pl.col(name) for name in SORTED_BY)
+            same_time, same = time == bound[0], partition == bound[1]
+            before = (time < bound[0]) | (
+                same_time & ((partition < bound[1]) | (same & (offset < bound[2])))
+            )
+            inside &= keys.select(before).to_series().to_numpy() == wanted
+    return pc.filter(batch, pa.array(inside), memory_pool=pa.jemalloc_memory_pool())

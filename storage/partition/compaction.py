@@ -1,0 +1,55 @@
+"""Compaction: which small chunks become one, so that sparse or scattered times don't make many.
+
+Chunks are compacted with their neighbours: those of the same UTC days, of the same kind (on time or
+late, backfill or not), and of about the same size, so that each row is written again as often as
+the logarithm of how many chunks there are, not as often as there are chunks. A chunk is left alone
+until no crash can undo any of its evictions: so what is made of several is as sure as each of them
+was, and never has to be taken apart. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from forebay.storage.base.layout import ChunkId
+from forebay.storage.formats.catalog import Chunk
+from forebay.storage.partition.rules import DAY_MS
+
+SMALL_BYTES, TIER = 32 << 20, 4
+"""A chunk of that size is large enough; chunks of one tier differ by less than that factor."""
+SMALLEST_BYTES = 32 << 10
+CHUNKS_MIN, CHUNKS_MAX, BYTES_MAX = 4, 64, 64 << 20
+"""How many are compacted at once, and how large the result may be, about."""
+
+
+def neighbours(chunks: Iterable[Chunk], incarnation: int, committed: int) -> list[Chunk]:
+    """Chunks to make one of, in order of time; none if there are too few. `committed` is the last
+    eviction of this run, `incarnation`, that no crash can undo."""
+    tiers: dict[tuple[object, ...], list[Chunk]] = defaultdict(list)
+    for chunk in sorted(chunks, key=lambda chunk: (chunk.first_ms, chunk.id)):
+        sure = chunk.id.incarnation < incarnation or chunk.id.last <= committed
+        size = chunk.checksum.bytes
+        # A chunk of version 1 may have times that no reader takes.
+        if sure and size < SMALL_BYTES and chunk.checksum.pieces:
+            days = chunk.first_ms // DAY_MS, chunk.last_ms // DAY_MS
+            found = tiers[*days, chunk.late, chunk.backfill, _tier(size)]
+            if sum(one.checksum.bytes for one in found) + size <= BYTES_MAX:
+                found.append(chunk)
+    full = [found for found in tiers.values() if len(found) >= CHUNKS_MIN]
+    return full[0][:CHUNKS_MAX] if full else []
+
+
+def _tier(size: int) -> int:
+    tier, bound = 0, SMALLEST_BYTES
+    while size >= bound:
+        tier, bound = tier + 1, bound * TIER
+    return tier
+
+
+def compacted_id(chunks: Iterable[Chunk]) -> ChunkId:
+    """Of what is made of them: it counts wherever the newest of them does (`Catalog.committed`),
+    and they are all sure."""
+    ids = [chunk.id for chunk in chunks]
+    newest = max(ids, key=lambda id: (id.incarnation, id.last))
+    return ChunkId(min(id.first for id in ids), newest.last, newest.incarnation)
