@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from forebay.storage.formats.columns import Mask, as_mask
 from forebay.storage.formats.schema import Column
 
 INT_MIN, INT_END = -(2**63), 2**63
+END_MIN = 2
+"""Letters that names must end in alike, for the names to be searched for by these."""
 _PLACES = {"time_s": 0, "time": 3, "time_us": 6}
 _FRACTION = re.compile(r"[.,](\d+)")
 _COLON = r"[\x00- ]*:[\x00- ]*"
@@ -52,11 +55,12 @@ class Exact:
 
     def __init__(self, columns: Sequence[Column], key: Sequence[str]) -> None:
         times = [c for c in columns if c.name in key and c.type in _PLACES]
-        numbers = [*times, *(c for c in columns if c.type == "int")]
+        ints = [c for c in columns if c.type == "int"]
+        numbers = [*times, *ints]
         self._columns = [(n, column) for n, column in enumerate(columns) if column in numbers]
         time = _TIME % min((_PLACES[column.type] for column in times), default=0)
         either = f"(?:{_NUMBER}|{time})" if times else _NUMBER
-        patterns = [_named(numbers, _NUMBER), _named(times, time), f"{_ESCAPED}{_COLON}{either}"]
+        patterns = [_named(times, either), _named(ints, _NUMBER), f"{_ESCAPED}{_COLON}{either}"]
         # SUBTLE: one each, for each begins with a letter, so that other text is passed over fast.
         self._patterns = [pattern for pattern in patterns if pattern and numbers]
 
@@ -91,10 +95,25 @@ class Exact:
 
 
 def _named(columns: Iterable[Column], value: str) -> str:
-    """A regular expression for such values, by the last names of the columns' paths."""
+    """A regular expression for such values, by the last names of the columns' paths.
+
+    SUBTLE: by what the names end in alike, if there is that, for RE2 skips to one text three times
+    as fast as to a quote or to one of several texts. Few other numbers have such a name.
+    """
     names = [column.path[-1].encode("utf-8", "surrogatepass") for column in columns]
-    letters = ["".join(f"\\x{byte:02x}" for byte in name) for name in names]
-    return f'"(?:{"|".join(letters)})"{_COLON}{value}' if names else ""
+    if not names:
+        return ""
+    alike = takewhile(
+        lambda letters: len({*letters}) == 1, zip(*map(reversed, names), strict=False)
+    )
+    end = bytes(letters[0] for letters in alike)[::-1]
+    if len(end) >= END_MIN:
+        return f'{_letters(end)}"{_COLON}{value}'
+    return f'"(?:{"|".join(map(_letters, names))})"{_COLON}{value}'
+
+
+def _letters(name: bytes) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in name)
 
 
 def _decimal(text: str) -> Decimal:
