@@ -9,7 +9,7 @@ Format: a record (see `record`) of kind "catalog", version 2; the fields are tho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -101,7 +101,8 @@ class Catalog:
         return replace(self, chunks=tuple(sorted((*kept, chunk), key=lambda one: one.id)))
 
     def encode(self) -> bytes:
-        return record.encode(KIND, VERSION, asdict(self))
+        body = {one.name: getattr(self, one.name) for one in fields(self)}
+        return record.encode(KIND, VERSION, body)
 
     @classmethod
     def decode(cls, data: bytes, name: str) -> Catalog:
