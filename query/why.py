@@ -263,13 +263,14 @@ def _original(
 def _rejects(
     partitions: Sequence[Partition], key: _Key, paths: Mapping[str, tuple[str, ...]]
 ) -> Iterator[Copy]:
-    given = {name: (path,) for name, path in paths.items()}
+    values, given = key.values, {name: (path,) for name, path in paths.items()}
+    texts = [_text(value) for value in values.values() if isinstance(value, (str, int))]
     for partition in partitions:
-        search = _Search(key.values, {**partition.state.paths, **given})
+        known = {**partition.state.paths, **given}
         for batch in partition.rejects(ALL):
             messages = batch.column(REJECT_SCHEMA.get_field_index("message")).to_pylist()
             for number, message in enumerate(messages):
-                certain = search.finds(message or b"")
+                certain = _has(message or b"", values, texts, known)
                 if certain is not None:
                     row = batch.slice(number, 1).to_pylist()[0]
                     detail = ": ".join(part for part in (row["reason"], row["detail"]) if part)
@@ -278,45 +279,39 @@ def _rejects(
                     )
 
 
-class _Search:
-    """Looks for a key in messages that are no events. `paths` has, for each column, those of which
-    the first that holds a value counts."""
-
-    def __init__(
-        self, values: Mapping[str, Any], paths: Mapping[str, Iterable[Sequence[str]]]
-    ) -> None:
-        self._values = values
-        self._paths = paths
-        self._texts = [_text(value) for value in values.values() if isinstance(value, (str, int))]
-
-    def finds(self, message: bytes) -> bool | None:
-        """Whether the message has the key for certain, False if perhaps, None if not."""
-        as_text = all(text in message for text in self._texts)
-        if not as_text and b"\\" not in message:  # text may be escaped there
-            return None
-        try:
-            document: object = orjson.loads(message.removeprefix(BOM))
-        except orjson.JSONDecodeError:
-            return False if as_text else None
-        certain = True
-        for name, value in self._values.items():
-            if name not in self._paths or isinstance(value, datetime):
-                certain = False
-            else:
-                found = _first(_at(document, path) for path in self._paths[name])
-                same = _same(found, value)
-                if same is False:
-                    return None
-                certain &= bool(same)
-        return certain if certain or as_text else None
+def _has(
+    message: bytes,
+    values: Mapping[str, Any],
+    texts: Sequence[bytes],
+    paths: Mapping[str, Iterable[Sequence[str]]],
+) -> bool | None:
+    """Whether the message has the key for certain, False if perhaps, None if not. `texts` are its
+    values as JSON; `paths` has, for each column, those of which the first that holds a value
+    counts."""
+    as_text = all(text in message for text in texts)
+    if not as_text and b"\\" not in message:  # text may be escaped there
+        return None
+    try:
+        document: object = orjson.loads(message.removeprefix(BOM))
+    except orjson.JSONDecodeError:
+        return False if as_text else None
+    certain = True
+    for name, value in values.items():
+        if name not in paths or isinstance(value, datetime):
+            certain = False
+        else:
+            same = _same(_first(_at(document, path) for path in paths[name]), value)
+            if same is False:
+                return None
+            certain &= bool(same)
+    return certain if certain or as_text else None
 
 
 def _text(value: str | int) -> bytes:
     """What a message has of a value as JSON; of digits, the quotes may be missing, and all of it
     where a part of the key is empty."""
-    return (
-        orjson.dumps(value).strip(b'"') if _is_digits(value) or not value else orjson.dumps(value)
-    )
+    text = orjson.dumps(value)
+    return text.strip(b'"') if _is_digits(value) or not value else text
 
 
 def _is_digits(value: object) -> bool:
