@@ -44,12 +44,16 @@ ROW_GROUP_ROWS, ROW_GROUP_BYTES = 131_072, 24 << 20
 ZSTD_LEVEL = 1
 """On such rows no larger than level 3, for two thirds of the time."""
 SHARE = 8
-"""A range, and a row group, may have one part in so many of the memory: there are two ranges at a
-time, for a row group may have rows of both, and of a row group Polars holds half a dozen copies in
-all stages of encoding. The rest is what allocators keep."""
-FRAMES = 4
+"""A range may have one part in so many of the memory, a row group half of that: there are two ranges
+at a time, for a row group may have rows of both, and of a row group Polars holds half a dozen
+copies in all stages of encoding. The rest is what allocators keep."""
+FRAMES = 6
 """A row group comes to Polars in so many frames, for a few of them are on their way at any time."""
 PART_ROWS = 8_192
+POOL = pa.jemalloc_memory_pool()
+"""Of what is read to be merged. It gives back at once what is not used any more, for what others
+keep to themselves would be as much again."""
+pa.jemalloc_set_decay_ms(0)
 SAMPLES = 128
 """Rows of a part of the input that are sampled: so exact are the sizes of ranges."""
 
@@ -64,7 +68,7 @@ def log_rows(disk: Disk, folder: Path, extent: Extent) -> Rows:
     Corruption."""
 
     def parts(columns: Sequence[str] | None) -> Iterator[tuple[Again, pa.RecordBatch]]:
-        reader = LogReader(disk, folder, extent.file, pa.jemalloc_memory_pool())
+        reader = LogReader(disk, folder, extent.file, POOL)
         for found in reader.pieces(extent):
             for one in found:
                 yield partial(again, reader, one[0]), reader.decode([one], columns)[0]
@@ -72,8 +76,7 @@ def log_rows(disk: Disk, folder: Path, extent: Extent) -> Rows:
     def again(reader: LogReader, span: Span) -> pa.RecordBatch:
         if reader.schema is None:
             raise AssertionError("bug: a part without a schema")
-        pool = pa.jemalloc_memory_pool()
-        return read_span(disk, folder, span, reader.schema, reader.schema.names, pool)
+        return read_span(disk, folder, span, reader.schema, reader.schema.names, POOL)
 
     return parts
 
@@ -157,7 +160,7 @@ def write_sorted(
     """
     widest = max(group.row_bytes for group in groups)
     part_bytes = memory_bytes // SHARE
-    rows = max(1, min(ROW_GROUP_ROWS, min(ROW_GROUP_BYTES, memory_bytes // 12) // max(1, widest)))
+    rows = max(1, min(ROW_GROUP_ROWS, min(ROW_GROUP_BYTES, part_bytes // 2) // max(1, widest)))
 
     def frames(*_: object) -> Iterator[pl.DataFrame]:
         for group in groups:
@@ -236,7 +239,7 @@ def _ranges(group: Group, bytes_max: int) -> Iterator[list[pa.RecordBatch]]:
                 batch = before.pop(part.again, None) or part.again()
                 begun = low is not None and part.first < low
                 ends = high is None or part.last < high
-                if not ends and _bytes(kept) < bytes_max // 2:
+                if not ends and _bytes(kept) + batch.nbytes <= bytes_max // 2:
                     kept[part.again] = batch
                 found.append(_between(batch, low, high) if begun or not ends else batch)
                 del batch
@@ -279,4 +282,4 @@ def _between(
                 same_time & ((partition < bound[1]) | (same & (offset < bound[2])))
             )
             inside &= keys.select(before).to_series().to_numpy() == wanted
-    return pc.filter(batch, pa.array(inside), memory_pool=pa.jemalloc_memory_pool())
+    return pc.filter(batch, pa.array(inside), memory_pool=POOL)

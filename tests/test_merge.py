@@ -1,0 +1,184 @@
+"""Merging: any rows come out once, in order, whatever the ranges; with the errors of files as they
+were, and statistics by which readers leave out row groups."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption, MissingFile
+from forebay.storage.formats import merge
+from forebay.storage.formats.chunk import column_range
+from forebay.storage.formats.log import Extent, GrowingLog
+from forebay.storage.formats.merge import SORTED_BY, Group, log_rows, write_sorted
+
+SCHEMA = pa.schema(
+    [
+        ("_partition", pa.string()),
+        ("_offset", pa.int64()),
+        ("upload_time", pa.timestamp("ms", tz="UTC")),
+        ("id", pa.string()),
+        ("raw", pa.binary()),
+    ]
+)
+MEMORY = 64 << 20
+Row = dict[str, object]
+
+
+def rows_of(rng: random.Random, count: int, spread_ms: int, width: int) -> list[Row]:
+    return [
+        {
+            "_partition": f"p{rng.randrange(3)}",
+            "_offset": offset,
+            "upload_time": 1_700_000_000_000 + rng.randrange(spread_ms),
+            "id": f"k{offset}" if offset % 7 else None,
+            "raw": rng.randbytes(rng.randrange(width)),
+        }
+        for offset in range(count)
+    ]
+
+
+def written(folder: Path, rows: list[Row], batch_rows: int, name: str = "a-1.1.arrows") -> Extent:
+    log = GrowingLog(Disk(), folder, name, SCHEMA)
+    for low in range(0, len(rows), batch_rows):
+        log.append(pa.RecordBatch.from_pylist(rows[low : low + batch_rows], SCHEMA))
+        log.flush()
+    (extent,) = log.extents
+    return extent
+
+
+def group(folder: Path, extents: list[Extent], row_bytes: int) -> Group:
+    inputs = [log_rows(Disk(), folder, extent) for extent in extents]
+    return Group(inputs, sum(extent.rows for extent in extents), row_bytes)
+
+
+def by_order(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: tuple(row[name] for name in SORTED_BY))
+
+
+def read(path: Path) -> list[Row]:
+    table = pq.read_table(path).cast(SCHEMA)
+    times = table["upload_time"].cast(pa.int64())
+    return table.set_column(2, "upload_time", times).to_pylist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("spread_ms", [1, 1000, 300_000])
+def test_rows_come_out_once_and_in_order_whatever_the_ranges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, spread_ms: int
+) -> None:
+    print("seed", seed)
+    rng = random.Random(seed)
+    monkeypatch.setattr(merge, "ROW_GROUP_ROWS", rng.choice([3, 50, 10_000]))
+    monkeypatch.setattr(merge, "SHARE", rng.choice([1, 2_000, 1_000_000]))
+    monkeypatch.setattr(merge, "SAMPLES", rng.choice([1, 3, 128]))
+    rows = rows_of(rng, rng.randrange(1, 400), spread_ms, 60)
+    cut = rng.randrange(len(rows) + 1)
+    extents = [
+        written(tmp_path, part, rng.randrange(1, 60), f"{name}-1.1.arrows")
+        for name, part in (("a", rows[:cut]), ("b", rows[cut:]))
+        if part
+    ]
+    checksum = write_sorted(
+        Disk(), tmp_path / "out", [group(tmp_path, extents, 100)], SCHEMA, MEMORY
+    )
+    assert read(tmp_path / "out") == by_order(rows)
+    checksum.require_whole(Disk(), tmp_path / "out")
+    assert checksum.metadata(Disk(), tmp_path / "out").num_rows == len(rows)
+
+
+def test_a_log_is_read_in_pieces_smaller_than_a_batch_or_larger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of(random.Random(1), 300, 1000, 2000)
+    extent = written(tmp_path, rows, 20)
+    for size in (100, 5_000, 1 << 20):
+        monkeypatch.setattr("forebay.storage.formats.log.PIECE_BYTES", size)
+        write_sorted(Disk(), tmp_path / "out", [group(tmp_path, [extent], 2000)], SCHEMA, MEMORY)
+        assert read(tmp_path / "out") == by_order(rows)
+
+
+def test_a_flipped_byte_of_a_log_is_corruption_and_a_missing_log_says_so(tmp_path: Path) -> None:
+    extent = written(tmp_path, rows_of(random.Random(2), 100, 1000, 50), 10)
+    path = tmp_path / extent.file
+    good = path.read_bytes()
+    for at in range(0, len(good), 97):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
+        with pytest.raises(Corruption):
+            write_sorted(Disk(), tmp_path / "out", [group(tmp_path, [extent], 50)], SCHEMA, MEMORY)
+    path.unlink()
+    with pytest.raises(MissingFile):
+        write_sorted(Disk(), tmp_path / "out", [group(tmp_path, [extent], 50)], SCHEMA, MEMORY)
+
+
+class FullDisk(Disk):
+    """Has room for so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+
+    def write(self, path: Path) -> BinaryIO:
+        file = super().write(path)
+        write: Callable[[bytes], int] = file.write
+
+        def bounded(data: bytes) -> int:
+            self._room -= len(data)
+            if self._room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(data)
+
+        file.write = bounded  # type: ignore[method-assign,assignment]
+        return file
+
+
+@pytest.mark.parametrize("room", [0, 100, 3000])
+def test_an_error_of_the_file_keeps_its_number_and_names_the_file(
+    tmp_path: Path, room: int
+) -> None:
+    extent = written(tmp_path, rows_of(random.Random(3), 500, 1000, 50), 100)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_sorted(
+            FullDisk(room), tmp_path / "out", [group(tmp_path, [extent], 50)], SCHEMA, MEMORY
+        )
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(tmp_path / "out")
+
+
+def test_row_groups_are_cut_by_size_and_each_reader_leaves_out_those_that_can_not_match(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merge, "ROW_GROUP_BYTES", 100_000)
+    extent = written(tmp_path, rows_of(random.Random(4), 5_000, 300_000, 30), 500)
+    path = tmp_path / "out.parquet"
+    write_sorted(Disk(), path, [group(tmp_path, [extent], 100)], SCHEMA, MEMORY)
+    metadata = pq.read_metadata(path)
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [1000] * 5
+    times = [metadata.row_group(n).column(2).statistics for n in range(5)]
+    assert all(low.max <= high.min for low, high in pairwise(times))
+    # What is left out is not read: the second to fourth row groups are zeros.
+    end, _ = column_range(metadata, 1, 0)
+    start, _ = column_range(metadata, 4, 0)
+    data = path.read_bytes()
+    path.write_bytes(data[:end] + bytes(start - end) + data[start:])
+    before = times[0].max
+    found = pl.scan_parquet(path).filter(pl.col("upload_time") < before).select("id").collect()
+    assert 900 < found.height <= 1000
+    told = duckdb.sql(
+        f"select count(id) n, count(*) m from '{path}' where upload_time < '{before}'"
+    )
+    assert told.fetchall()[0][1] == found.height
+    table = ds.dataset(path).to_table(columns=["id"], filter=ds.field("upload_time") < before)
+    assert table.num_rows == found.height
