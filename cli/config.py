@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from forebay.cli.options import json_option
 from forebay.cli.output import echo_json
+from forebay.flows.in_force import note_of, schema_in_force
 from forebay.flows.secrets import HIDDEN, masked, shown_property
 from forebay.flows.sections import DAY_MS, duration_text
 from forebay.flows.settings import (
@@ -56,11 +57,8 @@ def check(connect: bool) -> None:
         from forebay.cli.connect import ask
 
         ask(settings)
-    if settings is not None and DAY_MS % settings.block_span:
-        click.echo(
-            f"note: block_span: {duration_text(settings.block_span)} does not divide a day, so only"
-            " some days can be handed over; it is fixed for the life of this data directory"
-        )
+    for note in [] if settings is None else _notes(settings):
+        click.echo(f"note: {note}")
     file = config_file()
     variables = ", ".join(sorted(name for name in os.environ if name.startswith(ENV_PREFIX)))
     own = f"the environment ({plain(variables) if variables else f'no {ENV_PREFIX}*'})"
@@ -68,6 +66,30 @@ def check(connect: bool) -> None:
         click.echo(f"{file} and {own}: no faults")
     else:
         click.echo(f"defaults and {own}; there is no file at {file.absolute()}: no faults")
+
+
+def _notes(settings: Settings) -> list[str]:
+    """What works, but perhaps not as was meant."""
+    notes = [
+        f"columns.{n}.path: a list is the keys of one path, {'.'.join(column.path)}; paths of which"
+        " the first that holds a value counts are a list in `paths`"
+        for n, column in enumerate(settings.columns)
+        if _listed(n) and len(column.path) > 1 and not any("." in key for key in column.path)
+    ]
+    if DAY_MS % settings.block_span:
+        notes.append(
+            f"block_span: {duration_text(settings.block_span)} does not divide a day, so only some"
+            " days can be handed over; it is fixed for the life of this data directory"
+        )
+    noted = note_of(settings)
+    return [*notes, f"schema: {noted}"] if noted else notes
+
+
+def _listed(number: int) -> bool:
+    """Whether the path of this column was declared as a list."""
+    columns = declared("columns", ())
+    column = columns[number] if isinstance(columns, list) and number < len(columns) else None
+    return isinstance(column, dict) and isinstance(column.get("path"), list)
 
 
 def _source_faults(settings: Settings | None) -> list[str]:
@@ -96,6 +118,12 @@ def _source_faults(settings: Settings | None) -> list[str]:
 def _data_faults(settings: Settings) -> list[str]:
     """What the data that is there was made with, where the settings say otherwise: it is fixed once
     an event was kept."""
+    try:
+        wanted = schema_in_force(settings)
+    except BadInput as error:
+        return str(error).splitlines()
+    except ForebayError as error:
+        return [f"data_dir: expected data that can be read, got: {error}"]
     if not settings.data_dir.is_dir():
         return []
     try:
@@ -104,7 +132,6 @@ def _data_faults(settings: Settings) -> list[str]:
         known = view.schema
     except ForebayError as error:
         return [f"data_dir: expected data that can be read, got: {error}"]
-    wanted = settings.schema_of_events
     faults, made = set(), f"as the data in {settings.data_dir} was made with"
     for state in states:
         if state.key != wanted.key:
@@ -135,7 +162,8 @@ def _reported(settings: Settings, error: KafkaException) -> str:
 @json_option("As JSON, without defaults and reasons.")
 def show(as_json: bool) -> None:
     """The effective values as a forebay.toml, secrets hidden, each with its trade-off."""
-    values = shown(load())
+    settings = load()
+    values = shown(settings, schema_in_force(settings))
     if as_json:
         echo_json(values)
         return

@@ -16,6 +16,7 @@ import click
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from forebay.flows.in_force import schema_in_force
 from forebay.flows.secrets import masked
 from forebay.flows.settings import Settings
 from forebay.operators.decode import DecodeConfig, Decoder
@@ -59,7 +60,10 @@ def ask(settings: Settings) -> None:
 def _tried(settings: Settings, sample: Sample) -> Outcome:
     """The messages decoded as the job would; what of it would be an event counts as accepted."""
     config = DecodeConfig(
-        settings.schema_of_events, settings.future_skew, settings.message_bytes_max
+        schema_in_force(settings),
+        settings.future_skew,
+        settings.message_bytes_max,
+        settings.preset.hint,
     )
     decoder, found = Decoder(config), Outcome()
     for partition, mine in groupby(sample, itemgetter(0)):

@@ -26,7 +26,9 @@ def why(key: tuple[str, ...], text: str | None, kind: str, roots: list[Path]) ->
     """
     store = query.open(*roots, iceberg=settings().batch.catalog)
     names = key_names(store.last_view)
-    paths = {column.name: column.path for column in settings().schema_of_events.columns}
+    known = {name for partition in store.last_view.partitions for name in partition.state.paths}
+    declared = [] if known else settings().schema_of_events.columns
+    paths = {column.name: column.path for column in declared if not column.others}
     answer = store.why(_key(key, text, names), paths)
     if kind == "json":
         echo_json(asdict(answer))

@@ -73,6 +73,8 @@ def _expected(error: ErrorDetails, place: tuple[str, ...]) -> str:
         return plain(told)
     if error["type"] == "tuple_type" and place == ("columns",):
         return "a list of tables, each below [[columns]] (with two brackets)"
+    if error["type"] == "tuple_type" and place == ("upload_time",):
+        return "a path such as a.b.c, or a list of paths"
     if error["type"] == "tuple_type" and place[-1] == "path":
         return "a path such as a.b.c, or a list of keys"
     found = _EXPECTED.get(error["type"])

@@ -7,6 +7,7 @@
 Step ids and state keys name the state in the recovery store: they never change.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import BinaryIO
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
+from forebay.flows.in_force import decided, note_of
 from forebay.flows.recovery import begin, take_data_directory
 from forebay.flows.settings import Settings, load
 from forebay.flows.sources import open_source
@@ -30,6 +32,8 @@ from forebay.storage.base.layout import Layout, PartitionKey
 from forebay.storage.formats.frame import Frame
 from forebay.storage.partition.rules import Rules
 
+log = logging.getLogger("forebay.flows")
+
 _locks: list[BinaryIO] = []
 
 
@@ -41,6 +45,8 @@ def __getattr__(name: str) -> Dataflow:
             layout = Layout(settings.data_dir)
             _locks.append(take_data_directory(layout))
             begin(layout)
+            if note := note_of(settings):
+                log.warning(note)
         return build(settings)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -53,12 +59,14 @@ def build(
     stop_on_signals()
     disk, layout = disk or Disk(), Layout(settings.data_dir)
     disk.make_directory(layout.root)
-    schema = settings.schema_of_events
+    schema = decided(settings, disk)
     source, partitions = open_source(settings, layout, disk, restart)
     owners = hash_partitions(settings.hash_partitions) or partitions
     _require_same_division(layout.partitions(), owners, settings.hash_partitions)
     keys = {owner.name: state_key(owner) for owner in owners}
-    decoder = Decoder(DecodeConfig(schema, settings.future_skew, settings.message_bytes_max))
+    decoder = Decoder(
+        DecodeConfig(schema, settings.future_skew, settings.message_bytes_max, settings.preset.hint)
+    )
 
     @noted
     def decode(items: list[Messages]) -> Iterable[Frame]:

@@ -53,7 +53,7 @@ def take_data_directory(layout: Layout) -> BinaryIO:
             f"{layout.recovery}: expected the recovery store of the data in {layout.root}, got"
             " none; restore it, or move the whole data directory away to start anew"
         )
-    for folder in (layout.topics, layout.sources):
+    for folder in (layout.root, layout.topics, layout.sources):
         disk.drop_claims(folder)
     return lock
 

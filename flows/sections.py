@@ -15,11 +15,14 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
     field_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from forebay.flows.schemas import parse_path
-from forebay.storage.formats.schema import RESERVED, RESERVED_ELSEWHERE, ColumnType
+from forebay.storage.formats.schema import RESERVED, RESERVED_ELSEWHERE, Column, ColumnType
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
@@ -88,9 +91,15 @@ def _named(text: str) -> str:
 
 
 def _upload_path(text: str) -> str:
-    if text and text != BROKER:
+    if text != BROKER:
         _path(text)
     return text
+
+
+def _with_broker_alone(paths: tuple[str, ...]) -> tuple[str, ...]:
+    if len(paths) > 1 and BROKER in paths:
+        raise ValueError(f'expected paths, or "{BROKER}" alone')
+    return paths
 
 
 def _brokers(text: str) -> str:
@@ -113,7 +122,12 @@ def _table(text: str) -> str:
     return text
 
 
-UploadPath = Annotated[str, AfterValidator(_upload_path)]
+UploadPaths = Annotated[
+    tuple[Annotated[str, AfterValidator(_upload_path)], ...],
+    BeforeValidator(lambda one: (one,) if isinstance(one, str) else one),
+    AfterValidator(_with_broker_alone),
+]
+"""One path, or several of which the first that holds a value counts; or the broker."""
 TimeType = Annotated[
     Literal["time", "time_s", "time_us"],
     BeforeValidator(lambda one: _TIME_TYPES.get(one, one) if isinstance(one, str) else one),
@@ -133,11 +147,32 @@ class Section(BaseModel):
 
 
 class ColumnSettings(Section):
-    """A column of your own; `path` is "a.b.c", or a list of keys where a key contains a dot."""
+    """A column of your own; `path` is "a.b.c", or a list of keys where a key contains a dot.
+    `paths` is a list of such, in its place: the first that holds a value counts."""
 
     name: Annotated[str, AfterValidator(_named)]
-    path: JsonPath
+    paths: tuple[JsonPath, ...] = ()
+    path: JsonPath = Field((), validate_default=True)
     type: ColumnType = "string"
+
+    @field_validator("path", mode="wrap")
+    @classmethod
+    def _one_of_both(
+        cls, value: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> tuple[str, ...]:
+        paths = info.data.get("paths")
+        if value == () and paths is None:  # which is the fault
+            return ()
+        if value == () and not paths:
+            raise PydanticKnownError("missing")
+        if value != () and paths:
+            raise ValueError("expected either path or paths, got both")
+        return () if value == () else check(value)
+
+    @property
+    def column(self) -> Column:
+        first, *others = self.paths or (self.path,)
+        return Column(self.name, first, self.type, tuple(others))
 
 
 class FilesSettings(Section):

@@ -24,7 +24,7 @@ from pydantic_settings import (
 from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from forebay.flows.fault import NAMED, faults, sections_with
-from forebay.flows.schemas import PRESETS, parse_path
+from forebay.flows.schemas import PRESETS, Preset, parse_key, parse_path
 from forebay.flows.secrets import without_secrets
 from forebay.flows.sections import (
     BROKER,
@@ -38,7 +38,7 @@ from forebay.flows.sections import (
     KafkaSettings,
     Section,
     TimeType,
-    UploadPath,
+    UploadPaths,
     at_least,
     duration_text,
 )
@@ -46,7 +46,7 @@ from forebay.flows.toml import read_toml
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import did_you_mean, plain
-from forebay.storage.formats.schema import UPLOAD_TIME, Column, Schema, path_faults
+from forebay.storage.formats.schema import TEXT, UPLOAD_TIME, Column, Schema, path_faults
 
 if TYPE_CHECKING:
     from forebay.operators.sources.topic import KafkaConfig
@@ -90,13 +90,14 @@ class Settings(Section, BaseSettings):
         description=f"A preset: {', '.join(PRESETS)}; or none, for your own columns only.",
     )
     columns: tuple[ColumnSettings, ...] = ()
-    """More columns: name, path, type. New ones may be added at any time."""
+    """More columns: name, path (or paths, of which the first that holds a value counts), type. New
+    ones may be added at any time."""
     dedup_key: tuple[str, ...] = Field((), validate_default=True)
-    """Columns that together name an event. Default: the preset's. Fixed for the life of a data
-    directory."""
-    upload_time: UploadPath = ""
-    """JSON path of the upload time, or "broker" for the broker's timestamp. Default: the
-    preset's."""
+    """Columns that together name an event; "name?" may have no value, and is empty text then.
+    Default: the preset's. Fixed for the life of a data directory."""
+    upload_time: UploadPaths = ()
+    """JSON path of the upload time, or a list of paths, of which the first that holds a value
+    counts, or "broker" for the broker's timestamp. Default: that of the preset."""
     upload_time_type: TimeType = Field("time", validate_default=True)
     """The unit of a numeric upload_time: time (or ms), time_s (s), time_us (us). Text is read by
     itself."""
@@ -182,7 +183,9 @@ class Settings(Section, BaseSettings):
         cls, value: tuple[ColumnSettings, ...], info: ValidationInfo
     ) -> tuple[ColumnSettings, ...]:
         preset = _preset(info.data.get("event_schema", "none"))
-        seen = {column.name.casefold(): column.name for column in preset.columns}
+        # Data that was begun under the former one may have a column that was added since.
+        columns = (preset.former or preset).columns
+        seen = {column.name.casefold(): column.name for column in columns}
         for column in value:
             known = seen.get(column.name.casefold())
             seen[column.name.casefold()] = column.name
@@ -202,19 +205,22 @@ class Settings(Section, BaseSettings):
             return value
         preset = _preset(info.data["event_schema"])
         types = {one.name: one.type for one in (*preset.columns, *info.data["columns"])}
-        if unknown := [name for name in value if name not in types]:
+        names, optional = (value, ()) if info.field_name == "volatile" else parse_key(value)
+        if unknown := [name for name in names if name not in types]:
             near = did_you_mean(unknown[0], types)
             raise ValueError(f"expected columns among {', '.join(types)}; got {unknown}{near}")
         if info.field_name == "volatile":
             return value
         if not value and not preset.key:
             raise ValueError("expected at least one column, for no preset gives a key")
-        if len(set(value)) < len(value):
+        if len(set(names)) < len(names):
             raise ValueError("expected each column once")
-        if floats := [name for name in value if types[name] == "float"]:
+        if floats := [name for name in names if types[name] == "float"]:
             raise ValueError(
                 f"expected no float, for equality of floats is not exact; got {floats}"
             )
+        if others := [name for name in optional if types[name] not in TEXT]:
+            raise ValueError(f"expected columns of text before '?', got {others}")
         return value
 
     @field_validator("upload_time_type")
@@ -223,8 +229,10 @@ class Settings(Section, BaseSettings):
         """Checked here, when all that declares a path is known."""
         if {"event_schema", "columns", "upload_time"} <= set(info.data):
             known = cls.model_construct(**info.data, upload_time_type=value)
-            if faults := path_faults(known.schema_of_events.decoded):
-                raise ValueError("; ".join(faults))
+            forms = filter(None, (known.preset, known.preset.former))
+            faults = [path_faults(known.schema_under(form).decoded) for form in forms]
+            if all(faults):  # which of the two is in force, the data tells
+                raise ValueError("; ".join(faults[0]))
         return value
 
     @field_validator("hash_partitions")
@@ -243,24 +251,38 @@ class Settings(Section, BaseSettings):
 
     @property
     def schema_of_events(self) -> Schema:
-        """The schema that these settings declare: the preset's, with more columns, and another
-        upload time if there is one."""
-        preset = _preset(self.event_schema)
+        """The schema that these settings declare; data may have been begun under an earlier one
+        (see `flows.in_force`)."""
+        return self.schema_under(self.preset)
+
+    @property
+    def preset(self) -> Preset:
+        return _preset(self.event_schema)
+
+    def schema_under(self, preset: Schema) -> Schema:
+        """What they declare with this preset: its columns and more, of which one takes the place of
+        one that was added to the preset later, and another upload time if there is one."""
         upload_time = preset.upload_time
-        if self.upload_time == BROKER:
+        if self.upload_time == (BROKER,):
             upload_time = None
         elif self.upload_time:
-            path = parse_path(self.upload_time)
-            upload_time = Column(UPLOAD_TIME, path, self.upload_time_type)
+            first, *others = map(parse_path, self.upload_time)
+            upload_time = Column(UPLOAD_TIME, first, self.upload_time_type, tuple(others))
         elif upload_time is not None:
             upload_time = replace(upload_time, type=self.upload_time_type)
-        return replace(
-            preset,
-            columns=(*preset.columns, *(Column(c.name, c.path, c.type) for c in self.columns)),
-            key=self.dedup_key or preset.key,
+        own = {column.name.casefold() for column in self.columns}
+        kept = (column for column in preset.columns if column.name.casefold() not in own)
+        key, optional = preset.key, preset.optional
+        if self.dedup_key:
+            key, optional = parse_key(self.dedup_key)
+        return Schema(
+            columns=(*kept, *(column.column for column in self.columns)),
+            key=key,
             upload_time=upload_time,
             raw=self.raw,
             volatile=self.volatile or preset.volatile,
+            roles=preset.roles,
+            optional=optional,
         )
 
     @property
@@ -274,9 +296,9 @@ class Settings(Section, BaseSettings):
         return KafkaConfig(**own, batch_rows=self.batch_rows, linger_s=self.kafka.linger / 1000)
 
 
-def _preset(name: str) -> Schema:
+def _preset(name: str) -> Preset:
     """That of the schema of this name, an empty one for "none"."""
-    return PRESETS.get(name, Schema((), ()))
+    return PRESETS.get(name, Preset((), ()))
 
 
 def config_file() -> Path:
@@ -335,12 +357,17 @@ def require_source(settings: Settings) -> None:
         raise BadInput(NO_SOURCE)
 
 
-def shown(settings: Settings) -> dict[str, Any]:
-    """The effective values as JSON types, secrets hidden."""
+def shown(settings: Settings, schema: Schema | None = None) -> dict[str, Any]:
+    """The effective values as JSON types, secrets hidden; `schema` is the one in force, if that is
+    another than these declare."""
+    schema = schema or settings.schema_of_events
     values = settings.model_dump(mode="json", by_alias=True)
-    values["dedup_key"] = list(settings.schema_of_events.key)
-    upload_time = settings.schema_of_events.upload_time
-    values["upload_time"] = ".".join(upload_time.path) if upload_time else BROKER
+    for column in values["columns"]:
+        del column["path" if column["paths"] else "paths"]
+    values["dedup_key"] = [f"{n}?" if n in schema.optional else n for n in schema.key]
+    upload_time = schema.upload_time
+    first, *others = map(".".join, upload_time.paths) if upload_time else [BROKER]
+    values["upload_time"] = [first, *others] if others else first
     return without_secrets(values)
 
 

@@ -58,6 +58,7 @@ def main(process: int, addresses: list[str], disk: Disk | None = None) -> int:
     stop_on_signals()
     # What is imported and built now stays: to look for garbage in it would take a fifth of a start.
     gc.disable()
+    from forebay.flows.in_force import note_of
     from forebay.flows.realtime import build
     from forebay.flows.settings import load
 
@@ -65,6 +66,8 @@ def main(process: int, addresses: list[str], disk: Disk | None = None) -> int:
     threading.Thread(target=_listen, daemon=True).start()
     try:
         settings = load()
+        if process == 0 and (noted := note_of(settings)):
+            log.warning(noted)
         recovery = RecoveryConfig(
             str(Layout(settings.data_dir).recovery), backup_interval=timedelta(0)
         )

@@ -1,13 +1,17 @@
 """Decode: messages in, columnar frames out; what can't become an event becomes a reject.
 
 1. one call of the fast reader (`json_reader`) reads a whole batch;
-2. if it refuses the batch, orjson finds the messages that are not JSON documents, and these are
-   tried alone; of the others, small regions are tried;
+2. if it refuses the batch, messages are mended (`mend`) and tried once more; if it refuses that
+   too, orjson finds the messages that are not JSON documents, and these are tried alone; of the
+   others, small regions are tried;
 3. what is refused then is taken from orjson's documents, column by column: what is not an object is
    a reject, and a value of a wrong type is null and counted;
 4. numbers that these readers cut or round are taken from the text (`exact`); a fraction where a
-   column has integers, and a time outside the years 1 to 9999, is a value of a wrong type;
-5. events without key or upload time, or with an absurd or future one, are rejects.
+   column has integers, and a time outside the years 1 to 9999, is a value of a wrong type; the size
+   of a number tells its unit where the column says so (`units`);
+5. of a column's paths, the first that holds a value counts;
+6. events without key or upload time, or with an absurd or future one, are rejects.
+In steps 1 to 4 each path is a column of its own, a *source*.
 What comes out for a message never depends on the messages around it.
 """
 
@@ -15,22 +19,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from forebay.operators.exact import Exact, Found
-from forebay.operators.json_reader import Reader, misread
+from forebay.operators.exact import Exact, Found, is_finer
+from forebay.operators.json_reader import READ_TYPES, Reader, misread
+from forebay.operators.likeness import batch_of, not_an_object, not_json
+from forebay.operators.mend import HALF, Mender, with_text_at
 from forebay.operators.sources.messages import I64, Messages
+from forebay.operators.units import EXPECTED, moments
 from forebay.storage.base.times import now_ms
 from forebay.storage.formats.columns import (
-    ARROW_TYPES,
     Mask,
     arrow_schema,
     as_mask,
@@ -38,10 +44,18 @@ from forebay.storage.formats.columns import (
     outside_years,
     within_years,
 )
-from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
-from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Column, Schema
+from forebay.storage.formats.frame import OF_A_COLUMN, REJECT_SCHEMA, Frame
+from forebay.storage.formats.schema import (
+    OFFSET,
+    PARTITION,
+    RAW,
+    TEXT,
+    UPLOAD_TIME,
+    Column,
+    Schema,
+)
 
-NO_OBJECT = "expected an object"
+NO_UPLOAD_TIME = 'expected a value; if messages have none, set upload_time = "broker"'
 CALL_BYTES_MAX = 64 << 20
 """Messages in one call of the reader: keeps text and columns within Arrow's 32-bit offsets."""
 REPLAYED_MAX, FAR_OFF_MS = 5_000, -(2**63)
@@ -55,11 +69,13 @@ UPLOAD_MAX_MS = 7_258_118_400_000
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """`future_skew_ms`: how far an upload time may be ahead of the clock (see `Messages`)."""
+    """`future_skew_ms`: how far an upload time may be ahead of the clock (see `Messages`). `hint`
+    is said of messages without a key: what may have gone wrong with events of this kind."""
 
     schema: Schema
     future_skew_ms: int
     message_bytes_max: int
+    hint: str | None = None
 
 
 class Decoder:
@@ -69,9 +85,12 @@ class Decoder:
         self._config = config
         self._schema = arrow_schema(config.schema)
         self._columns = config.schema.decoded
-        self._reader = Reader(self._columns)
-        self._single = [Reader([replace(c, path=("v",))]) for c in self._columns]
-        self._exact = Exact(self._columns, config.schema.key)
+        self._sources = [source for column in self._columns for source in column.sources]
+        self._reader = Reader(self._sources)
+        self._single = [Reader([replace(source, path=("v",))]) for source in self._sources]
+        self._mender = Mender(self._sources)
+        self._exact = Exact(self._sources, config.schema.key)
+        self._of_any_unit = [s for s in self._sources if s.type == "time_auto"]
 
     def decode(self, items: Sequence[Messages]) -> list[Frame]:
         """One frame an item. Items share a call of the reader up to CALL_BYTES_MAX."""
@@ -118,14 +137,18 @@ class Decoder:
         reasons.flag("empty", sizes == 0)
         for row in reasons.found:
             values[row] = b"null"
-        columns = self._checked(values, messages, self._read(values, reasons), reasons)
+        values, columns = self._read(values, reasons)
+        columns = self._united(self._checked(values, messages, columns, reasons), reasons)
         return self._frames(items, columns, messages, reasons)
 
-    def _read(self, values: list[bytes], reasons: _Reasons) -> list[pa.Array]:
-        """Steps 1 to 3: the columns."""
+    def _read(self, values: list[bytes], reasons: _Reasons) -> tuple[list[bytes], list[pa.Array]]:
+        """Steps 1 to 3: the messages as they were read, and their sources."""
         whole = self._reader.read(values)
+        if whole is None and (mended := self._mender.mend(values)) is not None:
+            values, reasons.halves = mended.values, mended.halves
+            whole = self._reader.read(values)
         if whole is not None:
-            return self._reader.take(whole)
+            return values, self._reader.take(whole)
         suspect = misread(b"\n".join(values))
         rows_of: dict[str, list[int]] = {"object": [], "other": [], "unclear": []}
         for row, value in enumerate(values):
@@ -140,23 +163,32 @@ class Decoder:
         if parts := [part for _, part in regions if part is not None]:
             columns.insert(0, self._reader.take(pa.concat_arrays(parts)))
         positions = pa.array(np.argsort(np.array(order + refused, dtype=np.int64)))
-        return [pa.concat_arrays(both).take(positions) for both in zip(*columns, strict=True)]
+        pairs = zip(*columns, strict=True)
+        return values, [pa.concat_arrays(pair).take(positions) for pair in pairs]
 
     def _read_alone(
         self, values: list[bytes], rows: list[int], reasons: _Reasons
     ) -> list[pa.Array]:
-        """Step 3: the columns of the messages at `rows`, among which the reader refuses some."""
+        """Step 3: the sources of the messages at `rows`, among which the reader refuses some."""
         documents: list[object] = []
         for row in rows:
             try:
-                documents.append(_object(values[row]))
+                document = _document(values[row])
+                fault = None if isinstance(document, dict) else not_an_object(document)
             except ValueError as error:
-                reasons.flag_row("bad json", row, str(error))
-                documents.append({})
+                fault = not_json(values[row]) or str(error)
+            if fault is not None:
+                reasons.flag_row("bad json", row, fault)
+            documents.append(document if fault is None else {})
         columns = []
-        for reader, column in zip(self._single, self._columns, strict=True):
+        for reader, column in zip(self._single, self._sources, strict=True):
             found = [_dig(document, column.path) for document in documents]
-            if column.type == "string":
+            if column.type in TEXT:
+                if column.type == "id":
+                    found = [
+                        _digits(values[row], column.path) if type(one) in (int, float) else one
+                        for row, one in zip(rows, found, strict=True)
+                    ]
                 good = [value is None or isinstance(value, str) for value in found]
                 texts = [value if isinstance(value, str) else None for value in found]
                 columns.append(pa.array(texts, pa.string()))
@@ -171,12 +203,17 @@ class Decoder:
     def _checked(
         self, values: list[bytes], messages: pa.Array, columns: list[pa.Array], reasons: _Reasons
     ) -> list[pa.Array]:
-        """Step 4: the columns with exact numbers, and null for what is not a number or a time."""
+        """Step 4: the sources with exact numbers, and null for what is not a number or a time."""
         suspects = self._exact.suspects(messages, columns).tolist()
+        with_text = with_text_at(messages, self._of_any_unit)
         found = [one for row in suspects for one in self._exact.found(row, values[row])]
-        for n, column in enumerate(self._columns):
+        for n, column in enumerate(self._sources):
             if mine := [one for one in found if one.column == n]:
                 columns[n] = _replaced(columns[n], column, mine, reasons)
+            if column.type == "time_auto":
+                columns[n] = self._timed(columns[n], column, values, with_text, reasons)
+            if column.type in TEXT and column.name in self._config.schema.key:
+                columns[n] = _without_halves(columns[n], column, reasons)
             if column.name == UPLOAD_TIME:
                 continue  # one that is far off has a reason of its own
             expected, odd = _odd(columns[n])
@@ -186,6 +223,55 @@ class Decoder:
                     reasons.wrong[row, column.name] = f"expected {expected}"
         return columns
 
+    def _timed(
+        self,
+        numbers: pa.Array,
+        column: Column,
+        values: list[bytes],
+        with_text: Sequence[int],
+        reasons: _Reasons,
+    ) -> pa.Array:
+        """The times of a source of which a number's size tells the unit. Text in its place is a
+        time as text is anywhere, or null: its digits are never a number."""
+        times, odd = moments(numbers)
+        for row in np.flatnonzero(odd).tolist():
+            reasons.wrong[row, column.name] = EXPECTED
+        found = [_dig_text(values[row], column.path) for row in with_text]
+        rows = [row for row, text in zip(with_text, found, strict=True) if text is not None]
+        if not rows:
+            return times
+        texts = [text for text in found if text is not None]
+        exact = column.name in self._config.schema.key
+        unit = replace(column, path=("v",), type="time_us")
+        read, good = _read_values(Reader([unit]), list(texts))
+        for n, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            reasons.wrong.pop((row, column.name), None)
+            good[n] = good[n] and not (exact and is_finer(text, unit))
+            if not good[n]:
+                reasons.wrong[row, column.name] = EXPECTED
+        read = nulled(read, ~np.array(good, dtype=bool))
+        where: Mask = np.zeros(len(times), dtype=bool)
+        where[rows] = True
+        return pc.replace_with_mask(times, pa.array(where), read)
+
+    def _united(self, columns: list[pa.Array], reasons: _Reasons) -> list[pa.Array]:
+        """Step 5: the columns, of which some have several sources."""
+        if len(self._sources) == len(self._columns):
+            return columns
+        united, low = [], 0
+        for column in self._columns:
+            mine = columns[low : low + len(column.paths)]
+            low += len(mine)
+            if len(mine) > 1:
+                mine = [_first_of(mine)]
+                wrong = reasons.wrong_in(column.name)
+                for row in np.flatnonzero(wrong & ~_absent(mine[0])).tolist():
+                    del reasons.wrong[row, column.name]
+                if reasons.wrong:
+                    mine = [nulled(mine[0], reasons.wrong_in(column.name))]
+            united += mine
+        return united
+
     def _frames(
         self,
         items: Sequence[Messages],
@@ -193,7 +279,7 @@ class Decoder:
         messages: pa.Array,
         reasons: _Reasons,
     ) -> list[Frame]:
-        """Step 5, and the events and rejects of each item apart."""
+        """Step 6, and the events and rejects of each item apart."""
         offsets = np.concatenate([item.offsets for item in items])
         times_ms = np.concatenate([item.times_ms for item in items])
         clocks_ms = np.concatenate([item.clocks_ms for item in items])
@@ -205,13 +291,17 @@ class Decoder:
         by_name[OFFSET] = pa.array(offsets)
         by_name[RAW] = messages
         for name in self._config.schema.key:
-            reasons.flag("no key", _absent(by_name[name]), name)
+            absent = _absent(by_name[name])
+            if name in self._config.schema.optional:
+                by_name[name] = by_name[name].fill_null("")
+                absent &= reasons.wrong_in(name)
+            reasons.flag("no key", absent, name)
         self._flag_times(by_name[UPLOAD_TIME], clocks_ms, reasons)
         events = pa.RecordBatch.from_arrays(
             [by_name[field.name] for field in self._schema], schema=self._schema
         )
         places = [by_name[PARTITION], by_name[OFFSET], broker]
-        rejects = reasons.rejects(*places, messages)
+        rejects = reasons.rejects(self._config.hint, *places, messages)
         nulled = reasons.nulled()
         frames, low, rejected = [], 0, 0
         for item in items:
@@ -249,6 +339,14 @@ class _Reasons:
         self.mask: Mask = np.zeros(rows, dtype=bool)
         self.found: dict[int, tuple[str, str | None]] = {}
         self.wrong: dict[tuple[int, str], str] = {}
+        self.halves: Mapping[int, bytes] = {}
+        """The messages of which half of a surrogate pair was mended, as they came, by row."""
+
+    def wrong_in(self, column: str) -> Mask:
+        """The rows in which the column's value is wrong."""
+        rows: Mask = np.zeros(len(self.mask), dtype=bool)
+        rows[[row for row, name in self.wrong if name == column]] = True
+        return rows
 
     def flag(self, reason: str, rows: Mask, column: str = "") -> None:
         """`column` is at fault, if any is."""
@@ -256,18 +354,22 @@ class _Reasons:
         if not fresh.any():
             return
         for row in np.flatnonzero(fresh).tolist():
-            wrong = self.wrong.get((row, column), "expected a value")
+            missing = NO_UPLOAD_TIME if column == UPLOAD_TIME else "expected a value"
+            wrong = self.wrong.get((row, column), missing)
             self.flag_row(reason, row, f"{column}: {wrong}" if column else None)
 
     def flag_row(self, reason: str, row: int, detail: str | None) -> None:
         self.mask[row] = True
         self.found.setdefault(row, (reason, detail))
 
-    def rejects(self, *columns: pa.Array) -> pa.RecordBatch:
+    def rejects(self, hint: str | None, *columns: pa.Array) -> pa.RecordBatch:
         """The rejects, of whose source, offset, broker time and message these are the columns."""
         rows = np.flatnonzero(self.mask)
         source, offset, time, message = (column.take(pa.array(rows)) for column in columns)
-        found = [self.found[row] for row in rows.tolist()]
+        found = [
+            _told(*self.found[row], one, hint)
+            for row, one in zip(rows.tolist(), message, strict=True)
+        ]
         reason = pa.array([reason for reason, _ in found], pa.string())
         detail = pa.array([detail for _, detail in found], pa.string())
         arrays = [source, offset, time, reason, detail, message]
@@ -278,6 +380,16 @@ class _Reasons:
         """How many values of each row were read as null, unless it is a reject."""
         rows = np.array([row for row, _ in self.wrong], np.int64)
         return np.bincount(rows, minlength=len(self.mask)) * ~self.mask
+
+
+def _told(
+    reason: str, detail: str | None, message: pa.BinaryScalar, hint: str | None
+) -> tuple[str, str | None]:
+    """The reason and the detail of a reject, with what the message looks like."""
+    if reason not in OF_A_COLUMN:
+        return reason, detail
+    hint = batch_of(message.as_py()) or (hint if reason == "no key" else None)
+    return reason, f"{detail}; {hint}" if hint else detail
 
 
 def _odd(column: pa.Array) -> tuple[str, Mask | None]:
@@ -306,21 +418,73 @@ def _replaced(
     return pc.replace_with_mask(column, pa.array(where), values)
 
 
-def _object(message: bytes) -> dict[str, Any]:
+def _first_of(sources: Sequence[pa.Array]) -> pa.Array:
+    """The first of the sources that holds a value, row by row; empty text is one if none is."""
+    if not _absent(sources[0]).any():
+        return sources[0]
+    if pa.types.is_string(sources[0].type):
+        none = pa.scalar(None, pa.string())
+        full = [pc.if_else(pc.equal(pc.binary_length(one), 0), none, one) for one in sources]
+        return pc.coalesce(*full, *sources)
+    return pc.coalesce(*sources)
+
+
+def _without_halves(column: pa.Array, declared: Column, reasons: _Reasons) -> pa.Array:
+    """A source of the key, null where its text has half of a surrogate pair: keys that differ in
+    these only would be one."""
+    if not reasons.halves:
+        return column
+    where: Mask = np.zeros(len(column), dtype=bool)
+    for row, message in reasons.halves.items():
+        if HALF.search(_dig_text(message, declared.path) or ""):
+            where[row] = True
+            reasons.wrong[row, declared.name] = "expected text without half of a surrogate pair"
+    return nulled(column, where) if where.any() else column
+
+
+def _digits(message: bytes, path: Sequence[str]) -> object:
+    """The whole number at `path` as its digits; what else there is, as it is.
+
+    SUBTLE: orjson makes a double of a number beyond 64 bits, and two of them would be one.
+    """
+    try:
+        document = json.loads(message.decode(), strict=False, parse_int=_Digits)
+    except (ValueError, RecursionError):
+        return []
+    found = _dig(document, path)
+    return found.text if isinstance(found, _Digits) else found
+
+
+class _Digits:
+    """A whole number as it is written; -0 is 0."""
+
+    def __init__(self, text: str) -> None:
+        self.text = "0" if text == "-0" else text
+
+
+def _dig_text(message: bytes, path: Sequence[str]) -> str | None:
+    """The text at `path`, None if there is none."""
+    try:
+        document = json.loads(message.decode(), strict=False)
+    except (ValueError, RecursionError):
+        return None
+    found = _dig(document, path)
+    return found if isinstance(found, str) else None
+
+
+def _document(message: bytes) -> object:
     """A message as orjson reads it, or if that finds a number too large for it, as `json` does:
     such a number is infinite then, and right in no column. Raises ValueError."""
     try:
-        document = orjson.loads(message)
+        return orjson.loads(message)
     except orjson.JSONDecodeError as refused:
         if not refused.msg.startswith("number is infinity"):
             raise
-        try:
-            document = json.loads(message.decode(), parse_int=_parse_int, parse_constant=_refuse)
-            json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair fails
-        except RecursionError as error:
-            raise ValueError(str(error)) from error
-    if not isinstance(document, dict):
-        raise ValueError(NO_OBJECT)
+    try:
+        document = json.loads(message.decode(), parse_int=_parse_int, parse_constant=_refuse)
+        json.dumps(document, ensure_ascii=False).encode()  # which half of a surrogate pair fails
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
     return document
 
 
@@ -333,7 +497,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"expected JSON, got {constant}")
 
 
-def _dig(document: object, path: tuple[str, ...]) -> object:
+def _dig(document: object, path: Sequence[str]) -> object:
     """The value at `path`: None if there is none, a list, which is right in no column, if the path
     meets something that is no object."""
     for key in path:
@@ -354,7 +518,7 @@ def _read_values(reader: Reader, values: list[object]) -> tuple[pa.Array, list[b
     infinite = (math.inf, -math.inf)
     right = [not isinstance(value, dict | list) and value not in infinite for value in values]
     texts = [orjson.dumps({"v": v if ok else None}) for v, ok in zip(values, right, strict=True)]
-    null = pa.nulls(1, ARROW_TYPES[reader.columns[0].type])
+    null = pa.nulls(1, READ_TYPES[reader.columns[0].type])
     parts = [null.slice(1)]
     for low, _, part in reader.read_each(texts):
         right[low] &= part is not None

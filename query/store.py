@@ -232,9 +232,10 @@ class Store:
         """Where the event of this dedup key is, or why it is not there.
 
         `key` has a value for each column of the dedup key; `paths` says where a message has it, as
-        keys from the outside in, so that rejects are decoded for it: without, they are searched for
-        the values as text. The batch layer's table is asked if it can be read here. Raises BadInput
-        for another key, or where nothing has been taken in yet.
+        keys from the outside in, where that is another place than the job has recorded: rejects are
+        decoded for it, or searched for the values as text where nothing is known. The batch
+        layer's table is asked if it can be read here. Raises BadInput for another key, or where
+        nothing has been taken in yet.
         """
 
         def answer() -> Answer:

@@ -8,7 +8,7 @@ is kept: drop logs are bounded, and a batch layer without a table is not asked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
@@ -34,6 +34,7 @@ from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.state import BlockState, PartitionState
 
 TABLE = "the batch layer's table"
+BOM = b"\xef\xbb\xbf"
 _PLACE = [PARTITION, OFFSET, UPLOAD_TIME]
 
 
@@ -118,8 +119,9 @@ def explain(
 ) -> Answer:
     """What became of the messages with this key.
 
-    `paths` says where a message has the key's columns; without, rejects are searched for the values
-    as text. `table` is the batch layer's, up to the boundary.
+    Where a message has the key's columns, `paths` says, or else each partition's state; without
+    both, rejects are searched for the values as text. `table` is the batch layer's, up to the
+    boundary.
 
     Raises BadInput if `key` does not give the key's columns, MissingFile if the view is too old.
     """
@@ -261,50 +263,80 @@ def _original(
 def _rejects(
     partitions: Sequence[Partition], key: _Key, paths: Mapping[str, tuple[str, ...]]
 ) -> Iterator[Copy]:
-    values = key.values
-    texts = [orjson.dumps(value) for value in values.values() if isinstance(value, (str, int))]
-    for batch in chain.from_iterable(partition.rejects(ALL) for partition in partitions):
-        messages = batch.column(REJECT_SCHEMA.get_field_index("message")).to_pylist()
-        for number, message in enumerate(messages):
-            certain = _has(message or b"", values, texts, paths)
-            if certain is not None:
-                row = batch.slice(number, 1).to_pylist()[0]
-                detail = ": ".join(part for part in (row["reason"], row["detail"]) if part)
-                yield Copy(
-                    "reject", row[PARTITION], row[OFFSET], None, detail=detail, certain=certain
-                )
+    values, given = key.values, {name: (path,) for name, path in paths.items()}
+    texts = [_text(value) for value in values.values() if isinstance(value, (str, int))]
+    for partition in partitions:
+        known = {**partition.state.paths, **given}
+        for batch in partition.rejects(ALL):
+            messages = batch.column(REJECT_SCHEMA.get_field_index("message")).to_pylist()
+            for number, message in enumerate(messages):
+                certain = _has(message or b"", values, texts, known)
+                if certain is not None:
+                    row = batch.slice(number, 1).to_pylist()[0]
+                    detail = ": ".join(part for part in (row["reason"], row["detail"]) if part)
+                    yield Copy(
+                        "reject", row[PARTITION], row[OFFSET], None, detail=detail, certain=certain
+                    )
 
 
 def _has(
     message: bytes,
     values: Mapping[str, Any],
     texts: Sequence[bytes],
-    paths: Mapping[str, tuple[str, ...]],
+    paths: Mapping[str, Iterable[Sequence[str]]],
 ) -> bool | None:
     """Whether the message has the key for certain, False if perhaps, None if not. `texts` are its
-    values as JSON."""
+    values as JSON; `paths` has, for each column, those of which the first that holds a value
+    counts."""
     as_text = all(text in message for text in texts)
     if not as_text and b"\\" not in message:  # text may be escaped there
         return None
     try:
-        document: object = orjson.loads(message)
+        document: object = orjson.loads(message.removeprefix(BOM))
     except orjson.JSONDecodeError:
         return False if as_text else None
     certain = True
     for name, value in values.items():
         if name not in paths or isinstance(value, datetime):
             certain = False
-        elif not _same(_at(document, paths[name]), value):
-            return None
+        else:
+            same = _same(_first(_at(document, path) for path in paths[name]), value)
+            if same is False:
+                return None
+            certain &= bool(same)
     return certain if certain or as_text else None
 
 
-def _at(document: object, path: tuple[str, ...]) -> object:
+def _text(value: str | int) -> bytes:
+    """What a message has of a value as JSON; of digits, the quotes may be missing, and all of it
+    where a part of the key is empty."""
+    text = orjson.dumps(value)
+    return text.strip(b'"') if _is_digits(value) or not value else text
+
+
+def _is_digits(value: object) -> bool:
+    return isinstance(value, str) and value.removeprefix("-").isdecimal() and value.isascii()
+
+
+def _at(document: object, path: Sequence[str]) -> object:
     for step in path:
         document = document.get(step) if isinstance(document, dict) else None
     return document
 
 
-def _same(found: object, value: object) -> bool:
-    """As `decode` reads a value: 1.0 is 1, true is not."""
+def _first(found: Iterable[object]) -> object:
+    """The first that is a value, as far as can be known without the column's type."""
+    return next((one for one in found if one not in (None, "") and type(one) in _PLAIN), None)
+
+
+_PLAIN = (str, int, float, bool)
+
+
+def _same(found: object, value: object) -> bool | None:
+    """As `decode` reads a value: 1.0 is 1, true is not, and a whole number may be an id of its
+    digits. None if that can't be known, for a number has lost some."""
+    if isinstance(value, str) and type(found) in (int, float):
+        return None if isinstance(found, float) and _is_digits(value) else str(found) == value
+    if value == "" and found is None:  # a part of the key that may be missing
+        return True
     return found == value and isinstance(found, bool) == isinstance(value, bool)

@@ -219,12 +219,14 @@ def trusting() -> None:
 def touchy() -> None:
     read = Decoder._read
 
-    def touchy_read(self: Decoder, values: list[bytes], reasons: _Reasons) -> list[pa.Array]:
-        columns = read(self, values, reasons)
+    def touchy_read(
+        self: Decoder, values: list[bytes], reasons: _Reasons
+    ) -> tuple[list[bytes], list[pa.Array]]:
+        found = read(self, values, reasons)
         for row in np.flatnonzero(reasons.mask).tolist():
             for near in range(row - row % REGION_ROWS, row):
                 reasons.flag_row("bad json", near, "near a bad one")
-        return columns
+        return found
 
     Decoder._read = touchy_read  # type: ignore[method-assign]
 

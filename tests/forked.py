@@ -5,7 +5,8 @@ for each process that runs tests, has imported what the job, its batch layer and
 of them need, and forks. What comes of it is a process as any other: with an id, a group,
 standard streams, an environment and an exit code of its own; it is killed like any other, and its
 parent is the one that asked for it. A supervisor that was started so starts its workers so. What
-is not a `-m`, or needs what a fork has not (a limit, another program first), is executed.
+is not a `-m`, or needs what a fork has not (a limit, another program first, threads of Polars), is
+executed.
 
 1. The nursery imports, and waits for requests on its standard input, a socket.
 2. A request has the arguments, the environment, the folder, and the three standard streams.
@@ -35,6 +36,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 IMPORTED = (
@@ -76,7 +78,7 @@ class Forked(subprocess.Popen[Any]):
         ) = rest  # fmt: skip
         alone = isinstance(args, str | bytes | os.PathLike)
         arguments = [] if alone else [os.fspath(one) for one in args]
-        plain = not (executable or preexec_fn or pass_fds or shell)
+        plain = not (executable or preexec_fn or pass_fds or shell or _has_pool())
         if not (plain and arguments[:2] == [sys.executable, "-m"] and OURS.match(arguments[2])):
             super()._execute_child(args, *rest)  # type: ignore[misc]
             return
@@ -92,6 +94,13 @@ class Forked(subprocess.Popen[Any]):
         finally:
             self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
         self._child_created = True
+
+
+def _has_pool() -> bool:
+    """Whether this process would fork itself, and Polars has threads in it: a fork has none of
+    them, and would wait for them for ever."""
+    names = (comm.read_text() for comm in Path("/proc/self/task").glob("*/comm"))
+    return _fork is _fork_here and any(name.startswith("polars") for name in names)
 
 
 # -- who asks -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from forebay.storage.formats.schema import UPLOAD_TIME, Column, Schema
-from forebay.verify.oracle import PLACES, NoValue, is_number, moment, value_of
+from forebay.verify.oracle import BOM, PLACES, NoValue, first_value, is_number, moment, value_at
 
 Value = str | int | float | bool | bytes | None
 UPLOAD_MIN_MS, UPLOAD_MAX_MS = 946_684_800_000, 7_258_118_400_000
@@ -37,9 +37,8 @@ def read(
     if not message:
         return Read("empty")
     try:
-        text = message.decode()
+        text = message.removeprefix(BOM).decode()
         document = json.loads(text, parse_constant=_no_constant, parse_float=Decimal)
-        json.dumps(json.loads(text), ensure_ascii=False).encode()  # no half of a surrogate pair
     except ValueError:
         return Read("bad json")
     if not isinstance(document, dict):
@@ -52,8 +51,12 @@ def read(
         except NoValue:
             found[column.name] = None
             nulled += 1
+            if column.name in schema.optional:
+                return Read("no key")
+        if column.name in schema.optional:
+            found[column.name] = found[column.name] or ""
     upload = found[UPLOAD_TIME]
-    if any(found[name] in (None, "") for name in schema.key):
+    if any(found[name] in (None, "") for name in schema.key if name not in schema.optional):
         return Read("no key")
     if not isinstance(upload, int):
         return Read("no upload time")
@@ -72,15 +75,10 @@ def _no_constant(text: str) -> None:
 
 
 def _value(document: object, column: Column, in_key: bool) -> Value:
-    for name in column.path:
-        if document is None:
-            return None
-        if not isinstance(document, dict):
-            raise NoValue
-        document = document.get(name)
     if column.name == UPLOAD_TIME:  # one that is far off has a reason of its own
-        if is_number(document):
-            return int(max(min(document, 2**63 - 1), -(2**63)))
-        if isinstance(document, str):
-            return moment(document, PLACES[column.type], in_key)
-    return value_of(document, column.type, in_key)
+        for value in (value_at(document, path) for path in column.paths):
+            if is_number(value):
+                return int(max(min(value, 2**63 - 1), -(2**63)))
+            if isinstance(value, str):
+                return moment(value, PLACES[column.type], in_key)
+    return first_value(document, column.paths, column.type, in_key)

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 import forebay.cli.main
 from forebay.cli.main import main
+from forebay.flows.schemas import PRESETS
 from forebay.flows.settings import ENV_PREFIX, Settings
 from forebay.query.receipt import _PARTITION_SCHEMA
 from forebay.query.store import TABLES
@@ -27,6 +28,7 @@ from tests.broker import _free_port
 from tests.image import ROOT, services
 from tests.manual import REFERENCE, commands, page, settings
 from tests.stranger import Block, Stranger, blocks
+from tests.test_vendors import BROKER, FORMS, Form
 
 README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"
 PAGES = (README, DOCKER, ARCHITECTURE, "CHANGELOG.md", REFERENCE.name)
@@ -353,6 +355,30 @@ def test_tables_and_columns_are_those_that_the_readme_has() -> None:
     assert found == list(TABLES)
     assert _rows("column of rejects") == REJECT_SCHEMA.names
     assert sorted(_rows("column")) == sorted(_PARTITION_SCHEMA)
+
+
+def test_schemas_are_those_that_the_readme_has() -> None:
+    forms: dict[str, list[str]] = {}
+    for name in FORMS:
+        preset, _, form = name.partition(".")
+        forms.setdefault(preset, []).append(form)
+    rows = {}
+    for line in _table("schema").splitlines()[2:]:
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        rows[name.strip("`")] = tuple(cells[:3])
+    assert list(rows) == list(PRESETS)
+    for name, schema in PRESETS.items():
+        taken = [form for form in forms[name] if _accepted(f"{name}.{form}")]
+        key = [f"`{one}?`" if one in schema.optional else f"`{one}`" for one in schema.key]
+        upload = schema.upload_time.path[0] if schema.upload_time else "broker"
+        assert rows[name] == (", ".join(taken), ", ".join(key), f"`{upload}`")
+        for form in taken:
+            of_broker = schema.upload_time is not None and form in ("sdk", "tracker")
+            assert FORMS[f"{name}.{form}"] == (BROKER if of_broker else {})
+
+
+def _accepted(name: str) -> bool:
+    return any("event" in one for one in Form(name).expected)
 
 
 def test_exit_codes_are_those_that_the_readme_has() -> None:

@@ -68,11 +68,15 @@ numbers = st.builds(
     st.just("") | digits.map(".{}".format) | st.sampled_from([".0", ".00", ".50"]),
     st.just("") | st.integers(-30, 30).map("e{}".format) | st.integers(0, 9).map("E+{}".format),
 )
+FRACTIONS = [
+    ".5", ".123", ".1230", ".123000", ".123456", ".123456000", ".1234567", ".000", ".000001",
+    ".0000001", r".12\u0033", r".12\u0033456", r"\u002e1234567", r".123456\u0037",
+]  # fmt: skip
 texts = st.builds(
     '"2024-05-01T{:02}:00:{:02}{}Z"'.format,
     st.integers(0, 23),
     st.integers(0, 59),
-    st.sampled_from(["", ".5", ".123", ".1230", ".123456", ".123456000", ".000", ".000001"]),
+    st.sampled_from(["", *FRACTIONS]),
 )
 spaces = st.sampled_from(["", " ", "\t", "\r", "  \t"])
 names = st.sampled_from(['"k"', '"\\u006b"', '"\\u006B"'])
@@ -234,6 +238,28 @@ def test_a_fraction_in_a_column_that_is_no_key_is_null_and_counted(value: str) -
     (frame,) = made.decode([Messages("s", one, np.arange(1), times, 1)])
     assert frame.events.column("n").to_pylist() == [None]
     assert frame.nulled == 1
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["user_id", "event_id"], ["id", "event_id", "user.id"], ["größe", "maße"], ["a", "b"], ["n"]],
+)
+def test_numbers_are_found_however_the_names_of_their_columns_end(names: list[str]) -> None:
+    columns = [Column(f"c{n}", (name,), "int") for n, name in enumerate(names)]
+    schema = Schema((Column("k", ("k",)), *columns), ("k",), Column(UPLOAD_TIME, ("up",), "time"))
+    made = Decoder(DecodeConfig(schema, 60_000, 1 << 20))
+    whole = {"k": "key", "up": NOW_MS, "other_id": 1.5, **dict.fromkeys(names, 7)}
+    messages = [json.dumps(whole).encode()]
+    messages += [json.dumps({**whole, name: 2.5}, ensure_ascii=False).encode() for name in names]
+    messages += [json.dumps({**whole, name: 2.5}).encode() for name in names]
+    count = len(messages)
+    times = np.full(count, NOW_MS, np.int64)
+    (frame,) = made.decode([Messages("s", messages, np.arange(count), times, count)])
+    for n in range(len(names)):
+        odd = (1 + n, 1 + n + len(names))
+        found = frame.events.column(f"c{n}").to_pylist()
+        assert found == [None if row in odd else 7 for row in range(count)]
+    assert frame.nulled == count - 1
 
 
 def test_a_time_that_is_no_key_is_cut_to_its_unit() -> None:

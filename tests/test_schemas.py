@@ -149,13 +149,19 @@ POSTHOG = Sample(
         "person_id": "018f3419-9f0c-0000-8d0b-0c2f4b7e6a55",
         "person_mode": "full",
     },
-    key=("018f341a-5b2e-0000-b1d4-2f0a3c9f7a11",),
+    key=(
+        "2",
+        "2024-05-01 12:00:00.123000+00:00",
+        "user_17",
+        "$autocapture",
+        "018f341a-5b2e-0000-b1d4-2f0a3c9f7a11",
+    ),
     upload_time=utc("2024-05-01 12:00:01.456"),
     columns={
         "uuid": "018f341a-5b2e-0000-b1d4-2f0a3c9f7a11",
         "event": "$autocapture",
         "timestamp": utc("2024-05-01 12:00:00.123"),
-        "team_id": 2,
+        "team_id": "2",
         "distinct_id": "user_17",
         "elements_chain": 'button.primary:text="Buy"nth-child="1"',
     },
@@ -268,6 +274,7 @@ GITHUB = Sample(
 SAMPLES = {
     "amplitude": AMPLITUDE,
     "segment": SEGMENT,
+    "rudderstack": SEGMENT,
     "posthog": POSTHOG,
     "snowplow": SNOWPLOW,
     "mixpanel": MIXPANEL,
@@ -278,7 +285,7 @@ SAMPLES = {
 
 def schema_of(name: str) -> Schema:
     preset = PRESETS[name]
-    return Schema(preset.columns, preset.key, preset.upload_time)
+    return Schema(preset.columns, preset.key, preset.upload_time, optional=preset.optional)
 
 
 def decoded(name: str, *messages: bytes) -> Frame:
@@ -312,18 +319,19 @@ def test_a_message_as_documented_becomes_an_event_with_key_upload_time_and_colum
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_message_without_any_one_part_of_its_key_is_a_reject(name: str) -> None:
     schema = schema_of(name)
-    paths = [column.path for column in schema.columns if column.name in schema.key]
+    parts = [c for c in schema.columns if c.name in schema.key and c.name not in schema.optional]
     messages = []
-    for path in paths:
+    for column in parts:
         message = json.loads(json.dumps(SAMPLES[name].message))
-        parent = message
-        for key in path[:-1]:
-            parent = parent[key]
-        del parent[path[-1]]
+        for path in column.paths:
+            parent = message
+            for key in path[:-1]:
+                parent = parent[key]
+            parent.pop(path[-1], None)
         messages.append(json.dumps(message).encode())
     frame = decoded(name, *messages)
     assert frame.events.num_rows == 0
-    assert frame.rejects.column("reason").to_pylist() == ["no key"] * len(paths)
+    assert frame.rejects.column("reason").to_pylist() == ["no key"] * len(parts)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

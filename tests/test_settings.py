@@ -118,8 +118,8 @@ def test_every_fault_is_told_at_once_by_name_with_what_was_expected_and_what_cam
         "kafka.librdkafka": "expected none of the properties Forebay sets itself, got ['group.id']",
         "columns.0.name (name 'raw')": "expected another name than _offset, _partition, raw,"
         " upload_time, got 'raw'",
-        "columns.1.type (name 'fine')": "expected 'string', 'int', 'float', 'bool', 'time',"
-        " 'time_s' or 'time_us', got 'blob'",
+        "columns.1.type (name 'fine')": "expected 'string', 'id', 'int', 'float', 'bool',"
+        " 'time', 'time_s', 'time_us' or 'time_auto', got 'blob'",
         "grace": "expected a time such as 500ms, 90s, 10m or 2h, got 'soon'",
     }
 
@@ -248,6 +248,69 @@ def test_own_columns_follow_those_of_the_preset_and_may_be_the_dedup_key(write: 
     assert arrow_schema(schema).names[-1] == "price"
 
 
+def test_a_column_may_have_several_paths_and_so_may_the_upload_time(write: Write) -> None:
+    write(
+        """
+        schema = "none"
+        dedup_key = ["id", "tenant?"]
+        upload_time = ["meta.at", "at"]
+        columns = [
+            { name = "id", paths = ["$insert_id", ["a.b", "c"], "uuid"], type = "id" },
+            { name = "tenant", path = ["tenant", "id"] },
+        ]
+        """
+    )
+    schema = load().schema_of_events
+    assert schema.columns == (
+        Column("id", ("$insert_id",), "id", (("a.b", "c"), ("uuid",))),
+        Column("tenant", ("tenant", "id")),
+    )
+    assert schema.upload_time == Column(UPLOAD_TIME, ("meta", "at"), "time", (("at",),))
+    assert (schema.key, schema.optional) == (("id", "tenant"), ("tenant",))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            "upload_time = 5",
+            "upload_time: expected a path such as a.b.c, or a list of paths, got 5",
+        ),
+        (
+            'columns = [{name = "a", path = "b", paths = ["c"]}]',
+            "columns.0.path (name 'a'): expected either path or paths, got both",
+        ),
+        (
+            'columns = [{name = "a", paths = []}]',
+            "columns.0.path (name 'a'): expected a value, got none",
+        ),
+        (
+            'columns = [{name = "a", paths = ["b", []]}]',
+            "columns.0.paths.1 (name 'a'): expected at least 1 entry, got []",
+        ),
+        (
+            'columns = [{name = "n", path = "n", type = "int"}]\ndedup_key = ["device_id", "n?"]',
+            "dedup_key: expected columns of text before '?', got ['n']",
+        ),
+        (
+            'upload_time = ["a", "broker"]',
+            "upload_time: expected paths, or \"broker\" alone, got ['a', 'broker']",
+        ),
+    ],
+    ids=[
+        "no path at all",
+        "both",
+        "no path",
+        "an empty path",
+        "an optional number",
+        "the broker among paths",
+    ],
+)
+def test_a_fault_in_several_paths_is_named(text: str, fault: str, write: Write) -> None:
+    write(text)
+    assert faults() == [fault]
+
+
 def test_without_a_preset_there_are_own_columns_only(write: Write) -> None:
     write(
         """
@@ -332,6 +395,9 @@ def test_a_fault_never_tells_a_secret(write: Write) -> None:
         'grace = "90s"\ncache_bytes = "3MiB"\nraw = false\ndedup_window = "1.5s"',
         'schema = "mixpanel"\ncolumns = [{name = "a", path = ["b.c", "d"], type = "int"}]',
         'schema = "segment"\nupload_time = "a.b"\nupload_time_type = "time_s"',
+        'upload_time = ["a.b", "$.c"]\ndedup_key = ["device_id", "user_id?"]',
+        'columns = [{name = "a", paths = ["b.c", ["d.e"]], type = "id"}]',
+        'schema = "mixpanel"',
         'upload_time_type = "time_s"',
         '[kafka.librdkafka]\n"fetch.min.bytes" = 5\n',
     ],

@@ -66,7 +66,7 @@ ESCAPED = [json.dumps(text) for text in TEXTS]
 PLAIN = [json.dumps(text, ensure_ascii=False) for text in TEXTS if not text.isascii()]
 VALUES = [*NUMBERS, *ESCAPED, *PLAIN, *OTHERS]
 
-TYPED = [
+TYPED: list[dict[str, Any]] = [
     {"name": "id", "path": "id"},
     {"name": "text", "path": "a.text"},
     {"name": "n", "path": "a.n", "type": "int"},
@@ -75,6 +75,8 @@ TYPED = [
     {"name": "t", "path": "t", "type": "time"},
     {"name": "ts", "path": "ts", "type": "time_s"},
     {"name": "tu", "path": "tu", "type": "time_us"},
+    {"name": "who", "paths": ["who", "a.who"], "type": "id"},
+    {"name": "ta", "path": "ta", "type": "time_auto"},
 ]
 COLLIDING = [
     *({"name": name, "path": name} for name in ("place", "fresh", "select", "order", "Row")),
@@ -82,11 +84,12 @@ COLLIDING = [
     *({"name": name, "path": name, "type": "time"} for name in ("k0", "start", "duplicates")),
     *({"name": name, "path": name, "type": "float"} for name in ("offset", "_x", "events")),
 ]
-NUMERIC_KEY = [
+NUMERIC_KEY: list[dict[str, Any]] = [
     {"name": "n", "path": "n", "type": "int"},
     {"name": "t", "path": "t", "type": "time_us"},
     {"name": "ok", "path": "ok", "type": "bool"},
     {"name": "v", "path": "v"},
+    {"name": "who", "paths": ["who", "a.who"], "type": "id"},
 ]
 
 
@@ -104,7 +107,7 @@ class World:
             return load().schema_of_events
 
 
-def own(columns: Sequence[dict[str, str]], key: Sequence[str], **more: str) -> World:
+def own(columns: Sequence[dict[str, Any]], key: Sequence[str], **more: str) -> World:
     settings = {
         "SCHEMA": "none",
         "COLUMNS": orjson.dumps(columns).decode(),
@@ -120,7 +123,7 @@ WORLDS = {
     "typed": own(TYPED, ["id"]),
     "typed, no raw": own(TYPED, ["id"], RAW="false"),
     "colliding names": own(COLLIDING, ["place", "fresh", "Row"]),
-    "numeric key": own(NUMERIC_KEY, ["n", "t", "ok"]),
+    "numeric key": own(NUMERIC_KEY, ["n", "t", "ok", "who?"]),
     "seconds": own(NUMERIC_KEY, ["n", "ok"], UPLOAD_TIME_TYPE="time_s"),
 }
 
@@ -297,7 +300,7 @@ def assert_counted(job: Job, expected: Expected) -> None:
 def assert_same(rows: pl.DataFrame, expected: Expected) -> None:
     """By offset, times as numbers of the column's unit."""
     types = {column.name: column.type for column in expected.schema.columns}
-    units = {"time": 1000, "time_us": 1, "time_s": 10**6}
+    units = {"time": 1000, "time_us": 1, "time_s": 10**6, "time_auto": 1}
     columns = []
     for name in expected.stored:
         column = rows[name]
@@ -329,7 +332,7 @@ def assert_printed(job: Job, expected: Expected) -> None:
     assert_same(pl.read_parquet(io.BytesIO(found["parquet"])), expected)
     rows = json.loads(found["json"], parse_constant=_no_constant)
     assert [row[OFFSET] for row in rows] == list(wanted)
-    strings = [c.name for c in expected.schema.columns if c.type in ("string", "int", "bool")]
+    strings = [c.name for c in expected.schema.columns if c.type in ("string", "id", "int", "bool")]
     at = [expected.stored.index(name) for name in strings]
     assert [[row[name] for name in strings] for row in rows] == [
         [row[i] for i in at] for row in wanted.values()

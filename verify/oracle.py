@@ -2,9 +2,9 @@
 
 0. An empty line is no message, but the next offset counts it.
 1. A message is a reject unless it is a JSON object, to the letter and within the limit of bytes,
-   with a value in each column of the key, no text of these empty, and a whole number `at`, the
-   upload time, that lies between the years 2000 and 2200 and not in the future. Of two equal names
-   the last counts.
+   perhaps behind a byte order mark, with a value in each column of the key, no text of these empty,
+   and a whole number `at`, the upload time, that lies between the years 2000 and 2200 and not in
+   the future. Of two equal names the last counts.
 2. Stream time is the largest upload time so far.
 3. Blocks last touched the dedup window or longer ago, in stream time, are closed.
 4. The event is a duplicate if its key is in an open block, or in a closed one of its interval, or,
@@ -14,16 +14,21 @@
    late if it lies the window or more behind stream time.
 6. A replay, after the last message, judges the rejects once more, in order, under another limit.
 
-A column has no value where the message has none of its type:
+A column has no value where the message has none of its type. Of the several paths that it may have,
+the first that leads to a value counts; empty text is one if none leads to more.
 
+- `string`: text, with U+FFFD for half of a surrogate pair. Text with one is no value for a key.
+- `id`: the same, or a whole number without point or exponent, as its digits.
 - `int`: a whole number of 64 bits, however it is written, or text of its digits.
 - `float`: a finite number, the nearest there is to the one written, or text of one.
 - `bool`: true or false.
 - `time`, `time_s`, `time_us`: a number of ms, s or µs, or text as in RFC 3339, in the years 1 to
   9999; it is cut to the unit. What would be cut is no value for a key.
+- `time_auto`: the same text, of µs, or a number of s, ms or µs, whichever makes it a time from
+  100,000,000 s after 1970 to the end of 2199; it is rounded to µs, for a key too.
 
-To the letter: UTF-8, no NaN, no control characters, no half of a surrogate pair. What nests deeper
-than the standard reader follows is a reject here.
+To the letter: UTF-8, no NaN, no control characters. What nests deeper than the standard reader
+follows is a reject here.
 
 Shares no code with what it judges.
 """
@@ -45,9 +50,13 @@ FIRST_MS, FUTURE_SKEW_MS = 946_684_800_000, 60_000
 BYTES_MAX = 1 << 20
 EMPTY = (b"", b"\r")
 COLUMNS = {"device": "string", "id": "string"}
-UNITS_US = {"time": 1000, "time_s": 1_000_000, "time_us": 1}
+UNITS_US = {"time": 1000, "time_s": 1_000_000, "time_us": 1, "time_auto": 1}
 PLACES = {"time": 3, "time_s": 0, "time_us": 6}
 """Decimal places of a second that a column keeps."""
+AUTO_S = range(100_000_000, 7_258_118_400)
+"""Where the size of a number tells its unit."""
+BOM = b"\xef\xbb\xbf"
+HALF = re.compile("[\ud800-\udfff]")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_S, END_S = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999."""
@@ -186,9 +195,8 @@ def _event(
     if len(message) > bytes_max:
         return None
     try:
-        event = json.loads(message.decode(), parse_constant=_refuse, parse_float=Decimal)
-        # Half of a surrogate pair fails here.
-        json.dumps(event, ensure_ascii=False, default=str).encode()
+        text = message.removeprefix(BOM).decode()
+        event = json.loads(text, parse_constant=_refuse, parse_float=Decimal)
         at_ms = event["at"]
         row = tuple(
             _in_row(event.get(name), kind, name in key_columns) for name, kind in columns.items()
@@ -210,7 +218,7 @@ def _in_row(value: object, kind: str, in_key: bool) -> Value:
         return None
     if isinstance(found, float):
         return found.hex()
-    return found * UNITS_US[kind] if kind in PLACES and isinstance(found, int) else found
+    return found * UNITS_US[kind] if kind in UNITS_US and isinstance(found, int) else found
 
 
 def value_of(value: object, kind: str, in_key: bool) -> str | int | float | bool | None:
@@ -218,8 +226,10 @@ def value_of(value: object, kind: str, in_key: bool) -> str | int | float | bool
     a number of the column's unit. Raises NoValue."""
     if value is None:
         return None
-    if kind == "string" and isinstance(value, str):
-        return value
+    if kind in ("string", "id") and isinstance(value, str) and not (in_key and HALF.search(value)):
+        return HALF.sub("\ufffd", value)
+    if kind == "id" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if kind == "bool" and isinstance(value, bool):
         return value
     if kind == "int":
@@ -232,7 +242,41 @@ def value_of(value: object, kind: str, in_key: bool) -> str | int | float | bool
                 return number
     if kind in PLACES and (is_number(value) or isinstance(value, str)):
         return _time(value, PLACES[kind], in_key)
+    if kind == "time_auto" and isinstance(value, str):
+        return _time(value, 6, in_key)
+    if kind == "time_auto" and is_number(value):
+        for per_second in (1, 1_000, 1_000_000):
+            if AUTO_S.start * per_second <= float(value) < AUTO_S.stop * per_second:
+                return round(float(value) * (1_000_000 // per_second))
     raise NoValue
+
+
+def first_value(
+    document: object, paths: Iterable[Sequence[str]], kind: str, in_key: bool
+) -> str | int | float | bool | None:
+    """What a column has of a document that may have its value at several paths. Raises NoValue."""
+    empty, wrong = None, False
+    for path in paths:
+        try:
+            found = value_of(value_at(document, path), kind, in_key)
+        except (NoValue, OverflowError):
+            wrong = True
+            continue
+        if found not in (None, ""):
+            return found
+        empty = found if empty is None else empty
+    if wrong:
+        raise NoValue
+    return empty
+
+
+def value_at(value: object, path: Sequence[str]) -> object:
+    """What is at a path: null where it ends early, and what is no value where it can't go on."""
+    for name in path:
+        if value is not None and not isinstance(value, dict):
+            return []
+        value = None if value is None else value.get(name)
+    return value
 
 
 def is_number(value: object) -> TypeGuard[int | Decimal]:

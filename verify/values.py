@@ -26,8 +26,10 @@ COLUMNS = {
     "order": "time_s",
     "count": "time_us",
     "_x": "int",
+    "user": "id",
+    "when": "time_auto",
 }
-KEY = ("device", "id", "_x", "select", "order")
+KEY = ("device", "id", "_x", "select", "order", "user")
 DEPTH = 300
 """What every reader of JSON follows."""
 
@@ -50,6 +52,13 @@ FLOATS = [
     b"9223372036854775808", b"-" + b"9" * 300,
 ]  # fmt: skip
 NO_FLOATS = [b'"one"', b"false", b'"\\ud7ff"']
+IDS = [b"0", b"-0", b"12", b"-12", b"9007199254740993", b"18446744073709551617", b"9" * 300, b"-1"]
+NO_IDS = [b"1.0", b"1e3", b"true"]
+ANY_UNIT = [
+    b"100000000", b"1714521600.123456", b"1714521600.1234567", b"1714521600123",
+    b"7258118399999999", b"1.7145216e9",
+]  # fmt: skip
+NO_UNIT = [b"99999999", b"7258118400", b"99999999999", b"-1714521600", b"1e400", b'"1714521600"']
 NO_TRUTHS = [b"1", b'"true"', b"0.0"]
 MOMENTS = [
     b'"2024-05-01T12:00:00.123456789Z"', b'"2024-05-01 12:00:00.5"', b'"0001-01-01T00:00:00Z"',
@@ -76,6 +85,8 @@ _OF_TYPE = {
     "string": TEXT + NO_TEXT,
     "int": NUMBERS + NO_NUMBERS,
     "float": FLOATS + NO_FLOATS,
+    "id": TEXT + IDS + NO_IDS,
+    "time_auto": ANY_UNIT + NO_UNIT + MOMENTS + NO_MOMENTS,
     "bool": [b"true", b"false", *NO_TRUTHS],
     **{kind: MOMENTS + NO_MOMENTS + _moments(kind) for kind in PLACES},
 }
@@ -112,6 +123,8 @@ def fields(rng: random.Random, id: str) -> bytes:
         "order": b"%d" % (at_ms // 1000),
         "count": b"%d" % (at_ms * 1000 + rng.randrange(1000)),
         "_x": rng.choice([b"%d", b"%d.0", b'"%d"', b"%d.00"]) % number,
+        "user": rng.choice([b"%d", b'"%d"']) % number,
+        "when": rng.choice([b"%d", b"%d000", b"%d.5"]) % (at_ms // 1000),
     }
     kept = [name for name in texts if name in KEY or rng.random() < 0.9]
     rng.shuffle(kept)

@@ -10,8 +10,8 @@ from pathlib import Path
 from forebay.storage.base.errors import BadInput
 
 ENTRIES = frozenset(
-    ("batch", "batch.json", "batch.lock", "chunks", "drops", "ended", "hot", "lock", "recovery",
-     "rejects", "replay", "sources", "topics"),
+    ("batch", "batch.json", "batch.lock", "chunks", "drops", "ended", "form", "hot", "lock",
+     "recovery", "rejects", "replay", "sources", "topics"),
 )  # fmt: skip
 """What may be in a data directory (see `storage.base.layout`)."""
 

@@ -107,6 +107,10 @@ class Layout:
         return self.root / "ended"
 
     @property
+    def form(self) -> Path:
+        return self.root / "form"
+
+    @property
     def sources(self) -> Path:
         return self.root / "sources"
 

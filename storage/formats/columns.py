@@ -18,6 +18,7 @@ Mask = npt.NDArray[np.bool_]
 
 ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "string": pa.string(),
+    "id": pa.string(),
     "int": pa.int64(),
     "float": pa.float64(),
     "bool": pa.bool_(),
@@ -25,6 +26,8 @@ ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "time": pa.timestamp("ms", tz="UTC"),
     "time_s": pa.timestamp("s", tz="UTC"),
     "time_us": pa.timestamp("us", tz="UTC"),
+    # A number counts s, ms or µs, as its size says.
+    "time_auto": pa.timestamp("us", tz="UTC"),
 }
 
 SYSTEM_FIELDS = (

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Literal
 
 PARTITION = "_partition"
@@ -38,16 +39,34 @@ RESERVED_ELSEWHERE: dict[str, str] = {
 }
 """Lower-case names that a declared column can't have, and who has them."""
 
-ColumnType = Literal["string", "int", "float", "bool", "time", "time_s", "time_us"]
+ColumnType = Literal[
+    "string", "id", "int", "float", "bool", "time", "time_s", "time_us", "time_auto"
+]
+TEXT: frozenset[ColumnType] = frozenset({"string", "id"})
+"""The types of which a column has text. An `id` is text, or a whole number as its digits."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One typed value taken from a message: `path` holds the JSON object keys that lead to it."""
+    """One typed value taken from a message: `path` holds the JSON object keys that lead to it.
+
+    `others` are more paths: the first of all that holds a value counts. Null and a value of a wrong
+    type are none; nor is empty text, unless no path holds more.
+    """
 
     name: str
     path: tuple[str, ...]
     type: ColumnType = "string"
+    others: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def paths(self) -> tuple[tuple[str, ...], ...]:
+        return (self.path, *self.others)
+
+    @property
+    def sources(self) -> tuple[Column, ...]:
+        """A column for each of its paths."""
+        return tuple(Column(self.name, path, self.type) for path in self.paths)
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,8 @@ class Schema:
     `key` names the columns (of `columns`) that make up the dedup key. `upload_time` is the column
     the upload time is taken from, named "upload_time"; None means the broker's own timestamp.
     `volatile` names the columns that may differ between copies of one event. `roles` says which
-    column has the "user", the "event" and the "time", where that is known.
+    column has the "user", the "event" and the "time", where that is known. `optional` names the
+    columns of the key, all of text, in which an event may have no value: its text is empty then.
     """
 
     columns: tuple[Column, ...]
@@ -66,6 +86,7 @@ class Schema:
     raw: bool = True
     volatile: tuple[str, ...] = ()
     roles: tuple[tuple[str, str], ...] = ()
+    optional: tuple[str, ...] = ()
 
     @cached_property
     def payload(self) -> tuple[str, ...]:
@@ -84,7 +105,7 @@ def path_faults(columns: Iterable[Column]) -> list[str]:
     Arrow knows no name with a NUL."""
     faults = []
     types: dict[tuple[str, ...], Column] = {}
-    for column in columns:
+    for column in chain.from_iterable(column.sources for column in columns):
         if any("\0" in key for key in column.path):
             faults.append(f"expected no NUL in the path of column {column.name}")
         known = types.setdefault(column.path, column)

@@ -114,7 +114,7 @@ def _under(
         columns = _united(state, columns)
     state.key, state.block_span_ms = schema.key, block_span_ms
     state.schema = column_types(columns)
-    state.paths = {**state.paths, **{column.name: (column.path,) for column in schema.columns}}
+    state.paths = {**state.paths, **{column.name: column.paths for column in schema.columns}}
     state.paths = {name: state.paths[name] for name in state.schema if name in state.paths}
     state.roles = dict(schema.roles)
     return state
