@@ -27,7 +27,7 @@ from typing_extensions import Buffer
 
 import forebay
 from forebay.cli.load import LoadSpec
-from forebay.storage.base.disk import Appender
+from forebay.storage.base.disk import Appender, NameLock
 from forebay.storage.base.errors import BadInput, Corruption
 from forebay.storage.base.layout import Layout
 from tests import cases
@@ -145,9 +145,9 @@ class FaultyDisk(OpenDisk):
     def sync_directory(self, path: Path) -> None:
         self._strike("sync_directory", after=False)
 
-    def lock(self, path: Path) -> BinaryIO:
-        self._strike("lock", after=False)
-        return super().lock(path)
+    def lock_name(self, path: Path, name: str) -> NameLock:
+        self._strike("lock_name", after=False)
+        return super().lock_name(path, name)
 
     def remove(self, path: Path) -> None:
         self._strike("remove", after=False)
@@ -160,7 +160,7 @@ class FaultyDisk(OpenDisk):
 
 METHODS = (
     "create", "created", "append", "append_hashes", "sync", "read", "replace", "replaced", "write",
-    "publish", "published", "make_directory", "sync_directory", "lock", "remove",
+    "publish", "published", "make_directory", "sync_directory", "lock_name", "remove",
 )  # fmt: skip
 
 
