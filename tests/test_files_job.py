@@ -205,3 +205,22 @@ def test_a_line_of_a_gigabyte_takes_no_memory_and_is_one_reject_over_a_kill_in_i
     assert (reject["_offset"], reject["reason"]) == (100, "too large")
     assert reject["detail"].startswith(f"{line_bytes + 9} bytes, at most 1048576 are taken")
     assert reject["message"] == b'{"id":"'.ljust(KEPT_BYTES, b"x")
+
+
+FEW_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (136, 136))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.long), "2"])
+def test_more_files_than_a_process_may_open_are_all_read(job: Job, workers: str) -> None:
+    """And with more workers than one, events of one batch of many partitions cross between them:
+    each took the whole batch along, gigabytes in all."""
+    names = [f"f{n}" for n in range(80)]
+    for name in names:
+        (job.folder / "events" / f"{name}.ndjson").write_bytes(lines(name, 5))
+    process = job.start("-c", FEW_FILES, "-m", "forebay", "run", "--workers", workers)
+    assert job.ends(process) == 0, job.told()
+    assert ids(job) == sorted(id for name in names for id in named(name, 5))

@@ -11,7 +11,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from forebay.operators import process
 from forebay.operators.process import unread
 from forebay.operators.sources.content import WINDOW_BYTES, Position
 from forebay.operators.sources.folder import NAME_CHARS_MAX, FilesConfig, file_partitions
-from forebay.operators.sources.input_files import FileSource
+from forebay.operators.sources.input_files import OPEN_FILES_MAX, FileSource
 from forebay.operators.sources.lines import KEPT_BYTES, SCAN_BYTES_MAX
 from forebay.operators.sources.messages import Messages
 from forebay.operators.sources.unpack import PACKED_BYTES, PIECE_BYTES_MAX, unpack
@@ -768,6 +768,30 @@ def test_too_many_open_files_are_no_fault_of_a_file(
     with pytest.raises(OSError, match="Too many open files"):
         source.build_part("step", "a.ndjson", None).next_batch()
     assert unread() == []
+
+
+def test_so_many_files_are_open_at_once_and_the_others_wait_for_their_turn(tmp_path: Path) -> None:
+    names = [f"{n:02}.ndjson" for n in range(3 * OPEN_FILES_MAX)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"{}\n" * 3)
+    config = FilesConfig(tmp_path, batch_rows=2)
+    source = FileSource(config, file_partitions(config))
+    waiting = {name: source.build_part("step", name, None) for name in names}
+    before = len(os.listdir("/proc/self/fd"))
+    found: list[list[str]] = []
+    while waiting:
+        found.append([])
+        for name, partition in list(waiting.items()):
+            try:
+                found[-1] += [item.source for item in partition.next_batch()]
+            except StopIteration:
+                del waiting[name]
+        assert len(os.listdir("/proc/self/fd")) <= before + OPEN_FILES_MAX
+    wanted = [names[low : low + OPEN_FILES_MAX] for low in range(0, len(names), OPEN_FILES_MAX)]
+    # The first two lines of each, the third, and then the next files.
+    assert sorted(chain.from_iterable(found)) == sorted([*names, *names])
+    assert found[0] == found[1] == wanted[0]
+    assert all(len(one) <= OPEN_FILES_MAX for one in found)
 
 
 NAMES = [b"\xff\xfe.ndjson", "\u4e2d\U0001f600 \n'.ndjson".encode(), b"%2e%2E;.json", b"-rf.jsonl"]

@@ -79,16 +79,18 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
                 return []
             self._lines = self._open()
         reader = self._lines
-        if reader is None or reader.ended:
+        if reader is None:
             raise StopIteration
         first = reader.line
         lines = reader.take(self._config.batch_rows)
-        if reader.ended:
-            self.close()
         if reader.line == first:
-            if reader.ended:
-                raise StopIteration
-            return []  # in the middle of a line
+            if not reader.ended:
+                return []  # in the middle of a line
+            self.close()
+            raise StopIteration
+        if reader.ended and self._content:
+            # The turn is kept: what the files of one activation have is taken in together.
+            self._content.close()
         self._note_place(reader)
         return [
             Messages(
@@ -104,8 +106,8 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
         ]
 
     def _open(self) -> LineReader | None:
-        """None, and no turn taken, if nothing of it can be read. Raises OSError if it is the
-        process that can open no more files."""
+        """None if nothing of it can be read. Raises OSError if it is the process that can open no
+        more files."""
         try:
             content = self._content = Content(self._path)
             reader = LineReader(
