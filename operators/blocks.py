@@ -32,7 +32,7 @@ from forebay.operators.reject_watch import RejectWatch
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.layout import Layout
-from forebay.storage.base.times import now_ms
+from forebay.storage.base.times import steady_ms
 from forebay.storage.base.watched import Watched
 from forebay.storage.dedup.keys import KeyCache
 from forebay.storage.formats.boundary import Boundary, watched_boundary
@@ -136,7 +136,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         blocks = Blocks(step.rules, partition, step.layout, step.disk, worker.cache, committed)
         self._blocks = blocks
         worker.partitions.append(blocks)
-        self._offers.append(blocks.start(now_ms()))
+        self._offers.append(blocks.start(steady_ms()))
         # SUBTLE: only now, for a seal waits for the partitions that have published something: it
         # knows of this one, or this one sees the seal before it takes an event.
         blocks.notice(worker.boundary.read())
@@ -226,7 +226,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
 
     def _publish(self) -> None:
         if self._blocks:
-            self._blocks.tidy(now_ms())
+            self._blocks.tidy(steady_ms())
             self._blocks.publish()
         self._published_s = time.monotonic()
         self._new = 0
