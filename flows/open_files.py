@@ -11,7 +11,7 @@ import resource
 from forebay.storage.base.errors import BadInput
 
 WORKER_FILES, PEER_FILES = 128, 4
-"""What a worker needs (it had 32 over 700 input files, 60 over a topic of 256 partitions), and what
+"""What a worker needs (it had 32 over 700 input files, 35 over a topic of 256 partitions), and what
 it needs for each worker of the job besides."""
 
 log = logging.getLogger("forebay.cluster")
