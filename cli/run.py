@@ -37,6 +37,7 @@ def run(workers: int) -> None:
     # the garbage collector need not look through it.
     gc.disable()
     from forebay.flows.cluster import Cluster
+    from forebay.flows.open_files import require_open_files
     from forebay.flows.settings import load, require_source
 
     gc.freeze()
@@ -47,6 +48,7 @@ def run(workers: int) -> None:
     try:
         settings = load()
         require_source(settings)
+        require_open_files(workers)
         code = Cluster(settings.data_dir, workers).run()
     except ForebayError as error:
         click.echo(f"Error: {error}", err=True)

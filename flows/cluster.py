@@ -9,7 +9,8 @@ What always holds:
   back-off; never fewer than N go on.
 - A stop (SIGTERM or SIGINT) is forwarded; each worker then closes its last epoch with a snapshot.
 - An error that a restart would meet again ends the job, during a stop as well.
-- When a worker asks for it, all are stopped, and start again at once.
+- When a worker asks for it, all are stopped, and start again at once. When the wall clock has
+  stepped back (see `clock`), all are ended and start again at once.
 - Exit code 0 means that the last run ended with a last snapshot, or had not begun.
 - Input that could not be read ends nothing: all workers go on to their ends, and the exit code of
   the job is INCOMPLETE.
@@ -31,6 +32,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from forebay.flows.clock import LOOK_S, RESTART_S, Clock
 from forebay.flows.recovery import begin, init_recovery, take_data_directory
 from forebay.operators.process import stop_signals
 from forebay.storage.base.disk import Disk
@@ -60,6 +62,8 @@ one, for it only merges, beside the worker."""
 log = logging.getLogger("forebay.cluster")
 
 
+STEPPED = b"c"
+"""What no worker says: the wall clock has stepped back so far that all must start again."""
 _Event = tuple[int, bytes | int]
 """The run, for an old one's workers may still speak, and what one of its worker processes has said,
 or the exit code with which it has ended."""
@@ -91,6 +95,7 @@ class Cluster:
         self._run = 0
         self._stopped = self._restarting = False
         self._lock: BinaryIO | None = None
+        self._clock = Clock()
 
     def run(self) -> int:
         """Exit code of the job: 0 when the input has ended or a stop was asked for; INCOMPLETE when
@@ -147,6 +152,11 @@ class Cluster:
             if run != self._run:
                 continue
             self._stopped |= event is None
+            if told == STEPPED:
+                if self._stopped or unbuilt:
+                    continue
+                self._restarting = True
+                return 0  # as after a crash
             self._restarting |= told == AGAIN
             if told == BUILT:
                 unbuilt -= 1
@@ -192,9 +202,27 @@ class Cluster:
         return PERMANENT if any(p.returncode == PERMANENT for p in self._processes) else code
 
     def _next(self, deadline: float) -> _Event | None:
-        """What a worker has done next; None for a stop. Raises queue.Empty at the deadline."""
-        timeout = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
-        return self._events.get(timeout=timeout)
+        """What a worker has done next, or the clock; None for a stop. Raises queue.Empty at the
+        deadline."""
+        while (left_s := deadline - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                return self._events.get(timeout=min(left_s, LOOK_S))
+            if self._stepped_back():
+                return self._run, STEPPED
+        return self._events.get_nowait()
+
+    def _stepped_back(self) -> bool:
+        """Whether the clock has stepped back so far that it is not to be waited for; says so."""
+        back_s = self._clock.stepped_back_s()
+        if back_s:
+            log.warning(
+                "the wall clock stepped back by %.1f s; %s",
+                back_s,
+                "all workers start again, for the engine would wait as long"
+                if back_s > RESTART_S
+                else "nothing is read for as long",
+            )
+        return back_s > RESTART_S
 
     def _stop_within(self, seconds: float) -> bool:
         """Whether a stop is asked for before so long has passed."""

@@ -16,7 +16,9 @@ from typing import BinaryIO
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
+from forebay.flows.clock import warn_of_steps
 from forebay.flows.in_force import decided, note_of
+from forebay.flows.open_files import require_open_files
 from forebay.flows.recovery import begin, take_data_directory
 from forebay.flows.settings import Settings, load
 from forebay.flows.sources import open_source
@@ -40,6 +42,8 @@ _locks: list[BinaryIO] = []
 def __getattr__(name: str) -> Dataflow:
     if name == "flow":
         settings = load()
+        require_open_files(1)
+        warn_of_steps()
         # One of a cluster, whose members share the data, is told its number.
         if "BYTEWAX_PROCESS_ID" not in os.environ and not {"-i", "--process-id"} & {*sys.argv}:
             layout = Layout(settings.data_dir)

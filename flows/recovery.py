@@ -60,8 +60,7 @@ def take_data_directory(layout: Layout) -> BinaryIO:
 
 def job_runs(disk: Disk, layout: Layout) -> bool:
     """Whether a job runs on the data directory, however it was started."""
-    locks = [layout.lock, *(layout.hot(name) / "lock" for name in layout.partitions())]
-    return any(disk.locked(path) for path in locks)
+    return disk.locked(layout.lock) or disk.locked(layout.writers)
 
 
 def begin(layout: Layout) -> None:

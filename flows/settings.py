@@ -157,7 +157,7 @@ class Settings(Section, BaseSettings):
     batch_rows: int = Field(5000, ge=1, le=100_000)
     """Messages in a batch. More: cheaper; fewer: fresher."""
     message_bytes_max: ByteSize = Field(ByteSize(1 << 20), ge=1)
-    """A larger message is a reject."""
+    """A larger message is a reject. Memory while files are read grows with it."""
     hash_partitions: int = Field(0, ge=0, le=4096, validate_default=True)
     """Not 0: divide events by a hash of the dedup key, for topics whose producers don't key. Costs
     a copy of each batch between workers."""

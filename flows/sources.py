@@ -57,7 +57,9 @@ def _files(settings: Settings, layout: Layout, disk: Disk) -> Opened:
             f'source: expected "kafka", for this data directory has events of topic {topics[0]},'
             ' got "files"; files need a data directory of their own'
         )
-    config = FilesConfig(settings.files.path, settings.batch_rows, layout.root)
+    config = FilesConfig(
+        settings.files.path, settings.batch_rows, layout.root, settings.message_bytes_max
+    )
     paths = file_partitions(config)
     before, wanted = read_sources(disk, layout), {}
     for key, path in paths.items():

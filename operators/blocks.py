@@ -33,7 +33,7 @@ from forebay.operators.reject_watch import RejectWatch
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.layout import Layout
-from forebay.storage.base.times import now_ms
+from forebay.storage.base.times import steady_ms
 from forebay.storage.base.watched import Watched
 from forebay.storage.dedup.keys import KeyCache
 from forebay.storage.formats.boundary import Boundary, watched_boundary
@@ -142,7 +142,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         blocks = Blocks(step.rules, partition, step.layout, step.disk, worker.cache, committed)
         self._blocks = blocks
         worker.partitions.append(blocks)
-        self._offers.append(blocks.start(now_ms()))
+        self._offers.append(blocks.start(steady_ms()))
         # SUBTLE: only now, for a seal waits for the partitions that have published something: it
         # knows of this one, or this one sees the seal before it takes an event.
         blocks.notice(worker.boundary.read())
@@ -155,7 +155,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         self._step.worker.appended = True
         for frame in values:
             self._step.worker.rejects.take(frame)
-            offer = blocks.append(frame, now_ms())
+            offer = blocks.append(frame, steady_ms())
             if offer:
                 self._offers.append(offer)
             self._new += frame.next_offset - frame.first_offset
@@ -227,14 +227,14 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         if moved != self._ticked or now >= self._tick_due:
             self._ticked, self._tick_due = moved, now + step.tick_interval_s
             from_ms = step.worker.from_ms(boundary)
-            self._offers.append(blocks.tick(boundary, step.retention_ms, now_ms(), from_ms))
+            self._offers.append(blocks.tick(boundary, step.retention_ms, steady_ms(), from_ms))
             retention = step.retention_ms or step.retention_bytes
             step.worker.warn(step.batch_late_ms, retention, step.tick_interval_s)
         return sealing
 
     def _publish(self) -> None:
         if self._blocks:
-            self._blocks.tidy(now_ms())
+            self._blocks.tidy(steady_ms())
             self._blocks.publish()
         self._published_s = time.monotonic()
         self._new = 0

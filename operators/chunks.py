@@ -17,7 +17,7 @@ from forebay.operators.process import PerThread, failure, note, noted, stopping
 from forebay.operators.routing import partition_name
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
-from forebay.storage.base.times import now_ms
+from forebay.storage.base.times import steady_ms
 from forebay.storage.partition.chunks import Chunks
 from forebay.storage.partition.offer import Offer
 
@@ -32,7 +32,7 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
     @noted
     def write_batch(self, values: list[Offer]) -> None:
         for offer in values:
-            self.running.append(self.merger.submit(self.chunks.take, offer, now_ms()))
+            self.running.append(self.merger.submit(self.chunks.take, offer, steady_ms()))
         self._check()
 
     @override

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -61,6 +62,8 @@ CALL_BYTES_MAX = 64 << 20
 REPLAYED_MAX, FAR_OFF_MS = 5_000, -(2**63)
 INT_DIGITS_MAX = 30
 """More than any integer that a column holds."""
+_CUT = re.compile(r"(\d+) bytes, at most \d+ are taken; its first \d+ are kept\Z")
+"""The detail of a message of which only the beginning was kept."""
 UPLOAD_MIN_MS = 946_684_800_000
 """2000-01-01: an earlier upload time is absurd."""
 UPLOAD_MAX_MS = 7_258_118_400_000
@@ -124,6 +127,7 @@ class Decoder:
                     times_ms=times.fill_null(FAR_OFF_MS).to_numpy(),
                     next_offset=int(offsets[-1]) + 1,
                     read_ms=now_ms(),
+                    lengths=_cut_before(part.column("detail").to_pylist()),
                 )
                 items.append(item)
         return self.decode(items)
@@ -133,13 +137,23 @@ class Decoder:
         messages = pa.array(values, pa.binary())
         reasons = _Reasons(len(values))
         sizes = pc.binary_length(messages).to_numpy()
-        reasons.flag("too large", sizes > self._config.message_bytes_max)
+        self._flag_sizes(sizes, _cut(items), reasons)
         reasons.flag("empty", sizes == 0)
         for row in reasons.found:
             values[row] = b"null"
         values, columns = self._read(values, reasons)
         columns = self._united(self._checked(values, messages, columns, reasons), reasons)
         return self._frames(items, columns, messages, reasons)
+
+    def _flag_sizes(self, sizes: I64, cut: dict[int, int], reasons: _Reasons) -> None:
+        """`cut` has the whole size of each message of which only the beginning is here, by row:
+        never an event, whatever that beginning is."""
+        most = self._config.message_bytes_max
+        for row in {*np.flatnonzero(sizes > most).tolist(), *cut}:
+            detail = f"{cut.get(row, sizes[row])} bytes, at most {most} are taken"
+            if row in cut:
+                detail += f"; its first {sizes[row]} are kept"
+            reasons.flag_row("too large", row, detail)
 
     def _read(self, values: list[bytes], reasons: _Reasons) -> tuple[list[bytes], list[pa.Array]]:
         """Steps 1 to 3: the messages as they were read, and their sources."""
@@ -329,6 +343,22 @@ class Decoder:
         ms = upload.cast(pa.int64()).fill_null(UPLOAD_MIN_MS).to_numpy(zero_copy_only=False)
         reasons.flag("absurd upload time", (ms < UPLOAD_MIN_MS) | (ms >= UPLOAD_MAX_MS))
         reasons.flag("future upload time", ms > clocks_ms + self._config.future_skew_ms)
+
+
+def _cut(items: Sequence[Messages]) -> dict[int, int]:
+    """The `lengths` of all items, by row among all messages."""
+    cut: dict[int, int] = {}
+    first = 0
+    for item in items:
+        cut |= {first + row: length for row, length in item.lengths.items()}
+        first += len(item.values)
+    return cut
+
+
+def _cut_before(details: Sequence[str | None]) -> dict[int, int]:
+    """The whole length of each reject of which only the beginning was kept, by row."""
+    found = ((row, _CUT.match(detail)) for row, detail in enumerate(details) if detail)
+    return {row: int(match[1]) for row, match in found if match}
 
 
 class _Reasons:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -128,21 +127,12 @@ def _batch(rows: list[dict[str, object]], schema: pa.Schema) -> pa.RecordBatch:
 
 
 class OpenDisk(Disk):
-    """The real file system, which knows what it has open, so that a crash can close it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._open: list[BinaryIO] = []
-
-    def lock(self, path: Path) -> BinaryIO:
-        file = super().lock(path)
-        self._open.append(file)
-        return file
+    """The real file system, whose locks a crash can let go of."""
 
     def close(self) -> None:
-        for file in self._open:
+        for file, _ in self._held.values():
             file.close()
-        self._open = []
+        self._held = {}
 
 
 @dataclass

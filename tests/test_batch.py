@@ -443,9 +443,8 @@ def test_what_the_dry_run_says_goes_is_gone_after_the_next_tick(job: Job) -> Non
     assert len(names) >= 10
     assert {item["reason"] for item in told} == {"handed off"}
     assert names <= chunk_names(job)
-    kept = chunk_names(job) - names
     run_job(job)
-    assert chunk_names(job) == kept
+    assert not chunk_names(job) & names
     assert forebay.open(job.data).partitions()["handed_off"].sum() == sum(
         int(str(item["rows"])) for item in told
     )

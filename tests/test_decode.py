@@ -405,6 +405,23 @@ def test_message_above_the_limit_is_a_reject_and_is_kept_whole() -> None:
     frame = decode([GOOD + padding, GOOD + padding + b" "])
     assert [read.reason for read in reads(frame)] == [None, "too large"]
     assert frame.rejects.column("message").to_pylist() == [GOOD + padding + b" "]
+    size = f"{BYTES_MAX + 1} bytes, at most {BYTES_MAX} are taken"
+    assert frame.rejects.column("detail").to_pylist() == [size]
+
+
+def test_message_of_which_only_the_beginning_is_here_is_a_reject_in_every_replay_too() -> None:
+    """However much is taken by then, and though the beginning is a document."""
+    cut = replace(item([GOOD, GOOD]), lengths={1: 10**10})
+    first, _ = DECODER.decode([item([GOOD], 2), cut])[::-1]
+    assert [read.reason for read in reads(first)] == [None, "too large"]
+    (detail,) = first.rejects.column("detail").to_pylist()
+    assert detail.startswith("10000000000 bytes, at most ")
+    assert detail.endswith(f" are taken; its first {len(GOOD)} are kept")
+    larger = Decoder(DecodeConfig(SCHEMA, SKEW_MS, 10**11))
+    (again,) = larger.decode_again(first.rejects)
+    assert [read.reason for read in reads(again)] == ["too large"]
+    (again,) = larger.decode_again(again.rejects)
+    assert [read.reason for read in reads(again)] == ["too large"]
 
 
 def test_frame_keeps_what_the_source_said() -> None:

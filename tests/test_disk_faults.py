@@ -11,12 +11,13 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import resource
 import shutil
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -27,9 +28,11 @@ from typing_extensions import Buffer
 
 import forebay
 from forebay.cli.load import LoadSpec
-from forebay.storage.base.disk import Appender
-from forebay.storage.base.errors import BadInput, Corruption
+from forebay.flows.open_files import PEER_FILES, WORKER_FILES, require_open_files
+from forebay.storage.base.disk import Appender, NameLock
+from forebay.storage.base.errors import PERMANENT, BadInput, Corruption
 from forebay.storage.base.layout import Layout
+from forebay.storage.partition.owner import own
 from tests import cases
 from tests.job import Generated, Job, assert_exact, generated, taken
 from tests.oracle import Place
@@ -145,9 +148,9 @@ class FaultyDisk(OpenDisk):
     def sync_directory(self, path: Path) -> None:
         self._strike("sync_directory", after=False)
 
-    def lock(self, path: Path) -> BinaryIO:
-        self._strike("lock", after=False)
-        return super().lock(path)
+    def lock_name(self, path: Path, name: str) -> NameLock:
+        self._strike("lock_name", after=False)
+        return super().lock_name(path, name)
 
     def remove(self, path: Path) -> None:
         self._strike("remove", after=False)
@@ -160,7 +163,7 @@ class FaultyDisk(OpenDisk):
 
 METHODS = (
     "create", "created", "append", "append_hashes", "sync", "read", "replace", "replaced", "write",
-    "publish", "published", "make_directory", "sync_directory", "lock", "remove",
+    "publish", "published", "make_directory", "sync_directory", "lock_name", "remove",
 )  # fmt: skip
 
 
@@ -272,6 +275,49 @@ def test_a_lock_that_cannot_be_had_for_another_reason_is_not_called_another_job(
         OpenDisk().lock(tmp_path / "lock")
     assert "another job" not in str(caught.value)
     assert "No locks available" in str(caught.value)
+
+
+def test_a_name_is_held_once_by_whomever_and_all_of_one_disk_share_a_descriptor(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "lock"
+    with closing(OpenDisk()) as disk, closing(OpenDisk()) as other:
+        _hold(path, disk, other)
+
+
+def _hold(path: Path, disk: OpenDisk, other: OpenDisk) -> None:
+    first = len(os.listdir("/proc/self/fd"))
+    locks = [disk.lock_name(path, f"p{n}") for n in range(100)]
+    assert len(os.listdir("/proc/self/fd")) == first + 1
+    for one in (disk, other):
+        with pytest.raises(BadInput, match=r"lock for p7: expected no other writer, got one"):
+            one.lock_name(path, "p7")
+    theirs = other.lock_name(path, "q7")
+    locks[7].close()
+    again = other.lock_name(path, "p7")
+    locks[7].close()  # once more, which lets go of nothing that is another's
+    with pytest.raises(BadInput, match="another job runs"):
+        disk.lock_name(path, "p7")
+    locks.clear()
+    assert disk.locked(path)
+    again.close()
+    theirs.close()
+    assert not disk.locked(path)
+
+
+def test_a_partition_that_a_job_of_an_earlier_version_writes_is_not_written_by_another(
+    tmp_path: Path,
+) -> None:
+    """It held a file in each partition's folder, which is still there when it has ended."""
+    layout = Layout(tmp_path)
+    layout.hot("p").mkdir(parents=True)
+    with closing(OpenDisk()) as disk:
+        with (
+            OpenDisk().lock(layout.hot("p") / "lock"),
+            pytest.raises(BadInput, match="a job of an earlier version runs"),
+        ):
+            own(disk, layout, "p")
+        own(disk, layout, "p")
 
 
 # -- a real job on a real disk ------------------------------------------------------------------
@@ -435,25 +481,25 @@ def test_a_folder_that_may_not_be_written_is_told_and_the_job_goes_on_when_it_ma
     assert_exact(job, load)
 
 
-@pytest.mark.parametrize(
-    "limit", [24, *(pytest.param(limit, marks=pytest.mark.long) for limit in (20, 28))]
-)
-def test_too_many_open_files_are_told_and_harm_nothing(
-    limit: int, job: Job, load: Generated
+def test_a_limit_of_open_files_that_is_too_low_is_told_before_anything_is_begun(job: Job) -> None:
+    """(What happens where files run out in the middle, `forebay verify` tells.)"""
+    process = job.start("-c", FEW_FILES, "100", "-m", "forebay", "run", "--workers", "2")
+    assert job.ends(process) == PERMANENT
+    assert told(job).splitlines()[-1] == (
+        "Error: limit of open files: expected at least 136 for 2 workers, got 100 (`ulimit -Hn`; in"
+        " systemd LimitNOFILE)"
+    )
+    assert not job.data.exists()
+
+
+def test_a_soft_limit_of_open_files_is_raised_to_what_the_job_needs(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Limits below what a worker needs: it never comes to the end of the input."""
-    first = job.run()
-    job.until(first, lambda found: taken(found) > load.count / 4)
-    job.kill(first)
-    second = job.start("-c", FEW_FILES, str(limit), "-m", "forebay", "run")
-    job.until(second, lambda _: restarts(job) >= 1)
-    assert second.poll() is None
-    assert "oo many open files" in told(job), job.told()
-    assert "Traceback" not in told(job)
-    found = job.places()
-    assert found
-    assert set(found) <= set(load.places)
-    assert len(set(found)) == len(found)
-    job.kill(second)
-    assert job.ends(job.run()) == 0, job.told()
-    assert_exact(job, load)
+    limits = [100, 1000]
+    monkeypatch.setattr("resource.getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr("resource.setrlimit", lambda _, new: limits.__setitem__(slice(2), new))
+    require_open_files(1)
+    assert limits == [WORKER_FILES + PEER_FILES, 1000]
+    limits[:] = [resource.RLIM_INFINITY] * 2
+    require_open_files(1)
+    assert limits == [resource.RLIM_INFINITY] * 2

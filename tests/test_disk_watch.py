@@ -15,6 +15,7 @@ import forebay
 from forebay.cli.main import main
 from forebay.operators.disk_watch import EVERY_S, DiskWatch
 from forebay.storage.formats.boundary import Boundary
+from forebay.storage.partition import compaction
 from forebay.storage.partition.retention import LAST_DAY_MS, Kept, Room, room
 from tests.partition import (
     SPAN_MS,
@@ -106,8 +107,9 @@ def tick(partitions: list[Partition], from_ms: int | None) -> None:
 
 
 def test_all_partitions_delete_what_is_older_than_the_one_time(
-    partitions: list[Partition],
+    partitions: list[Partition], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compaction, "CHUNKS_MIN", 1000)  # it makes what stays smaller still
     whole = size(partitions)
     found = watch(partitions, whole * 2 // 3, [0.0])
     from_ms = found.from_ms(Boundary(), ())

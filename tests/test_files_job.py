@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import zstandard as zstd
 
 import forebay
+from forebay.operators.sources.lines import KEPT_BYTES
 from forebay.storage.base.errors import INCOMPLETE, PERMANENT
 from forebay.storage.base.layout import Layout
 from tests.job import Job
@@ -164,3 +167,60 @@ def test_odd_lines_are_rejects_and_cost_no_neighbour_however_they_are_packed(job
         "select reason, count(*) as n from rejects group by reason order by reason"
     )
     assert reasons.rows() == [("bad json", 99), ("too large", 51)]
+
+
+def peaks_bytes(pid: int) -> list[int]:
+    """How much memory each child of a process has had at most; nothing of those that have ended."""
+    with suppress(OSError, IndexError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        told = [Path(f"/proc/{child}/status").read_text() for child in children]
+        return [1024 * int(status.partition("VmHWM:")[2].split()[0]) for status in told]
+    return []
+
+
+def test_a_line_of_a_gigabyte_takes_no_memory_and_is_one_reject_over_a_kill_in_its_middle(
+    job: Job,
+) -> None:
+    line_bytes = 1 << 30
+    path = job.folder / "events" / "big.ndjson.zst"
+    with path.open("wb") as file, zstd.ZstdCompressor(level=1).stream_writer(file) as packed:
+        packed.write(lines("big", 100) + b'{"id":"')
+        for _ in range(line_bytes >> 20):
+            packed.write(b"x" * (1 << 20))
+        packed.write(b'"}\n' + lines("big", 100, 100))
+    assert path.stat().st_size < 1 << 20
+    first = job.run()
+    job.until(first, lambda found: found["accepted"].sum() >= 100, 0.005)
+    job.kill(first)
+    peaks = [0]
+    second = job.run()
+    while second.poll() is None:
+        with suppress(subprocess.TimeoutExpired):
+            second.wait(0.02)
+        peaks += peaks_bytes(second.pid)
+    assert second.returncode == 0, job.told()
+    assert 0 < max(peaks) < line_bytes / 2
+    assert ids(job) == sorted(named("big", 200))
+    (reject,) = forebay.open(job.data).rejects().collect().to_dicts()
+    assert (reject["_offset"], reject["reason"]) == (100, "too large")
+    assert reject["detail"].startswith(f"{line_bytes + 9} bytes, at most 1048576 are taken")
+    assert reject["message"] == b'{"id":"'.ljust(KEPT_BYTES, b"x")
+
+
+FEW_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (136, 136))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.long), "2"])
+def test_more_files_than_a_process_may_open_are_all_read(job: Job, workers: str) -> None:
+    """And with more workers than one, events of one batch of many partitions cross between them:
+    each took the whole batch along, gigabytes in all."""
+    names = [f"f{n}" for n in range(80)]
+    for name in names:
+        (job.folder / "events" / f"{name}.ndjson").write_bytes(lines(name, 5))
+    process = job.start("-c", FEW_FILES, "-m", "forebay", "run", "--workers", workers)
+    assert job.ends(process) == 0, job.told()
+    assert ids(job) == sorted(id for name in names for id in named(name, 5))

@@ -7,10 +7,11 @@ import gzip
 import os
 import re
 import socket
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,8 @@ from forebay.operators import process
 from forebay.operators.process import unread
 from forebay.operators.sources.content import WINDOW_BYTES, Position
 from forebay.operators.sources.folder import NAME_CHARS_MAX, FilesConfig, file_partitions
-from forebay.operators.sources.input_files import FileSource
+from forebay.operators.sources.input_files import OPEN_FILES_MAX, FileSource
+from forebay.operators.sources.lines import KEPT_BYTES, SCAN_BYTES_MAX
 from forebay.operators.sources.messages import Messages
 from forebay.operators.sources.unpack import PACKED_BYTES, PIECE_BYTES_MAX, unpack
 from forebay.storage.base.errors import BadInput
@@ -87,10 +89,14 @@ def write(folder: Path, name: str, content: bytes) -> Path:
 
 
 def read(
-    path: Path, rows: int = 7, resume: Position | None = None, turns: int | None = None
+    path: Path,
+    rows: int = 7,
+    resume: Position | None = None,
+    turns: int | None = None,
+    line_bytes_max: int = 16 << 20,
 ) -> tuple[list[Messages], list[Position]]:
     """The items of one run of at most `turns`, and the snapshot after each."""
-    config = FilesConfig(path, rows)
+    config = FilesConfig(path, rows, line_bytes_max=line_bytes_max)
     source = FileSource(config, file_partitions(config))
     (part,) = source.list_parts()
     partition = source.build_part("step", part, resume)
@@ -158,8 +164,8 @@ def test_last_line_that_is_not_whole_is_left_to_a_later_run(tmp_path: Path, name
 def test_blank_lines_are_no_messages_but_keep_their_numbers(tmp_path: Path, name: str) -> None:
     items, positions = read(write(tmp_path, name, b"\n\na\n\r\nb\n\n"), rows=2)
     assert messages(items) == [(2, b"a"), (4, b"b")]
-    assert [item.next_offset for item in items] == [2, 4, 6]
-    assert [line for line, *_ in positions] == [2, 4, 6]
+    assert [item.next_offset for item in items] == [5, 6]
+    assert [line for line, *_ in positions] == [5, 6]
 
 
 def test_items_follow_one_another_and_tell_the_end(tmp_path: Path) -> None:
@@ -539,12 +545,101 @@ def test_file_that_is_truncated_while_it_is_read_is_told(tmp_path: Path) -> None
     assert "it was truncated meanwhile" in unread()[0]
 
 
-def test_long_line_costs_no_neighbour_and_time_in_proportion(tmp_path: Path) -> None:
-    line = b"x" * (90 << 20)
-    items, _ = read(write(tmp_path, "a.ndjson", b"a\n" + line + b"\nb\n"))
-    assert [(offset, len(value)) for offset, value in messages(items)] == [
-        (0, 1), (1, len(line)), (2, 1),
-    ]  # fmt: skip
+@each_packing
+def test_line_above_the_limit_costs_no_memory_and_no_neighbour(tmp_path: Path, name: str) -> None:
+    line = b"x" * (50 << 20)
+    path = write(tmp_path, name, b"a\n" + line + b"\nb\n")
+    tracemalloc.start()
+    try:
+        items, positions = read(path, line_bytes_max=1 << 20)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    found = [value for item in items for value in item.values]
+    assert [number for number, _ in messages(items)] == [0, 1, 2]
+    assert found == [b"a", line[:KEPT_BYTES], b"b"]
+    assert [list(item.lengths.values()) for item in items if item.lengths] == [[len(line)]]
+    assert positions[-1][:2] == (3, len(line) + 5)
+    assert peak < 16 << 20
+
+
+@each_packing
+@given(
+    content=st.lists(st.sampled_from([b"\n", b"\r\n", b"a", b"{}", b"0123456789" * 3])).map(
+        b"".join
+    ),
+    limit=st.integers(1, 30),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+def test_lines_are_numbered_and_gone_on_from_alike_whatever_is_cut(
+    tmp_path: Path, name: str, content: bytes, limit: int
+) -> None:
+    """Of lines above the limit the beginning is given, with their lengths; the places at which a
+    run can stop are those of one that cuts nothing."""
+    path = write(tmp_path, name, content + b"\n")
+    lines = dict(messages(read(path)[0]))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("forebay.operators.sources.lines.PIECE_BYTES_MAX", 0)
+        patched.setattr("forebay.operators.sources.lines.KEPT_BYTES", 1)
+        patched.setattr("forebay.operators.sources.lines.SCAN_BYTES_MAX", 4)
+        patched.setattr("forebay.operators.sources.unpack.PIECE_BYTES_MAX", 3)
+        place: Position | None = None
+        found: list[Messages] = []
+        while True:
+            items, positions = read(path, 2, place, 1, limit)
+            if not items:
+                break
+            found += items
+            place = positions[-1]
+    given = dict(messages(found))
+    lengths = {
+        int(item.offsets[row]): length for item in found for row, length in item.lengths.items()
+    }
+    assert given.keys() == lines.keys()
+    for number, line in lines.items():
+        assert lengths.get(number, len(given[number])) == len(line)
+        assert given[number] == (line[:1] if number in lengths else line)
+        # What is in one piece is there anyway; a block of zstd is one.
+        assert number in lengths or len(line) <= max(limit, 3) or name.endswith(".zst")
+
+
+def test_what_looks_at_a_long_line_lets_go_now_and_then_and_a_crash_in_it_reads_it_again(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, "a.ndjson", b"{}\n" + b"x" * (3 * SCAN_BYTES_MAX) + b"\n{}\n")
+    config = FilesConfig(path)
+    partition = FileSource(config, file_partitions(config)).build_part("step", path.name, None)
+    assert messages(partition.next_batch()) == [(0, b"{}")]
+    place = partition.snapshot()
+    assert [partition.next_batch(), partition.snapshot()] == [[], place]
+    partition.close()
+    items, _ = read(path, resume=place, line_bytes_max=1 << 20)
+    assert [number for number, _ in messages(items)] == [1, 2]
+    assert items[0].lengths == {0: 3 * SCAN_BYTES_MAX}
+
+
+@pytest.mark.parametrize("end", [b'"}', b'"} \r', b'"', b"1"])
+def test_last_line_above_the_limit_needs_no_newline_if_it_is_framed_as_an_object(
+    tmp_path: Path, end: bytes
+) -> None:
+    path = write(tmp_path, "a.ndjson", b'{}\n{"a":"' + b"x" * (3 << 20) + end)
+    items, positions = read(path, line_bytes_max=1)
+    whole = end.strip().endswith(b"}")
+    assert [number for number, _ in messages(items)] == [0, 1][: 1 + whole]
+    with path.open("ab") as file:
+        file.write(b"\n{}\n")
+    more, _ = read(path, resume=positions[-1], line_bytes_max=1)
+    assert [number for number, _ in messages([*items, *more])] == [0, 1, 2]
+
+
+def test_blank_lines_without_end_are_passed_at_the_speed_of_reading(tmp_path: Path) -> None:
+    """They took a microsecond each as lines."""
+    blank = b"\n" * (16 << 20) + b"\r\n" * (8 << 20)
+    path = tmp_path / "a.ndjson.zst"
+    path.write_bytes(zstandard.compress(b"a\n" + blank + b"b\n") + zstandard.compress(blank))
+    items, positions = read(path)
+    assert messages(items) == [(0, b"a"), ((24 << 20) + 1, b"b")]
+    assert positions[-1][:2] == (2 * (24 << 20) + 2, 2 * len(blank) + 4)
 
 
 def test_partition_is_named_after_its_path_and_numbered_by_its_name(tmp_path: Path) -> None:
@@ -671,8 +766,32 @@ def test_too_many_open_files_are_no_fault_of_a_file(
 
     monkeypatch.setattr(os, "open", full)
     with pytest.raises(OSError, match="Too many open files"):
-        source.build_part("step", "a.ndjson", None)
+        source.build_part("step", "a.ndjson", None).next_batch()
     assert unread() == []
+
+
+def test_so_many_files_are_open_at_once_and_the_others_wait_for_their_turn(tmp_path: Path) -> None:
+    names = [f"{n:02}.ndjson" for n in range(3 * OPEN_FILES_MAX)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"{}\n" * 3)
+    config = FilesConfig(tmp_path, batch_rows=2)
+    source = FileSource(config, file_partitions(config))
+    waiting = {name: source.build_part("step", name, None) for name in names}
+    before = len(os.listdir("/proc/self/fd"))
+    found: list[list[str]] = []
+    while waiting:
+        found.append([])
+        for name, partition in list(waiting.items()):
+            try:
+                found[-1] += [item.source for item in partition.next_batch()]
+            except StopIteration:
+                del waiting[name]
+        assert len(os.listdir("/proc/self/fd")) <= before + OPEN_FILES_MAX
+    wanted = [names[low : low + OPEN_FILES_MAX] for low in range(0, len(names), OPEN_FILES_MAX)]
+    # The first two lines of each, the third, and then the next files.
+    assert sorted(chain.from_iterable(found)) == sorted([*names, *names])
+    assert found[0] == found[1] == wanted[0]
+    assert all(len(one) <= OPEN_FILES_MAX for one in found)
 
 
 NAMES = [b"\xff\xfe.ndjson", "\u4e2d\U0001f600 \n'.ndjson".encode(), b"%2e%2E;.json", b"-rf.jsonl"]

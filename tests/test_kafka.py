@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 import forebay
 from forebay.cli.load import LoadSpec
-from forebay.storage.base.disk import Disk
+from forebay.storage.base.disk import Disk, name_at
 from forebay.storage.base.errors import PERMANENT
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.state import read_manifest
@@ -199,16 +199,18 @@ def test_one_worker_reads_and_keeps_each_partition(job: Job, load: Generated) ->
     job.until(process, lambda found: taken(found) == load.count)
     workers = children(process.pid)
     held = {
-        name: [n for n, pid in enumerate(workers) if _holds(pid, Layout(job.data).hot(name))]
+        name: [n for n, pid in enumerate(workers) if _holds(pid, Layout(job.data), name)]
         for name in load.messages
     }
     assert held == {name: [number % 2] for number, name in enumerate(sorted(load.messages))}
     assert job.stop(process) == 0, job.told()
 
 
-def _holds(pid: int, folder: Path) -> bool:
-    links = Path(f"/proc/{pid}/fd").iterdir()
-    return any(link.readlink() == folder / "lock" for link in links if link.is_symlink())
+def _holds(pid: int, layout: Layout, partition: str) -> bool:
+    links = [link for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    (lock,) = [link for link in links if link.readlink() == layout.writers]
+    at = name_at(partition)
+    return f" {at} {at}\n" in Path(f"/proc/{pid}/fdinfo/{lock.name}").read_text()
 
 
 def _named(load: Generated, job: Job) -> Generated:

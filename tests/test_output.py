@@ -228,8 +228,7 @@ def test_status_watch_json_gives_an_object_a_line(data: Path) -> None:
 
 
 def test_status_says_whether_a_job_runs_and_when_something_new_was_published(data: Path) -> None:
-    partition_lock = Layout(data).hot("events-with-a-long-name-00000") / "lock"
-    partition_lock.unlink(missing_ok=True)
+    Layout(data).writers.unlink(missing_ok=True)
     assert "\nno job runs; the newest data was published 20" in answered(
         "status", "--data-dir", data
     )

@@ -270,7 +270,7 @@ def test_job_deletes_what_was_asked_exactly_once_over_a_kill(
 def test_replay_tells_whether_a_job_runs(data: Path, partition: Partition) -> None:
     partition.files.close()
     hold = "import sys, pathlib; from forebay.storage.base.disk import Disk; "
-    hold += f"f = Disk().lock(pathlib.Path({str(partition.layout.hot(NAME) / 'lock')!r})); "
+    hold += f"f = Disk().lock_name(pathlib.Path({str(partition.layout.writers)!r}), {NAME!r}); "
     hold += "print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE

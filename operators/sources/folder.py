@@ -36,11 +36,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class FilesConfig:
-    """`leave_out` is a folder that is not looked into, Forebay's own."""
+    """`leave_out` is a folder that is not looked into, Forebay's own. A line longer than
+    `line_bytes_max` need not be kept whole."""
 
     path: Path
     batch_rows: int = 5000
     leave_out: Path | None = None
+    line_bytes_max: int = 1 << 20
 
 
 def file_partitions(config: FilesConfig) -> dict[PartitionKey, Path]:

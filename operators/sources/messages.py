@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ class Messages:
     offset order. `next_offset` is where the source would go on; `skipped` counts offsets it no
     longer had; `end_offset` is the partition's end as last known. `read_ms` is the wall time at
     which the messages were read, None if `times_ms` are a clock to be trusted. Without messages,
-    `after_offset` is where the source was before.
+    `after_offset` is where the source was before. `lengths` has the whole length of each message
+    of which only the beginning is here, by row.
     """
 
     source: str
@@ -28,6 +30,7 @@ class Messages:
     end_offset: int | None = None
     read_ms: int | None = None
     after_offset: int | None = None
+    lengths: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def first_offset(self) -> int:

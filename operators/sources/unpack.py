@@ -19,7 +19,7 @@ import zstandard
 
 from forebay.storage.base.errors import Corruption
 
-PIECE_BYTES_MAX = 4 << 20
+PIECE_BYTES_MAX = 1 << 20
 PACKED_BYTES = 256 << 10
 WINDOW_BYTES_MAX = 128 << 20
 """Of a zstd frame, which says how much memory it takes to decompress: zstd's own limit."""

@@ -7,7 +7,7 @@
     DATA/sources/PARTITION                             a source partition: where it begins
     DATA/topics/TOPIC                                  the Kafka topic that was read: its id
     DATA/recovery/                                     the engine's own
-    DATA/hot/PARTITION/lock                            held by the one writer
+    DATA/hot/lock                                      of which each partition's writer holds a byte
     DATA/hot/PARTITION/manifest.json
     DATA/hot/PARTITION/20240501T1205-000017.3.arrows   block log: interval, sequence, incarnation
     DATA/hot/PARTITION/20240501T1205-000017.3.hashes   the hashes of that log's keys
@@ -124,6 +124,10 @@ class Layout:
     @property
     def recovery(self) -> Path:
         return self.root / "recovery"
+
+    @property
+    def writers(self) -> Path:
+        return self.root / "hot" / "lock"
 
     def hot(self, partition: str) -> Path:
         return self.root / "hot" / partition

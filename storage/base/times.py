@@ -21,6 +21,15 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+_STARTED_MS = now_ms() - time.monotonic_ns() // 1_000_000
+
+
+def steady_ms() -> int:
+    """The wall clock as this process has found it, and the time since: where the clock is set, no
+    grace period of this process becomes shorter or longer."""
+    return _STARTED_MS + time.monotonic_ns() // 1_000_000
+
+
 def time_of(ms: int) -> datetime:
     return EPOCH + timedelta(milliseconds=ms)
 

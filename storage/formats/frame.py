@@ -57,3 +57,20 @@ class Frame:
     nulled: int = 0
     skipped: int = 0
     end_offset: int | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """For another worker. A batch is often a slice of one of many partitions, whose buffers
+        pyarrow would pickle whole with each."""
+        return {
+            name: (value.schema, value.serialize().to_pybytes())
+            if isinstance(value, pa.RecordBatch)
+            else value
+            for name, value in vars(self).items()
+        }
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        for name, value in state.items():
+            if isinstance(value, tuple):
+                schema, data = value
+                value = pa.ipc.read_record_batch(pa.py_buffer(data), schema)
+            object.__setattr__(self, name, value)

@@ -35,6 +35,7 @@ from forebay.storage.partition.gc import Garbage, files_of, forgettable, leaving
 from forebay.storage.partition.journal import Journal
 from forebay.storage.partition.known import KnownKeys, uncovered
 from forebay.storage.partition.offer import Offer, Tick
+from forebay.storage.partition.owner import own
 from forebay.storage.partition.replay import Redecode, deleted, redecoded
 from forebay.storage.partition.resume import resumed
 from forebay.storage.partition.retention import Retention, Waiting, waiting
@@ -64,7 +65,7 @@ class Blocks:
         self._folders = (self._folder, layout.rejects(partition), layout.drops(partition))
         for folder in self._folders:
             disk.make_directory(folder)
-        self._lock = disk.lock(self._folder / "lock")
+        self._lock = own(disk, layout, partition)
         state = resumed(disk, layout, partition, committed, rules.schema, rules.block_span_ms)
         self._catalog = _watched_catalog(disk, layout, state)
         self._hash = hash or KeyHash(state.seed)

@@ -1,0 +1,34 @@
+"""How many files a process of the job may have open: enough, or the job does not begin.
+
+What a worker has open grows with neither its partitions nor its input files: the engine's store and
+sockets, OPEN_FILES_MAX input files, SYNC_THREADS logs that are synced at once, and what librdkafka
+has for each broker.
+"""
+
+import logging
+import resource
+
+from forebay.storage.base.errors import BadInput
+
+WORKER_FILES, PEER_FILES = 128, 4
+"""What a worker needs (it had 32 over 700 input files, 35 over a topic of 256 partitions), and what
+it needs for each worker of the job besides."""
+
+log = logging.getLogger("forebay.cluster")
+
+
+def require_open_files(workers: int) -> None:
+    """See that each process may open as many as it needs: the soft limit is raised where it is
+    lower. Raises BadInput if the hard limit is."""
+    needed = WORKER_FILES + PEER_FILES * workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise BadInput(
+            f"limit of open files: expected at least {needed} for {workers}"
+            f" worker{'s' if workers > 1 else ''}, got {hard} (`ulimit -Hn`; in systemd"
+            " LimitNOFILE)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    log.info("raised the limit of open files from %d to %d", soft, needed)
