@@ -17,6 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from forebay.storage.formats.hashes import Hash
 from forebay.storage.formats.state import PartitionState
+from forebay.storage.partition import compaction
+from forebay.storage.partition.compaction import CHUNKS_MIN
 from tests.oracle import Oracle, Place
 from tests.partition import (
     BIG_CACHE,
@@ -185,9 +187,13 @@ class Life(RuleBasedStateMachine):
         self.view: View | None = None
 
     @initialize(
-        cache=st.sampled_from([1, 600, BIG_CACHE]), per_chunk=st.integers(1, 3), hash=hashes
+        cache=st.sampled_from([1, 600, BIG_CACHE]),
+        per_chunk=st.integers(1, 3),
+        compacted=st.sampled_from([2, 4]),
+        hash=hashes,
     )
-    def begin(self, cache: int, per_chunk: int, hash: Hash | None) -> None:
+    def begin(self, cache: int, per_chunk: int, compacted: int, hash: Hash | None) -> None:
+        compaction.CHUNKS_MIN = compacted
         self.partition = Partition(
             Path(self.folder.name), cache_bytes=cache, blocks_per_chunk=per_chunk, hash=hash
         )
@@ -300,6 +306,7 @@ class Life(RuleBasedStateMachine):
                 self.partition.merge()
                 self.publish()
         finally:
+            compaction.CHUNKS_MIN = CHUNKS_MIN
             self.partition.files.close()
             self.folder.cleanup()
 

@@ -20,6 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import forebay
 from forebay.storage.base.errors import BadInput
 from forebay.storage.formats.boundary import Boundary, BoundaryWriter, Seal, read_boundary
+from forebay.storage.partition import compaction
+from forebay.storage.partition.compaction import CHUNKS_MIN
 from tests import cases
 from tests.partition import (
     GRACE_MS,
@@ -321,8 +323,9 @@ class Handoffs(RuleBasedStateMachine):
         self.at_seal: Counter[int] = Counter()
         self.batch: set[int] = set()
 
-    @initialize(per_chunk=st.integers(1, 3))
-    def begin(self, per_chunk: int) -> None:
+    @initialize(per_chunk=st.integers(1, 3), compacted=st.sampled_from([2, CHUNKS_MIN]))
+    def begin(self, per_chunk: int, compacted: int) -> None:
+        compaction.CHUNKS_MIN = compacted
         self.partition.blocks_per_chunk = per_chunk
         self.partition.start()
         self.partition.blocks.publish()
@@ -441,6 +444,7 @@ class Handoffs(RuleBasedStateMachine):
         return Counter(2 * int(id[1:]) + part for id, part in found)
 
     def teardown(self) -> None:
+        compaction.CHUNKS_MIN = CHUNKS_MIN
         self.partition.files.close()
         self.folder.cleanup()
 

@@ -31,6 +31,7 @@ from forebay.storage.base.errors import Corruption, ForebayError, FormatVersion
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.hashes import Hash
 from forebay.storage.formats.state import PartitionState
+from forebay.storage.partition import compaction
 from tests import LONG, cases
 from tests.lane import Lane, filled
 from tests.oracle import Place
@@ -58,9 +59,13 @@ class Power(Life):
     """Events that some run has accepted: a manifest of an earlier run may come back."""
 
     @initialize(
-        cache=st.sampled_from([1, 600, BIG_CACHE]), per_chunk=st.integers(1, 3), hash=hashes
+        cache=st.sampled_from([1, 600, BIG_CACHE]),
+        per_chunk=st.integers(1, 3),
+        compacted=st.sampled_from([2, 4]),
+        hash=hashes,
     )
-    def begin(self, cache: int, per_chunk: int, hash: Hash) -> None:
+    def begin(self, cache: int, per_chunk: int, compacted: int, hash: Hash | None) -> None:
+        compaction.CHUNKS_MIN = compacted
         base = Path(self.folder.name)
         (base / "data").mkdir()
         self.files = PowerDisk(base / "data", base / "shadow").__enter__()

@@ -1,0 +1,274 @@
+"""Compaction and backfill: few files whatever the times, and each event once over crashes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+import forebay
+from forebay.storage.base.layout import BlockId, ChunkId
+from forebay.storage.formats.catalog import Chunk
+from forebay.storage.formats.checksum import Checksum
+from forebay.storage.partition.compaction import (
+    CHUNKS_MIN,
+    SMALL_BYTES,
+    compacted_id,
+    neighbours,
+)
+from forebay.storage.partition.rules import DAY_MS
+from tests.job import Job
+from tests.partition import (
+    GRACE_MS,
+    NAME,
+    SPAN_MS,
+    START_MS,
+    WINDOW_MS,
+    Message,
+    OpenDisk,
+    Partition,
+    assert_agrees,
+    event,
+    judge,
+)
+
+# -- which chunks -------------------------------------------------------------------------------
+
+PIECES = Checksum(0, 0, 0, 0).pieces
+
+
+def chunk(n: int, size: int = 1000, **other: Any) -> Chunk:
+    crc = "AAAAAA=="
+    checksum = Checksum(size, 0, 0, 0, crc if size <= 256 << 10 else "")
+    first_ms = START_MS + n * SPAN_MS
+    return Chunk(
+        **{
+            "id": ChunkId(n, n, 1),
+            "file": f"c{n}.parquet",
+            "blocks": (BlockId(first_ms, n),),
+            "batch": 0,
+            "rows": 1,
+            "checksum": checksum,
+            "first_ms": first_ms,
+            "last_ms": first_ms + 1,
+            "schema": {},
+            **other,
+        }
+    )
+
+
+def test_as_many_small_neighbours_as_there_are_become_one_and_fewer_than_enough_do_not() -> None:
+    chunks = [chunk(n) for n in range(1, CHUNKS_MIN + 3)]
+    assert neighbours(reversed(chunks), 2, 0) == chunks
+    assert neighbours(chunks[: CHUNKS_MIN - 1], 2, 0) == []
+    assert compacted_id(chunks) == ChunkId(1, CHUNKS_MIN + 2, 1)
+
+
+def test_a_chunk_of_an_eviction_that_a_crash_may_undo_is_left_alone() -> None:
+    chunks = [chunk(n) for n in range(1, CHUNKS_MIN + 2)]
+    last = chunks[-1].id.last
+    assert neighbours(chunks, 1, last) == chunks
+    assert neighbours(chunks, 1, last - 1) == chunks[:-1]
+    assert neighbours(chunks, 1, last - 2) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"late": 1},
+        {"blocks": (BlockId(START_MS, 9, backfill=True),)},
+        {"first_ms": START_MS + DAY_MS, "last_ms": START_MS + DAY_MS},
+        {"checksum": Checksum(100 << 10, 0, 0, 0, "AAAAAA==")},
+        {"checksum": Checksum(SMALL_BYTES, 0, 0, 0)},
+    ],
+    ids=["late", "backfill", "another day", "another size", "large"],
+)
+def test_chunks_of_different_kinds_stay_apart(other: dict[str, Any]) -> None:
+    chunks = [chunk(n) for n in range(1, CHUNKS_MIN + 1)]
+    assert neighbours([*chunks[:-1], replace(chunks[-1], **other)], 2, 0) == []
+    assert neighbours([*chunks, replace(chunk(99), **other)], 2, 0) == chunks
+
+
+def test_what_is_made_of_chunks_of_several_runs_counts_where_the_newest_does() -> None:
+    chunks = [
+        chunk(3, id=ChunkId(3, 9, 1)),
+        chunk(1, id=ChunkId(1, 2, 1)),
+        chunk(4, id=ChunkId(10, 12, 4)),
+    ]
+    assert compacted_id(chunks) == ChunkId(1, 12, 4)
+
+
+# -- on files -----------------------------------------------------------------------------------
+
+
+def spread(count: int) -> list[Message]:
+    """An event an interval, each evicting those a window before it."""
+    return [event(n, n, n * SPAN_MS) for n in range(count)]
+
+
+def confirmed(partition: Partition) -> bytes:
+    """Snapshots until what was before them is sure; the last."""
+    for _ in range(4):
+        snapshot = partition.blocks.snapshot()
+    return snapshot
+
+
+def grow(partition: Partition) -> tuple[list[Message], bytes]:
+    """A dozen chunks that are committed, none compacted; what came, and the last snapshot."""
+    partition.blocks_per_chunk = 1
+    partition.start()
+    messages = spread(16)
+    partition.append(*messages)
+    partition.blocks.publish()
+    partition.merge()
+    return messages, confirmed(partition)
+
+
+def test_small_chunks_become_one_once_no_crash_can_undo_them(partition: Partition) -> None:
+    messages, _ = grow(partition)
+    before = partition.catalog()
+    assert len(before.chunks) >= CHUNKS_MIN
+    manifest = partition.manifest()
+    messages += [event(16, 16, 16 * SPAN_MS)]
+    partition.append(messages[-1])
+    partition.merge()
+    after = partition.catalog()
+    assert len(after.chunks) < CHUNKS_MIN
+    assert after.covered >= before.covered
+    partition.blocks.publish()
+    assert_agrees(partition, judge(messages))
+    assert set(partition.seen(manifest)) >= {("s0", n) for n in range(16)}
+    folder = partition.layout.chunks(NAME)
+    assert all((folder / one.file).exists() for one in before.chunks)  # for readers, until then
+    partition.tidy(GRACE_MS)
+    partition.tidy(1)
+    assert {path.name for path in folder.rglob("*.parquet")} == {
+        Path(one.file).name for one in partition.catalog().chunks
+    }
+    assert_agrees(partition, judge(messages))
+
+
+def test_a_copy_of_what_is_in_a_compacted_chunk_is_a_duplicate(partition: Partition) -> None:
+    messages, _ = grow(partition)
+    more = [event(16, 16, 16 * SPAN_MS), event(17, 0, 0), event(18, 3, 3 * SPAN_MS)]
+    partition.append(*more[:1])
+    partition.merge()
+    partition.append(*more[1:])
+    partition.blocks.publish()
+    assert partition.manifest().counters.duplicates == 2
+    assert_agrees(partition, judge([*messages, *more]))
+
+
+class FailingDisk(OpenDisk):
+    """Fails for good at its `left`-th change; counts down only once it is `armed`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.armed, self.left = False, 0
+
+    def _change(self) -> None:
+        if self.armed:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(5, "the disk is gone")
+
+    def write(self, path: Path) -> Any:
+        self._change()
+        return super().write(path)
+
+    def publish(self, temporary: Path, path: Path) -> None:
+        self._change()
+        super().publish(temporary, path)
+        self._change()
+
+    def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
+        self._change()
+        super().replace(path, data, durable=durable)
+        self._change()
+
+    def remove(self, path: Path) -> None:
+        self._change()
+        super().remove(path)
+
+
+@pytest.mark.parametrize("changes", range(12))
+def test_a_compaction_that_dies_at_any_change_loses_and_doubles_nothing(
+    partition: Partition, changes: int
+) -> None:
+    partition.files = disk = FailingDisk()
+    messages, snapshot = grow(partition)
+    more = event(16, 16, 16 * SPAN_MS)
+    partition.append(more)
+    disk.armed, disk.left = True, changes
+    try:
+        partition.merge()
+    except OSError:
+        died = True
+    else:
+        died = False
+    disk.armed = False
+    partition.crash()
+    partition.start(snapshot)
+    partition.append(more)
+    partition.merge()
+    partition.blocks.publish()
+    assert_agrees(partition, judge([*messages, more]))
+    confirmed(partition)
+    for _ in range(3):
+        partition.tidy(GRACE_MS)
+    assert_agrees(partition, judge([*messages, more]))
+    assert died or changes > 4
+
+
+# -- few files ----------------------------------------------------------------------------------
+
+
+def test_events_of_thousands_of_old_intervals_make_few_files(partition: Partition) -> None:
+    partition.blocks_per_chunk = 6
+    partition.start()
+    partition.append(event(0, 0, 30 * DAY_MS))
+    old = np.random.default_rng(1).permutation(8_000) * (300 * 1000)
+    messages = [event(n, n, int(ms)) for n, ms in enumerate(old.tolist(), 1)]
+    for low in range(0, len(messages), 1000):
+        partition.append(*messages[low : low + 1000])
+    for n in range(4):
+        partition.append(event(8_001 + n, 8_001 + n, 30 * DAY_MS + (n + 1) * WINDOW_MS))
+        partition.blocks.publish()
+        confirmed(partition)
+        partition.merge()
+    files = [path for path in partition.root.rglob("*") if path.is_file()]
+    assert len(files) < 100
+    assert len(partition.seen()) == 8_005
+
+
+@pytest.mark.long
+def test_events_of_sparse_times_end_in_few_chunks(make_job: Any) -> None:
+    """60,000 events over 72 h in 4 partitions: the second start has nothing left that a crash could
+    undo, so it compacts what the first one made at once."""
+    job: Job = make_job(
+        DEDUP_KEY='["id"]',
+        UPLOAD_TIME="at",
+        SCHEMA="none",
+        COLUMNS='[{"name": "id", "path": "id"}]',
+    )
+    folder = job.folder / "events"
+    folder.mkdir(parents=True)
+    step_ms = 72 * 3_600_000 // 15_000
+    for part in "abcd":
+        lines = (
+            orjson.dumps({"id": f"{part}{n}", "at": 1_714_521_600_000 + n * step_ms})
+            for n in range(15_000)
+        )
+        (folder / f"{part}.ndjson").write_bytes(b"\n".join(lines) + b"\n")
+    job.settings.update(SOURCE="files", FILES__PATH=str(folder))
+    for _ in range(2):
+        assert job.ends(job.run()) == 0, job.told()
+    store = forebay.open(job.data)
+    chunks = store.files().height
+    print(f"{chunks} chunks")
+    assert chunks < 100
+    assert store.scan().collect()["id"].n_unique() == 60_000
