@@ -317,8 +317,14 @@ class LogReader:
         self, found: Sequence[tuple[Span, memoryview]], columns: Sequence[str] | None = None
     ) -> list[pa.RecordBatch]:
         """Decompress only `columns` of what `follow` found, in that order; None: all."""
+        return list(self.decoded(found, columns))
+
+    def decoded(
+        self, found: Sequence[tuple[Span, memoryview]], columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The same, one after the other."""
         if not found or self.schema is None:
-            return []
+            return
         columns = self.schema.names if columns is None else columns
         (first, message), (last, last_message) = found[0], found[-1]
         texts: Iterable[bytes | memoryview]
@@ -327,7 +333,7 @@ class LogReader:
         else:
             texts = _stretches(self._prefix, (message for _, message in found))
         spans = [span for span, _ in found]
-        return _decode(self._path, texts, self.schema, spans, columns, self._pool)
+        yield from _decode(self._path, texts, self.schema, spans, columns, self._pool)
 
 
 def _decode(
@@ -337,22 +343,22 @@ def _decode(
     spans: Sequence[Span],
     columns: Sequence[str],
     pool: pa.MemoryPool | None = None,
-) -> list[pa.RecordBatch]:
+) -> Iterator[pa.RecordBatch]:
     """The batches of the spans in `texts`, each of which begins as the file does. Raises Corruption
     with the offset of the first that can't be read."""
     wanted = sorted(schema.get_field_index(name) for name in columns)
     options = ipc.IpcReadOptions(included_fields=wanted, use_threads=False)
-    batches: list[pa.RecordBatch] = []
+    done = 0
     try:
         for text in texts:
             for batch in ipc.open_stream(pa.py_buffer(text), options=options, memory_pool=pool):
-                batches.append(within_years(batch.select(list(columns))))
+                yield within_years(batch.select(list(columns)))
+                done += 1
     except (pa.ArrowException, OSError, MemoryError) as error:
-        at = spans[len(batches)].start
+        at = spans[done].start
         raise Corruption(
             f"log {path}: the record batch at offset {at} can't be read: {error}", at
         ) from error
-    return batches
 
 
 def _digits(message: memoryview) -> slice:
@@ -460,4 +466,4 @@ def read_span(
             span.start,
         )
     text = schema.serialize().to_pybytes() + data
-    return _decode(folder / span.file, [text], schema, [span], columns, pool)[0]
+    return next(_decode(folder / span.file, [text], schema, [span], columns, pool))

@@ -72,8 +72,9 @@ def log_rows(disk: Disk, folder: Path, extent: Extent) -> Rows:
     def parts(columns: Sequence[str] | None) -> Iterator[tuple[Again, pa.RecordBatch]]:
         reader = LogReader(disk, folder, extent.file, POOL)
         for found in reader.pieces(extent):
-            for one in found:
-                yield partial(again, reader, one[0]), reader.decode([one], columns)[0]
+            batches = reader.decoded(found, columns)
+            for (span, _), batch in zip(found, batches, strict=True):
+                yield partial(again, reader, span), batch
 
     def again(reader: LogReader, span: Span) -> pa.RecordBatch:
         if reader.schema is None:
