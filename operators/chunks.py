@@ -32,8 +32,13 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
     @noted
     def write_batch(self, values: list[Offer]) -> None:
         for offer in values:
-            self.running.append(self.merger.submit(self.chunks.take, offer, steady_ms()))
+            self.running.append(self.merger.submit(self._take, offer))
         self._check()
+
+    def _take(self, offer: Offer) -> None:
+        """Its time is when its turn has come: what it replaces stays for a grace period from then
+        on."""
+        self.chunks.take(offer, steady_ms())
 
     @override
     @noted

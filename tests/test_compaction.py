@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
 
 import forebay
 from forebay.storage.base.layout import BlockId, ChunkId
 from forebay.storage.formats.catalog import Chunk
 from forebay.storage.formats.checksum import Checksum
+from forebay.storage.formats.log import RowBytes
 from forebay.storage.partition.compaction import (
     CHUNKS_MIN,
     SMALL_BYTES,
@@ -161,6 +163,53 @@ def test_a_copy_of_what_is_in_a_compacted_chunk_is_a_duplicate(partition: Partit
     partition.blocks.publish()
     assert partition.manifest().counters.duplicates == 2
     assert_agrees(partition, judge([*messages, *more]))
+
+
+def test_a_damaged_chunk_is_left_alone_and_does_not_stop_what_comes(partition: Partition) -> None:
+    messages, _ = grow(partition)
+    broken, gone = partition.catalog().chunks[:2]
+    path = partition.layout.chunks(NAME) / broken.file
+    data = bytearray(path.read_bytes())
+    data[40] ^= 1
+    path.write_bytes(data)
+    (partition.layout.chunks(NAME) / gone.file).unlink()
+    for n in range(16, 30):
+        messages.append(event(n, n, n * SPAN_MS))
+        partition.append(messages[-1])
+        confirmed(partition)
+        partition.merge()
+    left = {one.file: one for one in partition.catalog().chunks}
+    assert {broken.file, gone.file} <= left.keys()
+    assert any(one.blocks[1:] for one in left.values())  # those that came later
+    assert not [*partition.layout.chunks(NAME).rglob("*.tmp")]
+
+
+def test_a_longer_dedup_window_finds_copies_that_came_under_the_shorter_one(
+    partition: Partition,
+) -> None:
+    partition.start()
+    old, copy = event(1, 1, 0), event(3, 1, 0)
+    partition.append(event(0, 0, 10 * WINDOW_MS), old, event(2, 2, 12 * WINDOW_MS))
+    partition.merge()
+    snapshot = confirmed(partition)
+    partition.crash()
+    partition.config = replace(partition.config, dedup_window_ms=100 * WINDOW_MS)
+    partition.start(snapshot)
+    partition.append(copy)
+    partition.blocks.publish()
+    assert partition.manifest().counters.duplicates == 1
+
+
+def test_one_large_event_does_not_make_small_row_groups() -> None:
+    batch = pa.RecordBatch.from_pydict({"raw": [b"x" * 400] * 1000})
+    found = RowBytes()
+    found.add(pa.RecordBatch.from_pydict({"raw": [b"x" * (1 << 20)]}))
+    for _ in range(40):
+        found.add(batch)
+    assert found.value < 600
+    for _ in range(20):
+        found.add(pa.RecordBatch.from_pydict({"raw": [b"x" * (1 << 20)]}))
+    assert found.value > 1 << 19
 
 
 class FailingDisk(OpenDisk):

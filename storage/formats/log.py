@@ -34,6 +34,7 @@ _EOS_BYTES = 8
 _CHECKSUM, _ZEROS = b"crc32:", b"00000000"
 PENDING_ROWS_MAX, PENDING_BYTES_MAX = 8_192, 16 << 20
 """What a record batch may have: so much is written at once, while the worker waits."""
+WINDOW_BYTES = 8 << 20
 PIECE_BYTES = 4 << 20
 """What is read at once of a log that is read in pieces."""
 STRETCH_BYTES = 1 << 20
@@ -118,6 +119,27 @@ class LogWriter:
             self.dirty = False
 
 
+class RowBytes:
+    """The mean size of a row in memory, the largest of any stretch of WINDOW_BYTES: what one large
+    row among small ones does not change, and many that come together do."""
+
+    def __init__(self, known: int = 0) -> None:
+        self._widest = known
+        self._bytes = self._rows = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._bytes += batch.nbytes
+        self._rows += batch.num_rows
+        if self._bytes >= WINDOW_BYTES and self._rows:
+            self._widest = max(self._widest, -(-self._bytes // self._rows))
+            self._bytes = self._rows = 0
+
+    @property
+    def value(self) -> int:
+        """In bytes, rounded up; of all rows if they are less than a stretch."""
+        return self._widest or -(-self._bytes // max(1, self._rows))
+
+
 class GrowingLog:
     """All extents of one log, and a file of this run that is made when there is something to write.
 
@@ -131,12 +153,15 @@ class GrowingLog:
         name: str,
         schema: pa.Schema,
         extents: Iterable[Extent] = (),
+        row_bytes: int = 0,
     ) -> None:
+        """`row_bytes` is what is known of the rows in `extents`, 0 if nothing is."""
         self._disk = disk
         self._folder = folder
         self._name = name
         self._schema = schema
         self._earlier = tuple(extents)
+        self._row_bytes = None if self._earlier and not row_bytes else RowBytes(row_bytes)
         self._writer: LogWriter | None = None
         self._named = True
         self._pending: list[pa.RecordBatch] = []
@@ -168,11 +193,13 @@ class GrowingLog:
 
     @property
     def row_bytes(self) -> int:
-        """The mean size of the rows that are pending, rounded up; 0 if there are none."""
-        return -(-self._pending_bytes // max(1, self._pending_rows))
+        """As in `RowBytes`; 0 if it is not known."""
+        return self._row_bytes.value if self._row_bytes else 0
 
     def append(self, batch: pa.RecordBatch) -> None:
         self._pending.append(batch)
+        if self._row_bytes:
+            self._row_bytes.add(batch)
         self._pending_rows += batch.num_rows
         self._pending_bytes += batch.nbytes
 

@@ -10,8 +10,8 @@ and what Polars is writing, whatever is merged:
   ranges. Each range then reads those parts of the input again that have any of its rows: all of
   them if upload times are shuffled, hardly any twice if they come as time goes by.
 
-A row group has ROW_GROUP_BYTES at most, by the largest mean row of any part, for Polars cuts them
-by rows. Importing this module imports Polars; what only starts a job does not.
+A row group has ROW_GROUP_BYTES at most, by the largest mean row of any stretch, for Polars cuts
+them by rows. Importing this module imports Polars; what only starts a job does not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from forebay.storage.formats.catalog import Chunk
 from forebay.storage.formats.checksum import Checksum, SummedFile
 from forebay.storage.formats.chunk import ChunkReader
 from forebay.storage.formats.columns import unite
-from forebay.storage.formats.log import Extent, LogReader, Span, log_schema, read_span
+from forebay.storage.formats.log import Extent, LogReader, RowBytes, Span, log_schema, read_span
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.state import BlockState
 
@@ -133,14 +133,17 @@ def groups_of_chunks(disk: Disk, folder: Path, chunks: Iterable[Chunk]) -> list[
 
 
 def _row_bytes(rows: Rows) -> int:
-    """The largest mean size of a row in any part, where that is not on record."""
-    return max(int(-(-batch.nbytes // max(1, batch.num_rows))) for _, batch in rows(None))
+    """The mean size of a row where that is not on record."""
+    found = RowBytes()
+    for _, batch in rows(None):
+        found.add(batch)
+    return found.value
 
 
 @dataclass(frozen=True)
 class Group:
     """Rows whose upload times lie apart from those of every other group. `rows` is how many there
-    are, `row_bytes` the largest mean size of a row in any part."""
+    are, `row_bytes` the mean size of a row (see `RowBytes`)."""
 
     inputs: Sequence[Rows]
     rows: int
@@ -262,7 +265,7 @@ def _sampled(group: Group) -> tuple[list[_Part], pl.DataFrame]:
             keys = _keys(batch).sort(*SORTED_BY)
             step = -(-keys.height // SAMPLES)
             parts.append(_Part(again, keys.row(0), keys.row(-1)))
-            samples.append(keys.gather_every(step).with_columns(weight=pl.lit(step)))
+            samples.append(keys.gather_every(step).with_columns(weight=pl.lit(step, pl.Int64)))
     return parts, pl.concat(samples).sort(*SORTED_BY)
 
 

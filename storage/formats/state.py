@@ -73,7 +73,7 @@ class BlockState:
     covered_at_ms: TimeMs | None = None
     """Wall time at which a chunk was first seen to cover it."""
     row_bytes: Count = field(default=0, metadata=OPTIONAL)
-    """The largest mean size of a row in any record batch, in memory; 0 if that is not known."""
+    """The mean size of its rows in memory (see `log.RowBytes`); 0 if that is not known."""
 
     @property
     def rows(self) -> int:
@@ -140,6 +140,9 @@ class PartitionState:
     paths: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict, metadata=OPTIONAL)
     """Where each declared column is taken from in a message: its JSON paths, of which the first
     that holds a value counts."""
+    backfill_after_ms: Count = field(default=0, metadata=OPTIONAL)
+    """How old an interval is whose events are backfill (see `admission`): the dedup window under
+    which this partition was first opened. Never changes; 0 before that."""
     roles: dict[str, str] = field(default_factory=dict, metadata=OPTIONAL)
     """Which column has the user, the event and the time, as far as the schema says."""
     reject_files: dict[str, RejectFile] = field(default_factory=dict, metadata=OPTIONAL)

@@ -7,10 +7,10 @@ For each event, in offset order, as if it came alone:
    retained block (evicted or merged) of the event's own interval;
 4. else it is appended to the open block of its interval (a new one if there is none), which is
    touched at the stream time.
-An event is *backfill* if all of its interval is older than the dedup window. Such events share one
-block a UTC day, so that a few of many intervals cost few files; they are duplicates as well if
-their key is in a retained backfill block of their day. An event that is not has none of its
-interval there, for stream time never goes back.
+An event is *backfill* if all of its interval is older than the dedup window was at first. Such
+events share one block a UTC day, so that a few of many intervals cost few files; they are
+duplicates as well if their key is in a retained backfill block of their day. An event that is not
+has none of its interval there, for stream time never goes back.
 A seal closes the blocks below it between two events; what comes later for them opens late ones.
 Events are cut only where step 2 could evict, so the result does not depend on how input is cut.
 
@@ -87,7 +87,7 @@ def _admit_part(
     """Steps 3 and 4 for events that no eviction divides."""
     span_ms, seal = state.block_span_ms, state.seal
     intervals = part.times - part.times % span_ms
-    backfill: Mask = intervals + span_ms + window_ms <= part.stream
+    backfill: Mask = intervals + span_ms + (state.backfill_after_ms or window_ms) <= part.stream
     days = part.times - part.times % max(backfill_span_ms, span_ms)
     retained = _retained(known, intervals, backfill, days)
     dropped, differs = duplicates(part, known.live(part.hashes), retained)

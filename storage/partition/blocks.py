@@ -67,6 +67,7 @@ class Blocks:
             disk.make_directory(folder)
         self._lock = own(disk, layout, partition)
         state = resumed(disk, layout, partition, committed, rules.schema, rules.block_span_ms)
+        state.backfill_after_ms = state.backfill_after_ms or rules.dedup_window_ms
         self._catalog = _watched_catalog(disk, layout, state)
         self._hash = hash or KeyHash(state.seed)
         self._garbage = Garbage(disk, rules.grace_ms)

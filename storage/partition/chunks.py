@@ -14,12 +14,14 @@ is not merged any more, but dropped at the next tick.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import ChunkId, Layout, chunk_name, compacted_name
 from forebay.storage.formats.boundary import watched_boundary
 from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from forebay.storage.formats.merge import Group
 
 MERGE_BYTES = 256 << 20
+log = logging.getLogger("forebay.chunks")
 COMPACTIONS_MAX = 8
 """At an offer: a stop does not wait for more."""
 
@@ -63,6 +66,7 @@ class Chunks:
         self._boundary = watched_boundary(disk, layout)
         self._doomed: dict[str, int] = {}
         self._compactions = 0
+        self._apart: set[str] = set()
         self._resumed = False
 
     def take(self, offer: Offer, now_ms: int) -> None:
@@ -82,15 +86,27 @@ class Chunks:
             self._doom(now_ms)
         for _ in range(COMPACTIONS_MAX):
             if chunks := self._neighbours(offer):
-                self._compact(chunks, offer.incarnation, now_ms)
+                self._try_to_compact(chunks, offer.incarnation, now_ms)
         self._collect(now_ms)
 
     def _neighbours(self, offer: Offer) -> list[Chunk]:
         """Small chunks to make one of: none that a batch layer is about to take, or has."""
         boundary = self._boundary.read()
         until_ms = boundary.seal.until_ms if boundary.seal else None
-        chunks = (c for c in self._catalog.chunks if until_ms is None or c.first_ms >= until_ms)
+        chunks = (
+            chunk
+            for chunk in self._catalog.chunks
+            if (until_ms is None or chunk.first_ms >= until_ms) and chunk.file not in self._apart
+        )
         return neighbours(chunks, offer.incarnation, offer.committed)
+
+    def _try_to_compact(self, chunks: list[Chunk], incarnation: int, now_ms: int) -> None:
+        """Damage is told, and left where it is: it must not stop the job."""
+        try:
+            self._compact(chunks, incarnation, now_ms)
+        except (Corruption, MissingFile) as error:
+            log.error("chunks are not compacted: %s", error)
+            self._apart |= {chunk.file for chunk in chunks}
 
     def _due(self) -> list[BlockState]:
         """The next full set of blocks to merge, oldest eviction first; none if there is none."""
@@ -172,7 +188,6 @@ class Chunks:
             first_ms=first_ms,
             last_ms=max(block.last_ms for block in blocks),
             late=blocks[0].late,
-            row_bytes=max(block.row_bytes for block in blocks),
         )
         self._publish(self._catalog.with_chunk(made))
 
@@ -193,7 +208,6 @@ class Chunks:
             first_ms=first_ms,
             last_ms=max(chunk.last_ms for chunk in chunks),
             late=chunks[0].late,
-            row_bytes=max(chunk.row_bytes for chunk in chunks),
         )
         self._publish(self._catalog.with_chunk(made, of=chunks))
         for chunk in chunks:
@@ -206,9 +220,15 @@ class Chunks:
         target = self._folder / name
         self._disk.make_directory(target.parent)
         temporary = target.with_name(f"{target.name}.tmp")
-        checksum = merge.write_sorted(self._disk, temporary, groups, schema, self._merge_bytes)
+        try:
+            checksum = merge.write_sorted(self._disk, temporary, groups, schema, self._merge_bytes)
+        except (Corruption, MissingFile):
+            self._disk.remove(temporary)
+            raise
         self._disk.publish(temporary, target)
-        return Chunk(file=name, checksum=checksum, schema=column_types(schema), **what)
+        row_bytes = max(group.row_bytes for group in groups)
+        types = column_types(schema)
+        return Chunk(file=name, checksum=checksum, schema=types, row_bytes=row_bytes, **what)
 
     def _publish(self, catalog: Catalog) -> None:
         path = self._layout.catalog(self._partition)

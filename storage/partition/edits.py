@@ -158,16 +158,16 @@ class Take:
 
 @dataclass(frozen=True)
 class Write:
-    """What was pending of a block is in its log; `row_bytes` is the mean size of its rows."""
+    """What was pending of a block is in its log; `row_bytes` as in `BlockState`."""
 
     block: BlockId
     extents: tuple[Extent, ...]
     row_bytes: int
 
     def apply(self, state: PartitionState) -> None:
-        block = state.hot[self.block]
-        row_bytes = max(block.row_bytes, self.row_bytes)
-        state.hot[self.block] = replace(block, extents=self.extents, row_bytes=row_bytes)
+        state.hot[self.block] = replace(
+            state.hot[self.block], extents=self.extents, row_bytes=self.row_bytes
+        )
 
 
 @dataclass(frozen=True)

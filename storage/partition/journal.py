@@ -193,7 +193,7 @@ class Journal:
     def _begin(self, block: BlockState) -> GrowingLog:
         """The log that goes on where the block's extents end."""
         name = block_log_name(block.id, self.state.incarnation)
-        log = GrowingLog(self._disk, self._hot, name, self._schema, block.extents)
+        log = GrowingLog(self._disk, self._hot, name, self._schema, block.extents, block.row_bytes)
         self._blocks[block.id] = log, HashWriter(self._disk, self._hot, self._hash)
         return log
 
@@ -208,9 +208,8 @@ class Journal:
     def _write(self, block: BlockId) -> None:
         """Write what is pending of the block to its log."""
         log, hashes = self._blocks[block]
-        row_bytes = log.row_bytes
         if span := log.flush():
             hashes.append(span, self._known.settle(block, span))
-            self.apply(Write(block, log.extents, row_bytes))
+            self.apply(Write(block, log.extents, log.row_bytes))
             if log not in self._unsynced:
                 self._unsynced.append(log)
