@@ -1,5 +1,6 @@
 """`forebay rejects`: the messages that could not become events; to replay or delete them."""
 
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -175,7 +176,7 @@ def delete(dry_run: bool, yes: bool, roots: list[Path], **options: Any) -> None:
     if not yes:
         if not _at_terminal():
             raise BadInput("rejects delete: expected --yes where there is no terminal to ask at")
-        if not click.confirm(f"Delete these {count} rejects?"):
+        if not _confirmed(f"Delete these {count} rejects?"):
             return
     runs = {p.name: p.state.incarnation for p in view.partitions}
     next_offsets = {p.name: dict(p.state.next_offsets) for p in view.partitions}
@@ -184,6 +185,15 @@ def delete(dry_run: bool, yes: bool, roots: list[Path], **options: Any) -> None:
 
 def _at_terminal() -> bool:
     return sys.stdin.isatty()
+
+
+def _confirmed(question: str) -> bool:
+    """The answer; Ctrl-C ends the command as it does elsewhere."""
+    signal.siginterrupt(signal.SIGINT, True)  # with Polars' handler, a read would go on
+    try:
+        return click.confirm(question)
+    except click.Abort:
+        raise KeyboardInterrupt from None
 
 
 def _tell(disk: Disk, layout: Layout, request: ReplayRequest, count: int) -> None:
