@@ -57,7 +57,6 @@ from forebay.operators.sources.messages import I64
 from forebay.storage.base.disk import Appender
 from forebay.storage.base.errors import Corruption
 from forebay.storage.base.layout import Layout, PartitionKey
-from forebay.storage.dedup import key_sources
 from forebay.storage.dedup.key_sources import ChunkKeys, LogKeys
 from forebay.storage.dedup.keys import KeyCache, KeySet
 from forebay.storage.formats import chunk
@@ -130,8 +129,8 @@ def short() -> None:
 
 
 def _accept_ahead(skew_ms: int) -> None:
-    def other(schema: Schema, _: int, bytes_max: int) -> DecodeConfig:
-        return DecodeConfig(schema, skew_ms, bytes_max)
+    def other(schema: Schema, _: int, bytes_max: int, hint: str) -> DecodeConfig:
+        return DecodeConfig(schema, skew_ms, bytes_max, hint)
 
     realtime.DecodeConfig = other  # type: ignore[attr-defined,assignment]
 
@@ -299,7 +298,14 @@ def seconds() -> None:
     def stored(types: dict[str, str]) -> pa.Schema:
         return pa.schema([(f.name, chunk._as_stored(f.type)) for f in parse_types(types)])
 
-    key_sources.parse_types = stored  # type: ignore[attr-defined]
+    opened = ChunkKeys._open
+
+    def as_stored(self: ChunkKeys) -> chunk.ChunkReader:
+        reader = opened(self)
+        reader._types = stored(self._chunk.schema)
+        return reader
+
+    ChunkKeys._open = as_stored  # type: ignore[method-assign]
 
 
 def plodding() -> None:

@@ -192,10 +192,10 @@ class PayloadOracle(Oracle):
                 self.dropped.append((event.offset, "late"))
         elif self.duplicates > duplicates:
             live = list(self.live.values())
-            retained = [b for place in places for b in self.closed if b.place == place]
+            retained = [[b for b in self.closed if b.place == place] for place in places]
             (original, *_) = [
                 kept
-                for among in (live, retained)
+                for among in (live, *retained)
                 for block, kept in self.kept
                 if kept.keys == event.keys and any(block is one for one in among)
             ]

@@ -110,7 +110,7 @@ def groups_of_blocks(disk: Disk, folder: Path, blocks: Iterable[BlockState]) -> 
     end_ms = None
     for block in sorted(blocks, key=lambda block: block.first_ms):
         rows = [log_rows(disk, folder, extent) for extent in block.extents]
-        row_bytes = block.row_bytes or max(map(_row_bytes, rows))
+        row_bytes = block.row_bytes or max(map(_row_bytes, rows), default=0)
         if end_ms is None or block.first_ms > end_ms:
             groups.append(Group([], 0, 0))
         last = groups[-1]
