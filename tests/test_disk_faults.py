@@ -282,27 +282,23 @@ def test_a_name_is_held_once_by_whomever_and_all_of_one_disk_share_a_descriptor(
 ) -> None:
     path = tmp_path / "lock"
     with closing(OpenDisk()) as disk, closing(OpenDisk()) as other:
-        _hold(path, disk, other)
-
-
-def _hold(path: Path, disk: OpenDisk, other: OpenDisk) -> None:
-    first = len(os.listdir("/proc/self/fd"))
-    locks = [disk.lock_name(path, f"p{n}") for n in range(100)]
-    assert len(os.listdir("/proc/self/fd")) == first + 1
-    for one in (disk, other):
-        with pytest.raises(BadInput, match=r"lock for p7: expected no other writer, got one"):
-            one.lock_name(path, "p7")
-    theirs = other.lock_name(path, "q7")
-    locks[7].close()
-    again = other.lock_name(path, "p7")
-    locks[7].close()  # once more, which lets go of nothing that is another's
-    with pytest.raises(BadInput, match="another job runs"):
-        disk.lock_name(path, "p7")
-    locks.clear()
-    assert disk.locked(path)
-    again.close()
-    theirs.close()
-    assert not disk.locked(path)
+        first = len(os.listdir("/proc/self/fd"))
+        locks = [disk.lock_name(path, f"p{n}") for n in range(100)]
+        assert len(os.listdir("/proc/self/fd")) == first + 1
+        for one in (disk, other):
+            with pytest.raises(BadInput, match=r"lock for p7: expected no other writer, got one"):
+                one.lock_name(path, "p7")
+        theirs = other.lock_name(path, "q7")
+        locks[7].close()
+        again = other.lock_name(path, "p7")
+        locks[7].close()  # once more, which lets go of nothing that is another's
+        with pytest.raises(BadInput, match="another job runs"):
+            disk.lock_name(path, "p7")
+        locks.clear()
+        assert disk.locked(path)
+        again.close()
+        theirs.close()
+        assert not disk.locked(path)
 
 
 def test_a_partition_that_a_job_of_an_earlier_version_writes_is_not_written_by_another(

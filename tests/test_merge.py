@@ -29,16 +29,8 @@ from forebay.storage.formats.log import Extent, GrowingLog
 from forebay.storage.formats.merge import SORTED_BY, Group, log_rows, write_sorted
 from forebay.storage.partition.chunks import MERGE_BYTES
 from tests.image import ROOT
+from tests.merge_memory import SCHEMA
 
-SCHEMA = pa.schema(
-    [
-        ("_partition", pa.string()),
-        ("_offset", pa.int64()),
-        ("upload_time", pa.timestamp("ms", tz="UTC")),
-        ("id", pa.string()),
-        ("raw", pa.binary()),
-    ]
-)
 MEMORY = 64 << 20
 Row = dict[str, object]
 
