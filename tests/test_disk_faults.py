@@ -33,7 +33,7 @@ from forebay.storage.base.disk import Appender, NameLock
 from forebay.storage.base.errors import PERMANENT, BadInput, Corruption
 from forebay.storage.base.layout import Layout
 from forebay.storage.partition.owner import own
-from tests import cases
+from tests import cases, engine
 from tests.job import Generated, Job, assert_exact, generated, taken
 from tests.oracle import Place
 from tests.partition import GRACE_MS, OpenDisk, Partition, assert_agrees, event, judge
@@ -479,6 +479,7 @@ def test_a_folder_that_may_not_be_written_is_told_and_the_job_goes_on_when_it_ma
 
 def test_a_limit_of_open_files_that_is_too_low_is_told_before_anything_is_begun(job: Job) -> None:
     """(What happens where files run out in the middle, `forebay verify` tells.)"""
+    engine.need()
     process = job.start("-c", FEW_FILES, "100", "-m", "forebay", "run", "--workers", "2")
     assert job.ends(process) == PERMANENT
     assert told(job).splitlines()[-1] == (

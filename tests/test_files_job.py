@@ -15,6 +15,7 @@ import forebay
 from forebay.operators.sources.lines import KEPT_BYTES
 from forebay.storage.base.errors import INCOMPLETE, PERMANENT
 from forebay.storage.base.layout import Layout
+from tests import engine
 from tests.job import Job
 
 SETTINGS = {
@@ -218,6 +219,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 def test_more_files_than_a_process_may_open_are_all_read(job: Job, workers: str) -> None:
     """And with more workers than one, events of one batch of many partitions cross between them:
     each took the whole batch along, gigabytes in all."""
+    engine.need()
     names = [f"f{n}" for n in range(80)]
     for name in names:
         (job.folder / "events" / f"{name}.ndjson").write_bytes(lines(name, 5))
