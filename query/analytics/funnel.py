@@ -1,0 +1,329 @@
+"""The funnel: how many users go from one step to the next, and how long it takes them.
+
+A path begins with its entry, an event of step 1 in the period, and has all of its events within the
+window from its first one. Definitions are Amplitude's (Funnel Analysis: "How Amplitude computes
+funnels", "How Amplitude handles simultaneous events") unless an option says otherwise:
+
+- `order`: "this" (other events may lie between), "exact" (none may, but for such as are
+  simultaneous with a step) or "any" (step k counts if the steps up to k are there in any sequence).
+- `count`: "uniques" (of each unit the longest, then earliest path) or "totals" (all paths, each
+  event in one of them only).
+- `reentry`: "any" entry may begin the path that counts; Mixpanel's "first" (the first entry only; in
+  totals, none while a path is open) and "latest" (the last entry before step 2).
+- `resolution`: events in the same second are simultaneous, and either order counts; 0 orders them
+  by milliseconds, and simultaneous ones don't follow one another.
+- `segment`: filters on the entry only. `by`: a property that divides the paths, by the value at
+  `attribution`: "entry" or, as in PostHog, "first touch", "last touch" (the first or last step with
+  a value), "all steps" (which then has one value: the unit is user and value), or a step's number.
+- `hold`: the unit is a user with one value of this property; events without a value don't count.
+- `exclude`: a path ends before a step if such an event lies between; with `exclusion` "drop", as in
+  PostHog, its unit is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import reduce
+from operator import and_
+from typing import Literal, get_args
+
+import numpy as np
+import polars as pl
+
+from forebay.query.analytics.events import Event, Roles, Where, property_of
+from forebay.query.analytics.frame import matched, ms_of_time, top_groups
+from forebay.query.analytics.period import Period
+from forebay.query.analytics.sequences import Paths, Rules, paths
+from forebay.storage.base.errors import BadInput
+
+Order = Literal["this", "exact", "any"]
+Reentry = Literal["any", "first", "latest"]
+STEPS_MAX = 30
+BINS = 12
+ROUNDING_MS = 60_000
+"""At least what rounding moves a time by."""
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Events that must not lie between two steps, numbered from 1: by default the first and last."""
+
+    event: Event
+    after: int = 1
+    before: int | None = None
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """The answer. All frames have the column `group` (with `others`, see `frame.top_groups`) where
+    there is a `by`; counts are of units or paths, and times in milliseconds.
+
+    `steps`         `step` (from 1), `event`, `count`, `of_first`, `of_previous` (shares, null of
+                    none), `mean_ms` and `median_ms` since the step before
+    `over_time`     the same by `bucket` of entry: a unit that enters in several counts in each
+    `whole`         `count`, `mean_ms` and `median_ms` of paths with all steps, first to last event
+    `distribution`  of these: `from_ms`, `to_ms`, `count`, in bins of equal width, the last closed
+    """
+
+    question: Mapping[str, object]
+    steps: pl.DataFrame
+    over_time: pl.DataFrame
+    whole: pl.DataFrame
+    distribution: pl.DataFrame
+
+
+def funnel(
+    frame: pl.LazyFrame,
+    roles: Roles,
+    steps: Sequence[Event],
+    period: Period,
+    *,
+    order: Order = "this",
+    window: timedelta = timedelta(days=1),
+    count: Literal["uniques", "totals"] = "uniques",
+    reentry: Reentry = "any",
+    resolution: timedelta = timedelta(seconds=1),
+    segment: Sequence[Where] = (),
+    by: str | None = None,
+    attribution: Literal["entry", "first touch", "last touch", "all steps"] | int = "entry",
+    limit: int = 100,
+    hold: str | None = None,
+    exclude: Sequence[Exclusion] = (),
+    exclusion: Literal["break", "drop"] = "break",
+) -> Funnel:
+    """The funnel of `steps`, as the module says. `limit` is the number of groups that are named.
+    Raises BadInput."""
+    question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
+    _check(steps, order, window, count, reentry, resolution, attribution, exclude, exclusion)
+    window_ms = window // timedelta(milliseconds=1)
+    rules = Rules(
+        steps=len(steps),
+        window=window_ms,
+        resolution=resolution // timedelta(milliseconds=1),
+        order=get_args(Order).index(order),
+        reentry=get_args(Reentry).index(reentry),
+        bounds=tuple((one.after - 1, (one.before or len(steps)) - 1) for one in exclude),
+        drop=exclusion == "drop",
+        edges=period.edges_ms,
+    )
+    unit = [roles.user]
+    held = hold if attribution != "all steps" else by
+    if hold is not None and held != hold:
+        raise BadInput("attribution: expected no other property held than the one of all steps")
+    rows = _events(frame, roles, steps, period, window_ms, order, segment, by, held, exclude)
+    if held is not None:
+        unit.append("held")
+    found = paths(
+        rows.select(unit),
+        rows["ms"].to_numpy(),
+        rows["mask"].to_numpy(),
+        rules,
+        totals=count == "totals",
+    )
+    counted = _counted(rows, found, period, by, attribution, rules.drop)
+    if by is not None:
+        counted = top_groups(counted, pl.col("longest").cast(pl.UInt32), limit)
+    return _answer(question, counted, steps, period, by is not None)
+
+
+def _check(
+    steps: Sequence[Event],
+    order: str,
+    window: timedelta,
+    count: str,
+    reentry: str,
+    resolution: timedelta,
+    attribution: object,
+    exclude: Sequence[Exclusion],
+    exclusion: str,
+) -> None:
+    """Raise BadInput for what can't be asked."""
+    if not 1 <= len(steps) <= STEPS_MAX:
+        raise BadInput(f"steps: expected 1 to {STEPS_MAX}, got {len(steps)}")
+    if len(exclude) > STEPS_MAX:
+        raise BadInput(f"exclude: expected at most {STEPS_MAX}, got {len(exclude)}")
+    for name, value, known in (
+        ("order", order, get_args(Order)),
+        ("count", count, ("uniques", "totals")),
+        ("reentry", reentry, get_args(Reentry)),
+        ("exclusion", exclusion, ("break", "drop")),
+    ):
+        if value not in known:
+            raise BadInput(f"{name}: expected one of {', '.join(known)}; got {value!r}")
+    named = ("entry", "first touch", "last touch", "all steps", *range(1, len(steps) + 1))
+    if attribution not in named:
+        raise BadInput(f"attribution: expected one of {named}, got {attribution!r}")
+    if not timedelta(seconds=1) <= window <= timedelta(days=366):
+        raise BadInput(f"window: expected one second to 366 days, got {window}")
+    if not timedelta(0) <= resolution <= timedelta(minutes=1):
+        raise BadInput(f"resolution: expected 0 to one minute, got {resolution}")
+    if order == "any" and reentry == "latest":
+        raise BadInput("reentry: expected 'any' or 'first' for steps in any order, got 'latest'")
+    for one in exclude:
+        before = len(steps) if one.before is None else one.before
+        if not 1 <= one.after < before <= len(steps):
+            raise BadInput(
+                f"exclude: expected steps from 1 to {len(steps)}, the first before the second;"
+                f" got {one.after}, {before}"
+            )
+        if order == "any" and (one.after, before) != (1, len(steps)):
+            raise BadInput("exclude: expected all steps, for they come in any order; got two")
+
+
+def _events(
+    frame: pl.LazyFrame,
+    roles: Roles,
+    steps: Sequence[Event],
+    period: Period,
+    window_ms: int,
+    order: Order,
+    segment: Sequence[Where],
+    by: str | None,
+    hold: str | None,
+    exclude: Sequence[Exclusion],
+) -> pl.DataFrame:
+    """The events that matter: user, `ms`, `mask`, and `value` and `held` where they are asked for.
+    All events matter where none may lie between steps."""
+    schema = frame.collect_schema()
+    kinds = [*steps, *(one.event for one in exclude)]
+    rows, found = matched(frame, roles, kinds, every=order == "exact")
+    entry = reduce(and_, (one.expr(schema) for one in segment), found[0])
+    found[0] = entry & period.within(roles.time)
+    bits = [one.cast(pl.UInt64) * (1 << bit) for bit, one in enumerate(found)]
+    columns = [pl.col(roles.user), ms_of_time(roles), pl.sum_horizontal(bits).alias("mask")]
+    for name, alias in ((by, "value"), (hold, "held")):
+        if name is not None:
+            columns.append(property_of(name, schema).cast(pl.String).alias(alias))
+    before_ms = window_ms + ROUNDING_MS if order == "any" else 0
+    near = period.within(roles.time, before_ms=before_ms, after_ms=window_ms + ROUNDING_MS)
+    rows = rows.filter(near).select(columns)
+    if order != "exact":
+        rows = rows.filter(pl.col("mask") > 0)
+    return (rows if hold is None else rows.drop_nulls("held")).collect(engine="streaming")
+
+
+def _counted(
+    rows: pl.DataFrame,
+    found: Paths,
+    period: Period,
+    by: str | None,
+    attribution: str | int,
+    drop: bool,
+) -> pl.DataFrame:
+    """A row a path: `longest`, `reached` (how many steps), `bucket` of entry, `group`, and
+    `elapsed_1`, …: from the first event of all steps so far to the last, null where not reached."""
+    reached = found.lengths[:, 1]
+    events = np.where(np.arange(found.events.shape[1]) < reached[:, None], found.events, -1)
+    kept = reached > 0
+    if drop:
+        kept &= found.lengths[:, 0] == reached
+    events, reached = events[kept], reached[kept]
+    at = [pl.Series(column).replace(-1, None) for column in events.T]
+    times = pl.DataFrame({f"{k}": rows["ms"].gather(step) for k, step in enumerate(at)})
+    names = times.columns
+    counted = times.select(
+        pl.Series("longest", found.longest[kept]),
+        pl.Series("reached", reached),
+        period.bucket(pl.col("0")).alias("bucket"),
+        *(
+            pl.when(pl.col(name).is_not_null())
+            .then(pl.max_horizontal(names[: k + 1]) - pl.min_horizontal(names[: k + 1]))
+            .alias(f"elapsed_{k + 1}")
+            for k, name in enumerate(names)
+        ),
+    )
+    if by is None:
+        return counted.with_columns(group=pl.lit(None, pl.String), others=False)
+    touched = {"first touch": at, "last touch": at[::-1]}.get(str(attribution))
+    if touched is None:
+        touched = [at[attribution - 1 if isinstance(attribution, int) else 0]]
+    values = pl.DataFrame([rows["value"].gather(s).alias(f"{n}") for n, s in enumerate(touched)])
+    return counted.with_columns(values.select(group=pl.coalesce(pl.all())).to_series())
+
+
+def _answer(
+    question: Mapping[str, object],
+    counted: pl.DataFrame,
+    steps: Sequence[Event],
+    period: Period,
+    divided: bool,
+) -> Funnel:
+    labels = [step.label for step in steps]
+    keys = ["group", "others"]
+    once = counted.filter("longest")
+    groups = once.select(keys).unique(maintain_order=True).sort("others", "group", nulls_last=True)
+    if not divided:
+        schema = {"group": pl.String, "others": pl.Boolean}
+        groups = pl.DataFrame({"group": [None], "others": [False]}, schema)
+    buckets = pl.DataFrame({"bucket": range(period.buckets)}, {"bucket": pl.Int32})
+    over_time = _by_step(counted, groups.join(buckets, how="cross"), labels).with_columns(
+        bucket=period.label(pl.col("bucket"))
+    )
+    last = f"elapsed_{len(steps)}"
+    finished = once.filter(pl.col("reached") == len(steps))
+    whole = groups.join(
+        finished.group_by(keys).agg(
+            count=pl.len(), mean_ms=pl.col(last).mean(), median_ms=pl.col(last).median()
+        ),
+        on=keys,
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
+    ).with_columns(pl.col("count").fill_null(0))
+    tables = [_by_step(once, groups, labels), over_time, whole, _distribution(finished, last)]
+    if not divided:
+        tables = [table.drop(keys) for table in tables]
+    return Funnel(question, *tables)
+
+
+def _by_step(paths: pl.DataFrame, grid: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
+    """For each row of the grid and each step: how many paths reached it, and since when."""
+    keys, found = grid.columns, []
+    for step, label in enumerate(labels, 1):
+        since = pl.lit(None, pl.Int64)
+        if step > 1:
+            since = pl.col(f"elapsed_{step}") - pl.col(f"elapsed_{step - 1}")
+        one = (
+            paths.filter(pl.col("reached") >= step)
+            .group_by(keys)
+            .agg(count=pl.len(), mean_ms=since.mean(), median_ms=since.median())
+        )
+        found.append(
+            grid.with_row_index("_row")
+            .join(one, on=keys, how="left", nulls_equal=True)
+            .with_columns(step=pl.lit(step, pl.Int32), event=pl.lit(label))
+        )
+    count = pl.col("count")
+    first = count.first().over("_row", order_by="step")
+    return (
+        pl.concat(found)
+        .with_columns(count.fill_null(0))
+        .sort("_row", "step")
+        .select(
+            *keys, "step", "event", "count",
+            of_first=pl.when(first > 0).then(count / first),
+            of_previous=pl.when(pl.col("step") == 1, first > 0).then(1.0)
+            .when(pl.col("step") > 1, count.shift() > 0).then(count / count.shift()),
+            mean_ms="mean_ms", median_ms="median_ms",
+        )
+    )  # fmt: skip
+
+
+def _distribution(finished: pl.DataFrame, last: str) -> pl.DataFrame:
+    """How long the paths took that have all steps, in BINS bins from 0 to the longest."""
+    width = max(1, -(-(finished[last].max() or 0) // BINS))
+    number = (pl.col(last) // width).clip(0, BINS - 1)
+    counts = finished.group_by("group", "others", from_ms=number * width).agg(count=pl.len())
+    bins = pl.DataFrame({"from_ms": [width * n for n in range(BINS)]})
+    groups = finished.select("group", "others").unique()
+    return (
+        groups.join(bins, how="cross")
+        .join(counts, on=["group", "others", "from_ms"], how="left", nulls_equal=True)
+        .select(
+            "group", "others", "from_ms", to_ms=pl.col("from_ms") + width,
+            count=pl.col("count").fill_null(0),
+        )
+        .sort("others", "group", "from_ms", nulls_last=True)
+    )  # fmt: skip
