@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import reduce
 from operator import and_, or_
@@ -144,6 +144,11 @@ class Event:
             earliest = pl.when(found).then(time).min().over(roles.user)
             return found & (time == earliest).fill_null(False)
         return found
+
+
+def filtered(event: Event, where: Sequence[Where]) -> Event:
+    """The event with more filters."""
+    return replace(event, where=(*event.where, *where))
 
 
 def parse_filters(given: object) -> tuple[Where, ...]:

@@ -11,12 +11,14 @@ from operator import or_
 
 import polars as pl
 
-from forebay.query.analytics.events import Event, Roles
+from forebay.query.analytics.events import Event, Roles, property_of
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import did_you_mean
 
 OTHERS = "(others)"
 GROUPS_MAX = 1000
+GROUP = ["group", "others"]
+GROUP_SCHEMA = {"group": pl.String, "others": pl.Boolean}
 
 
 def matched(
@@ -64,15 +66,22 @@ def ms_of_time(roles: Roles) -> pl.Expr:
     return pl.col(roles.time).dt.epoch("ms").alias("ms")
 
 
-def top_groups(rows: pl.DataFrame, weight: pl.Expr, limit: int) -> pl.DataFrame:
-    """With `group` named where it is one of the `limit` groups of the greatest weight, and else
-    OTHERS with true in the column `others`: a value may have that name itself. Null is the group
-    without a value. Raises BadInput for a limit below 1 or above GROUPS_MAX."""
+def latest(frame: pl.LazyFrame, roles: Roles) -> int:
+    """The time of the newest event in milliseconds, 0 if there is none."""
+    require_roles(frame.collect_schema(), roles)
+    found = frame.select(pl.col(roles.time).max().dt.epoch("ms")).collect(engine="streaming")
+    return found.item() or 0
+
+
+def top_groups(rows: pl.DataFrame, ranking: pl.DataFrame, limit: int) -> pl.DataFrame:
+    """With `group` as it is where it is one of the `limit` groups of the greatest `weight` in
+    `ranking`, and else OTHERS with true in the column `others`: a value may have that name itself.
+    Null is the group without a value. Raises BadInput for a limit below 1 or above GROUPS_MAX."""
     if not 1 <= limit <= GROUPS_MAX:
         raise BadInput(f"limit: expected 1 to {GROUPS_MAX} groups, got {limit}")
     kept = (
-        rows.group_by("group")
-        .agg(weight.sum().alias("weight"))
+        ranking.group_by("group")
+        .agg(pl.col("weight").sum())
         .sort("weight", "group", descending=[True, False], nulls_last=True)
         .head(limit)
         .select("group", kept=True)
@@ -82,3 +91,34 @@ def top_groups(rows: pl.DataFrame, weight: pl.Expr, limit: int) -> pl.DataFrame:
     return named.with_columns(
         group=pl.when(others).then(pl.lit(OTHERS)).otherwise("group"), others=others
     ).drop("kept")
+
+
+def group_of(by: str | None, schema: pl.Schema) -> pl.Expr:
+    """The column `group`: a property as text, or null for one group of all."""
+    found = pl.lit(None, pl.String) if by is None else property_of(by, schema).cast(pl.String)
+    return found.alias("group")
+
+
+def filled(grid: pl.DataFrame, found: pl.DataFrame, zero: Sequence[str]) -> pl.DataFrame:
+    """The rows of a grid with what was found of them, and 0 in the columns `zero` for the others."""
+    keys = [name for name in grid.columns if name in found.columns]
+    rows = grid.join(found, on=keys, how="left", nulls_equal=True, maintain_order="left")
+    return rows.with_columns(pl.col(name).fill_null(0) for name in zero)
+
+
+def groups_in(rows: pl.DataFrame) -> pl.DataFrame:
+    """The distinct groups, by name, those of OTHERS and without a value last; one if there is no
+    row."""
+    if not rows.height:
+        return pl.DataFrame({"group": [None], "others": [False]}, GROUP_SCHEMA)
+    return rows.select(GROUP).unique().sort("others", "group", nulls_last=True)
+
+
+def without_group(by: object, *tables: pl.DataFrame) -> list[pl.DataFrame]:
+    """The tables, without the columns of groups where nothing divides them."""
+    return [table if by is not None else table.drop(GROUP, strict=False) for table in tables]
+
+
+def share(part: str, whole: str) -> pl.Expr:
+    """From 0 to 1; null of none."""
+    return pl.when(pl.col(whole) > 0).then(pl.col(part) / pl.col(whole))

@@ -33,7 +33,16 @@ import numpy as np
 import polars as pl
 
 from forebay.query.analytics.events import Event, Roles, Where, property_of
-from forebay.query.analytics.frame import matched, ms_of_time, top_groups
+from forebay.query.analytics.frame import (
+    GROUP,
+    filled,
+    groups_in,
+    matched,
+    ms_of_time,
+    share,
+    top_groups,
+    without_group,
+)
 from forebay.query.analytics.period import Period
 from forebay.query.analytics.sequences import Paths, Rules, paths
 from forebay.storage.base.errors import BadInput
@@ -123,9 +132,8 @@ def funnel(
         totals=count == "totals",
     )
     counted = _counted(rows, found, period, by, attribution, rules.drop)
-    if by is not None:
-        counted = top_groups(counted, pl.col("longest").cast(pl.UInt32), limit)
-    return _answer(question, counted, steps, period, by is not None)
+    ranking = counted.select("group", weight=pl.col("longest").cast(pl.UInt32))
+    return _answer(question, top_groups(counted, ranking, limit), steps, period)
 
 
 def _check(
@@ -235,7 +243,7 @@ def _counted(
         ),
     )
     if by is None:
-        return counted.with_columns(group=pl.lit(None, pl.String), others=False)
+        return counted.with_columns(group=pl.lit(None, pl.String))
     touched = {"first touch": at, "last touch": at[::-1]}.get(str(attribution))
     if touched is None:
         touched = [at[attribution - 1 if isinstance(attribution, int) else 0]]
@@ -244,38 +252,27 @@ def _counted(
 
 
 def _answer(
-    question: Mapping[str, object],
-    counted: pl.DataFrame,
-    steps: Sequence[Event],
-    period: Period,
-    divided: bool,
+    question: Mapping[str, object], paths: pl.DataFrame, steps: Sequence[Event], period: Period
 ) -> Funnel:
     labels = [step.label for step in steps]
-    keys = ["group", "others"]
-    once = counted.filter("longest")
-    groups = once.select(keys).unique(maintain_order=True).sort("others", "group", nulls_last=True)
-    if not divided:
-        schema = {"group": pl.String, "others": pl.Boolean}
-        groups = pl.DataFrame({"group": [None], "others": [False]}, schema)
+    once = paths.filter("longest")
+    groups = groups_in(once)
     buckets = pl.DataFrame({"bucket": range(period.buckets)}, {"bucket": pl.Int32})
-    over_time = _by_step(counted, groups.join(buckets, how="cross"), labels).with_columns(
+    over_time = _by_step(paths, groups.join(buckets, how="cross"), labels).with_columns(
         bucket=period.label(pl.col("bucket"))
     )
-    last = f"elapsed_{len(steps)}"
+    last = pl.col(f"elapsed_{len(steps)}")
     finished = once.filter(pl.col("reached") == len(steps))
-    whole = groups.join(
-        finished.group_by(keys).agg(
-            count=pl.len(), mean_ms=pl.col(last).mean(), median_ms=pl.col(last).median()
-        ),
-        on=keys,
-        how="left",
-        nulls_equal=True,
-        maintain_order="left",
-    ).with_columns(pl.col("count").fill_null(0))
-    tables = [_by_step(once, groups, labels), over_time, whole, _distribution(finished, last)]
-    if not divided:
-        tables = [table.drop(keys) for table in tables]
-    return Funnel(question, *tables)
+    times = finished.group_by(GROUP).agg(
+        count=pl.len(), mean_ms=last.mean(), median_ms=last.median()
+    )
+    tables = (
+        _by_step(once, groups, labels),
+        over_time,
+        filled(groups, times, ["count"]),
+        _distribution(finished, groups, last),
+    )
+    return Funnel(question, *without_group(question["by"], *tables))
 
 
 def _by_step(paths: pl.DataFrame, grid: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
@@ -290,40 +287,23 @@ def _by_step(paths: pl.DataFrame, grid: pl.DataFrame, labels: Sequence[str]) -> 
             .group_by(keys)
             .agg(count=pl.len(), mean_ms=since.mean(), median_ms=since.median())
         )
-        found.append(
-            grid.with_row_index("_row")
-            .join(one, on=keys, how="left", nulls_equal=True)
-            .with_columns(step=pl.lit(step, pl.Int32), event=pl.lit(label))
-        )
-    count = pl.col("count")
-    first = count.first().over("_row", order_by="step")
-    return (
-        pl.concat(found)
-        .with_columns(count.fill_null(0))
-        .sort("_row", "step")
-        .select(
-            *keys, "step", "event", "count",
-            of_first=pl.when(first > 0).then(count / first),
-            of_previous=pl.when(pl.col("step") == 1, first > 0).then(1.0)
-            .when(pl.col("step") > 1, count.shift() > 0).then(count / count.shift()),
-            mean_ms="mean_ms", median_ms="median_ms",
-        )
+        rows = filled(grid.with_row_index("row"), one, ["count"])
+        found.append(rows.with_columns(step=pl.lit(step, pl.Int32), event=pl.lit(label)))
+    table = pl.concat(found).sort("row", "step")
+    first = pl.col("count").first().over("row")
+    previous = pl.when(pl.col("step") == 1).then("count").otherwise(pl.col("count").shift())
+    return table.with_columns(first=first, previous=previous).select(
+        *keys, "step", "event", "count", of_first=share("count", "first"),
+        of_previous=share("count", "previous"), mean_ms="mean_ms", median_ms="median_ms",
     )  # fmt: skip
 
 
-def _distribution(finished: pl.DataFrame, last: str) -> pl.DataFrame:
+def _distribution(finished: pl.DataFrame, groups: pl.DataFrame, last: pl.Expr) -> pl.DataFrame:
     """How long the paths took that have all steps, in BINS bins from 0 to the longest."""
-    width = max(1, -(-(finished[last].max() or 0) // BINS))
-    number = (pl.col(last) // width).clip(0, BINS - 1)
-    counts = finished.group_by("group", "others", from_ms=number * width).agg(count=pl.len())
+    longest = finished.select(last.max()).item() or 0
+    width = max(1, -(-longest // BINS))
+    number = (last // width).clip(0, BINS - 1)
+    counts = finished.group_by(*GROUP, from_ms=number * width).agg(count=pl.len())
     bins = pl.DataFrame({"from_ms": [width * n for n in range(BINS)]})
-    groups = finished.select("group", "others").unique()
-    return (
-        groups.join(bins, how="cross")
-        .join(counts, on=["group", "others", "from_ms"], how="left", nulls_equal=True)
-        .select(
-            "group", "others", "from_ms", to_ms=pl.col("from_ms") + width,
-            count=pl.col("count").fill_null(0),
-        )
-        .sort("others", "group", "from_ms", nulls_last=True)
-    )  # fmt: skip
+    table = filled(groups.join(bins, how="cross"), counts, ["count"])
+    return table.select(*GROUP, "from_ms", to_ms=pl.col("from_ms") + width, count="count")

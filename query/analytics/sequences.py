@@ -12,7 +12,6 @@ unit with such an event. So a path costs its steps, however many events lie betw
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,60 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from forebay.query.analytics.units import ordered
 from forebay.storage.base.compiled import compiled
+from forebay.storage.formats.hashes import I64, U64
 
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
 THIS, EXACT, ANY = 0, 1, 2
 ALL, FIRST, LATEST = 0, 1, 2
-_SHORT = 32
-_SEED = int.from_bytes(os.urandom(8), "little")
-
-
-@compiled
-def _codes(hashes: Any, table: Any, codes: Any, firsts: Any) -> int:
-    """Number the hashes in order of their first row, which `firsts` has; how many there are."""
-    mask, count = np.uint64(len(table) - 1), 0
-    for i in range(len(hashes)):
-        slot = np.int64(hashes[i] & mask)
-        while table[slot] != 0 and hashes[firsts[table[slot] - 1]] != hashes[i]:
-            slot = (slot + 1) & np.int64(mask)
-        if table[slot] == 0:
-            firsts[count] = i
-            count += 1
-            table[slot] = count
-        codes[i] = table[slot] - 1
-    return count
-
-
-@compiled
-def _sorted(codes: Any, times: Any, count: int) -> Any:
-    """The rows by code, then time; as they came where both are the same."""
-    ends = np.zeros(count + 1, dtype=np.int64)
-    for i in range(len(codes)):
-        ends[codes[i] + 1] += 1
-    ends = np.cumsum(ends)
-    order = np.empty(len(codes), dtype=np.int64)
-    at = ends[:-1].copy()
-    for i in range(len(codes)):
-        order[at[codes[i]]] = i
-        at[codes[i]] += 1
-    for unit in range(count):
-        low, high = ends[unit], ends[unit + 1]
-        if high - low > _SHORT:
-            part = order[low:high].copy()
-            keys = times[part]
-            if (keys[1:] < keys[:-1]).any():
-                order[low:high] = part[np.argsort(keys, kind="mergesort")]
-            continue
-        for i in range(low + 1, high):
-            row = order[i]
-            j = i
-            while j > low and times[order[j - 1]] > times[row]:
-                order[j] = order[j - 1]
-                j -= 1
-            order[j] = row
-    return order
 
 
 @compiled
@@ -460,9 +411,8 @@ class Paths:
 def paths(units: pl.DataFrame, instants: I64, masks: U64, rules: Rules, *, totals: bool) -> Paths:
     """The paths of all units, which are the distinct rows of `units`; `instants` in milliseconds.
     With `totals` all of them, each with events of its own; else one a unit and bucket of entry."""
-    codes, count = number(units)
-    rows = _sorted(codes, instants, count)
-    codes, instants, masks = codes[rows], instants[rows], masks[rows]
+    rows, codes = ordered(units, instants)
+    instants, masks = instants[rows], masks[rows]
     strict, step_ms = rules.resolution == 0, max(1, rules.resolution)
     times = (instants + step_ms // 2) // step_ms * step_ms
     starts = _groups(codes, times)
@@ -485,15 +435,3 @@ def paths(units: pl.DataFrame, instants: I64, masks: U64, rules: Rules, *, total
             rules.window, rules.order, strict, rules.reentry, bounds, rules.drop, rules.edges,
         )  # fmt: skip
     return Paths(lengths, np.where(events < 0, -1, rows[events]), longest)
-
-
-def number(units: pl.DataFrame) -> tuple[I64, int]:
-    """A number from 0 for each row, the same for the same values, and how many there are."""
-    hashes = units.hash_rows(seed=_SEED).to_numpy()
-    table = np.zeros(1 << (2 * len(hashes) + 1).bit_length(), dtype=np.int32)
-    codes, firsts = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.int64)
-    count = _codes(hashes, table, codes, firsts)
-    if units.equals(units[firsts[codes]]):
-        return codes, count
-    ranks = units.select(pl.struct(pl.all()).rank("dense")).to_series().to_numpy()
-    return ranks.astype(np.int64) - 1, int(ranks.max())  # two values have one hash

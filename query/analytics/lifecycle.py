@@ -1,0 +1,65 @@
+"""Lifecycle: in each bucket, how many users are new, returning, resurrected, dormant.
+
+A user who is active in a bucket is new if the frame has no event of the kind before it, returning
+if there is one in the bucket before, else resurrected. Dormant are those who were active in the
+bucket before and are not in this one (Amplitude, Lifecycle; PostHog's "dormant" is the same).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from forebay.query.analytics.events import Event, Roles
+from forebay.query.analytics.frame import matched, ms_of_time
+from forebay.query.analytics.period import Period
+from forebay.storage.base.times import time_of
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """The answer: `over_time` has `bucket`, and numbers of users: `new`, `returning`,
+    `resurrected`, `dormant`."""
+
+    question: Mapping[str, object]
+    over_time: pl.DataFrame
+
+
+def lifecycle(
+    frame: pl.LazyFrame, roles: Roles, period: Period, *, event: Event | None = None
+) -> Lifecycle:
+    """The lives of users by `event`, by default any. All of the frame before the end of the period
+    is read. Raises BadInput."""
+    question = {"period": period, "event": event}
+    rows, _ = matched(frame, roles, [event or Event()])
+    edges = np.insert(period.edges_ms, 0, period.before.edges_ms[-2])
+    place = pl.lit(pl.Series(edges)).search_sorted(pl.col("ms"), side="right").cast(pl.Int32) - 2
+    kept = pl.col("place")
+    found = (
+        rows.filter(pl.col(roles.time) < time_of(period.end_ms))
+        .select(pl.col(roles.user).alias("user"), ms_of_time(roles))
+        .select("user", place=place)
+        .unique()
+        .collect(engine="streaming")
+        .sort("user", "place")
+        .with_columns(before=kept.shift().over("user"), after=kept.shift(-1).over("user"))
+    )
+    before = pl.col("before")
+    kinds = {
+        "new": found.filter(kept >= 0, before.is_null()),
+        "returning": found.filter(kept >= 0, before == kept - 1),
+        "resurrected": found.filter(kept >= 0, before < kept - 1),
+        "dormant": found.filter(
+            kept.is_between(-1, period.buckets - 2),
+            pl.col("after").is_null() | (pl.col("after") > kept + 1),
+        ).with_columns(kept + 1),
+    }
+    table = pl.DataFrame({"place": range(period.buckets)}, {"place": pl.Int32})
+    for name, users in kinds.items():
+        counts = users.group_by("place").agg(pl.len().alias(name))
+        table = table.join(counts, on="place", how="left", maintain_order="left")
+    label = period.label(pl.col("place")).alias("bucket")
+    return Lifecycle(question, table.select(label, pl.col(list(kinds)).fill_null(0)))
