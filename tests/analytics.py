@@ -10,14 +10,15 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 
 from forebay.query.analytics import Event, Roles, Where
-from tests import LONG
+from tests import LONG, cases
 
 ROLES = Roles("user", "event", "time", "session")
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "user": pl.String, "event": pl.String, "time": pl.Datetime("ms", "UTC"),
     "session": pl.Int64, "plan": pl.String, "price": pl.Float64, "raw": pl.Binary,
 }  # fmt: skip
@@ -42,9 +43,7 @@ class Row:
 
 
 def frame(rows: list[Row]) -> pl.LazyFrame:
-    columns = {
-        name: [getattr(row, name) for row in rows] for name in SCHEMA
-    }
+    columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA}
     return pl.DataFrame(columns, SCHEMA).lazy()
 
 
@@ -70,9 +69,10 @@ def random_rows(
 
 
 def seeds(quick: int, full: int) -> Iterator[int]:
-    """So many, each printed before its case so that a failure names it."""
+    """So many (a hundred times as many new ones in `make fuzz`), each printed before its case so
+    that a failure names it."""
     low = random.SystemRandom().randrange(10**9) if LONG else 0
-    for seed in range(low, low + (100 * full if LONG else quick)):
+    for seed in range(low, low + cases(quick, full, 100 * full)):
         print(f"seed {seed}")
         yield seed
 

@@ -8,12 +8,9 @@ from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from typing import Any
 
-import polars as pl
 import pytest
 
-from forebay.query.analytics import Event, Exclusion, Period, Where, funnel
-from forebay.storage.base.errors import BadInput
-from tests import cases
+from forebay.query.analytics import Event, Period, Where, funnel
 from tests.analytics import ROLES, Row, by_user, frame, holds, passes, random_rows, seeds
 
 PERIOD = Period(date(2024, 3, 30), date(2024, 4, 2))

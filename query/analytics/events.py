@@ -14,12 +14,12 @@ several filters must all hold, and `is not` and `does not contain` hold for even
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import reduce
 from operator import and_, or_
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import polars as pl
 
@@ -97,7 +97,7 @@ class Where:
             value, dtype = value.cast(pl.Float64, strict=False), pl.Float64()
         held = [_typed(one, dtype, self.property) for one in self.values]
         if self.op == "between":
-            return value.is_between(*held).fill_null(False)
+            return value.is_between(held[0], held[1]).fill_null(False)
         return _any(_COMPARED[self.op](value, one) for one in held).fill_null(False)
 
 
@@ -211,7 +211,7 @@ def _quoted(key: str) -> str:
     return f"'{key}'"
 
 
-def _any(found: Any) -> pl.Expr:
+def _any(found: Iterable[pl.Expr]) -> pl.Expr:
     return reduce(or_, found)
 
 

@@ -134,9 +134,7 @@ def zone_of(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (ValueError, OSError, KeyError) as error:
-        raise BadInput(
-            f"zone: expected a time zone such as Europe/Berlin, got {name!r}"
-        ) from error
+        raise BadInput(f"zone: expected a time zone such as Europe/Berlin, got {name!r}") from error
 
 
 def days_ms(ms: int, end_ms: int, zone: str, step: Interval = "day", week_start: int = 0) -> Period:

@@ -112,9 +112,7 @@ def _bounds(
 ) -> list[tuple[int, int]]:
     """The ranges of days asked for."""
     if period.interval not in WIDTHS_MS:
-        raise BadInput(
-            f"interval: expected one of {', '.join(WIDTHS_MS)}; got {period.interval!r}"
-        )
+        raise BadInput(f"interval: expected one of {', '.join(WIDTHS_MS)}; got {period.interval!r}")
     if mode not in ("on", "on or after"):
         raise BadInput(f"mode: expected 'on' or 'on or after', got {mode!r}")
     if brackets is None:
@@ -213,9 +211,7 @@ def _answer(
         grid.join(sizes, on=["cell", "bucket"], how="left", maintain_order="left")
         .with_columns(pl.col("out_of").fill_null(0))
         .join(days, how="cross", maintain_order="left_right")
-        .with_columns(
-            count=counts.ravel(), complete=np.tile(over.ravel(), groups.height) <= now_ms
-        )
+        .with_columns(count=counts.ravel(), complete=np.tile(over.ravel(), groups.height) <= now_ms)
     )
     overall = (
         cohorts.filter("complete")

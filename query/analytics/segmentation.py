@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, get_args
@@ -46,6 +46,12 @@ Measure = Literal[
 OF_A_PROPERTY = frozenset({"sum", "mean", "median", "percentile", "distinct"})
 NOTHING_IS_ZERO = frozenset({"uniques", "totals", "sum", "distinct", "frequency"})
 FREQUENCY = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+MEASURES: dict[str, Measure] = {
+    **{name.upper(): name for name in get_args(Measure) if name != "frequency"},
+    "PROPSUM": "sum",
+    "PROPAVG": "mean",
+}
+"""In a formula."""
 FORMULA_CHARACTERS = 1000
 _OPERATORS: dict[type[ast.operator], Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
@@ -101,7 +107,9 @@ def segmentation(
         ]  # fmt: skip
         tables = zip(*found, strict=True)
         over_time, overall = (
-            pl.concat(t.select(pl.lit(n, pl.Int32).alias("event"), pl.all()) for n, t in enumerate(ts))
+            pl.concat(
+                t.select(pl.lit(n, pl.Int32).alias("event"), pl.all()) for n, t in enumerate(ts)
+            )
             for ts in tables
         )
         return over_time, overall
@@ -129,38 +137,33 @@ def formula(
     question = {"events": events, "period": period, "formula": text, **options}
     if not {"measure", "compare"}.isdisjoint(options):
         raise BadInput("formula: expected no measure and no comparison of its own")
-    uses: dict[tuple[str, int], pl.Expr] = {}
+    uses: dict[tuple[Measure, int], pl.Expr] = {}
     value = _parsed(text, len(events), uses)
     if not uses:
         raise BadInput(f"formula: expected a measure of an event, such as UNIQUES(A); got {text!r}")
-    tables: list[pl.DataFrame | None] = [None, None]
-    for measure, number in uses:
-        found = segmentation(
+    found = [
+        segmentation(
             frame, roles, [events[number]], period,
             measure=measure, **options,  # type: ignore[arg-type]
-        )  # fmt: skip
-        zero = measure in NOTHING_IS_ZERO
-        for at, table in enumerate((found.over_time, found.overall)):
-            one = table.drop("event").rename({"value": f"{measure} {number}"})
-            keys = [name for name in (*GROUP, "bucket") if name in one.columns]
-            tables[at] = _joined(tables[at], one, keys)
-            if zero:
-                tables[at] = tables[at].with_columns(pl.col(f"{measure} {number}").fill_null(0))
-    over_time, overall = (
-        table.select(*(n for n in (*GROUP, "bucket") if n in table.columns), value.alias("value"))
-        for table in tables
-        if table is not None
-    )
-    return Segmentation(question, over_time, overall)
+        )
+        for measure, number in uses
+    ]  # fmt: skip
+    over_time = _joined([one.over_time for one in found], uses, value)
+    return Segmentation(question, over_time, _joined([one.overall for one in found], uses, value))
 
 
-def _joined(known: pl.DataFrame | None, more: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    if known is None:
-        return more
-    if not keys:
-        return pl.concat([known, more], how="horizontal")
-    found = known.join(more, on=keys, how="full", coalesce=True, nulls_equal=True)
-    return found.sort([key for key in ("others", "group", "bucket") if key in keys], nulls_last=True)
+def _joined(
+    tables: Sequence[pl.DataFrame], uses: Iterable[tuple[Measure, int]], value: pl.Expr
+) -> pl.DataFrame:
+    """The value of a formula over the tables of the measures that it uses."""
+    keys = [name for name in (*GROUP, "bucket") if name in tables[0].columns]
+    grid = pl.concat(table.select(pl.lit(0).alias("all"), *keys) for table in tables).unique()
+    for table, (measure, number) in zip(tables, uses, strict=True):
+        column = f"{measure} {number}"
+        one = table.select(pl.lit(0).alias("all"), *keys, pl.col("value").alias(column))
+        grid = filled(grid, one, [column] if measure in NOTHING_IS_ZERO else [])
+    order = [name for name in ("others", "group", "bucket") if name in keys]
+    return grid.sort("all", *order, nulls_last=True).select(*keys, value=value)
 
 
 def _check(
@@ -293,7 +296,7 @@ def _shared(table: pl.DataFrame, active: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(value=pl.when(pl.col("active") > 0).then(value)).select(keys)
 
 
-def _parsed(text: str, events: int, uses: dict[tuple[str, int], pl.Expr]) -> pl.Expr:
+def _parsed(text: str, events: int, uses: dict[tuple[Measure, int], pl.Expr]) -> pl.Expr:
     """The formula as an expression over columns "MEASURE NUMBER", which `uses` collects."""
     try:
         if len(text) > FORMULA_CHARACTERS:
@@ -306,7 +309,7 @@ def _parsed(text: str, events: int, uses: dict[tuple[str, int], pl.Expr]) -> pl.
         ) from error
 
 
-def _expression(node: ast.expr, events: int, uses: dict[tuple[str, int], pl.Expr]) -> pl.Expr:
+def _expression(node: ast.expr, events: int, uses: dict[tuple[Measure, int], pl.Expr]) -> pl.Expr:
     """Raises ValueError for what is not of the grammar."""
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
@@ -320,8 +323,8 @@ def _expression(node: ast.expr, events: int, uses: dict[tuple[str, int], pl.Expr
             if type(op) in _OPERATORS:
                 return _OPERATORS[type(op)](first, second)
         case ast.Call(func=ast.Name(id=name), args=[ast.Name(id=letter)], keywords=[]):
-            measure = {"PROPSUM": "sum", "PROPAVG": "mean"}.get(name, name.casefold())
             number = ord(letter) - ord("A") if len(letter) == 1 else -1
-            if measure in set(get_args(Measure)) - {"frequency"} and 0 <= number < events:
+            measure = MEASURES.get(name)
+            if measure is not None and 0 <= number < events:
                 return uses.setdefault((measure, number), pl.col(f"{measure} {number}"))
     raise ValueError

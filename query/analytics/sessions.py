@@ -70,7 +70,9 @@ def sessions(
     event of a session; `bins_ms` are lower ends of `lengths`, ascending. Raises BadInput."""
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     if gap is None and (to_midnight or roles.session is None):
-        raise BadInput("gap: expected a time such as 30 minutes, for no role has sessions; got none")
+        raise BadInput(
+            "gap: expected a time such as 30 minutes, for no role has sessions; got none"
+        )
     if (gap is not None and gap <= timedelta(0)) or longest < (gap or timedelta(0)):
         raise BadInput(f"gap: expected more than 0 and at most {longest}, got {gap}")
     if not bins_ms or list(bins_ms) != sorted(set(bins_ms)):
@@ -112,16 +114,16 @@ def _by_gap(
     begins = (user != user.shift()) | (ms - ms.shift() > gap_ms)
     if to_midnight:
         low, high = found.select(ms.min().alias("low"), ms.max().alias("high")).row(0)
-        days = replace(period, start=time_of(low or 0), end=time_of((high or 0) + 1), interval="day")
+        days = replace(
+            period, start=time_of(low or 0), end=time_of((high or 0) + 1), interval="day"
+        )
         day = days.bucket(ms)
         begins |= day != day.shift()
     return (
         found[order]
         .with_columns(id=begins.fill_null(True).cum_sum())
         .group_by("user", "id")
-        .agg(
-            start=ms.first(), end=ms.last(), events=pl.len(), group=pl.col("group").first()
-        )
+        .agg(start=ms.first(), end=ms.last(), events=pl.len(), group=pl.col("group").first())
     )
 
 

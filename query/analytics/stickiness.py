@@ -65,7 +65,9 @@ def stickiness(
         .unique()
         .collect(engine="streaming")
     )
-    found = top_groups(found, found.select("group", "user").unique().select("group", weight=1), limit)
+    found = top_groups(
+        found, found.select("group", "user").unique().select("group", weight=1), limit
+    )
     counted = found.group_by("user", *GROUP, "bucket").agg(days=pl.col("day").n_unique())
     grid = groups_in(found).join(
         pl.DataFrame({"bucket": range(period.buckets)}, {"bucket": pl.Int32}), how="cross"

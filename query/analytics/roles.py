@@ -1,0 +1,48 @@
+"""The roles of a data directory: which columns have the user, the event, its time and the session.
+
+The job publishes them in the manifest of each partition, from its schema preset or its settings, so
+that a reader needs no configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from os import PathLike
+
+from forebay.query.analytics.events import Roles
+from forebay.storage.base.directory import data_directory, require_data_directory
+from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.state import read_manifest
+
+NEEDED = ("user", "event", "time")
+
+
+def read_roles(*data: str | PathLike[str], **named: str) -> Roles:
+    """The roles that all data directories have in common; `named` ones (user, event, time, session)
+    go before. Raises BadInput where one is unknown or differs, Corruption or FormatVersion if a
+    manifest can't be read."""
+    known = {field.name for field in fields(Roles)}
+    if unknown := sorted(named.keys() - known):
+        raise BadInput(f"roles: expected names among {', '.join(sorted(known))}; got {unknown}")
+    disk, found = Disk(), list[Mapping[str, str]]()
+    for root in map(data_directory, data):
+        require_data_directory(root)
+        layout = Layout(root)
+        states = (read_manifest(disk, layout.manifest(name)) for name in layout.partitions())
+        found += [state.roles for state in states if state is not None and state.counters.accepted]
+    roles = {}
+    for name in known:
+        columns = {named[name]} if name in named else {one[name] for one in found if name in one}
+        if len(columns) > 1:
+            raise BadInput(f"roles: expected one column as {name}, got {sorted(columns)}")
+        if columns:
+            (roles[name],) = columns
+    if missing := [name for name in NEEDED if name not in roles]:
+        raise BadInput(
+            f"roles: expected columns as {', '.join(missing)}, got none from the data: name them in"
+            " the settings under [roles] and start the job once, or name them here"
+        )
+    return Roles(**roles)
