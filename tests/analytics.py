@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -48,8 +48,8 @@ def frame(rows: list[Row]) -> pl.LazyFrame:
 
 
 def random_rows(
-    rng: random.Random, *, most: int = 25, users: int = 3, kinds: str = "abcx", span_ms: int = 20_000,
-    grain_ms: int = 500,
+    rng: random.Random, *, most: int = 25, users: int = 3, kinds: str = "abcx",
+    span_ms: int = 20_000, grain_ms: int = 500,
 ) -> list[Row]:  # fmt: skip
     def row() -> Row:
         plan = rng.choice(["free", "pro", None])
@@ -96,7 +96,3 @@ def by_user(rows: list[Row]) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(row.user, []).append(row)
     return {user: sorted(mine, key=lambda row: row.ms) for user, mine in found.items()}
-
-
-def moved(rows: list[Row], **changes: object) -> list[Row]:
-    return [replace(row, **changes) for row in rows]  # type: ignore[arg-type]

@@ -119,6 +119,8 @@ def funnel(
     )
     unit = [roles.user]
     held = hold if attribution != "all steps" else by
+    if attribution == "all steps" and by is None:
+        raise BadInput("attribution: expected a property to divide by, got none")
     if hold is not None and held != hold:
         raise BadInput("attribution: expected no other property held than the one of all steps")
     rows = _events(frame, roles, steps, period, window_ms, order, segment, by, held, exclude)
