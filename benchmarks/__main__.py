@@ -23,7 +23,9 @@ from benchmarks.peer import PEERS
 from benchmarks.report import Report
 from forebay.flows.cluster import WORKER_ENVIRONMENT
 
-PLAIN = ("scale", "checkpoint", "memory", "recovery", "freshness", "query", "chunks")
+PLAIN = (
+    "scale", "checkpoint", "memory", "recovery", "freshness", "query", "chunks", "analytics",
+)  # fmt: skip
 """Modules of this package with `EVENTS` and `run(events, runs, command)`."""
 AS_A_WORKER = ("checkpoint", "memory", "recovery", "chunks")
 """Those that do a worker's work in their own process, which needs a worker's environment."""

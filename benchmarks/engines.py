@@ -146,19 +146,23 @@ def chdb(folder: str) -> Ask:
     return ask
 
 
-def main(name: str, folder: str) -> int:
+def serve(engine: Callable[[str], Ask], folder: str) -> int:
+    """Answer questions until there are no more."""
     import json
 
     ask: Ask | None = None
     for line in sys.stdin:
         started_s = time.perf_counter()
-        ask = ask or {"forebay": invoke, "polars": polars, "duckdb": duckdb, "chdb": chdb}[name](
-            folder
-        )
+        ask = ask or engine(folder)
         rows = ask(line.strip())
         wall_s = time.perf_counter() - started_s
         print(json.dumps({"wall_s": wall_s, "rows": rows}), flush=True)
     return 0
+
+
+def main(name: str, folder: str) -> int:
+    engines = {"forebay": invoke, "polars": polars, "duckdb": duckdb, "chdb": chdb}
+    return serve(engines[name], folder)
 
 
 if __name__ == "__main__":

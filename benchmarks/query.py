@@ -44,16 +44,16 @@ SCANNED = QUESTIONS[:3]
 
 
 class Engine:
-    """A process that answers (see `engines`)."""
+    """A process that answers (see `engines`, and other modules like it)."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, module: str = "benchmarks.engines") -> None:
         python = sys.executable
         if name in PEERS:
             PEERS[name].install()
             python = PEERS[name].python
         self.name = name
         self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.engines", name.split()[0], str(folder)],
+            [python, "-m", module, name.split()[0], str(folder)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -46,8 +46,8 @@ def _columns(declared: str) -> tuple[Column, ...]:
     return tuple(columns)
 
 
-def _roles(user: str, event: str, time: str) -> tuple[tuple[str, str], ...]:
-    return ("user", user), ("event", event), ("time", time)
+def _roles(user: str, event: str, time: str, **more: str) -> tuple[tuple[str, str], ...]:
+    return ("user", user), ("event", event), ("time", time), *more.items()
 
 
 def _uploaded(path: str) -> Column:
@@ -64,7 +64,7 @@ _FORMER = {
         key=("device_id", "insert_id"),
         upload_time=_uploaded("server_upload_time"),
         volatile=("uuid",),
-        roles=_roles("user_id", "event_type", "event_time"),
+        roles=_roles("user_id", "event_type", "event_time", session="session_id"),
     ),
     "segment": Schema(
         _columns(
@@ -126,7 +126,7 @@ PRESETS: dict[str, Preset] = {
         key=("device_id", "insert_id"),
         upload_time=_uploaded("server_upload_time"),
         volatile=("uuid",),
-        roles=_roles("user_id", "event_type", "event_time"),
+        roles=_roles("user_id", "event_type", "event_time", session="session_id"),
         former=_FORMER["amplitude"],
     ),
     "segment": _SEGMENT,

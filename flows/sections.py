@@ -214,3 +214,16 @@ class BatchSettings(Section):
     and a warehouse in data_dir."""
     memory: ByteSize = Field(ByteSize(1 << 30), ge=64 << 20)
     """What finding duplicates may hold in memory. Less: more on disk."""
+
+
+class RolesSettings(Section):
+    """Which columns analytics asks for, where they are others than the preset's."""
+
+    user: str = ""
+    """The column that names the user. Default: the preset's, as of the others."""
+    event: str = ""
+    """The column with the name of the event."""
+    time: str = ""
+    """The column with the time of the event; or upload_time."""
+    session: str = ""
+    """The column with the session's id, a whole number of which -1 is none."""

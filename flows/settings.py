@@ -36,6 +36,7 @@ from forebay.flows.sections import (
     Duration,
     FilesSettings,
     KafkaSettings,
+    RolesSettings,
     Section,
     TimeType,
     UploadPaths,
@@ -46,11 +47,24 @@ from forebay.flows.toml import read_toml
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import did_you_mean, plain
-from forebay.storage.formats.schema import TEXT, UPLOAD_TIME, Column, Schema, path_faults
+from forebay.storage.formats.schema import (
+    TEXT,
+    UPLOAD_TIME,
+    Column,
+    ColumnType,
+    Schema,
+    path_faults,
+)
 
 if TYPE_CHECKING:
     from forebay.operators.sources.topic import KafkaConfig
 
+TIMES: frozenset[ColumnType] = frozenset({"time", "time_s", "time_us", "time_auto"})
+ROLE_TYPES: dict[str, frozenset[ColumnType]] = {
+    "user": TEXT | {"int"}, "event": TEXT, "time": TIMES,
+    "session": frozenset({"int"}),
+}  # fmt: skip
+"""The types of columns that can play a role."""
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"
 NO_SOURCE = 'source: expected source = "kafka" beside [kafka], got none; the default is files'
@@ -101,6 +115,7 @@ class Settings(Section, BaseSettings):
     upload_time_type: TimeType = Field("time", validate_default=True)
     """The unit of a numeric upload_time: time (or ms), time_s (s), time_us (us). Text is read by
     itself."""
+    roles: RolesSettings = RolesSettings()
     raw: bool = True
     """Keep the whole message beside the columns. Off: about half the disk, but what was not
     declared is gone."""
@@ -223,6 +238,23 @@ class Settings(Section, BaseSettings):
             raise ValueError(f"expected columns of text before '?', got {others}")
         return value
 
+    @field_validator("roles")
+    @classmethod
+    def _of_their_types(cls, value: RolesSettings, info: ValidationInfo) -> RolesSettings:
+        if not {"event_schema", "columns"} <= set(info.data):
+            return value
+        columns = (*_preset(info.data["event_schema"]).columns, *info.data["columns"])
+        types: dict[str, ColumnType] = {one.name: one.type for one in columns}
+        types[UPLOAD_TIME] = "time"
+        for role, name in value.model_dump(exclude_defaults=True).items():
+            fitting = [one for one, type in types.items() if type in ROLE_TYPES[role]]
+            if name not in fitting:
+                near = did_you_mean(name, fitting)
+                raise ValueError(
+                    f"expected as {role} a column among {', '.join(fitting)}; got {name!r}{near}"
+                )
+        return value
+
     @field_validator("upload_time_type")
     @classmethod
     def _one_type_a_path(cls, value: TimeType, info: ValidationInfo) -> TimeType:
@@ -275,13 +307,14 @@ class Settings(Section, BaseSettings):
         key, optional = preset.key, preset.optional
         if self.dedup_key:
             key, optional = parse_key(self.dedup_key)
+        own_roles = self.roles.model_dump(exclude_defaults=True)
         return Schema(
             columns=(*kept, *(column.column for column in self.columns)),
             key=key,
             upload_time=upload_time,
             raw=self.raw,
             volatile=self.volatile or preset.volatile,
-            roles=preset.roles,
+            roles=tuple((dict(preset.roles) | own_roles).items()),
             optional=optional,
         )
 

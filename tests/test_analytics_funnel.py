@@ -399,7 +399,7 @@ def test_what_cannot_be_asked_is_refused(options: dict[str, Any], said: str) -> 
 
 
 def test_clickhouse_reaches_the_same_steps() -> None:
-    """windowFunnel, where it is defined: no two events of a user at one time, steps of their own."""
+    """windowFunnel, where it is defined: a user has one event at a time, a step its own events."""
     chdb = pytest.importorskip("chdb")
     for seed in seeds(10, 100):
         rng = random.Random(seed)

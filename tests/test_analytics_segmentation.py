@@ -289,7 +289,8 @@ def test_the_same_in_sql() -> None:
         connection.execute("set timezone = 'Europe/Berlin'")
         expected = connection.execute(
             "select epoch(date_trunc('day', time)), count(distinct user) from events"
-            " where event = 'a' and time >= '2024-03-30' and time < '2024-04-03' group by 1 order by 1"
+            " where event = 'a' and time >= '2024-03-30' and time < '2024-04-03'"
+            " group by 1 order by 1"
         ).fetchall()
         got = found.filter(found["value"] > 0).select("bucket", "value").rows()
         assert [(day.timestamp(), n) for day, n in got] == expected

@@ -16,6 +16,7 @@ from forebay.query.analytics.lifecycle import Lifecycle, lifecycle
 from forebay.query.analytics.paths import Paths, paths
 from forebay.query.analytics.period import Period
 from forebay.query.analytics.retention import Retention, retention
+from forebay.query.analytics.roles import read_roles
 from forebay.query.analytics.segmentation import Segmentation, formula, segmentation
 from forebay.query.analytics.sessions import Sessions, sessions
 from forebay.query.analytics.stickiness import Stickiness, stickiness
@@ -40,6 +41,7 @@ __all__ = [
     "lifecycle",
     "parse_filters",
     "paths",
+    "read_roles",
     "retention",
     "segmentation",
     "sessions",

@@ -1,4 +1,5 @@
-"""What all questions begin and end with: rows that count, and groups of which the largest are named.
+"""What all questions begin and end with: rows that count, and groups, of which the largest are
+named.
 
 A row without a user or a time is none. Event names go to the scan as one predicate.
 """
@@ -100,7 +101,7 @@ def group_of(by: str | None, schema: pl.Schema) -> pl.Expr:
 
 
 def filled(grid: pl.DataFrame, found: pl.DataFrame, zero: Sequence[str]) -> pl.DataFrame:
-    """The rows of a grid with what was found of them, and 0 in the columns `zero` for the others."""
+    """The rows of a grid with what was found of them; for the others, 0 in the columns `zero`."""
     keys = [name for name in grid.columns if name in found.columns]
     rows = grid.join(found, on=keys, how="left", nulls_equal=True, maintain_order="left")
     return rows.with_columns(pl.col(name).fill_null(0) for name in zero)

@@ -8,8 +8,8 @@ funnels", "How Amplitude handles simultaneous events") unless an option says oth
   simultaneous with a step) or "any" (step k counts if the steps up to k are there in any sequence).
 - `count`: "uniques" (of each unit the longest, then earliest path) or "totals" (all paths, each
   event in one of them only).
-- `reentry`: "any" entry may begin the path that counts; Mixpanel's "first" (the first entry only; in
-  totals, none while a path is open) and "latest" (the last entry before step 2).
+- `reentry`: "any" entry may begin the path that counts; Mixpanel's "first" (the first entry only;
+  in totals, none while a path is open) and "latest" (the last entry before step 2).
 - `resolution`: events in the same second are simultaneous, and either order counts; 0 orders them
   by milliseconds, and simultaneous ones don't follow one another.
 - `segment`: filters on the entry only. `by`: a property that divides the paths, by the value at
@@ -57,7 +57,7 @@ ROUNDING_MS = 60_000
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Events that must not lie between two steps, numbered from 1: by default the first and last."""
+    """Events that must not lie between two steps (from 1), by default the first and last."""
 
     event: Event
     after: int = 1

@@ -47,7 +47,8 @@ def timeline(
             f" from {offset}"
         )
     time = pl.col(roles.time)
-    mine = frame.filter(pl.col(roles.user) == user, time.is_not_null())
+    named = pl.lit(user).cast(schema[roles.user], strict=False)
+    mine = frame.filter(pl.col(roles.user) == named, time.is_not_null())
     for name, bound, compare in (("start", start, pl.Expr.ge), ("end", end, pl.Expr.lt)):
         if bound is not None and bound.tzinfo is None:
             raise BadInput(f"{name}: expected a time with its zone, got {bound}")

@@ -76,8 +76,9 @@ class Schema:
     `key` names the columns (of `columns`) that make up the dedup key. `upload_time` is the column
     the upload time is taken from, named "upload_time"; None means the broker's own timestamp.
     `volatile` names the columns that may differ between copies of one event. `roles` says which
-    column has the "user", the "event" and the "time", where that is known. `optional` names the
-    columns of the key, all of text, in which an event may have no value: its text is empty then.
+    column has the "user", the "event", the "time" and the "session", where that is known.
+    `optional` names the columns of the key, all of text, in which an event may have no value: its
+    text is empty then.
     """
 
     columns: tuple[Column, ...]

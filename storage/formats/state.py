@@ -144,7 +144,7 @@ class PartitionState:
     """How old an interval is whose events are backfill (see `admission`): the dedup window under
     which this partition was first opened. Never changes; 0 before that."""
     roles: dict[str, str] = field(default_factory=dict, metadata=OPTIONAL)
-    """Which column has the user, the event and the time, as far as the schema says."""
+    """Which column has the user, the event, the time and the session, as far as the schema says."""
     reject_files: dict[str, RejectFile] = field(default_factory=dict, metadata=OPTIONAL)
     """Of each file in `rejects`, by its name."""
 
