@@ -1,5 +1,5 @@
-"""The engines that answer questions of product analytics: Forebay's functions, DuckDB and ClickHouse
-(chdb), all over the same Parquet files.
+"""The engines that answer questions of product analytics: Forebay's functions, DuckDB and
+ClickHouse (chdb), all over the same Parquet files.
 
     python -m benchmarks.analysts NAME FOLDER
 

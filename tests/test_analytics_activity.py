@@ -38,7 +38,7 @@ def test_stickiness_counts_the_days_of_each_user_in_each_week_or_month(at_least:
         rows = random_rows(rng, most=120, users=8, span_ms=20 * DAY_MS, grain_ms=HOUR_MS)
         zone = rng.choice(["UTC", "America/Los_Angeles"])
         first, last = date(2024, 3, 30), date(2024, 4, 15)
-        interval = rng.choice(["week", "month"])
+        interval: Any = rng.choice(["week", "month"])
         period = Period(first, last, interval, zone)
         found = stickiness(frame(rows), ROLES, A, period, at_least=at_least)
         active: dict[tuple[date, str], set[date]] = {}

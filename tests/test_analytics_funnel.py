@@ -203,7 +203,7 @@ def test_totals_are_those_of_a_list_of_open_paths(order: str, reentry: str) -> N
 @pytest.mark.parametrize("reentry", ["any", "first", "latest"])
 @pytest.mark.parametrize("exclusion", ["break", "drop"])
 def test_the_path_of_each_user_and_day_is_the_longest_then_the_earliest(
-    reentry: str, exclusion: str
+    reentry: Any, exclusion: Any
 ) -> None:
     """With exclusions, groups and times; steps have events of their own, and milliseconds count."""
     for seed in seeds(12, 300):
@@ -212,7 +212,7 @@ def test_the_path_of_each_user_and_day_is_the_longest_then_the_earliest(
         rows = list({(row.user, row.ms): row for row in rows}.values())
         window_ms = rng.choice([3, 12, 40]) * HOUR_MS
         after, before = rng.choice([(1, 3), (1, 2), (2, 3)])
-        more = {"by": "plan"} if rng.random() < 0.5 else {}
+        more: Any = {"by": "plan"} if rng.random() < 0.5 else {}
         found = funnel(
             frame(rows), ROLES, [A, B, C], PERIOD, window=timedelta(milliseconds=window_ms),
             resolution=timedelta(0), reentry=reentry, exclude=[Exclusion(X, after, before)],
@@ -233,16 +233,16 @@ def test_the_path_of_each_user_and_day_is_the_longest_then_the_earliest(
         paths = {key: path for key, (_, path) in chosen.items() if path}
         for one in (*found.steps.to_dicts(), *found.over_time.to_dicts()):
             day = one["bucket"].date() if "bucket" in one else None
-            mine = [
+            there = [
                 path for (_, at), path in paths.items()
                 if at == day and (not more or path[0].plan == one["group"])
             ]  # fmt: skip
             step = one["step"]
-            there = [path for path in mine if len(path) >= step]
-            assert one["count"] == len(there)
-            assert one["of_first"] == (len(there) / len(mine) if mine else None)
-            if step > 1 and there:
-                since = [path[step - 1].ms - path[step - 2].ms for path in there]
+            reached = [path for path in there if len(path) >= step]
+            assert one["count"] == len(reached)
+            assert one["of_first"] == (len(reached) / len(there) if there else None)
+            if step > 1 and reached:
+                since = [path[step - 1].ms - path[step - 2].ms for path in reached]
                 assert one["median_ms"] == statistics.median(since)
                 assert one["mean_ms"] == pytest.approx(statistics.mean(since))
         ended = [path[-1].ms - path[0].ms for (_, day), path in paths.items()

@@ -12,6 +12,7 @@ unit with such an event. So a path costs its steps, however many events lie betw
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from forebay.query.analytics.units import ordered
+from forebay.query.analytics.units import number, order
 from forebay.storage.base.compiled import compiled
 from forebay.storage.formats.hashes import I64, U64
 
 THIS, EXACT, ANY = 0, 1, 2
 ALL, FIRST, LATEST = 0, 1, 2
+SHARED_ROWS = 100_000
+"""From so many on, threads are worth their start."""
 
 
 @compiled
@@ -410,13 +413,37 @@ class Paths:
 
 def paths(units: pl.DataFrame, instants: I64, masks: U64, rules: Rules, *, totals: bool) -> Paths:
     """The paths of all units, which are the distinct rows of `units`; `instants` in milliseconds.
-    With `totals` all of them, each with events of its own; else one a unit and bucket of entry."""
-    rows, codes = ordered(units, instants)
-    instants, masks = instants[rows], masks[rows]
+    With `totals` all of them, each with events of its own; else one a unit and bucket of entry.
+
+    Units don't depend on each other, so threads share them out."""
+    codes, count = number(units)
+    threads = pl.thread_pool_size() if len(codes) > SHARED_ROWS else 1
+
+    def share(part: int) -> Paths:
+        rows = np.flatnonzero(codes % threads == part)
+        own = codes[rows] // threads
+        rows = rows[order(own, instants[rows], count // threads + 1)]
+        found = _of_units(codes[rows], instants[rows], masks[rows], rules, totals)
+        return Paths(
+            found.lengths, np.where(found.events < 0, -1, rows[found.events]), found.longest
+        )
+
+    if threads == 1:
+        return share(0)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(share, range(threads)))
+    return Paths(*(np.concatenate(same) for same in zip(*map(_fields, parts), strict=True)))
+
+
+def _fields(found: Paths) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
+    return found.lengths, found.events, found.longest
+
+
+def _of_units(codes: I64, instants: I64, masks: U64, rules: Rules, totals: bool) -> Paths:
+    """The paths of events in order of unit and time."""
     strict, step_ms = rules.resolution == 0, max(1, rules.resolution)
     times = (instants + step_ms // 2) // step_ms * step_ms
     starts = _groups(codes, times)
-    times = times[starts[:-1]].repeat(np.diff(starts))
     bounds = np.array(rules.bounds, dtype=np.int64).reshape(-1, 2)
     bits = rules.steps + len(bounds)
     following = _following(codes, masks, starts, bits, True)
@@ -425,13 +452,12 @@ def paths(units: pl.DataFrame, instants: I64, masks: U64, rules: Rules, *, total
             codes, masks, times, starts, following, rules.steps, rules.window, rules.order,
             strict, rules.reentry, bounds,
         )  # fmt: skip
-        longest = np.ones(len(lengths), dtype=np.bool_)
-    else:
-        preceding = following
-        if rules.order == ANY:
-            preceding = _following(codes, masks, starts, bits, False)
-        lengths, events, longest = _paths(
+        return Paths(lengths, events, np.ones(len(lengths), dtype=np.bool_))
+    unordered = rules.order == ANY
+    preceding = _following(codes, masks, starts, bits, False) if unordered else following
+    return Paths(
+        *_paths(
             codes, masks, times, instants, starts, following, preceding, rules.steps,
             rules.window, rules.order, strict, rules.reentry, bounds, rules.drop, rules.edges,
-        )  # fmt: skip
-    return Paths(lengths, np.where(events < 0, -1, rows[events]), longest)
+        )
+    )  # fmt: skip
