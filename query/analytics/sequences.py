@@ -140,19 +140,28 @@ def _sequence(
 
 
 @compiled
+def _insert(found: Any, count: int, event: int) -> int:
+    """Put an event in order into the first `count`, unless it is there; how many there are then."""
+    at = count
+    while at and found[at - 1] >= event:
+        at -= 1
+    if at < count and found[at] == event:
+        return count
+    found[at + 1 : count + 1] = found[at:count].copy()
+    found[at] = event
+    return count + 1
+
+
+@compiled
 def _unordered(
     entry: int, group: int, masks: Any, starts: Any, times: Any, following: Any, preceding: Any,
     steps: int, window: int, filled: Any, places: Any,
 ) -> int:  # fmt: skip
     """The same in any order, of the latest window that holds the entry and the most steps. Of each
     step, the nearest events are enough, as many on either side as there are steps."""
-    near = np.empty(2 * steps * steps + starts[group + 1] - starts[group], dtype=np.int64)
-    near[0] = entry
-    count = 1
-    for i in range(starts[group], starts[group + 1]):
-        if i != entry:
-            near[count] = i
-            count += 1
+    found = np.empty(2 * steps * steps + starts[group + 1] - starts[group], dtype=np.int64)
+    count = starts[group + 1] - starts[group]
+    found[:count] = np.arange(starts[group], starts[group + 1])
     for step in range(1, steps):
         for side in range(2):
             links = following if side == 0 else preceding
@@ -160,11 +169,10 @@ def _unordered(
             while g >= 0 and left and abs(times[starts[g]] - times[entry]) <= window:
                 for i in range(starts[g], starts[g + 1]):
                     if left and (masks[i] >> np.uint64(step)) & np.uint64(1):
-                        near[count] = i
-                        count += 1
+                        count = _insert(found, count, i)
                         left -= 1
                 g = links[g, step]
-    found = np.unique(near[:count])
+    found = found[:count]
     middle = np.searchsorted(found, starts[group])
     best = 0
     trial = np.empty(steps, dtype=np.int64)
@@ -303,16 +311,11 @@ def _totals(
             heads[:] = -1
             front[:] = count
             current = -1
-        firsts = np.full(high - low, steps, dtype=np.int64)
-        for i in range(low, high):
-            for step in range(steps - 1, -1, -1):
-                if (masks[i] >> np.uint64(step)) & one:
-                    firsts[i - low] = step
-        by_step = np.argsort(firsts, kind="mergesort") if high - low > 1 else np.zeros(1, np.int64)
-        for n in by_step:
-            if firsts[n] == steps:
-                continue
-            i = low + n
+        for n in range(steps * (high - low)):
+            first, i = n // (high - low), low + n % (high - low)
+            below = (one << np.uint64(first)) - one
+            if not (masks[i] >> np.uint64(first)) & one or masks[i] & below:
+                continue  # its first step is another
             mask, path, step = masks[i], -1, -1
             if order == ANY:
                 for k in range(steps):
@@ -360,7 +363,7 @@ def _totals(
                     waits = now - begun[current] <= window and (events[current] < 0).any()
                     if waits:
                         continue
-                path, step = count, firsts[n]
+                path, step = count, first
                 events[path] = -1
                 begun[path] = now
                 current = path
