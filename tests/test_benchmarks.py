@@ -16,6 +16,7 @@ import orjson
 import pytest
 
 from benchmarks import (
+    analytics,
     checkpoint,
     chunks,
     freshness,
@@ -96,6 +97,13 @@ def test_query_gets_the_same_answers_from_every_engine(monkeypatch: pytest.Monke
     entry = check(query.run).forebay
     assert entry["hot_events"] + entry["cold_events"] == EVENTS
     assert entry["cold_events"] > entry["hot_events"] > 0
+
+
+def test_analytics_answers_every_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query, "PEERS", {})
+    entry = check(analytics.run).forebay
+    assert entry["exact"]
+    assert entry["ms"].keys() == {"funnel", "retention", "segmentation"}
 
 
 def test_chunks_have_every_event() -> None:
