@@ -63,7 +63,7 @@ def _tried(settings: Settings, sample: Sample) -> Outcome:
         schema_in_force(settings),
         settings.future_skew,
         settings.message_bytes_max,
-        settings.preset.hint,
+        settings.preset.hints,
     )
     decoder, found = Decoder(config), Outcome()
     for partition, mine in groupby(sample, itemgetter(0)):

@@ -69,7 +69,7 @@ def build(
     _require_same_division(layout.partitions(), owners, settings.hash_partitions)
     keys = {owner.name: state_key(owner) for owner in owners}
     decoder = Decoder(
-        DecodeConfig(schema, settings.future_skew, settings.message_bytes_max, settings.preset.hint)
+        DecodeConfig(schema, settings.future_skew, settings.message_bytes_max, settings.preset.hints)
     )
 
     @noted
