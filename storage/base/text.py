@@ -25,7 +25,7 @@ def shortened(text: str, characters_max: int) -> str:
 
 
 def size_text(count: int) -> str:
-    """Bytes in the largest unit of which there is one: "64 MiB"; to a tenth where it is not whole."""
+    """Bytes in the largest unit of which there is one, to a tenth where it is not whole: 64 MiB."""
     unit, units = 1, iter(("KiB", "MiB", "GiB", "TiB"))
     name = "bytes"
     while count >= 1024 * unit and (larger := next(units, None)):
