@@ -216,7 +216,9 @@ class Settings(Section, BaseSettings):
         if info.field_name == "volatile":
             return value
         if not value and not preset.key:
-            raise ValueError('expected at least one column, for schema = "none" has no key of its own')
+            raise ValueError(
+                'expected at least one column, for schema = "none" has no key of its own'
+            )
         if len(set(names)) < len(names):
             raise ValueError("expected each column once")
         if floats := [name for name in names if types[name] == "float"]:

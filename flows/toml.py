@@ -22,7 +22,9 @@ _WORDS = {
     "Invalid statement": "expected NAME = VALUE or [SECTION], got neither",
 }
 """What the parser says, in the form that our other faults have."""
-_UNQUOTED = re.compile(r"[=\[,]\s*[\d._]+\s*(?:[kmgtp]i?b?|b|ms|[smhd])\s*(?:[],}#]|$)", re.IGNORECASE)
+_UNQUOTED = re.compile(
+    r"[=\[,]\s*[\d._]+\s*(?:[kmgtp]i?b?|b|ms|[smhd])\s*(?:[],}#]|$)", re.IGNORECASE
+)
 """A size or a time that would be right in quotes."""
 
 
@@ -74,6 +76,8 @@ def _told(message: str, text: str) -> str:
         section = ".".join(re.findall(r"'([^']*)'", match[1]))
         return f"line {line}: {plain(f'expected [{section}] once, got it again')}"
     if _UNQUOTED.search(text.splitlines()[int(line) - 1]):
-        return f"line {line}: expected quotes around a size or a time, as in \"64MiB\" or \"7d\", got none"
+        return (
+            f'line {line}: expected quotes around a size or a time, as in "64MiB" or "7d", got none'
+        )
     other = f"expected TOML, got other: {what[:1].lower()}{what[1:]}"
     return f"line {line}: {plain(_WORDS.get(what, other))}"

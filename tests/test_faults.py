@@ -143,8 +143,8 @@ def test_every_fault_that_a_setting_can_have_is_one_sentence_of_ours(
         ("batch_rows = 1.5", "batch_rows: expected a whole number, got 1.5"),
         ("raw = 'perhaps'", "raw: expected true or false, got 'perhaps'"),
         ("batch_rows = 0", "batch_rows: expected at least 1, got 0"),
-        ("cache_bytes = '5 parsecs'", "cache_bytes: expected a size such as 65536, '512KiB' or '4MiB',"
-         " got '5 parsecs'"),
+        ("cache_bytes = '5 parsecs'", "cache_bytes: expected a size such as 65536, '512KiB' or"
+         " '4MiB', got '5 parsecs'"),
         ("kafka = 5", "kafka: expected a table, got ********"),
         ("files.path = 5", "files.path: expected a path, got 5"),
         ("columns = [{name = 'a'}]", "columns.0.path (name 'a'): expected a value, got none"),
