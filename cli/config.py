@@ -53,19 +53,23 @@ def check(connect: bool) -> None:
     faults += [] if settings is None else _data_faults(settings)
     if faults:
         raise BadInput("\n".join(faults))
+    warnings = []
     if connect and settings is not None:
         from forebay.cli.connect import ask
 
-        ask(settings)
+        warnings = ask(settings)
+    for warning in warnings:
+        click.echo(f"warning: {warning}")
     for note in [] if settings is None else _notes(settings):
         click.echo(f"note: {note}")
     file = config_file()
     variables = ", ".join(sorted(name for name in os.environ if name.startswith(ENV_PREFIX)))
     own = f"the environment ({plain(variables) if variables else f'no {ENV_PREFIX}*'})"
     if file.is_file():
-        click.echo(f"{file} and {own}: no faults")
+        told = f"{file} and {own}"
     else:
-        click.echo(f"defaults and {own}; there is no file at {file.absolute()}: no faults")
+        told = f"defaults and {own}; there is no file at {file.absolute()}"
+    click.echo(f"{told}: no faults{f', {len(warnings)} warning' if warnings else ''}")
 
 
 def _notes(settings: Settings) -> list[str]:

@@ -6,7 +6,10 @@ question has a bounded time, and only a few messages are read.
 
 import logging
 import re
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
@@ -40,21 +43,41 @@ Sample = list[tuple[str, int, int, bytes]]
 """Partition, offset, broker time in ms, and the message."""
 
 
-def ask(settings: Settings) -> None:
-    """Report whether the source can be read, and what its messages would become. Raises BadInput
-    with all that is wrong."""
-    sample = _topic(settings) if settings.source == "kafka" else _heads(settings)
+def ask(settings: Settings) -> list[str]:
+    """Report whether the source can be read, and what its messages would become: a warning for
+    messages that would be rejects, none if all would be events. Raises BadInput with all that is
+    wrong, as it is where most would be rejects."""
+    sample = _interruptible(_topic, settings) if settings.source == "kafka" else _heads(settings)
     if not sample:
         click.echo("messages: none there to try")
-        return
+        return []
     found = _tried(settings, sample)
     first, *rest = found.lines()
     click.echo("\n".join([f"messages: {len(sample):,} tried: {first}", *rest]))
-    if not found.accepted:
+    reasons = ", ".join(f"{n:,} {plain(reason)}" for reason, n in found.reasons.most_common())
+    if found.most_are_rejects:
         raise BadInput(
-            f"schema: expected messages that can become events, got none among {len(sample):,}:"
-            f" schema is {settings.event_schema!r}; {ADVICE}"
+            f"schema: expected messages that can become events, got {found.rejects:,} rejects among"
+            f" {len(sample):,} ({reasons}): schema is {settings.event_schema!r}; {ADVICE}"
         )
+    if not found.rejects:
+        return []
+    return [f"{found.rejects:,} of {len(sample):,} messages would be rejects: {reasons}"]
+
+
+def _interruptible(question: Callable[[Settings], Sample], settings: Settings) -> Sample:
+    """Its answer, got by a thread: librdkafka's calls last for seconds, in which the one that they
+    are made by does not hear Ctrl-C."""
+    answer: Future[Sample] = Future()
+
+    def get() -> None:
+        try:
+            answer.set_result(question(settings))
+        except BaseException as error:  # noqa: BLE001
+            answer.set_exception(error)
+
+    threading.Thread(target=get, daemon=True).start()
+    return answer.result()
 
 
 def _tried(settings: Settings, sample: Sample) -> Outcome:
@@ -63,7 +86,7 @@ def _tried(settings: Settings, sample: Sample) -> Outcome:
         schema_in_force(settings),
         settings.future_skew,
         settings.message_bytes_max,
-        settings.preset.hint,
+        settings.preset.hints,
     )
     decoder, found = Decoder(config), Outcome()
     for partition, mine in groupby(sample, itemgetter(0)):

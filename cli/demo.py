@@ -24,7 +24,6 @@ from pathlib import Path
 import click
 import orjson
 import polars as pl
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -32,6 +31,7 @@ from forebay import query
 from forebay.cli.engine import require_engine
 from forebay.cli.load import COUNTS, Load, LoadSpec
 from forebay.cli.outlet import files
+from forebay.cli.output import PipedConsole
 from forebay.cli.target import own_folder
 from forebay.flows.settings import ENV_PREFIX
 from forebay.query.receipt import MESSAGES
@@ -117,7 +117,7 @@ def demo(folder: Path, events: int, seed: int, github: Path) -> None:
 
 
 def _demo(folder: Path, events: int, seed: int, github: Path) -> None:
-    console = Console()
+    console = PipedConsole()
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*bar, console=console) as progress:
         jobs = [_generated(folder, events, seed, progress)]

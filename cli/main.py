@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from forebay import __version__
+from forebay.cli.interrupt import INTERRUPTED, importing
 from forebay.flows.secrets import masked
 from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.text import did_you_mean, plain_lines
@@ -22,7 +23,7 @@ COMMANDS = (
     "generate", "demo", "verify", "config",
 )  # fmt: skip
 """Each is a command of its name in a module of its name."""
-INTERRUPTED, NO_READER = 130, 141
+NO_READER = 141
 
 
 class _Commands(click.Group):
@@ -34,7 +35,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"forebay.cli.{cmd_name}"), cmd_name)
+        with importing():
+            command: click.Command = getattr(import_module(f"forebay.cli.{cmd_name}"), cmd_name)
         return command
 
     def resolve_command(

@@ -14,10 +14,18 @@ from textwrap import wrap
 import click
 import orjson
 from rich.cells import cell_len
+from rich.console import Console
 
 from forebay.storage.base.text import plain
 
 GAP = "  "
+
+
+class PipedConsole(Console):
+    """Of which a reader that has gone is an error like that of any other output."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def text_table(

@@ -13,6 +13,7 @@ from forebay import query
 from forebay.cli.export import json_line, write_rows
 from forebay.cli.options import data_dirs_option, force_option, json_option, reject_filter_options
 from forebay.cli.output import echo_table, time_text
+from forebay.cli.requests import pending_lines, pending_requests
 from forebay.cli.target import new_file
 from forebay.flows.recovery import job_runs
 from forebay.operators.routing import is_hash_partition
@@ -63,6 +64,8 @@ def list_(limit: int, as_json: bool, roots: list[Path], **options: Any) -> None:
         click.echo("no rejects")
     if first.height > limit:
         click.echo(f"the first {limit}; --limit shows more", err=True)
+    for line in pending_lines(pending_requests(store.last_view)):
+        click.echo(line, err=True)
 
 
 @rejects.command()
@@ -127,6 +130,7 @@ def replay(roots: list[Path], **options: Any) -> None:
             " (hash_partitions): export the rejects and send them again instead"
         )
     meant = _meant(view, options)
+    _tell_pending(view)
     count = store.rejects(meant).select(pl.len()).collect().item()
     if not count:
         click.echo("no rejects to replay")
@@ -153,9 +157,12 @@ def delete(dry_run: bool, yes: bool, roots: list[Path], **options: Any) -> None:
     file before. The job does it within seconds if it runs, else when it is started; files follow
     after the grace period.
     """
+    if dry_run and yes:
+        raise click.UsageError("expected --dry-run or --yes, got both")
     disk, layout, store = Disk(), Layout(*roots), query.open(*roots)
     view = store.last_view
     meant = _meant(view, options)
+    _tell_pending(view)
     if meant == ALL:
         # Counted by what is known of files, so that those that can't be read can be deleted too.
         counters = [partition.state.counters for partition in view.partitions]
@@ -194,6 +201,11 @@ def _confirmed(question: str) -> bool:
         return click.confirm(question)
     except click.Abort:
         raise KeyboardInterrupt from None
+
+
+def _tell_pending(view: View) -> None:
+    for line in pending_lines(pending_requests(view)):
+        click.echo(line)
 
 
 def _tell(disk: Disk, layout: Layout, request: ReplayRequest, count: int) -> None:

@@ -1,5 +1,6 @@
 """`forebay retention`: what is kept on disk, what would be deleted now, and why."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from forebay.query.partition import Partition
 from forebay.query.view import NodeView, take_view
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import BlockId
+from forebay.storage.base.text import size_text
 from forebay.storage.base.times import now_ms, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.catalog import Chunk
@@ -21,6 +23,7 @@ from forebay.storage.partition.gc import leaving
 from forebay.storage.partition.retention import EXPIRED, HANDED_OFF, Kept, Retention, kept, room
 
 HEADINGS = ("partition", "what", "name", "first", "last", "rows", "bytes", "fate")
+SUMMARY = ("fate", "what", "count", "rows", "size")
 GOES, STAYS = "goes", "stays"
 REJECTS = "rejects"
 
@@ -42,12 +45,16 @@ class _Item:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only what would go now, each with its reason.")
-@json_option("A JSON list of objects.")
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=20, show_default=True,
+    help="How many of them are listed one by one.",
+)  # fmt: skip
+@json_option("All of them, as a JSON list of objects.")
 @data_dirs_option()
-def retention(dry_run: bool, as_json: bool, roots: list[Path]) -> None:
-    """List blocks, chunks and files of rejects, whether they stay or go, and why. The job deletes
-    what goes: as soon as a day was handed over, and every tick interval; files follow after the
-    grace period."""
+def retention(dry_run: bool, limit: int, as_json: bool, roots: list[Path]) -> None:
+    """Show what stays and what goes of blocks, chunks and files of rejects, and why: totals first,
+    then one by one. The job deletes what goes: as soon as a day was handed over, and every tick
+    interval; files follow after the grace period."""
     view = take_view(Disk(), roots)
     items = [item for node in view.nodes for item in _items(node, settings())]
     if dry_run:
@@ -55,18 +62,43 @@ def retention(dry_run: bool, as_json: bool, roots: list[Path]) -> None:
     if as_json:
         echo_json(items)
         return
-    rows = [(*astuple(item)[:-2], f"{item.fate}: {item.reason}") for item in items]
-    if rows:
-        echo_table(HEADINGS, rows, right=("rows", "bytes"))
-    else:
+    if not items:
         click.echo("nothing goes now" if dry_run else "nothing is kept yet")
+        return
     for fate in sorted({item.fate for item in items}):
         mine = [item for item in items if item.fate == fate]
-        size = sum(item.bytes for item in mine)
+        size = size_text(sum(item.bytes for item in mine))
         rejects = sum(item.rows for item in mine if item.what == REJECTS)
         events = sum(item.rows for item in mine) - rejects
         held = f"{events:,} events" + (f", {rejects:,} rejects" if rejects else "")
-        click.echo(f"{fate}: {len(mine)} of {held} and {size:,} bytes")
+        click.echo(f"{fate}: {len(mine):,} of {held} and {size}")
+    click.echo()
+    echo_table(SUMMARY, _summary(items), right=("count", "rows", "size"))
+    listed = sorted(items, key=lambda item: item.fate)[:limit]
+    if listed:
+        click.echo()
+        rows = [(*astuple(item)[:-2], f"{item.fate}: {item.reason}") for item in listed]
+        echo_table(HEADINGS, rows, right=("rows", "bytes"))
+    if len(items) > limit:
+        click.echo(f"{len(items) - limit:,} more; --limit shows them", err=True)
+
+
+def _summary(items: list[_Item]) -> list[tuple[str, str, int, int, str]]:
+    """Of each fate with its reason, and of each kind, how many there are, of how many rows and
+    which size."""
+    groups = defaultdict(list)
+    for item in items:
+        groups[f"{item.fate}: {item.reason}", item.what].append(item)
+    return [
+        (
+            fate,
+            what,
+            len(mine),
+            sum(one.rows for one in mine),
+            size_text(sum(b.bytes for b in mine)),
+        )
+        for (fate, what), mine in sorted(groups.items())
+    ]
 
 
 def _items(node: NodeView, settings: Settings) -> Iterator[_Item]:

@@ -4,7 +4,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 
 import click
 
@@ -29,16 +28,18 @@ def run(workers: int) -> None:
     """Run the job until its input ends or SIGTERM. Workers may be more or fewer in another run."""
     _open_standard_streams()
     require_engine("run")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+    stops = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))
-    # Only now what takes time to import: a stop that comes early ends with 0 as well. It stays, so
-    # the garbage collector need not look through it.
+        stops.append(signal.SIGHUP)
+    for number in stops:
+        signal.signal(number, lambda *_: os._exit(0))
+    # Only now what takes time to import: a stop that comes early ends with 0 as well, at once, for
+    # nothing has begun. It stays, so the garbage collector need not look through it.
     gc.disable()
     from forebay.flows.cluster import Cluster
     from forebay.flows.open_files import require_open_files
     from forebay.flows.settings import load, require_source
+    from forebay.operators.sources.folder import FilesConfig, file_partitions
 
     gc.freeze()
     gc.enable()
@@ -49,6 +50,9 @@ def run(workers: int) -> None:
         settings = load()
         require_source(settings)
         require_open_files(workers)
+        if settings.source == "files" and not settings.data_dir.exists():
+            # Else it would be made before a worker finds that there is nothing to read.
+            file_partitions(FilesConfig(settings.files.path, leave_out=settings.data_dir))
         code = Cluster(settings.data_dir, workers).run()
     except ForebayError as error:
         click.echo(f"Error: {error}", err=True)

@@ -10,13 +10,20 @@ from typing import Any
 
 import click
 import orjson
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from forebay import query
 from forebay.cli.options import data_dirs_option, json_option
-from forebay.cli.output import echo_json, terminal_width, text_table, time_text, totals
+from forebay.cli.output import (
+    PipedConsole,
+    echo_json,
+    terminal_width,
+    text_table,
+    time_text,
+    totals,
+)
+from forebay.cli.requests import pending_lines, pending_requests
 from forebay.flows.recovery import job_runs
 from forebay.query.receipt import COUNTS, MESSAGES
 from forebay.query.view import View
@@ -47,6 +54,7 @@ def report(store: query.Store) -> dict[str, Any]:
         "silent_nodes": list(receipt.silent_nodes),
         "silent_partitions": [asdict(partition) for partition in receipt.silent_partitions],
         "unread_partitions": _unread(view),
+        "pending_requests": pending_requests(view),
         "partitions": partitions.to_dicts(),
     }
 
@@ -85,7 +93,7 @@ def _watch(store: query.Store, as_json: bool) -> None:
                 lines = [*_lines(found, rate), ""]
                 click.echo(orjson.dumps(found).decode() if as_json else "\n".join(lines))
                 sys.stdout.flush()
-        console = Console(highlight=False)
+        console = PipedConsole(highlight=False)
         with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
             for found, rate in _looks(store):
                 live.update(Text("\n".join(_lines(found, rate))), refresh=True)
@@ -113,6 +121,7 @@ def _lines(found: dict[str, Any], rate: float | None) -> list[str]:
     speed = "" if rate is None else f"  {rate:,.0f} messages/s"
     counts = totals(found["totals"], width) if any(found["totals"].values()) else ["no events yet"]
     lines = [*counts, batch + speed, *_jobs(found)]
+    lines += pending_lines(found["pending_requests"])
     lines += [f"{plain(node)} did not answer" for node in found["silent_nodes"]]
     lines += [
         plain(f"{silent['partition']} can't be read: {silent['reason']}")

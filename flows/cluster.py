@@ -27,8 +27,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -239,7 +239,7 @@ class Cluster:
         for number in range(self._workers):
             ours, theirs = socket.socketpair()
             self._channels.append(ours)
-            with theirs:
+            with theirs, _deaf_to_interrupts():
                 process = subprocess.Popen(
                     [sys.executable, "-m", self._module, str(number), *addresses],
                     stdin=theirs.fileno(),
@@ -267,6 +267,17 @@ class Cluster:
         for channel in self._channels:
             channel.close()
         self._processes, self._channels = [], []
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """What is started within takes Ctrl-C of the terminal only when it can stop well: until then it
+    would end with a traceback (see `stop_on_signals`)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_of(code: int) -> str:

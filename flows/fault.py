@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pydantic_core import ErrorDetails
 
 from forebay.flows.secrets import HIDDEN, masked
-from forebay.storage.base.text import did_you_mean, plain, shortened
+from forebay.storage.base.text import nearest, plain, shortened
 
 CAME_CHARACTERS = 120
 Names = Mapping[str, Collection[str]]
@@ -31,7 +31,7 @@ _EXPECTED = {
     **dict.fromkeys(("tuple_type", "list_type"), "a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a table"),
     "path_type": "a path",
-    **dict.fromkeys(("byte_size", "byte_size_unit"), "a size such as 65536, 512KiB or 4MiB"),
+    **dict.fromkeys(("byte_size", "byte_size_unit"), "a size such as 65536, '512KiB' or '4MiB'"),
     "too_short": "at least {min_length} entry",
 }
 """What each kind of error of pydantic's expects; its context fills the braces."""
@@ -40,7 +40,17 @@ _EXPECTED = {
 def faults(errors: Iterable[ErrorDetails], names: Names, columns: object) -> list[str]:
     """A sentence for each error. `columns` is what was declared as columns, whose entries are named
     by it."""
-    found = [_fault(error, names, columns) for error in errors]
+    errors = list(errors)
+    misspelt = {
+        (*error["loc"][:-1], near)
+        for error in errors
+        if error["type"] == "extra_forbidden" and (near := _near(error, names))
+    }
+    found = [
+        _fault(error, names, columns)
+        for error in errors
+        if not (error["type"] == "missing" and error["loc"] in misspelt)
+    ]
     return list(dict.fromkeys(found))  # a value that may be one of several types is one fault
 
 
@@ -56,8 +66,10 @@ def _fault(error: ErrorDetails, names: Names, columns: object) -> str:
     name = error.get("ctx", {}).get("name", name) if error["type"] == NAMED else name
     name = plain(f"{name}{_column(error['loc'], columns)}")
     if error["type"] == "extra_forbidden":
-        where = f"of [{'.'.join(place[:-1])}]" if place[:-1] else "of the settings"
-        near = did_you_mean(place[-1], names.get(place[0] if place[1:] else "", ()))
+        section = "[columns]" if place[0] == "columns" else ".".join(place[:-1])
+        where = f"of [{section}]" if place[:-1] else "of the settings"
+        meant = _near(error, names)
+        near = f"; did you mean {meant!r}?" if meant else ""
         if len(place) == 1 and (sections := sections_with(place[0], names)):
             near = f"; it belongs below [{sections[0]}]"
         return f"{name}: expected one {where}, got an unknown name{plain(near)}"
@@ -65,6 +77,12 @@ def _fault(error: ErrorDetails, names: Names, columns: object) -> str:
     if " got " in f"{expected} ":
         return masked(f"{name}: expected {expected}")
     return f"{name}: expected {expected}, got {_came(error, place)}"
+
+
+def _near(error: ErrorDetails, names: Names) -> str | None:
+    """The name that an unknown one was meant for, perhaps."""
+    place = tuple(map(str, error["loc"]))
+    return nearest(place[-1], names.get(place[0] if place[1:] else "", ()))
 
 
 def _expected(error: ErrorDetails, place: tuple[str, ...]) -> str:
@@ -75,8 +93,10 @@ def _expected(error: ErrorDetails, place: tuple[str, ...]) -> str:
         return "a list of tables, each below [[columns]] (with two brackets)"
     if error["type"] == "tuple_type" and place == ("upload_time",):
         return "a path such as a.b.c, or a list of paths"
-    if error["type"] == "tuple_type" and place[-1] == "path":
+    if error["type"] == "tuple_type" and (place[-1] == "path" or place[-2:-1] == ("paths",)):
         return "a path such as a.b.c, or a list of keys"
+    if error["type"] == "tuple_type" and place[-1] == "paths":
+        return "a list of paths"
     found = _EXPECTED.get(error["type"])
     if found is None:
         told = str(error["msg"])
@@ -90,6 +110,8 @@ def _came(error: ErrorDetails, place: tuple[str, ...]) -> str:
     if place in (("kafka",), ("batch",)) or "librdkafka" in place or "catalog" in place:
         return HIDDEN  # it may hold a secret
     value = error["input"]
+    if value == ():  # the default
+        return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):

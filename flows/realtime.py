@@ -32,6 +32,7 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout, PartitionKey
 from forebay.storage.formats.frame import Frame
+from forebay.storage.partition.compaction import span_ms
 from forebay.storage.partition.rules import Rules
 
 log = logging.getLogger("forebay.flows")
@@ -69,7 +70,9 @@ def build(
     _require_same_division(layout.partitions(), owners, settings.hash_partitions)
     keys = {owner.name: state_key(owner) for owner in owners}
     decoder = Decoder(
-        DecodeConfig(schema, settings.future_skew, settings.message_bytes_max, settings.preset.hint)
+        DecodeConfig(
+            schema, settings.future_skew, settings.message_bytes_max, settings.preset.hints
+        )
     )
 
     @noted
@@ -109,6 +112,7 @@ def build(
         blocks_per_chunk=settings.blocks_per_chunk,
         grace_ms=settings.grace,
         merge_bytes=settings.merge_memory,
+        compacted_ms=span_ms(settings.retention, settings.retention_bytes),
     )
     flow = Dataflow("forebay")
     messages = op.input("messages", flow, source)

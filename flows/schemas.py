@@ -17,9 +17,10 @@ from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType, Sche
 
 @dataclass(frozen=True)
 class Preset(Schema):
-    """`hint` is said of a message without a key; `former` is what this preset was before."""
+    """`hints` are said of a message without a value in a column of the key; `former` is what this
+    preset was before."""
 
-    hint: str | None = None
+    hints: tuple[tuple[str, str], ...] = ()
     former: Schema | None = None
 
 
@@ -144,9 +145,10 @@ PRESETS: dict[str, Preset] = {
     ),
     "snowplow": Preset(
         _columns(
-            "event_id=event_id|eid event_fingerprint event_name=event_name|e derived_tstamp:time"
-            " dvce_created_tstamp:time dtm:int app_id=app_id|aid platform=platform|p"
-            " user_id=user_id|uid:id domain_userid=domain_userid|duid page_urlpath"
+            "event_id=event_id|eid:id event_fingerprint:id event_name=event_name|e"
+            " derived_tstamp:time dvce_created_tstamp:time dtm:int app_id=app_id|aid:id"
+            " platform=platform|p user_id=user_id|uid:id domain_userid=domain_userid|duid:id"
+            " page_urlpath"
         ),
         key=("event_id", "event_fingerprint"),
         upload_time=_uploaded("collector_tstamp"),
@@ -163,19 +165,28 @@ PRESETS: dict[str, Preset] = {
         key=("event", "distinct_id", "time", "insert_id"),
         roles=_roles("distinct_id", "event", "time"),
         optional=("distinct_id",),
-        hint="without $insert_id and time, Mixpanel's events can't be told from their copies",
+        hints=(
+            ("event", "a change of a profile, such as $set, is not an event"),
+            ("time", "without it, Mixpanel's events can't be told from their copies"),
+            ("insert_id", "without $insert_id, Mixpanel's events can't be told from their copies"),
+        ),
         former=_FORMER["mixpanel"],
     ),
     "cloudevents": Preset(
-        _columns("source id type subject time:time datacontenttype"),
+        _columns("source id:id type subject time:time datacontenttype"),
         key=("source", "id"),
-        hint="in Kafka's binary mode, attributes are in headers, which are not read: send"
-        " CloudEvents in the structured mode",
+        hints=(
+            (
+                "source",
+                "in Kafka's binary mode, attributes are in headers, which are not read: send"
+                " CloudEvents in the structured mode",
+            ),
+        ),
         roles=_roles("subject", "type", "time"),
     ),
     "github": Preset(
         _columns(
-            "id type actor_login=actor.login actor_id=actor.id:int repo_name=repo.name"
+            "id:id type actor_login=actor.login actor_id=actor.id:int repo_name=repo.name"
             " repo_id=repo.id:int org_login=org.login public:bool action=payload.action"
             " ref=payload.ref created_at:time"
         ),

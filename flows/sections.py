@@ -19,12 +19,14 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     field_validator,
 )
-from pydantic_core import PydanticKnownError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from forebay.flows.schemas import parse_path
+from forebay.storage.base.text import size_text
 from forebay.storage.formats.schema import RESERVED, RESERVED_ELSEWHERE, Column, ColumnType
 
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+MIB = 1 << 20
 UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 BROKER = "broker"
 OWNED = (
@@ -40,11 +42,14 @@ _BROKER = re.compile(
 
 
 def duration_ms(value: object) -> int:
-    """Milliseconds of "500ms", "90s", "10m", "2h", "1d"; a bare number counts seconds."""
+    """Milliseconds of "500ms", "90s", "10m", "2h", "1d". Only 0 needs no unit."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", str(value))
     if isinstance(value, bool) or found is None or len(found[1]) > 15:
-        raise ValueError("expected a time such as 500ms, 90s, 10m or 2h")
-    return round(float(found[1]) * UNITS_MS[found[2] or "s"])
+        raise ValueError("expected a time such as '500ms', '90s', '10m' or '7d'")
+    number = float(found[1])
+    if found[2] is None and number:
+        raise ValueError("expected a time with its unit, such as '500ms', '90s', '10m' or '7d'")
+    return round(number * UNITS_MS[found[2] or "s"])
 
 
 def duration_text(ms: int) -> str:
@@ -63,6 +68,40 @@ def at_least(least_ms: int) -> AfterValidator:
     def check(value: int) -> int:
         if value < least_ms:
             raise ValueError(f"expected at least {duration_text(least_ms)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):  # which Python takes for 0 or 1
+        raise PydanticKnownError("int_type")
+    return value
+
+
+Number = Annotated[int, BeforeValidator(_no_flag)]
+"""A whole number."""
+
+
+def _no_number_of_another_kind(value: object) -> object:
+    if isinstance(value, bool | float):  # which would be cut to a whole number
+        raise PydanticCustomError("byte_size", "a size")
+    return value
+
+
+Size = Annotated[ByteSize, BeforeValidator(_no_number_of_another_kind)]
+"""Bytes, or text such as "64MiB"."""
+
+
+def size_within(least: int, most: int | None = None, *, or_none: bool = False) -> AfterValidator:
+    """Of a size; with `or_none`, 0 is taken too."""
+    among = "0, or " if or_none else ""
+
+    def check(value: ByteSize) -> ByteSize:
+        if value < least and not (or_none and value == 0):
+            raise ValueError(f"expected {among}at least {size_text(least)}")
+        if most is not None and value > most:
+            raise ValueError(f"expected {among}at most {size_text(most)}")
         return value
 
     return AfterValidator(check)
@@ -151,7 +190,7 @@ class ColumnSettings(Section):
     `paths` is a list of such, in its place: the first that holds a value counts."""
 
     name: Annotated[str, AfterValidator(_named)]
-    paths: tuple[JsonPath, ...] = ()
+    paths: tuple[JsonPath, ...] = Field((), min_length=1)
     path: JsonPath = Field((), validate_default=True)
     type: ColumnType = "string"
 
@@ -212,7 +251,7 @@ class BatchSettings(Section):
     catalog: dict[str, str] = Field(default_factory=dict)
     """pyiceberg's properties of the catalog: type, uri, warehouse, s3.*. Default: a SQLite catalog
     and a warehouse in data_dir."""
-    memory: ByteSize = Field(ByteSize(1 << 30), ge=64 << 20)
+    memory: Annotated[Size, size_within(64 << 20)] = ByteSize(1 << 30)
     """What finding duplicates may hold in memory. Less: more on disk."""
 
 

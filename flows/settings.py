@@ -2,8 +2,8 @@
 
 The environment wins over the file, the file over the defaults. FOREBAY_CONFIG names another file;
 `FOREBAY_KAFKA__TOPIC` sets `topic` in `[kafka]`. An unknown name is a fault, not a surprise.
-Times are text such as "500ms", "90s", "10m", "1h" (a bare number counts seconds) and are kept as
-whole milliseconds; sizes are bytes, or text such as "512MiB".
+Times are text such as "500ms", "90s", "10m", "7d" and are kept as whole milliseconds; sizes are
+bytes, or text such as "512MiB".
 """
 
 import os
@@ -30,18 +30,22 @@ from forebay.flows.sections import (
     BROKER,
     DAY_MS,
     HOUR_MS,
+    MIB,
     MINUTE_MS,
     BatchSettings,
     ColumnSettings,
     Duration,
     FilesSettings,
     KafkaSettings,
+    Number,
     RolesSettings,
     Section,
+    Size,
     TimeType,
     UploadPaths,
     at_least,
     duration_text,
+    size_within,
 )
 from forebay.flows.toml import read_toml
 from forebay.storage.base.errors import BadInput
@@ -125,7 +129,7 @@ class Settings(Section, BaseSettings):
     conflicts: bool = True
     """Count duplicates whose declared columns, upload_time and volatile ones left out, are not
     those of the event kept. Off: saves about 2 % of the CPU."""
-    drops_bytes: ByteSize = ByteSize(16 << 20)
+    drops_bytes: Size = ByteSize(16 << 20)
     """What a partition keeps to explain dropped and late events (`forebay why`). More: explains
     older ones; 0: explains none."""
     block_span: Annotated[Duration, at_least(1000)] = 5 * MINUTE_MS
@@ -134,12 +138,12 @@ class Settings(Section, BaseSettings):
     dedup_window: Annotated[Duration, at_least(1000)] = 10 * MINUTE_MS
     """How long after its last update a block stays in the cache, in stream time. Longer: catches
     later retries, more memory."""
-    blocks_per_chunk: int = Field(6, ge=1, le=1000)
+    blocks_per_chunk: Number = Field(6, ge=1, le=1000)
     """Evicted blocks merged into one file. More: fewer, larger files."""
-    merge_memory: ByteSize = Field(ByteSize(256 << 20), ge=64 << 20)
+    merge_memory: Annotated[Size, size_within(64 << 20)] = ByteSize(256 << 20)
     """Memory that merging blocks into a chunk may take in a worker, beyond what an idle one has.
     Less: smaller row groups, more reading where upload times are shuffled."""
-    cache_bytes: ByteSize = Field(ByteSize(384 << 20), ge=1 << 20)
+    cache_bytes: Annotated[Size, size_within(MIB)] = ByteSize(384 << 20)
     """Dedup indexes and keys kept in memory by a worker. Less costs reads from disk, never
     exactness."""
     epoch_interval: Annotated[Duration, at_least(50)] = 1000
@@ -157,23 +161,23 @@ class Settings(Section, BaseSettings):
     retention: Duration = 0
     """Not 0: delete what is older, in stream time, though no batch layer took it. 0s keeps
     everything until it is handed over."""
-    retention_bytes: ByteSize = ByteSize(0)
+    retention_bytes: Annotated[Size, size_within(MIB, or_none=True)] = ByteSize(0)
     """Not 0: delete the oldest, though no batch layer took it, where blocks and chunks of this data
     directory take more, deleted files in their grace left out. The last day, in stream time, is
-    kept even so."""
+    kept even so. At least 1MiB."""
     rejects_retention: Duration = 7 * DAY_MS
     """Delete rejects that came longer ago, in whole files of up to a day. They also go when what
     came with them is handed over. 0s: only then."""
-    rejects_bytes: ByteSize = Field(ByteSize(256 << 20), ge=1 << 20, le=2 << 30)
+    rejects_bytes: Annotated[Size, size_within(MIB, 2 << 30)] = ByteSize(256 << 20)
     """What a partition's rejects may take on disk; beyond it the oldest are deleted. More: older
     ones can be looked at and replayed."""
     batch_late: Duration = 36 * HOUR_MS
     """Warn when data has waited so long for the batch layer."""
-    batch_rows: int = Field(5000, ge=1, le=100_000)
+    batch_rows: Number = Field(5000, ge=1, le=100_000)
     """Messages in a batch. More: cheaper; fewer: fresher."""
-    message_bytes_max: ByteSize = Field(ByteSize(1 << 20), ge=1)
+    message_bytes_max: Annotated[Size, size_within(1)] = ByteSize(MIB)
     """A larger message is a reject. Memory while files are read grows with it."""
-    hash_partitions: int = Field(0, ge=0, le=4096, validate_default=True)
+    hash_partitions: Number = Field(0, ge=0, le=4096, validate_default=True)
     """Not 0: divide events by a hash of the dedup key, for topics whose producers don't key. Costs
     a copy of each batch between workers."""
 
@@ -227,7 +231,9 @@ class Settings(Section, BaseSettings):
         if info.field_name == "volatile":
             return value
         if not value and not preset.key:
-            raise ValueError("expected at least one column, for no preset gives a key")
+            raise ValueError(
+                'expected at least one column, for schema = "none" has no key of its own'
+            )
         if len(set(names)) < len(names):
             raise ValueError("expected each column once")
         if floats := [name for name in names if types[name] == "float"]:

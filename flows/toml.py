@@ -22,6 +22,10 @@ _WORDS = {
     "Invalid statement": "expected NAME = VALUE or [SECTION], got neither",
 }
 """What the parser says, in the form that our other faults have."""
+_UNQUOTED = re.compile(
+    r"[=\[,]\s*[\d._]+\s*(?:[kmgtp]i?b?|b|ms|[smhd])\s*(?:[],}#]|$)", re.IGNORECASE
+)
+"""A size or a time that would be right in quotes."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -71,5 +75,9 @@ def _told(message: str, text: str) -> str:
     if match := re.fullmatch(r"Cannot (?:declare|mutate immutable namespace) (\(.*\)).*", what):
         section = ".".join(re.findall(r"'([^']*)'", match[1]))
         return f"line {line}: {plain(f'expected [{section}] once, got it again')}"
+    if _UNQUOTED.search(text.splitlines()[int(line) - 1]):
+        return (
+            f'line {line}: expected quotes around a size or a time, as in "64MiB" or "7d", got none'
+        )
     other = f"expected TOML, got other: {what[:1].lower()}{what[1:]}"
     return f"line {line}: {plain(_WORDS.get(what, other))}"

@@ -33,7 +33,7 @@ from bytewax.recovery import (
 from forebay.flows.cluster import AGAIN, BUILT
 from forebay.operators.process import failure, note, stop_on_signals, stopping, unread
 from forebay.storage.base.disk import Disk, naming
-from forebay.storage.base.errors import INCOMPLETE, PERMANENT, Corruption, ForebayError
+from forebay.storage.base.errors import INCOMPLETE, PERMANENT, BadInput, Corruption, ForebayError
 from forebay.storage.base.layout import Layout
 
 _RESOURCE = frozenset(
@@ -116,6 +116,9 @@ def _told(error: BaseException | None) -> int:
             lines.append(f"and {len(left) - len(lines)} more, see above")
         log.error("the input has ended; what could not be read of it:\n%s", "\n".join(lines))
         return INCOMPLETE
+    if isinstance(error, BadInput):
+        log.error("%s", error)
+        return PERMANENT
     if isinstance(error, ForebayError):
         log.error("%s: %s", type(error).__name__, error)
         return PERMANENT

@@ -1,5 +1,14 @@
-"""`python -m forebay`: the `forebay` command."""
+"""`python -m forebay`, and the `forebay` command."""
 
-from forebay.cli.main import main
+from forebay.cli.interrupt import hear_interrupts, importing
 
-main()
+
+def main() -> None:
+    hear_interrupts()
+    with importing():
+        from forebay.cli.main import main as command
+    command()
+
+
+if __name__ == "__main__":
+    main()

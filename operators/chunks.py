@@ -73,6 +73,7 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
     blocks_per_chunk: int
     grace_ms: int
     merge_bytes: int
+    compacted_ms: int
 
     def __post_init__(self) -> None:
         self.partitions = sorted(self.partitions)
@@ -100,5 +101,6 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
                 self.blocks_per_chunk,
                 self.grace_ms,
                 self.merge_bytes,
+                self.compacted_ms,
             )
         return _ChunksPartition(self._chunks[for_part], self._merger.get())

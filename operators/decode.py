@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 
 from forebay.operators.exact import Exact, Found, is_finer
 from forebay.operators.json_reader import READ_TYPES, Reader, misread
-from forebay.operators.likeness import batch_of, not_an_object, not_json
+from forebay.operators.likeness import batch_of, came, not_an_object, not_json
 from forebay.operators.mend import HALF, Mender, with_text_at
 from forebay.operators.sources.messages import I64, Messages
 from forebay.operators.units import EXPECTED, moments
@@ -53,10 +53,11 @@ from forebay.storage.formats.schema import (
     TEXT,
     UPLOAD_TIME,
     Column,
+    ColumnType,
     Schema,
 )
 
-NO_UPLOAD_TIME = 'expected a value; if messages have none, set upload_time = "broker"'
+NO_UPLOAD_TIME = 'if messages have none, set upload_time = "broker"'
 CALL_BYTES_MAX = 64 << 20
 """Messages in one call of the reader: keeps text and columns within Arrow's 32-bit offsets."""
 REPLAYED_MAX, FAR_OFF_MS = 5_000, -(2**63)
@@ -64,6 +65,25 @@ INT_DIGITS_MAX = 30
 """More than any integer that a column holds."""
 _CUT = re.compile(r"(\d+) bytes, at most \d+ are taken; its first \d+ are kept\Z")
 """The detail of a message of which only the beginning was kept."""
+_VALUES: dict[ColumnType, str] = {
+    "string": "text",
+    "id": "text or a whole number",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "time": "a time",
+    "time_s": "a time",
+    "time_us": "a time",
+    "time_auto": "a time",
+}
+"""What a column's values are."""
+_EXACT: dict[ColumnType, str] = {
+    "int": "a whole number of 64 bits",
+    "time": "a time in whole ms",
+    "time_s": "a time in whole s",
+    "time_us": "a time in whole µs",
+}
+"""What they are where nothing may be cut."""
 UPLOAD_MIN_MS = 946_684_800_000
 """2000-01-01: an earlier upload time is absurd."""
 UPLOAD_MAX_MS = 7_258_118_400_000
@@ -72,13 +92,14 @@ UPLOAD_MAX_MS = 7_258_118_400_000
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """`future_skew_ms`: how far an upload time may be ahead of the clock (see `Messages`). `hint`
-    is said of messages without a key: what may have gone wrong with events of this kind."""
+    """`future_skew_ms`: how far an upload time may be ahead of the clock (see `Messages`). `hints`
+    are said of messages without a value in a column of the key: the column, and what may have gone
+    wrong with events of this kind."""
 
     schema: Schema
     future_skew_ms: int
     message_bytes_max: int
-    hint: str | None = None
+    hints: tuple[tuple[str, str], ...] = ()
 
 
 class Decoder:
@@ -88,6 +109,8 @@ class Decoder:
         self._config = config
         self._schema = arrow_schema(config.schema)
         self._columns = config.schema.decoded
+        self._by_name = {column.name: column for column in self._columns}
+        self._hints = {**dict(config.hints), UPLOAD_TIME: NO_UPLOAD_TIME}
         self._sources = [source for column in self._columns for source in column.sources]
         self._reader = Reader(self._sources)
         self._single = [Reader([replace(source, path=("v",))]) for source in self._sources]
@@ -190,7 +213,7 @@ class Decoder:
                 document = _document(values[row])
                 fault = None if isinstance(document, dict) else not_an_object(document)
             except ValueError as error:
-                fault = not_json(values[row]) or str(error)
+                fault = not_json(values[row], error)
             if fault is not None:
                 reasons.flag_row("bad json", row, fault)
             documents.append(document if fault is None else {})
@@ -211,7 +234,7 @@ class Decoder:
                 columns.append(taken)
             for row, ok in zip(rows, good, strict=True):
                 if not ok:
-                    reasons.wrong[row, column.name] = f"expected {column.type}"
+                    reasons.wrong[row, column.name] = f"expected {_VALUES[column.type]}"
         return columns
 
     def _checked(
@@ -309,13 +332,16 @@ class Decoder:
             if name in self._config.schema.optional:
                 by_name[name] = by_name[name].fill_null("")
                 absent &= reasons.wrong_in(name)
-            reasons.flag("no key", absent, name)
-        self._flag_times(by_name[UPLOAD_TIME], clocks_ms, reasons)
+            self._flag_column("no key", absent, name, messages, reasons)
+        upload_time = by_name[UPLOAD_TIME]
+        absent = as_mask(upload_time.is_null())
+        self._flag_column("no upload time", absent, UPLOAD_TIME, messages, reasons)
+        self._flag_times(upload_time, clocks_ms, reasons)
         events = pa.RecordBatch.from_arrays(
             [by_name[field.name] for field in self._schema], schema=self._schema
         )
         places = [by_name[PARTITION], by_name[OFFSET], broker]
-        rejects = reasons.rejects(self._config.hint, *places, messages)
+        rejects = reasons.rejects(*places, messages)
         nulled = reasons.nulled()
         frames, low, rejected = [], 0, 0
         for item in items:
@@ -338,8 +364,20 @@ class Decoder:
             low, rejected = rows.stop, rejected + count
         return frames
 
+    def _flag_column(
+        self, reason: str, rows: Mask, name: str, messages: pa.Array, reasons: _Reasons
+    ) -> None:
+        """The column has no value in these rows, or a wrong one: which, the detail says."""
+        for row in np.flatnonzero(rows & ~reasons.mask).tolist():
+            message = messages[row].as_py()
+            found = came(message, self._by_name[name].paths) if name in self._by_name else None
+            expected = reasons.wrong.get((row, name), "expected a value")
+            detail = f"{name}: {expected}, got {found or 'none'}"
+            hint = batch_of(message) if reason in OF_A_COLUMN else None
+            hint = hint or (self._hints.get(name) if found is None else None)
+            reasons.flag_row(reason, row, f"{detail}; {hint}" if hint else detail)
+
     def _flag_times(self, upload: pa.Array, clocks_ms: I64, reasons: _Reasons) -> None:
-        reasons.flag("no upload time", as_mask(upload.is_null()), UPLOAD_TIME)
         ms = upload.cast(pa.int64()).fill_null(UPLOAD_MIN_MS).to_numpy(zero_copy_only=False)
         reasons.flag("absurd upload time", (ms < UPLOAD_MIN_MS) | (ms >= UPLOAD_MAX_MS))
         reasons.flag("future upload time", ms > clocks_ms + self._config.future_skew_ms)
@@ -378,28 +416,19 @@ class _Reasons:
         rows[[row for row, name in self.wrong if name == column]] = True
         return rows
 
-    def flag(self, reason: str, rows: Mask, column: str = "") -> None:
-        """`column` is at fault, if any is."""
-        fresh = rows & ~self.mask
-        if not fresh.any():
-            return
-        for row in np.flatnonzero(fresh).tolist():
-            missing = NO_UPLOAD_TIME if column == UPLOAD_TIME else "expected a value"
-            wrong = self.wrong.get((row, column), missing)
-            self.flag_row(reason, row, f"{column}: {wrong}" if column else None)
+    def flag(self, reason: str, rows: Mask) -> None:
+        for row in np.flatnonzero(rows & ~self.mask).tolist():
+            self.flag_row(reason, row, None)
 
     def flag_row(self, reason: str, row: int, detail: str | None) -> None:
         self.mask[row] = True
         self.found.setdefault(row, (reason, detail))
 
-    def rejects(self, hint: str | None, *columns: pa.Array) -> pa.RecordBatch:
+    def rejects(self, *columns: pa.Array) -> pa.RecordBatch:
         """The rejects, of whose source, offset, broker time and message these are the columns."""
         rows = np.flatnonzero(self.mask)
         source, offset, time, message = (column.take(pa.array(rows)) for column in columns)
-        found = [
-            _told(*self.found[row], one, hint)
-            for row, one in zip(rows.tolist(), message, strict=True)
-        ]
+        found = [self.found[row] for row in rows.tolist()]
         reason = pa.array([reason for reason, _ in found], pa.string())
         detail = pa.array([detail for _, detail in found], pa.string())
         arrays = [source, offset, time, reason, detail, message]
@@ -410,16 +439,6 @@ class _Reasons:
         """How many values of each row were read as null, unless it is a reject."""
         rows = np.array([row for row, _ in self.wrong], np.int64)
         return np.bincount(rows, minlength=len(self.mask)) * ~self.mask
-
-
-def _told(
-    reason: str, detail: str | None, message: pa.BinaryScalar, hint: str | None
-) -> tuple[str, str | None]:
-    """The reason and the detail of a reject, with what the message looks like."""
-    if reason not in OF_A_COLUMN:
-        return reason, detail
-    hint = batch_of(message.as_py()) or (hint if reason == "no key" else None)
-    return reason, f"{detail}; {hint}" if hint else detail
 
 
 def _odd(column: pa.Array) -> tuple[str, Mask | None]:
@@ -443,7 +462,7 @@ def _replaced(
         if one.value is not None:
             reasons.wrong.pop((one.row, declared.name), None)
         elif column[one.row].is_valid:
-            reasons.wrong[one.row, declared.name] = f"expected {declared.type} without a fraction"
+            reasons.wrong[one.row, declared.name] = f"expected {_EXACT[declared.type]}"
     values = pa.array([one.value for one in found], pa.int64()).cast(column.type)
     return pc.replace_with_mask(column, pa.array(where), values)
 

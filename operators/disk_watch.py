@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.text import size_text
 from forebay.storage.base.times import utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.catalog import read_catalog
@@ -78,11 +79,12 @@ class DiskWatch:
         return kept(state.stream_time_ms, catalog.chunks, blocks, boundary, self._window_ms)
 
     def _say(self, found: Kept, now: float) -> None:
-        limit, found_room = _size(self._bytes_max), room(found, self._bytes_max)
+        held, limit = size_text(found.bytes), size_text(self._bytes_max)
+        found_room = room(found, self._bytes_max)
         if found_room.over:
             self._once_in_a_while(
                 "over", now,
-                f"{_size(found.bytes)} are kept, beyond retention_bytes ({limit}), for the last day"
+                f"{held} are kept, beyond retention_bytes ({limit}), for the last day"
                 " is never deleted, nor is what is hot: more disk, or fewer events, are needed",
             )  # fmt: skip
         elif found_room.from_ms is None and found.bytes >= NEAR * self._bytes_max:
@@ -90,21 +92,17 @@ class DiskWatch:
             rest = f"data from {utc_text(from_ms)} on" if from_ms is not None else "the last day"
             self._once_in_a_while(
                 "near", now,
-                f"{_size(found.bytes)} are kept, and beyond retention_bytes ({limit}) the oldest is"
+                f"{held} are kept, and beyond retention_bytes ({limit}) the oldest is"
                 f" deleted, though no batch layer took it: once a tenth more has come, {rest} will"
                 " be left",
             )  # fmt: skip
         if found_room.from_ms is not None:
             log.info(
                 "%s are kept, beyond retention_bytes (%s): what is before %s is deleted",
-                _size(found.bytes), limit, utc_text(found_room.from_ms),
+                held, limit, utc_text(found_room.from_ms),
             )  # fmt: skip
 
     def _once_in_a_while(self, what: str, now: float, text: str) -> None:
         if now >= self._said.get(what, now):
             self._said[what] = now + EVERY_S
             log.warning("%s", text)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"

@@ -51,10 +51,12 @@ def stop_signals() -> list[signal.Signals]:
 
 
 def stop_on_signals() -> None:
-    """Catch these signals. Only the main thread may call this; elsewhere it does nothing."""
+    """Catch these signals, one that came while SIGINT was blocked as well. Only the main thread may
+    call this; elsewhere it does nothing."""
     if threading.current_thread() is threading.main_thread():
         for number in stop_signals():
             signal.signal(number, _stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def wait(seconds: float, answer: Future[Any] | None = None) -> bool:

@@ -129,8 +129,8 @@ def short() -> None:
 
 
 def _accept_ahead(skew_ms: int) -> None:
-    def other(schema: Schema, _: int, bytes_max: int, hint: str) -> DecodeConfig:
-        return DecodeConfig(schema, skew_ms, bytes_max, hint)
+    def other(schema: Schema, _: int, *rest: Any) -> DecodeConfig:
+        return DecodeConfig(schema, skew_ms, *rest)
 
     realtime.DecodeConfig = other  # type: ignore[attr-defined,assignment]
 

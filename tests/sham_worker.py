@@ -4,7 +4,8 @@ SHAM has the steps of each worker, workers by comma, steps by blank: `build` say
 is built and waits to be let go, `again` asks for another start of all unless it did so before,
 `hang` waits for ever, `exit:N` ends with exit code N, `kill:N` by signal N, `stop:N` with exit code
 N when asked to stop, `held:N` so as well, but not before someone opens the pipe SHAM_LOG.go to
-write. What it does goes to SHAM_LOG, a line each.
+write; `deaf` says whether SIGINT was blocked when it started. What it does goes to SHAM_LOG, a line
+each.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def main(number: int) -> None:
 
     # Not waited for with a handler: a signal that comes before would be missed.
     stops = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
     for step in steps:
         name, _, code = step.partition(":")
         if name == "build":
@@ -36,6 +37,8 @@ def main(number: int) -> None:
             if os.read(0, 1) != GO:
                 os._exit(9)
             did("runs")
+        elif name == "deaf" and signal.SIGINT in before:
+            did("deaf")
         elif name == "again" and "again" not in log.read_text():
             did("again")
             os.write(0, AGAIN)

@@ -493,8 +493,12 @@ def test_chunks_older_than_the_retention_go_whether_handed_over_or_not(job: Job)
 
 
 def test_beyond_retention_bytes_all_but_the_last_day_goes(job: Job) -> None:
-    """Where a bound of one byte leaves no room for anything."""
-    job.settings["RETENTION_BYTES"] = "1"
+    """Where the last day alone is larger than the bound."""
+    letters = random.Random(7)
+    large = [letters.randbytes(450_000).hex() for _ in range(4)]
+    feed(job, "a", (event(key, starts_ms(3) + HOUR_MS) for key in large))
+    run_job(job)
+    job.settings["RETENTION_BYTES"] = "1MiB"
     told = [item for item in going(job) if item["what"] != "file"]
     assert {item["reason"] for item in told} == {"expired"}
     run_job(job)

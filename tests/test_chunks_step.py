@@ -12,14 +12,16 @@ from forebay.operators.chunks import ChunksSink
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
 from forebay.storage.partition.offer import Offer
+from forebay.storage.partition.rules import DAY_MS
 
 
 @pytest.fixture
 def sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChunksSink:
     monkeypatch.setattr(process, "_noted", [])
     return ChunksSink(
-        ["p"], Layout(tmp_path), Disk(), blocks_per_chunk=2, grace_ms=1000, merge_bytes=1 << 26
-    )
+        ["p"], Layout(tmp_path), Disk(), blocks_per_chunk=2, grace_ms=1000, merge_bytes=1 << 26,
+        compacted_ms=DAY_MS,
+    )  # fmt: skip
 
 
 def test_a_partition_that_is_built_again_after_an_offer_goes_on(sink: ChunksSink) -> None:

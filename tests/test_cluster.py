@@ -285,6 +285,49 @@ def test_a_job_whose_standard_streams_are_closed_runs_to_its_end(
     assert Layout(job.data).lock.read_bytes() == b""
 
 
+def test_workers_are_deaf_to_ctrl_c_until_they_can_stop_well(run: MakeRun) -> None:
+    """A terminal sends it to them too, in the midst of their imports."""
+    running = run("deaf build exit:0")
+    assert running.process.wait(LONG_S) == 0
+    running.until("0 deaf")
+
+
+def test_a_stop_that_came_while_a_worker_was_deaf_is_heard() -> None:
+    code = (
+        "import os, signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "from forebay.operators.process import stop_on_signals, stopping\n"
+        "assert not stopping()\n"
+        "stop_on_signals()\n"
+        "assert stopping()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.executed
+def test_a_run_without_input_is_one_line_and_makes_nothing(tmp_path: Path) -> None:
+    own = {name: text for name, text in os.environ.items() if not name.startswith("FOREBAY_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "forebay", "run"], cwd=tmp_path, capture_output=True, text=True,
+        env={**own, "PYTHONPATH": str(Path(__file__).parent.parent)}, timeout=LONG_S,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (PERMANENT, "")
+    assert done.stderr.startswith("Error: files.path: expected NDJSON files at events (")
+    assert done.stderr.count("\n") == 1
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_bad_input_of_a_worker_is_a_line_without_the_name_of_a_class(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    job = make_job(FILES__PATH=str(tmp_path / "none"), DATA_DIR=str(tmp_path / "data"))
+    assert job.ends(job.run()) == PERMANENT
+    assert " ERROR files.path: expected NDJSON files at" in job.told()
+
+
 def test_workers_find_each_other_without_a_refused_connection(
     make_job: MakeJob, tmp_path: Path
 ) -> None:

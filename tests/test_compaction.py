@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from forebay.storage.partition.compaction import (
     SMALL_BYTES,
     compacted_id,
     neighbours,
+    span_ms,
 )
 from forebay.storage.partition.rules import DAY_MS
 from tests.job import Job
@@ -93,6 +96,34 @@ def test_chunks_of_different_kinds_stay_apart(other: dict[str, Any]) -> None:
     chunks = [chunk(n) for n in range(1, CHUNKS_MIN + 1)]
     assert neighbours([*chunks[:-1], replace(chunks[-1], **other)], 2, 0) == []
     assert neighbours([*chunks, replace(chunk(99), **other)], 2, 0) == chunks
+
+
+@pytest.mark.parametrize(
+    ("retention_ms", "bytes_max", "found"),
+    [
+        (0, 0, DAY_MS),
+        (30 * DAY_MS, 0, DAY_MS),
+        (DAY_MS, 0, DAY_MS // 4),
+        (0, 1 << 30, DAY_MS // 4),
+        (3_600_000, 1 << 30, 900_000),
+        (3, 0, 1),
+    ],
+)
+def test_the_span_of_a_compacted_chunk_is_a_quarter_of_what_is_kept_and_a_day_at_most(
+    retention_ms: int, bytes_max: int, found: int
+) -> None:
+    assert span_ms(retention_ms, bytes_max) == found
+
+
+def test_chunks_of_different_spans_stay_apart_and_backfill_of_a_day_does_not() -> None:
+    begin = START_MS // SPAN_MS // 6 * 6 * SPAN_MS
+    times = [begin + n * SPAN_MS for n in range(6 + CHUNKS_MIN)]
+    chunks = [chunk(n, first_ms=ms, last_ms=ms) for n, ms in enumerate(times)]
+    assert neighbours(chunks, 2, 0, 6 * SPAN_MS) == chunks[:6]
+    assert neighbours(chunks[6:], 2, 0, 6 * SPAN_MS) == chunks[6:]
+    assert neighbours(chunks[3:9], 2, 0, 6 * SPAN_MS) == []
+    backfill = [replace(c, blocks=(BlockId(START_MS, 9, backfill=True),)) for c in chunks]
+    assert neighbours(backfill, 2, 0, 6 * SPAN_MS) == backfill
 
 
 def test_what_is_made_of_chunks_of_several_runs_counts_where_the_newest_does() -> None:
@@ -242,6 +273,54 @@ class FailingDisk(OpenDisk):
     def remove(self, path: Path) -> None:
         self._change()
         super().remove(path)
+
+
+FULL = OSError(errno.ENOSPC, "no space left on device")
+
+
+class FullFile(io.FileIO):
+    """Has room for so many bytes."""
+
+    def __init__(self, path: Path, room: int) -> None:
+        super().__init__(path, "wb")
+        self.room = room
+
+    def write(self, data: Any) -> int:
+        self.room -= super().write(bytes(data)[: max(0, self.room)])
+        if self.room <= 0:
+            raise FULL
+        return len(data)
+
+
+class FullDisk(OpenDisk):
+    """Unless `room` is None, each chunk has so much of it, and can't be made durable."""
+
+    room: int | None = None
+
+    def write(self, path: Path) -> Any:
+        return super().write(path) if self.room is None else FullFile(path, self.room)
+
+    def publish(self, temporary: Path, path: Path) -> None:
+        if self.room is not None:
+            raise FULL
+        super().publish(temporary, path)
+
+
+@pytest.mark.parametrize("room", [0, 100, 1 << 30], ids=["nothing", "a beginning", "all but sync"])
+def test_a_merge_that_fails_leaves_no_file_of_its_own(partition: Partition, room: int) -> None:
+    partition.files = disk = FullDisk()
+    messages, _ = grow(partition)
+    before = {*partition.root.rglob("*.parquet*")}
+    messages.append(event(16, 16, 16 * SPAN_MS))
+    partition.append(messages[-1])
+    disk.room = room
+    with pytest.raises(OSError, match="no space left"):
+        partition.merge()
+    assert {*partition.root.rglob("*.parquet*")} == before
+    disk.room = None
+    partition.merge()
+    partition.blocks.publish()
+    assert_agrees(partition, judge(messages))
 
 
 @pytest.mark.parametrize("changes", range(12))

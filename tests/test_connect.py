@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import queue
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -63,6 +65,8 @@ def test_the_heads_of_files_are_tried(suffix: str, tmp_path: Path) -> None:
     assert "files: 1 at events" in result.stdout
     assert "messages: 32 tried: accepted 30  duplicates 0  rejects 2" in result.stdout
     assert "  1 bad json" in result.stdout
+    assert "\nwarning: 2 of 32 messages would be rejects: 1 " in result.stdout
+    assert result.stdout.endswith(": no faults, 1 warning\n")
     assert list(tmp_path.iterdir()) == [tmp_path / "events"]
 
 
@@ -75,10 +79,23 @@ def test_a_schema_of_other_messages_is_a_fault_with_the_reasons_and_a_sample(
     monkeypatch.setenv("FOREBAY_SCHEMA", "segment")
     result = connect()
     assert result.exit_code == 1
-    assert "schema: expected messages that can become events, got none among 3" in result.stderr
+    told = "schema: expected messages that can become events, got 3 rejects among 3 (3 no key:"
+    assert told in result.stderr
     assert "  3 no key" in result.stdout
     assert "such as a.ndjson 0: no key" in result.stdout
     assert "\x1b" not in result.output
+
+
+def test_more_rejects_than_events_are_a_fault_with_a_count_of_each_reason(tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    lines = [*messages(4), b"{", b"[]", *messages(3, device_id=None)]
+    (tmp_path / "events" / "a.ndjson").write_bytes(b"\n".join(lines))
+    result = connect()
+    assert result.exit_code == 1
+    assert "got 5 rejects among 9 (3 no key: device_id, 2 bad json): schema is" in result.stderr
+    assert "no faults" not in result.output
+    (tmp_path / "events" / "a.ndjson").write_bytes(b"\n".join(messages(4)))
+    assert connect().stdout.endswith(": no faults\n")
 
 
 def test_files_that_cannot_be_read_are_faults_each(tmp_path: Path) -> None:
@@ -146,6 +163,27 @@ def test_a_broker_that_does_not_answer_is_a_fault_within_a_bounded_time(
     assert "kafka.bootstrap: expected an answer of 127.0.0.1:1 within 1 s" in result.stderr
     assert "Connection refused" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_ctrl_c_is_heard_while_a_broker_is_waited_for() -> None:
+    code = (
+        "import forebay.cli.connect as c, forebay.cli.main\n"
+        f"c.ANSWER_S = {100 * WAIT_S}\n"
+        "forebay.cli.main.main(['config', 'check', '--connect'])\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(WAIT_S)
+        own = {"SOURCE": "kafka", "KAFKA__BOOTSTRAP": f"127.0.0.1:{silent.getsockname()[1]}"}
+        given = {f"FOREBAY_{name}": text for name, text in own.items()}
+        with subprocess.Popen(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), **given},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as asking:  # fmt: skip
+            connection, _ = silent.accept()
+            asking.send_signal(signal.SIGINT)
+            assert asking.communicate(timeout=WAIT_S) == ("", "")
+            connection.close()
+        assert asking.returncode == 130
 
 
 @pytest.fixture

@@ -130,8 +130,10 @@ def test_neighbours_change_nothing(values: list[str]) -> None:
 def test_keys_that_a_reader_would_cut_to_one_stay_apart() -> None:
     values = ["1", "1.5", "1.9", "-0.7", "0", "1e0", "9007199254740992", "9007199254740993.0"]
     found = read(decoder("int"), *(message(value) for value in values))
-    reject = "no key: key: expected int without a fraction"
-    assert found == [1, reject, reject, reject, 0, 1, 9007199254740992, 9007199254740993]
+    rejects = [
+        f"no key: key: expected a whole number of 64 bits, got {value}" for value in values[1:4]
+    ]
+    assert found == [1, *rejects, 0, 1, 9007199254740992, 9007199254740993]
 
 
 LENIENT = [
@@ -185,7 +187,7 @@ def test_a_time_of_the_key_is_exact_whatever_of_its_text_is_escaped() -> None:
 def test_the_last_of_two_equal_names_counts() -> None:
     assert read(decoder("int"), message('1.5,"k":2'), message('2,"k":1.5')) == [
         2,
-        "no key: key: expected int without a fraction",
+        "no key: key: expected a whole number of 64 bits, got 1.5",
     ]
 
 
@@ -193,7 +195,8 @@ def test_the_last_of_two_equal_names_counts() -> None:
 def test_a_key_is_found_at_any_path_however_its_name_is_written(path: tuple[str, ...]) -> None:
     made = decoder("int", path)
     for ascii in (True, False):
-        for value, wanted in ((7, 7), (7.5, "no key: key: expected int without a fraction")):
+        reject = "no key: key: expected a whole number of 64 bits, got 7.5"
+        for value, wanted in ((7, 7), (7.5, reject)):
             document: object = value
             for name in reversed(path):
                 document = {name: document}

@@ -57,6 +57,8 @@ NO_TOML = {
     "an open section": (b"[kafka\ntopic = 'x'\n", "line 1: expected"),
     "an open quote": (b"raw = true\nschema = 'github\n", "line 2: expected a quote"),
     "no quotes": (b"schema = github\n", "line 1: expected a value: text in quotes"),
+    "a time without quotes": (b"raw = true\ngrace = 7d # days\n", "line 2: expected quotes around"),
+    "a size without quotes": (b"batch = { memory = 64MiB }\n", "line 1: expected quotes around"),
     "no value": (b"schema\n", "line 1: expected NAME = VALUE"),
     "no UTF-8": (b"raw = true\nschema = '\xff'\n", "line 2: expected UTF-8 text, got byte 0xff"),
     "a NUL": (b"schema = 'a'\n\0\n", "line 2: expected"),
@@ -141,8 +143,8 @@ def test_every_fault_that_a_setting_can_have_is_one_sentence_of_ours(
         ("batch_rows = 1.5", "batch_rows: expected a whole number, got 1.5"),
         ("raw = 'perhaps'", "raw: expected true or false, got 'perhaps'"),
         ("batch_rows = 0", "batch_rows: expected at least 1, got 0"),
-        ("cache_bytes = '5 parsecs'", "cache_bytes: expected a size such as 65536, 512KiB or 4MiB,"
-         " got '5 parsecs'"),
+        ("cache_bytes = '5 parsecs'", "cache_bytes: expected a size such as 65536, '512KiB' or"
+         " '4MiB', got '5 parsecs'"),
         ("kafka = 5", "kafka: expected a table, got ********"),
         ("files.path = 5", "files.path: expected a path, got 5"),
         ("columns = [{name = 'a'}]", "columns.0.path (name 'a'): expected a value, got none"),

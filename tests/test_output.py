@@ -30,6 +30,7 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
+from tests import engine
 from tests.lane import SCHEMA, Lane, filled
 from tests.partition import START_MS
 
@@ -292,6 +293,37 @@ def test_ctrl_c_ends_a_command_quietly_with_130(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.executed
+@pytest.mark.parametrize(
+    ("module", "command"), [("click", "status"), ("polars", "sql"), ("pydantic", "run")]
+)
+def test_ctrl_c_while_a_command_is_imported_ends_it_as_quietly(
+    module: str, command: str, tmp_path: Path
+) -> None:
+    """It comes in the midst of an import; nothing has begun. Of the job it is a stop as asked."""
+    (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    done = subprocess.run(
+        [sys.executable, "-m", "forebay", command], cwd=tmp_path, capture_output=True, text=True,
+        timeout=WAIT_S, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
+    code = 0 if command == "run" else 130
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == [
+        f"{module}.py"
+    ]
+
+
+def test_a_reader_that_goes_ends_the_demo_quietly(tmp_path: Path) -> None:
+    engine.need()
+    reads, writes = os.pipe()
+    os.close(reads)
+    asked = ("demo", "--dir", tmp_path / "demo", "--events", "1000", "--github", tmp_path / "none")
+    with started(*asked, stdout=writes) as process:
+        os.close(writes)
+        assert errors_of(process) == ""
+        assert process.wait(WAIT_S) == 141
 
 
 # -- hostile values -----------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
@@ -32,6 +34,7 @@ from tests.partition import (
 )
 from tests.test_replay import BROKEN, CONFIG, SOURCE, decoded, message
 
+ROOT = Path(__file__).parent.parent
 SMALL, LARGE = 100, 10_000
 
 
@@ -158,10 +161,16 @@ def test_delete_asks_for_what_is_there_and_nothing_else(data: Path, partition: P
     assert "expected --yes where there is no terminal" in refused.output
     assert not partition.layout.replay.exists()
     asked = ("rejects", "delete", "--yes", "--data-dir", str(data), "--offset", "2")
-    for _ in range(2):  # the fixture has the lock, as a job has
-        assert invoke(*asked) == (
-            "1 bad json\nrequest 1: 1 rejects; the job takes it up within seconds\n"
-        )
+    done = "1 bad json\nrequest 1: 1 rejects; the job takes it up within seconds\n"
+    waits = "request 1 is pending: delete rejects of offset 2; the job takes it up within seconds\n"
+    assert invoke(*asked) == done  # the fixture has the lock, as a job has
+    assert invoke(*asked) == waits + done
+    own = ("--data-dir", str(data))
+    assert invoke("rejects", "delete", "--dry-run", *own).startswith(waits)
+    assert invoke("rejects", "list", *own).endswith(waits)
+    assert waits in invoke("status", *own)
+    (waiting,) = json.loads(invoke("status", "--json", *own))["pending_requests"]
+    assert (waiting["number"], waiting["what"], waiting["node"]) == (1, "delete", str(data))
     request = read_request(partition.files, partition.layout, 1)
     assert request
     assert request.delete == {NAME: {SOURCE: 7}}
@@ -170,10 +179,19 @@ def test_delete_asks_for_what_is_there_and_nothing_else(data: Path, partition: P
     partition.blocks.publish()
     assert forebay.open(data).rejects().collect()["_offset"].sort().to_list() == [1, 3, 4, 5]
     assert invoke(*asked) == "no rejects to delete\n"
+    assert "pending" not in invoke("status", *own)
     assert "rejects_expired 1" in " ".join(summary(data))
     status = json.loads(invoke("status", "--json", "--data-dir", str(data)))
     assert (status["totals"]["rejects"], status["totals"]["rejects_expired"]) == (4, 1)
     assert sum(status["totals"][name] for name in MESSAGES) == 7
+
+
+def test_delete_is_either_tried_or_done(data: Path, partition: Partition) -> None:
+    arguments = ["rejects", "delete", "--dry-run", "--yes", "--data-dir", str(data)]
+    told = CliRunner().invoke(main, arguments)
+    assert told.exit_code == 2
+    assert "expected --dry-run or --yes, got both" in told.output
+    assert not partition.layout.replay.exists()
 
 
 @pytest.mark.parametrize(("answer", "asked"), [("y", True), ("n", False)])
@@ -185,6 +203,31 @@ def test_delete_asks_at_a_terminal(
     told = CliRunner().invoke(main, arguments, input=f"{answer}\n", catch_exceptions=False).output
     assert "Delete these 5 rejects? [y/N]" in told
     assert partition.layout.replay_request(1).exists() == asked
+
+
+def test_ctrl_c_at_the_question_of_delete_deletes_nothing(data: Path, partition: Partition) -> None:
+    """At a terminal, where Ctrl-C is a byte that is typed."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "forebay", "rejects", "delete", "--data-dir", str(data)]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *command], stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    os.close(theirs)
+    told = b""
+    with os.fdopen(ours, "r+b", buffering=0) as terminal:
+        while b"[y/N]" not in told:
+            told += terminal.read(1024)
+        terminal.write(b"\x03")
+        with suppress(OSError):  # EIO: the terminal's other end has gone
+            while more := terminal.read(1024):
+                told += more
+        assert process.wait(60) == 130
+    assert told.startswith(b"3 bad json\r\n")
+    assert b"Traceback" not in told
+    assert b"Aborted" not in told
+    assert not partition.layout.replay.exists()
+    assert forebay.open(data).rejects().collect().height == 5
 
 
 def test_retention_lists_files_of_rejects_and_says_which_go(
@@ -205,7 +248,20 @@ def test_retention_lists_files_of_rejects_and_says_which_go(
     assert fates() == [("goes", "handed off")]
     monkeypatch.undo()
     told = invoke("retention", "--dry-run", "--data-dir", str(data))
-    assert re.search(r"goes: 1 of 0 events, 5 rejects and [\d,]+ bytes", told)
+    assert re.match(r"goes: 1 of 0 events, 5 rejects and [\d,.]+ (bytes|KiB)\n", told)
+
+
+def test_retention_says_what_it_leaves_out_of_its_listing(data: Path, partition: Partition) -> None:
+    arguments = ["retention", "--data-dir", str(data)]
+    items = len(json.loads(invoke(*arguments, "--json")))
+    assert items > 1
+    whole = invoke(*arguments)
+    summary, listing = whole.split("\n\n")[1:]
+    counts = [int(line.split()[-4]) for line in summary.splitlines()[1:]]
+    assert sum(counts) == items == len(listing.splitlines()) - 1
+    short = invoke(*arguments, "--limit", "1")
+    assert short.startswith(whole.removesuffix(listing))
+    assert short.endswith(f"\n{items - 1} more; --limit shows them\n")
 
 
 # -- the real job -------------------------------------------------------------------------------

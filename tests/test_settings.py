@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ByteSize
 
 from forebay.flows.sections import OWNED, duration_ms, duration_text
 from forebay.flows.settings import Settings, load, shown
 from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import size_text
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.schema import UPLOAD_TIME, Column
 
@@ -114,13 +116,13 @@ def test_every_fault_is_told_at_once_by_name_with_what_was_expected_and_what_cam
         "colour": "expected one of the settings, got an unknown name",
         "kafka.start": "expected 'earliest' or 'latest', got 'middle'",
         "kafka.speed": "expected one of [kafka], got an unknown name",
-        "kafka.linger": "expected a time such as 500ms, 90s, 10m or 2h, got '-1s'",
+        "kafka.linger": "expected a time such as '500ms', '90s', '10m' or '7d', got '-1s'",
         "kafka.librdkafka": "expected none of the properties Forebay sets itself, got ['group.id']",
         "columns.0.name (name 'raw')": "expected another name than _offset, _partition, raw,"
         " upload_time, got 'raw'",
         "columns.1.type (name 'fine')": "expected 'string', 'id', 'int', 'float', 'bool',"
         " 'time', 'time_s', 'time_us' or 'time_auto', got 'blob'",
-        "grace": "expected a time such as 500ms, 90s, 10m or 2h, got 'soon'",
+        "grace": "expected a time such as '500ms', '90s', '10m' or '7d', got 'soon'",
     }
 
 
@@ -201,13 +203,17 @@ def test_a_variable_that_is_no_json_is_a_fault_of_that_setting_beside_the_others
     ("value", "ms"),
     [
         ("500ms", 500), ("90s", 90_000), ("10m", 600_000), ("1h", 3_600_000), ("1d", 86_400_000),
-        ("1.5m", 90_000), (" 2 s ", 2_000), (90, 90_000), (0.25, 250), ("0", 0),
+        ("1.5m", 90_000), (" 2 s ", 2_000), (0, 0), ("0", 0),
     ],
 )  # fmt: skip
-def test_a_time_is_a_number_and_a_unit_and_a_bare_number_counts_seconds(
-    value: object, ms: int
-) -> None:
+def test_a_time_is_a_number_and_a_unit_that_only_0_needs_not(value: object, ms: int) -> None:
     assert duration_ms(value) == ms
+
+
+@pytest.mark.parametrize("value", [7, 0.25, "7", " 90 "])
+def test_a_number_without_a_unit_is_no_time(value: object) -> None:
+    with pytest.raises(ValueError, match=r"with its unit, such as .* or '7d'"):
+        duration_ms(value)
 
 
 @given(st.integers(0, 10**15))
@@ -218,6 +224,57 @@ def test_the_text_of_a_time_reads_back_as_the_same_time(ms: int) -> None:
 def test_sizes_are_bytes_or_text_with_a_unit(write: Write) -> None:
     write('cache_bytes = "64MiB"\nmessage_bytes_max = 5000')
     assert (load().cache_bytes, load().message_bytes_max) == (64 * 1024**2, 5000)
+
+
+def _of_a_number() -> list[str]:
+    """The settings that have a whole number of anything: sizes, counts and times."""
+    found = []
+    for name, field in Settings.model_fields.items():
+        inner = getattr(type(field.default), "model_fields", {})
+        numbers = [key for key, one in inner.items() if type(one.default) in (int, ByteSize)]
+        found += [f"{name}.{key}" for key in numbers]
+        found += [name] if type(field.default) in (int, ByteSize) else []
+    return found
+
+
+def test_true_is_a_number_nowhere(write: Write) -> None:
+    names = _of_a_number()
+    assert {"retention_bytes", "batch_rows", "batch.memory", "kafka.linger"} <= {*names}
+    write("\n".join(f"{name} = true" for name in names))
+    told = faults()
+    assert {fault.partition(":")[0] for fault in told} == {*names}
+    assert all(fault.endswith(", got true") for fault in told)
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("200", "retention_bytes: expected 0, or at least 1 MiB, got 200"),
+        ("-5", "retention_bytes: expected a size such as 65536, '512KiB' or '4MiB', got -5"),
+        ("1.5", "retention_bytes: expected a size such as 65536, '512KiB' or '4MiB', got 1.5"),
+        (
+            "1TB",
+            'forebay.toml: line 1: expected quotes around a size or a time, as in "64MiB" or "7d",'
+            " got none",
+        ),
+    ],
+)
+def test_a_size_that_was_hardly_meant_is_a_fault(value: str, fault: str, write: Write) -> None:
+    write(f"retention_bytes = {value}")
+    assert faults() == [fault]
+    write("retention_bytes = 0")
+    assert load().retention_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"), (1023, "1,023 bytes"), (1 << 20, "1 MiB"), (64 << 20, "64 MiB"),
+        (1536, "1.5 KiB"), (3 << 40, "3 TiB"), (5000 << 40, "5,000 TiB"),
+    ],
+)  # fmt: skip
+def test_a_size_is_shown_in_the_largest_unit_of_which_there_is_one(count: int, text: str) -> None:
+    assert size_text(count) == text
 
 
 # -- the schema ---------------------------------------------------------------------------------
@@ -282,7 +339,24 @@ def test_a_column_may_have_several_paths_and_so_may_the_upload_time(write: Write
         ),
         (
             'columns = [{name = "a", paths = []}]',
-            "columns.0.path (name 'a'): expected a value, got none",
+            "columns.0.paths (name 'a'): expected at least 1 entry, got []",
+        ),
+        (
+            'columns = [{name = "a", paths = ["b", 3]}]',
+            "columns.0.paths.1 (name 'a'): expected a path such as a.b.c, or a list of keys, got 3",
+        ),
+        (
+            'columns = [{name = "a", paths = "b"}]',
+            "columns.0.paths (name 'a'): expected a list of paths, got 'b'",
+        ),
+        (
+            'columns = [{nam = "a", path = "b"}]',
+            "columns.0.nam: expected one of [[columns]], got an unknown name; did you mean 'name'?",
+        ),
+        (
+            'schema = "none"',
+            'dedup_key: expected at least one column, for schema = "none" has no key of its own,'
+            " got none",
         ),
         (
             'columns = [{name = "a", paths = ["b", []]}]',
@@ -301,6 +375,10 @@ def test_a_column_may_have_several_paths_and_so_may_the_upload_time(write: Write
         "no path at all",
         "both",
         "no path",
+        "a number as a path",
+        "a path as paths",
+        "a misspelt name",
+        "no key",
         "an empty path",
         "an optional number",
         "the broker among paths",

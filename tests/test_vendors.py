@@ -80,7 +80,7 @@ class Form:
 
     @property
     def decoder(self) -> Decoder:
-        return Decoder(DecodeConfig(self.schema, 60_000, 1 << 20, self.settings.preset.hint))
+        return Decoder(DecodeConfig(self.schema, 60_000, 1 << 20, self.settings.preset.hints))
 
     @property
     def lines(self) -> list[bytes]:

@@ -134,12 +134,17 @@ class Disk:
     def replace(self, path: Path, data: bytes, *, durable: bool) -> None:
         """Put `data` at `path` at once: a reader sees the old content or the new, never a mix."""
         temporary = path.with_name(f".{path.name}.tmp")
-        with naming(temporary), temporary.open("wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with naming(temporary), temporary.open("wb") as file:
+                file.write(data)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         if durable:
             self.sync_directory(path.parent)
 

@@ -24,8 +24,24 @@ def shortened(text: str, characters_max: int) -> str:
     return text if len(text) <= characters_max else f"{text[: characters_max - 1]}…"
 
 
+def size_text(count: int) -> str:
+    """Bytes in the largest unit of which there is one, to a tenth where it is not whole: 64 MiB."""
+    unit, units = 1, iter(("KiB", "MiB", "GiB", "TiB"))
+    name = "bytes"
+    while count >= 1024 * unit and (larger := next(units, None)):
+        unit, name = 1024 * unit, larger
+    whole, rest = divmod(count, unit)
+    return f"{count / unit:.1f} {name}" if rest else f"{whole:,} {name}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known one that it is most like, if any."""
+    found = nearest(name, known)
+    return f"; did you mean {found!r}?" if found else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that this is most like, if it is like any."""
     folded = {one.casefold(): one for one in known}
     found = get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.7)
-    return f"; did you mean {folded[found[0]]!r}?" if found else ""
+    return folded[found[0]] if found else None

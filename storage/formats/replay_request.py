@@ -20,6 +20,7 @@ message is always decoded alike. `runs` (each partition's incarnation when it wa
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -59,6 +60,21 @@ def read_request(disk: Disk, layout: Layout, number: int) -> ReplayRequest | Non
         return ReplayRequest.decode(disk.read(path), str(path))
     except FileNotFoundError:
         return None
+
+
+def pending(disk: Disk, layout: Layout, done: Collection[int]) -> list[ReplayRequest]:
+    """The requests that some partition has yet to carry out; `done` has the last number of each.
+    One that can't be read is left out, as the partitions do."""
+    found = []
+    for number in count(min(done) + 1) if done else ():
+        try:
+            request = read_request(disk, layout, number)
+        except (Corruption, FormatVersion):
+            continue
+        if request is None:
+            break
+        found.append(request)
+    return found
 
 
 def ask(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ from forebay.storage.formats.state import BlockState
 from forebay.storage.partition.compaction import compacted_id, neighbours
 from forebay.storage.partition.offer import Offer, Tick
 from forebay.storage.partition.retention import EXPIRED, HANDED_OFF
+from forebay.storage.partition.rules import DAY_MS
 
 if TYPE_CHECKING:
     from forebay.storage.formats.merge import Group
@@ -51,14 +53,17 @@ class Chunks:
         blocks_per_chunk: int,
         grace_ms: int,
         merge_bytes: int = MERGE_BYTES,
+        compacted_ms: int = DAY_MS,
     ) -> None:
-        """`merge_bytes` is the memory that a merge may take."""
+        """`merge_bytes` is the memory that a merge may take, `compacted_ms` the span of upload time
+        within which chunks are compacted."""
         self._partition = partition
         self._layout = layout
         self._disk = disk
         self._blocks_per_chunk = blocks_per_chunk
         self._grace_ms = grace_ms
         self._merge_bytes = merge_bytes
+        self._compacted_ms = compacted_ms
         self._folder = layout.chunks(partition)
         disk.make_directory(self._folder)
         self._catalog = read_catalog(disk, layout.catalog(partition), partition)
@@ -98,7 +103,7 @@ class Chunks:
             for chunk in self._catalog.chunks
             if (until_ms is None or chunk.first_ms >= until_ms) and chunk.file not in self._apart
         )
-        return neighbours(chunks, offer.incarnation, offer.committed)
+        return neighbours(chunks, offer.incarnation, offer.committed, self._compacted_ms)
 
     def _try_to_compact(self, chunks: list[Chunk], incarnation: int, now_ms: int) -> None:
         """Damage is told, and left where it is: it must not stop the job."""
@@ -222,10 +227,11 @@ class Chunks:
         temporary = target.with_name(f"{target.name}.tmp")
         try:
             checksum = merge.write_sorted(self._disk, temporary, groups, schema, self._merge_bytes)
-        except (Corruption, MissingFile):
-            self._disk.remove(temporary)
+            self._disk.publish(temporary, target)
+        except BaseException:
+            with suppress(OSError):  # of a disk that is gone
+                self._disk.remove(temporary)
             raise
-        self._disk.publish(temporary, target)
         row_bytes = max(group.row_bytes for group in groups)
         types = column_types(schema)
         return Chunk(file=name, checksum=checksum, schema=types, row_bytes=row_bytes, **what)
