@@ -47,6 +47,12 @@ def frame(rows: list[Row]) -> pl.LazyFrame:
     return pl.DataFrame(columns, SCHEMA).lazy()
 
 
+def as_values(rows: list[Row]) -> str:
+    """The rows as a table of ClickHouse's, with one of nobody so that there is one."""
+    given = [*((row.user, row.ms, row.event) for row in rows), ("", 0, "")]
+    return f"values('user String, ms UInt64, event String', {str(given)[1:-1]})"
+
+
 def random_rows(
     rng: random.Random, *, most: int = 25, users: int = 3, kinds: str = "abcx",
     span_ms: int = 20_000, grain_ms: int = 500,

@@ -32,6 +32,8 @@ from tests.partition import Partition  # noqa: E402
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
+    from benchmarks.query import Engine
+
 # For workers, which find no modules in the folder that they are started in.
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
 
@@ -88,6 +90,16 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: None) -> None:
     """An empty working directory, and an environment without settings."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def clickhouse() -> Iterator[Engine]:
+    """A process that answers queries, in an environment of its own, made at its first use."""
+    from benchmarks.query import Engine
+
+    engine = Engine("chdb", Path(), "tests.clickhouse")
+    yield engine
+    engine.close()
 
 
 @pytest.fixture

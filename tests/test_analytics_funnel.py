@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.query import Engine
 from forebay.query.analytics import Event, Exclusion, Period, Where, funnel
 from forebay.storage.base.errors import BadInput
-from tests.analytics import ROLES, Row, by_user, frame, holds, passes, random_rows, seeds
+from tests.analytics import ROLES, Row, as_values, by_user, frame, holds, passes, random_rows, seeds
 
 PERIOD = Period(date(2024, 3, 30), date(2024, 4, 2))
 A, B, C, X = (Event(name) for name in "abcx")
@@ -398,20 +399,19 @@ def test_what_cannot_be_asked_is_refused(options: dict[str, Any], said: str) -> 
         funnel(frame([]), ROLES, [A, B, C], PERIOD, **options)
 
 
-def test_clickhouse_reaches_the_same_steps() -> None:
+@pytest.mark.long
+def test_clickhouse_reaches_the_same_steps(clickhouse: Engine) -> None:
     """windowFunnel, where it is defined: a user has one event at a time, a step its own events."""
-    chdb = pytest.importorskip("chdb")
-    for seed in seeds(10, 100):
+    for seed in seeds(100, 300):
         rng = random.Random(seed)
         rows = random_rows(rng, most=200, users=12, span_ms=60_000, grain_ms=50)
         rows = list({(row.user, row.ms): row for row in rows}.values())
         window_ms = rng.choice([1_000, 3_000, 20_000])
-        text = ",".join(f"('{row.user}',{row.ms},'{row.event}')" for row in rows) or "('',0,'')"
-        answer = chdb.query(
+        _, answer = clickhouse.ask(
             "select countIf(n >= 1), countIf(n >= 2), countIf(n >= 3) from (select user,"
-            f" windowFunnel({window_ms})(ms, event = 'a', event = 'b', event = 'c') as n from"
-            f" values('user String, ms UInt64, event String', {text}) group by user)"
+            f" windowFunnel({window_ms})(ms, event = 'a', event = 'b', event = 'c') as n"
+            f" from {as_values(rows)} group by user)"
         )
         window = timedelta(milliseconds=window_ms)
         found = counts(rows, [A, B, C], window=window, resolution=timedelta(0))
-        assert found == [int(n) for n in str(answer).split(",")]
+        assert [found] == [[int(n) for n in row] for row in answer]

@@ -9,9 +9,21 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from benchmarks.query import Engine
 from forebay.query.analytics import Event, Period, Where, retention
 from forebay.storage.base.errors import BadInput
-from tests.analytics import ROLES, START, Row, by_user, frame, holds, passes, random_rows, seeds
+from tests.analytics import (
+    ROLES,
+    START,
+    Row,
+    as_values,
+    by_user,
+    frame,
+    holds,
+    passes,
+    random_rows,
+    seeds,
+)
 
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 DAYS = 4
@@ -211,3 +223,26 @@ def test_what_cannot_be_asked_is_refused(options: dict[str, Any], said: str) -> 
     period = Period(date(2024, 3, 30), date(2024, 3, 31))
     with pytest.raises(BadInput, match=said):
         retention(frame([]), ROLES, A, B, period, **options)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["on", "on or after"])
+def test_clickhouse_retains_the_same_users(clickhouse: Engine, mode: Any) -> None:
+    """Its `retention`, where it is defined: one cohort, and whole days after that of the start."""
+    on = "=" if mode == "on" else ">="
+    back = ", ".join(f"event = 'b' and ms div {DAY_MS} {on} {day}" for day in range(1, DAYS + 1))
+    period = Period(START.date(), START.date() + timedelta(days=1))
+    now = START + timedelta(days=30)
+    for seed in seeds(100, 300):
+        rows = random_rows(
+            random.Random(seed), most=200, users=20, kinds="abx", span_ms=6 * DAY_MS,
+            grain_ms=HOUR_MS,
+        )  # fmt: skip
+        _, answer = clickhouse.ask(
+            f"select sumForEach(r) from (select retention(event = 'a' and ms < {DAY_MS}, {back})"
+            f" as r from {as_values(rows)} group by user)"
+        )
+        found = retention(
+            frame(rows), ROLES, A, B, period, mode=mode, days=DAYS, calendar=True, now=now
+        ).cohorts
+        assert [found["out_of"][0], *found["count"][1:]] == [int(n) for n in answer[0][0]]
