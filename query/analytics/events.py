@@ -186,12 +186,14 @@ def property_of(name: str, schema: pl.Schema) -> pl.Expr:
     path = "".join(f"[{_quoted(key)}]" for key in name.removeprefix("$.").split("."))
     if schema[RAW] == pl.String:
         return pl.col(RAW).str.json_path_match(f"${path}")
-    text = pl.col(RAW).map_batches(_text, return_dtype=pl.String, is_elementwise=True)
+    # SUBTLE: `pl.col(RAW).map_batches` has a closure, which a scan that Python feeds can't be sent.
+    text = pl.map_batches([RAW], _text, pl.String, is_elementwise=True)
     return text.str.json_path_match(f"${path}")
 
 
-def _text(messages: pl.Series) -> pl.Series:
+def _text(columns: Sequence[pl.Series]) -> pl.Series:
     """Bytes as text, null where they are not UTF-8, for which the cast fails as a whole."""
+    (messages,) = columns
     try:
         return messages.cast(pl.String)
     except pl.exceptions.ComputeError:

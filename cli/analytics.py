@@ -1,0 +1,305 @@
+"""What the commands of product analytics have in common: whom they ask, about which time, and how
+the answer is shown.
+
+The period ends, unless it is given, with the newest event that is not in the future (or its day,
+where intervals are days or more), and begins 30 days before, or with the first event. Days and
+times without a zone are those of `--zone`. A name that no event has is an error; one without an
+event in the period is a warning.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import orjson
+import polars as pl
+
+from forebay import query
+from forebay.cli.answer import echo_answer
+from forebay.cli.code import parts, python
+from forebay.cli.export import readable
+from forebay.cli.options import data_dirs_option, json_option, settings
+from forebay.cli.output import echo_json
+from forebay.flows.sections import duration_ms
+from forebay.query.analytics import Event, Period, Roles, Where, read_roles
+from forebay.query.analytics.events import property_of
+from forebay.query.analytics.frame import GROUPS_MAX, require_roles
+from forebay.query.analytics.period import PARTS_MS, Interval, zone_of
+from forebay.query.store import Layers
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import did_you_mean
+from forebay.storage.base.times import now_ms, time_of
+from forebay.storage.formats.schema import RAW
+
+DAYS = 30
+SAMPLED = 1000
+"""Messages whose keys are what an unknown property may have been meant to be."""
+ROLES = ("user", "event", "time", "session")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A frame of an answer: the column that its chart shows, and the shape in which people see
+    it."""
+
+    measure: str | None = None
+    shape: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame
+
+
+@dataclass(frozen=True)
+class Question:
+    """What all these commands are given; `tables` are the frames of the answer, the first of which
+    is shown by default."""
+
+    tables: Mapping[str, Table]
+    roots: list[Path]
+    layers: Layers
+    user: str | None
+    event: str | None
+    time: str | None
+    session: str | None
+    since: str | None
+    until: str | None
+    interval: Interval
+    zone: str
+    week_start: int
+    as_json: bool
+    show_code: bool
+    table: str = ""
+    chart: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not self.table:
+            object.__setattr__(self, "table", next(iter(self.tables)))
+
+    def answer(self, function: Callable[..., Any], *arguments: object, **options: object) -> None:
+        """Ask, and print the answer (or the program that asks). Options of their default are left
+        out. Raises BadInput."""
+        known = inspect.signature(function).parameters
+        defaults = {name: parameter.default for name, parameter in known.items()}
+        given = {
+            name: value for name, value in options.items()
+            if value not in (None, []) and (name not in defaults or value != defaults[name])
+        }  # fmt: skip
+        self._check(
+            [*arguments, *given.values()], [given.get(name) for name in ("by", "of", "hold")]
+        )
+        if self.show_code:
+            roots = [str(root) for root in self.roots]
+            code = python(roots, self._named, self.layers, function, arguments, given, self.table)
+            click.echo(code, nl=False)
+            return
+        found = function(self.frame, self.roles, *arguments, **given)
+        if self.as_json:
+            frames = {name: getattr(found, name) for name in self.tables}
+            echo_json({n: readable(f).to_dicts() for n, f in frames.items() if f is not None})
+            return
+        shown = self.tables[self.table]
+        echo_answer(shown.shape(getattr(found, self.table)), shown.measure, chart=self.chart)
+
+    @cached_property
+    def frame(self) -> pl.LazyFrame:
+        return query.open(*self.roots, iceberg=settings().batch.catalog).scan(self.layers)
+
+    @property
+    def _named(self) -> dict[str, str]:
+        return {role: getattr(self, role) for role in ROLES if getattr(self, role) is not None}
+
+    @cached_property
+    def roles(self) -> Roles:
+        roles = read_roles(*self.roots, **self._named)
+        require_roles(self.frame.collect_schema(), roles)
+        return roles
+
+    @cached_property
+    def period(self) -> Period:
+        end = self._bound(self.until or ("-0h" if self.interval in PARTS_MS else "-0d"))
+        if self.since is not None:
+            start = self._bound(self.since)
+        else:
+            oldest, start = self._ends[0], end - timedelta(days=DAYS)
+            start = max(start, oldest if isinstance(start, datetime) else self._day(oldest))
+        return Period(start, end, self.interval, self.zone, self.week_start)
+
+    def instant(self, text: str | None) -> datetime | None:
+        """Of --from or --to; of a day its beginning in the zone."""
+        found = None if text is None else self._bound(text)
+        if found is None or isinstance(found, datetime):
+            return found
+        return datetime.combine(found, time(), zone_of(self.zone)).astimezone(UTC)
+
+    def _bound(self, text: str) -> date | datetime:
+        """A day, an instant, or how long before the newest event (-7d: whole days before its)."""
+        if found := re.fullmatch(r"-(\d{1,6})([wdhm])", text):
+            unit = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes"}[found[2]]
+            back, newest = timedelta(**{unit: int(found[1])}), self._ends[1]
+            if found[2] in "hm":
+                return newest + timedelta(milliseconds=1) - back
+            return self._day(newest) + timedelta(days=1) - back
+        try:
+            if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+                return date.fromisoformat(text)
+            moment = datetime.fromisoformat(re.sub(r"[zZ]\Z", "+00:00", text))
+        except ValueError as error:
+            raise BadInput(
+                f"time: expected one such as 2024-05-01, 2024-05-01T12:00 or -7d; got {text!r}"
+            ) from error
+        zone = zone_of(self.zone)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
+
+    def _day(self, moment: datetime) -> date:
+        return moment.astimezone(zone_of(self.zone)).date()
+
+    @cached_property
+    def _kinds(self) -> pl.DataFrame:
+        """The names of events, and when the first and last of each was that is not in the
+        future."""
+        time, event = pl.col(self.roles.time), pl.col(self.roles.event)
+        past = self.frame.filter(time <= time_of(now_ms()), pl.col(self.roles.user).is_not_null())
+        found = past.group_by(event.alias("event")).agg(first=time.min(), last=time.max())
+        return found.collect(engine="streaming")
+
+    @property
+    def _ends(self) -> tuple[datetime, datetime]:
+        """The times of the first and the newest event."""
+        first, newest = self._kinds["first"].min(), self._kinds["last"].max()
+        if not isinstance(first, datetime) or not isinstance(newest, datetime):
+            raise BadInput(f"expected events with a user and a time, got none in {self.roots[0]}")
+        return first.astimezone(UTC), newest.astimezone(UTC)
+
+    def _check(self, given: list[object], properties: list[object]) -> None:
+        found = [*parts(given)]
+        names = {one.name for one in found if isinstance(one, Event) and one.name is not None}
+        kinds = self._kinds["event"].drop_nulls().sort().to_list() if names else []
+        for name in sorted(names.difference(kinds)):
+            near = did_you_mean(name, kinds) or f"; there are {', '.join(kinds[:10])}"
+            raise BadInput(f"event: expected one that there is, got {name!r}{near}")
+        for period in (one for one in found if isinstance(one, Period)):
+            self._warn(names, period)
+        wanted = {one.property for one in found if isinstance(one, Where)}
+        for name in sorted(wanted.union(filter(None, map(_text, properties)))):
+            self._require(name)
+
+    def _warn(self, names: set[str], period: Period) -> None:
+        """Of events that are asked for and were not in the period."""
+        event = pl.col(self.roles.event)
+        within = self.frame.filter(event.is_in(sorted(names)), period.within(self.roles.time))
+        there = within.select(event.unique()).collect(engine="streaming") if names else None
+        for name in sorted(names.difference(there.to_series()) if there is not None else ()):
+            click.echo(f"Warning: no event {name!r} in the period", err=True)
+
+    def _require(self, name: str) -> None:
+        """Raise BadInput for a property that no event has."""
+        schema = self.frame.collect_schema()
+        held = self.frame.select(property_of(name, schema).alias("held"))
+        if name in schema or held.drop_nulls().head(1).collect(engine="streaming").height:
+            return
+        messages = self.frame.select(RAW).head(SAMPLED).collect(engine="streaming").to_series()
+        known = {key for message in messages for key in _keys(message)}
+        near = did_you_mean(name, sorted({*schema.names(), *known}))
+        raise BadInput(f"property: expected one that an event has, got {name!r}{near}")
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _keys(message: bytes | None) -> Iterator[str]:
+    """The paths of a JSON object, to the second level."""
+    try:
+        found = orjson.loads(message or b"null")
+    except orjson.JSONDecodeError:
+        return
+    for key, value in found.items() if isinstance(found, dict) else ():
+        yield key
+        yield from (f"{key}.{inner}" for inner in value) if isinstance(value, dict) else ()
+
+
+def question(
+    tables: Mapping[str, Table], *, interval: Interval | None = "day", ends: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The command's first parameter is the Question. Without an `interval` its period has no
+    buckets; unless it `ends`, it is all of time where no bound is given."""
+
+    def made(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(**given: Any) -> None:
+            common = {name: given.pop(name) for name in _NAMES if name in given}
+            if interval is None:
+                common |= {"interval": "day", "week_start": 0}
+            function(Question(tables, **common), **given)
+
+        wrapped: Callable[..., None] = command
+        for option in _options(tables, interval, ends):
+            wrapped = option(wrapped)
+        return wrapped
+
+    return made
+
+
+_NAMES = {name for name in Question.__dataclass_fields__ if name != "tables"}
+
+
+def _options(tables: Mapping[str, Table], interval: Interval | None, ends: bool) -> Iterator[Any]:
+    """The last of the help first."""
+    yield click.option("--show-code", is_flag=True, help="Print the Python that asks the same.")
+    yield json_option("All tables of the answer, as JSON.")
+    if any(table.measure for table in tables.values()):
+        bars = "Bars below the table.  [default: at a terminal]"
+        yield click.option("--chart/--no-chart", default=None, help=bars)
+    if len(tables) > 1:
+        names = click.Choice([*tables])
+        yield click.option("--table", type=names, default=names.choices[0], show_default=True)
+    for role in reversed(ROLES):
+        yield click.option(f"--{role}", metavar="COLUMN", help=f"In place of the role {role}.")
+    yield data_dirs_option()
+    both = "all: with the batch layer's."
+    yield click.option("--layers", **choice(Layers), help=both)
+    if interval is not None:
+        days = click.IntRange(0, 6)
+        yield click.option("--week-start", type=days, default=0, help="0, the default, is Monday.")
+        yield click.option("--interval", **choice(Interval, default=interval))
+    yield click.option("--zone", default="UTC", show_default=True, help="Such as Europe/Berlin.")
+    first = f"  [default: {DAYS} days before, or of the first event]" if ends else ""
+    last = "  [default: after the newest event]" if ends else ""
+    yield click.option("--to", "until", metavar="TIME", help=f"The same, not included.{last}")
+    times = "2024-05-01, 2024-05-01T12:00, or before the newest event: -7d, -6h."
+    yield click.option("--from", "since", metavar="TIME", help=times + first)
+
+
+def by_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command takes `by` and `limit`."""
+    named = click.IntRange(1, GROUPS_MAX)
+    for option in (
+        click.option(
+            "--limit", type=named, default=100, show_default=True, help="Groups that are named."
+        ),
+        click.option("--by", metavar="PROPERTY", help="Divide by its values."),
+    ):
+        command = option(command)
+    return command
+
+
+def example(line: str) -> str:
+    """The end of a command's help."""
+    return f"\b\nExample:\n  {line}"
+
+
+def length(_context: click.Context, _option: click.Parameter, text: str | None) -> timedelta | None:
+    """Of an option such as 30m."""
+    try:
+        return None if text is None else timedelta(milliseconds=duration_ms(text))
+    except (ValueError, OverflowError) as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def choice(literal: Any, **attributes: Any) -> dict[str, Any]:
+    """The attributes of an option whose values are those of a Literal, the first by default."""
+    known = get_args(literal)
+    return {"type": click.Choice(known), "default": known[0], "show_default": True, **attributes}

@@ -1,0 +1,41 @@
+"""`forebay cohorts`: retention, how many users come back."""
+
+from typing import Any, Literal
+
+import click
+import polars as pl
+
+from forebay.cli.analytics import Question, Table, by_options, choice, example, question
+from forebay.cli.event import events, filters
+from forebay.query import analytics
+from forebay.query.analytics import Event
+
+
+def _by_day(cohorts: pl.DataFrame) -> pl.DataFrame:
+    """A row a cohort, a column a day: the share that came back."""
+    keys = [name for name in ("group", "cohort", "out_of") if name in cohorts.columns]
+    shares = pl.format("{}%", (pl.col("share") * 100).round(1))
+    shown = pl.when(pl.col("complete") | (pl.col("count") > 0)).then(shares)
+    days = cohorts.with_columns(shown.fill_null("").alias("share"))
+    return days.pivot("from_day", index=keys, values="share", maintain_order=True)
+
+
+TABLES = {"overall": Table("share"), "cohorts": Table(shape=_by_day)}
+EXAMPLE = "forebay cohorts signup purchase --days 7 --table cohorts"
+
+
+@click.command(epilog=example(EXAMPLE))
+@click.argument("start", metavar="START", callback=events)
+@click.argument("back", metavar="[RETURN]", default="*", callback=events)
+@click.option("--mode", **choice(Literal["on", "on or after"]), help="A day, or it and later.")
+@click.option("--days", type=click.IntRange(0), default=30, show_default=True)
+@click.option("--calendar", is_flag=True, help="Days of the zone, not 24 hours from the start.")
+@click.option("--where", "segment", multiple=True, callback=filters, help="Of START only.")
+@by_options
+@question(TABLES)
+def cohorts(asked: Question, start: Event, back: Event, **options: Any) -> None:
+    """Retention: how many of those who did START did RETURN (by default any event) on later days.
+
+    An event is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'; `*` is any.
+    """
+    asked.answer(analytics.retention, start, back, asked.period, **options)

@@ -1,0 +1,59 @@
+"""`forebay funnel`: how many users go from one step to the next."""
+
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from forebay.cli.analytics import Question, Table, by_options, choice, example, length, question
+from forebay.cli.event import events, filters
+from forebay.query import analytics
+from forebay.query.analytics import Event, Exclusion
+from forebay.query.analytics.funnel import Order, Reentry
+
+TABLES = {
+    "steps": Table("count"),
+    "over_time": Table("count"),
+    "whole": Table(),
+    "distribution": Table("count"),
+}
+EXAMPLE = "forebay funnel search 'purchase where price > 10' --window 1h --by country"
+ATTRIBUTIONS = ("entry", "first touch", "last touch", "all steps")
+
+
+def attribution(_context: click.Context, _option: click.Parameter, text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
+
+
+@click.command(epilog=example(EXAMPLE))
+@click.argument("steps", metavar="EVENT...", nargs=-1, required=True, callback=events)
+@click.option("--order", **choice(Order))
+@click.option(
+    "--window", default="1d", callback=length, show_default=True, help="From first to last step."
+)
+@click.option(
+    "--count", type=click.Choice(("uniques", "totals")), default="uniques", show_default=True
+)
+@click.option("--reentry", **choice(Reentry), help="Which entry a path begins with.")
+@click.option(
+    "--resolution", default="1s", callback=length, show_default=True,
+    help="Events so close are simultaneous.",
+)  # fmt: skip
+@click.option("--where", "segment", multiple=True, callback=filters, help="Of the first step only.")
+@click.option("--hold", metavar="PROPERTY", help="The same value at each step.")
+@click.option("--exclude", multiple=True, callback=events, help="No such event between the steps.")
+@click.option(
+    "--attribution", default="entry", callback=attribution, show_default=True,
+    help=f"Of --by: {', '.join(ATTRIBUTIONS)}, or the number of a step.",
+)  # fmt: skip
+@by_options
+@question(TABLES)
+def funnel(
+    asked: Question, steps: list[Event], exclude: list[Event], window: timedelta, **options: Any
+) -> None:
+    """How many users do these EVENTs one after the other, and how long it takes them.
+
+    An EVENT is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'.
+    """
+    options |= {"window": window, "exclude": [Exclusion(one) for one in exclude]}
+    asked.answer(analytics.funnel, steps, asked.period, **options)

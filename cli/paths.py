@@ -1,0 +1,35 @@
+"""`forebay paths`: what users do after an event, step by step."""
+
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from forebay.cli.analytics import Question, Table, example, length, question
+from forebay.cli.event import events
+from forebay.query import analytics
+from forebay.query.analytics import Event
+from forebay.query.analytics.paths import STEPS_MAX
+
+TABLES = {"nodes": Table("users"), "links": Table("users")}
+EXAMPLE = "forebay paths search --steps 3 --limit 5 --collapse"
+
+
+@click.command(epilog=example(EXAMPLE))
+@click.argument("start", metavar="EVENT", callback=events)
+@click.option("--steps", type=click.IntRange(1, STEPS_MAX), default=5, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Events that a step names.",
+)
+@click.option("--window", default="1d", callback=length, show_default=True)
+@click.option("--collapse", is_flag=True, help="An event repeated at once is one step.")
+@click.option("--among", multiple=True, callback=events, help="Only these are steps; repeatable.")
+@question(TABLES, interval=None)
+def paths(asked: Question, start: Event, window: timedelta, **options: Any) -> None:
+    """What users do after their first EVENT of the period: the most frequent events of each step,
+    the others, and how many have dropped off."""
+    asked.answer(analytics.paths, start, asked.period, window=window, **options)

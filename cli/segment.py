@@ -1,0 +1,55 @@
+"""`forebay segment`: how much of one or several events there was, over time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import click
+import polars as pl
+
+from forebay.cli.analytics import Question, Table, by_options, choice, example, question
+from forebay.cli.event import events, filters
+from forebay.query import analytics
+from forebay.query.analytics import Event
+from forebay.query.analytics.segmentation import Measure
+
+
+def _named(kinds: list[Event]) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    """With the letter and name of each event in place of its number, if there are several."""
+    names = {number: f"{chr(65 + number)} {kind.label}" for number, kind in enumerate(kinds)}
+
+    def shape(frame: pl.DataFrame) -> pl.DataFrame:
+        if len(kinds) == 1 or "event" not in frame.columns:
+            return frame.drop("event", strict=False)
+        return frame.with_columns(pl.col("event").replace_strict(names, return_dtype=pl.String))
+
+    return shape
+
+
+TABLES = {"over_time": Table("value"), "overall": Table("value")}
+EXAMPLE = "forebay segment purchase --measure sum --of price --by country --interval week"
+
+
+@click.command(epilog=example(EXAMPLE))
+@click.argument("kinds", metavar="[EVENT]...", nargs=-1, callback=events)
+@click.option("--measure", **choice(Measure))
+@click.option("--of", metavar="PROPERTY", help="Of sum, mean, median, percentile, distinct.")
+@click.option("--percentile", type=click.FloatRange(0, 100), default=90.0, show_default=True)
+@click.option("--formula", help='In place of a measure, such as "UNIQUES(B) / UNIQUES(A)".')
+@click.option("--where", "segment", multiple=True, callback=filters, help="Of all events.")
+@by_options
+@question(TABLES)
+def segment(asked: Question, kinds: list[Event], formula: str | None, **options: Any) -> None:
+    """How much of each EVENT (by default all together) there was, in each interval.
+
+    An EVENT is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'; `*` is any.
+    """
+    kinds = kinds or [Event()]
+    shaped = {name: replace(table, shape=_named(kinds)) for name, table in TABLES.items()}
+    asked = replace(asked, tables=shaped)
+    if formula is None:
+        asked.answer(analytics.segmentation, kinds, asked.period, **options)
+        return
+    if options.pop("measure") != "uniques":
+        raise click.UsageError("--formula has measures of its own: leave --measure out")
+    asked.answer(analytics.formula, kinds, asked.period, formula, **options)
