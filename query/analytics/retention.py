@@ -86,9 +86,9 @@ def retention(
     groups = groups_in(starts)
     starts = starts.join(groups.with_row_index("cell"), on=GROUP, nulls_equal=True)
     users = pl.concat([starts.select(roles.user), returns.select(roles.user)])
-    codes, users_count = number(users)
+    codes, firsts = number(users)
     back_codes, back_ms = codes[starts.height :], returns["ms"].to_numpy()
-    rows = order(back_codes, back_ms, users_count)
+    rows = order(back_codes, back_ms, len(firsts))
     counts = np.zeros((groups.height * period.buckets, len(bounds)), dtype=np.int64)
     _count(
         codes[: starts.height],

@@ -36,6 +36,7 @@ from forebay.query.analytics.frame import (
     without_group,
 )
 from forebay.query.analytics.period import Period
+from forebay.query.analytics.units import tallied
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import ms_of, time_of
 
@@ -217,14 +218,17 @@ def _series(
     rows = rows.filter(period.within(roles.time)).select(columns)
     rows = rows.with_columns(bucket=period.bucket(pl.col("ms")))
     if of is None:
-        rows = rows.group_by("user", "group", "bucket").agg(events=pl.len())
+        found = tallied(rows.drop("ms").collect(engine="streaming"), period.buckets)
     else:
         rows = rows.select("group", "bucket", "of").drop_nulls("of")
-    found = rows.collect(engine="streaming")
+        found = rows.collect(engine="streaming")
     active = _active(frame, roles, period) if measure == "share" else None
     value = _value(measure, quantile)
-    found = top_groups(found, _ranking(found, measure, value), limit)
-    groups = groups_in(found)
+    if by is None:
+        found = found.with_columns(others=pl.lit(False))
+    else:
+        found = top_groups(found, _ranking(found, measure, value), limit)
+    groups = groups_in(found if by is not None else found.head(1))
     buckets = pl.DataFrame({"bucket": range(period.buckets)}, {"bucket": pl.Int32})
     tables = []
     for grid in (groups.join(buckets, how="cross", maintain_order="left_right"), groups):
@@ -279,11 +283,14 @@ def _frequency(found: pl.DataFrame, keys: list[str], bins: Sequence[int]) -> pl.
 def _active(frame: pl.LazyFrame, roles: Roles, period: Period) -> pl.DataFrame:
     """Users who did any event, by `bucket`, null overall."""
     rows, _ = matched(frame, roles, [Event()])
-    rows = rows.filter(period.within(roles.time)).select(roles.user, ms_of_time(roles))
-    users = rows.select(roles.user, bucket=period.bucket(pl.col("ms"))).unique()
-    found = users.collect(engine="streaming")
+    user = pl.col(roles.user).alias("user")
+    rows = rows.filter(period.within(roles.time)).select(
+        user, ms_of_time(roles), group_of(None, pl.Schema())
+    )
+    rows = rows.select("user", "group", bucket=period.bucket(pl.col("ms")))
+    found = tallied(rows.collect(engine="streaming"), period.buckets)
     counts = found.group_by("bucket").agg(active=pl.len())
-    overall = found.select(bucket=pl.lit(None, pl.Int32), active=pl.col(roles.user).n_unique())
+    overall = found.select(bucket=pl.lit(None, pl.Int32), active=pl.col("user").n_unique())
     return pl.concat([counts, overall.cast({"active": counts.schema["active"]})])
 
 

@@ -419,13 +419,13 @@ def paths(units: pl.DataFrame, instants: I64, masks: U64, rules: Rules, *, total
     With `totals` all of them, each with events of its own; else one a unit and bucket of entry.
 
     Units don't depend on each other, so threads share them out."""
-    codes, count = number(units)
+    codes, firsts = number(units)
     threads = pl.thread_pool_size() if len(codes) > SHARED_ROWS else 1
 
     def share(part: int) -> Paths:
         rows = np.flatnonzero(codes % threads == part)
         own = codes[rows] // threads
-        rows = rows[order(own, instants[rows], count // threads + 1)]
+        rows = rows[order(own, instants[rows], len(firsts) // threads + 1)]
         found = _of_units(codes[rows], instants[rows], masks[rows], rules, totals)
         return Paths(
             found.lengths, np.where(found.events < 0, -1, rows[found.events]), found.longest

@@ -16,22 +16,30 @@ import polars as pl
 from forebay.storage.base.compiled import compiled
 from forebay.storage.formats.hashes import I64
 
+SLOTS = 1 << 17
+"""Of the first table that is tried."""
+DENSE = 4
+"""So many times as many cells as rows are counted in an array."""
 _SEED = int.from_bytes(os.urandom(8), "little")
 
 
 @compiled
-def _codes(hashes: Any, table: Any, codes: Any, firsts: Any) -> int:
-    """Number the hashes in order of their first row, which `firsts` has; how many there are."""
-    mask, count = np.uint64(len(table) - 1), 0
+def _codes(hashes: Any, keys: Any, codes: Any, firsts: Any) -> int:
+    """Number the hashes in order of their first row, which `firsts` has; how many there are, or -1
+    if `firsts` has no room for them. `keys`, a table twice as long, has hashes, and numbers from 1."""
+    mask, count = np.uint64(len(keys) - 1), 0
     for i in range(len(hashes)):
         slot = np.int64(hashes[i] & mask)
-        while table[slot] != 0 and hashes[firsts[table[slot] - 1]] != hashes[i]:
+        while keys[slot, 1] != 0 and keys[slot, 0] != hashes[i]:
             slot = (slot + 1) & np.int64(mask)
-        if table[slot] == 0:
+        if keys[slot, 1] == 0:
+            if count == len(firsts):
+                return -1
             firsts[count] = i
             count += 1
-            table[slot] = count
-        codes[i] = table[slot] - 1
+            keys[slot, 0] = hashes[i]
+            keys[slot, 1] = count
+        codes[i] = np.int64(keys[slot, 1]) - 1
     return count
 
 
@@ -68,21 +76,48 @@ def order(codes: I64, times: I64, count: int) -> I64:
     return rows
 
 
-def number(units: pl.DataFrame) -> tuple[I64, int]:
-    """A number from 0 for each row, the same for the same values, and how many there are."""
+def number(units: pl.DataFrame) -> tuple[I64, I64]:
+    """A number from 0 for each row, the same for the same values; and the first row of each."""
     hashes = units.hash_rows(seed=_SEED).to_numpy()
-    table = np.zeros(1 << (2 * len(hashes) + 1).bit_length(), dtype=np.int32)
-    codes, firsts = np.empty(len(hashes), np.int64), np.empty(len(hashes), np.int64)
-    count = _codes(hashes, table, codes, firsts)
-    if units.equals(units[firsts[codes]]):
-        return codes, count
+    codes, slots, count = np.empty(len(hashes), np.int64), SLOTS, -1
+    while count < 0:  # a table that fits the caches is worth some beginnings
+        firsts = np.empty(slots // 2, np.int64)
+        count = _codes(hashes, np.zeros((slots, 2), np.uint64), codes, firsts)
+        slots *= 8
+    firsts = firsts[:count].copy()
+    if units.equals(units[firsts][codes]):
+        return codes, firsts
     ranks = units.select(pl.struct(pl.all()).rank("dense")).to_series().to_numpy()
-    return ranks.astype(np.int64) - 1, int(ranks.max())  # two values have one hash
+    _, firsts = np.unique(ranks, return_index=True)
+    return ranks.astype(np.int64) - 1, firsts  # two values have one hash
 
 
 def ordered(units: pl.DataFrame, times: I64) -> tuple[I64, I64]:
     """The rows by unit, which is a distinct row of `units`, and then time (as they came at one
     time); and the numbers of their units."""
-    codes, count = number(units)
-    rows = order(codes, times, count)
+    codes, firsts = number(units)
+    rows = order(codes, times, len(firsts))
     return rows, codes[rows]
+
+
+def tallied(rows: pl.DataFrame, buckets: int) -> pl.DataFrame:
+    """How many `events` each `user` (now a number) has of each `group` and `bucket` with any; all
+    buckets are below `buckets`."""
+    users, firsts = number(rows.select("user"))
+    groups, named = np.zeros(rows.height, np.int64), np.zeros(1, np.int64)
+    if rows["group"].null_count() < rows.height:
+        groups, named = number(rows.select("group"))
+    shape = len(named), buckets, max(1, len(firsts))
+    if np.prod(shape, dtype=float) > DENSE * rows.height:
+        coded = rows.with_columns(user=pl.Series(users))
+        return coded.group_by("user", "group", "bucket").agg(events=pl.len())
+    cells = (groups * buckets + rows["bucket"].to_numpy()) * shape[2] + users
+    counts = np.bincount(cells, minlength=1)
+    found = np.flatnonzero(counts)
+    group, bucket, user = np.unravel_index(found, shape)
+    return pl.DataFrame(
+        {
+            "user": user, "group": rows["group"][named[group]],
+            "bucket": bucket.astype(np.int32), "events": counts[found],
+        }
+    )  # fmt: skip
