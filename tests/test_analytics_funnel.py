@@ -5,16 +5,30 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
 import pytest
+from polars.testing import assert_frame_equal
 
 from benchmarks.query import Engine
-from forebay.query.analytics import Event, Exclusion, Period, Where, funnel
+from forebay.query.analytics import Event, Exclusion, Period, Where, funnel, sequences
 from forebay.storage.base.errors import BadInput
-from tests.analytics import ROLES, Row, as_values, by_user, frame, holds, passes, random_rows, seeds
+from tests.analytics import (
+    ROLES,
+    START,
+    Row,
+    as_values,
+    by_user,
+    frame,
+    holds,
+    passes,
+    random_rows,
+    seeds,
+)
 
 PERIOD = Period(date(2024, 3, 30), date(2024, 4, 2))
 A, B, C, X = (Event(name) for name in "abcx")
@@ -397,6 +411,49 @@ def test_the_end_of_the_window_is_in_it() -> None:
 def test_what_cannot_be_asked_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(BadInput, match=said):
         funnel(frame([]), ROLES, [A, B, C], PERIOD, **options)
+
+
+@pytest.mark.parametrize("order", ["this", "exact", "any"])
+def test_events_that_make_no_difference_are_left_out_of_the_search(
+    order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in seeds(30, 300):
+        rng = random.Random(seed)
+        rows = random_rows(rng, most=80, users=2, span_ms=4 * SECOND, grain_ms=250)
+        more = {
+            "order": order, "exclude": rng.choice([(), (Exclusion(X),)]), "by": "plan",
+            "attribution": rng.choice(["entry", "last touch", 2]),
+        }  # fmt: skip
+        period = replace(PERIOD, interval="5 min", start=START, end=START + timedelta(seconds=3))
+        tables = []
+        for least in (10**6, 0):
+            monkeypatch.setattr(sequences, "GROUP_EVENTS", least)
+            found = funnel(frame(rows), ROLES, [A, B, C], period, **more)
+            tables.append((found.steps, found.over_time, found.whole, found.distribution))
+        for searched, spared in zip(*tables, strict=True):
+            assert_frame_equal(searched, spared)
+
+
+@pytest.mark.parametrize("count", ["uniques", "totals"])
+@pytest.mark.parametrize("order", ["this", "exact", "any"])
+def test_thousands_of_events_in_a_second_cost_no_more_than_their_number(
+    order: Any, count: Any
+) -> None:
+    """Eight times as many would take 64 times as long if each were compared with each."""
+
+    def cpu_s(events: int) -> float:
+        rows = [Row("u", "ab"[n % 2], n % 1000) for n in range(events)]
+        table = frame(rows)
+        tries = []
+        for _ in range(3):
+            begun_s = time.process_time()
+            found = funnel(table, ROLES, [A, B, C], PERIOD, order=order, count=count).steps
+            tries.append(time.process_time() - begun_s)
+            assert found["count"][0] == (1 if count == "uniques" else found["count"][1])
+        return min(tries)
+
+    cpu_s(10)
+    assert cpu_s(20_000) < 24 * cpu_s(2_500)
 
 
 @pytest.mark.long

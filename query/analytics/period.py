@@ -127,7 +127,7 @@ class Period:
         """The number of the bucket of times in milliseconds, which are in the period."""
         widths = np.diff(self.edges_ms)
         if (widths == widths[0]).all():  # as it is unless clocks change
-            return ((ms - self.edges_ms[0]) // widths[0]).cast(pl.Int32)
+            return ((ms - int(self.edges_ms[0])) // int(widths[0])).cast(pl.Int32)
         edges = pl.lit(pl.Series(self.edges_ms))
         return edges.search_sorted(ms, side="right").cast(pl.Int32) - 1
 

@@ -26,7 +26,7 @@ _SEED = int.from_bytes(os.urandom(8), "little")
 @compiled
 def _codes(hashes: Any, keys: Any, codes: Any, firsts: Any) -> int:
     """Number the hashes in order of their first row, which `firsts` has; how many there are, or -1
-    if `firsts` has no room for them. `keys`, a table twice as long, has hashes, and numbers from 1."""
+    if `firsts` is full. `keys`, a table twice as long, has hashes and their numbers from 1."""
     mask, count = np.uint64(len(keys) - 1), 0
     for i in range(len(hashes)):
         slot = np.int64(hashes[i] & mask)
