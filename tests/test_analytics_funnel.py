@@ -14,7 +14,15 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from benchmarks.query import Engine
-from forebay.query.analytics import Event, Exclusion, Period, Where, funnel, sequences
+from forebay.query.analytics import (
+    Event,
+    Exclusion,
+    Period,
+    Where,
+    funnel,
+    longest,
+    sequences,
+)
 from forebay.storage.base.errors import BadInput
 from tests.analytics import (
     ROLES,
@@ -439,7 +447,7 @@ def test_of_thousands_of_events_in_a_second_a_few_are_searched(
 ) -> None:
     """The search compares all events of a second: no more than as many of a kind as there are
     steps."""
-    searched, search = [], sequences.longest_paths
+    searched, search = [], longest.longest_paths
 
     def counted(units: Any, *arguments: Any) -> Any:
         searched.append(len(units))

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from forebay.query.analytics import (
     Event,
@@ -20,6 +21,7 @@ from forebay.query.analytics import (
     formula,
     parse_filters,
     segmentation,
+    units,
 )
 from forebay.query.analytics.events import property_of
 from forebay.storage.base.errors import BadInput
@@ -342,3 +344,28 @@ def test_roles_need_columns_of_their_types() -> None:
         segmentation(found, ROLES, [A], FOREVER)
     with pytest.raises(BadInput, match=r"role user: expected a column among .*; got 'user'"):
         segmentation(found.drop("user"), ROLES, [A], FOREVER)
+
+
+@pytest.mark.parametrize(("slots", "dense"), [(2, 4), (1 << 17, 0)])
+def test_users_count_the_same_however_they_are_numbered(
+    slots: int, dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that is too small is replaced, and cells that are too many are not an array."""
+    rows = random_rows(random.Random(1), most=400, users=40)
+    found = segmentation(frame(rows), ROLES, [Event()], FOREVER, by="plan")
+    monkeypatch.setattr(units, "SLOTS", slots)
+    monkeypatch.setattr(units, "DENSE", dense)
+    again = segmentation(frame(rows), ROLES, [Event()], FOREVER, by="plan")
+    assert_frame_equal(found.over_time, again.over_time)
+    assert_frame_equal(found.overall, again.overall)
+
+
+def test_users_of_one_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_rows(random.Random(2), most=400, users=40)
+    found = segmentation(frame(rows), ROLES, [Event()], FOREVER, by="plan")
+    same = pl.Series([0], dtype=pl.UInt64)
+    monkeypatch.setattr(
+        pl.DataFrame, "hash_rows", lambda frame, seed: same.new_from_index(0, frame.height)
+    )
+    again = segmentation(frame(rows), ROLES, [Event()], FOREVER, by="plan")
+    assert_frame_equal(found.overall, again.overall)

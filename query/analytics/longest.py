@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from forebay.query.analytics.steps import ANY, EXACT, FIRST, LATEST, allowed, fill
+from forebay.query.analytics.units import place
 from forebay.storage.base.compiled import compiled
 
 
@@ -73,7 +74,8 @@ def _unordered(
     step, the nearest events are enough, as many on either side as there are steps."""
     found = np.empty(2 * steps * steps + starts[group + 1] - starts[group], dtype=np.int64)
     count = starts[group + 1] - starts[group]
-    found[:count] = np.arange(starts[group], starts[group + 1])
+    for i in range(count):
+        found[i] = starts[group] + i
     for step in range(1, steps):
         for side in range(2):
             links = following if side == 0 else preceding
@@ -85,7 +87,7 @@ def _unordered(
                         left -= 1
                 g = links[g, step]
     found = found[:count]
-    middle = np.searchsorted(found, starts[group])
+    middle = place(found, 0, count, starts[group])
     best = 0
     trial = np.empty(steps, dtype=np.int64)
     for n in range(middle + 1):
@@ -95,11 +97,12 @@ def _unordered(
             continue
         # What came before the entry, the nearest first, and then what came after it.
         held = np.empty(len(found), dtype=np.int64)
+        kinds = np.empty(len(found), dtype=np.uint64)
         size = 0
         for i in range(len(found)):
             at = middle - 1 - i if i < middle else i
             if low <= times[found[at]] <= low + window:
-                held[size] = found[at]
+                held[size], kinds[size] = found[at], masks[found[at]]
                 size += 1
         own = np.full(size, -1, dtype=np.int64)
         trial[:] = -1
@@ -107,13 +110,13 @@ def _unordered(
             if held[i] == entry:
                 own[i] = 0
                 trial[0] = i
-        level = fill(masks[held[:size]], 0, size, 1, steps, trial, own)
+        level = fill(kinds, 0, size, 1, steps, trial, own)
         if level > best:
             best = level
             filled[:] = -1
             for k in range(level):
                 filled[k] = held[trial[k]]
-                places[k] = np.searchsorted(starts, filled[k], side="right") - 1
+                places[k] = place(starts, 0, len(starts), filled[k] + 1) - 1
         if best == steps:
             break
     return best

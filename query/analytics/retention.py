@@ -35,7 +35,7 @@ from forebay.query.analytics.frame import (
     without_group,
 )
 from forebay.query.analytics.period import DAY_MS, Period
-from forebay.query.analytics.units import number, order
+from forebay.query.analytics.units import number, order, place
 from forebay.storage.base.compiled import compiled
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import ms_of, time_of
@@ -95,7 +95,7 @@ def retention(
         starts["ms"].to_numpy(),
         starts["place"].to_numpy(),
         (starts["cell"].cast(pl.Int64) * period.buckets + starts["bucket"]).to_numpy(),
-        back_codes[rows],
+        np.searchsorted(back_codes[rows], np.arange(len(firsts) + 1)),
         back_ms[rows],
         returns["place"].to_numpy()[rows],
         1 if calendar else WIDTHS_MS[period.interval],
@@ -166,14 +166,14 @@ def _windows(
 
 @compiled
 def _count(
-    units: Any, begun: Any, bases: Any, cells: Any, back_units: Any, back: Any, places: Any,
+    units: Any, begun: Any, bases: Any, cells: Any, lows: Any, back: Any, places: Any,
     width: int, bounds: Any, or_after: bool, counts: Any,
 ) -> None:  # fmt: skip
-    """Add each window to its cell's counts of the ranges of days in which its user came back."""
-    lows = np.searchsorted(back_units, np.arange(units.max() + 2 if len(units) else 1))
+    """Add each window to its cell's counts of the ranges of days in which its user came back. The
+    returns of a user begin at the place that `lows` has."""
     for window in range(len(units)):
         low, high = lows[units[window]], lows[units[window] + 1]
-        at = low + np.searchsorted(back[low:high], begun[window])
+        at = place(back, low, high, begun[window])
         if or_after:
             if at < high:
                 last = (places[high - 1] - bases[window]) // width

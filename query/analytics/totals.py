@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from forebay.query.analytics.steps import ALL, ANY, EXACT, LATEST, allowed
+from forebay.query.analytics.units import place
 from forebay.storage.base.compiled import compiled
 
 CLOSED, AGAIN, NEITHER = 0, -1, -2
@@ -83,7 +84,7 @@ def _lengths(events: Any, count: int, starts: Any, following: Any, bounds: Any, 
     for path in range(count):
         level = 0
         while level < steps and events[path, level] >= 0:
-            places[level] = np.searchsorted(starts, events[path, level], side="right") - 1
+            places[level] = place(starts, 0, len(starts), events[path, level] + 1) - 1
             level += 1
         lengths[path] = (level, allowed(level, places, following, steps, bounds, order))
     return lengths

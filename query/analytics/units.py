@@ -44,6 +44,19 @@ def _codes(hashes: Any, keys: Any, codes: Any, firsts: Any) -> int:
 
 
 @compiled
+def place(values: Any, low: int, high: int, value: int) -> int:
+    """The first index from `low` to `high` of an ascending value that is not below this one.
+    (numpy's search takes seconds to compile.)"""
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@compiled
 def order(codes: I64, times: I64, count: int) -> I64:
     """The rows by code (below `count`), then time; as they came where both are the same.
 
