@@ -1,5 +1,6 @@
-"""The engines that answer the same questions: Forebay over its data directory, and Polars, DuckDB
-and ClickHouse (chdb) over one sorted Parquet dataset of the same events.
+"""The engines that answer the same questions: Forebay over its data directory, by frames
+("forebay") and by SQL ("sql"); and Polars, DuckDB and ClickHouse (chdb) over one sorted Parquet
+dataset of the same events.
 
     python -m benchmarks.engines NAME FOLDER
 
@@ -31,6 +32,12 @@ _SQL = {
     " and event_type = 'purchase' and country = 'DE'",
     "one user": "select {ms} as ms, event_type, insert_id from events"
     f" where user_id = '{USER}' order by 1, 3",
+}
+_DUCKDB = {
+    "hour": "epoch_ms(date_trunc('hour', upload_time))",
+    "ms": "epoch_ms(upload_time)",
+    "low": f"to_timestamp({FIRST_MS} / 1000)",
+    "high": f"to_timestamp({FIRST_MS + MINUTES_10_MS} / 1000)",
 }
 
 
@@ -85,6 +92,19 @@ def invoke(folder: str) -> Ask:
     return polars_like(store.scan, lambda rows: [[sum(b.num_rows for b in stream(rows))]])
 
 
+def sql(folder: str) -> Ask:
+    import forebay
+
+    store = forebay.open(folder)
+
+    def ask(question: str) -> Rows:
+        if question == "export":
+            return [[sum(batch.num_rows for batch in store.sql_stream("from events"))]]
+        return [list(row) for row in store.sql(_SQL[question].format(**_DUCKDB)).rows()]
+
+    return ask
+
+
 def polars(folder: str) -> Ask:
     import polars as pl
 
@@ -101,18 +121,12 @@ def duckdb(folder: str) -> Ask:
     connection = duckdb.connect()
     connection.execute("set timezone = 'UTC'")
     connection.execute(f"create view events as from read_parquet('{folder}/*.parquet')")
-    words = {
-        "hour": "epoch_ms(date_trunc('hour', upload_time))",
-        "ms": "epoch_ms(upload_time)",
-        "low": f"to_timestamp({FIRST_MS} / 1000)",
-        "high": f"to_timestamp({FIRST_MS + MINUTES_10_MS} / 1000)",
-    }
 
     def ask(question: str) -> Rows:
         if question == "export":
             reader = connection.sql("from events").to_arrow_reader()
             return [[sum(batch.num_rows for batch in reader)]]
-        text = _SQL[question].format(**words)
+        text = _SQL[question].format(**_DUCKDB)
         return [list(row) for row in connection.execute(text).fetchall()]
 
     return ask
@@ -161,7 +175,7 @@ def serve(engine: Callable[[str], Ask], folder: str) -> int:
 
 
 def main(name: str, folder: str) -> int:
-    engines = {"forebay": invoke, "polars": polars, "duckdb": duckdb, "chdb": chdb}
+    engines = {"forebay": invoke, "sql": sql, "polars": polars, "duckdb": duckdb, "chdb": chdb}
     return serve(engines[name], folder)
 
 

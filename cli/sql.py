@@ -1,61 +1,213 @@
-"""`forebay sql`: one query over hot and cold, printed in the format asked for.
+"""`forebay sql`: one query over hot and cold, in the format asked for, or a prompt to ask many."""
 
-A table is for people: its text can't steer their terminal. The other formats have the values as
-they are: JSON has null where a float is no number, CSV reads back.
-"""
-
-import io
+import re
 import sys
-from datetime import datetime
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import click
+import orjson
 
 from forebay import query
-from forebay.cli.export import readable
-from forebay.cli.options import data_dirs_option, settings
-from forebay.cli.output import echo_table
-from forebay.query.frames import on_calendar
-from forebay.storage.base.text import plain
+from forebay.cli.options import data_dirs_option, force_option, settings
+from forebay.cli.output import terminal_width
+from forebay.cli.target import new_file
+from forebay.query.tables import Limits, Parameters
+from forebay.storage.base.errors import BadInput
 
-ROWS_MAX = 1000
-FORMATS = ("table", "json", "csv", "parquet")
+TEXTS = ("table", "markdown")
+FORMATS = ("table", "json", "ndjson", "csv", "parquet", "markdown")
+SUFFIXES = {
+    ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv",
+    ".parquet": "parquet", ".md": "markdown", ".txt": "table",
+}  # fmt: skip
+WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,37})")
+"""Whole numbers are as exact as the engine's."""
 
 
 @click.command()
-@click.argument("text")
-@click.option("--format", "kind", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.argument("text", required=False)
+@click.option("--file", "file", type=click.Path(path_type=Path), help="Read the query from a file.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(FORMATS),
+    help="[default: as the name of --output says, else table]",
+)
+@click.option("--output", type=click.Path(path_type=Path), help="Write to a file.")
+@force_option
+@click.option(
+    "--param",
+    "given",
+    multiple=True,
+    metavar="[NAME=]VALUE",
+    help="The value for $NAME, or for the next ?. Numbers, true, false, null and text in double"
+    " quotes are as in JSON, all else is text. Repeatable.",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    help="How many rows a table shows.",
+)
+@click.option("--spreadsheet", is_flag=True, help="CSV in which no text is taken for a formula.")
+@click.option("--time-zone", default="UTC", show_default=True, help="In which days are made.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Limits().seconds,
+    show_default=True,
+    help="How long it may take; keep it below the job's grace.",
+)
 @data_dirs_option()
 @click.option(
     "--verify", is_flag=True, help="First check every byte of chunks against its checksum."
 )
-def sql(text: str, kind: str, roots: list[Path], verify: bool) -> None:
-    """Answer a SQL query over the tables `events`, `events_all` (with the batch layer's),
-    `events_late` and `rejects`."""
-    store = query.open(*roots, verify=verify, iceberg=settings().batch.catalog)
-    answer = on_calendar(store.sql(text))
-    # As bytes: of text, click takes out what it believes to be colours.
-    if kind == "parquet":
-        out = io.BytesIO()
-        answer.write_parquet(out)
-        sys.stdout.buffer.write(out.getbuffer())
-        sys.stdout.buffer.flush()
-    elif kind == "csv":
-        click.echo(readable(answer).write_csv().encode(), nl=False)
-    elif kind == "json":
-        click.echo(readable(answer).write_json().encode())
+def sql(
+    text: str | None,
+    file: Path | None,
+    kind: str | None,
+    output: Path | None,
+    force: bool,
+    given: Sequence[str],
+    rows: int,
+    spreadsheet: bool,
+    time_zone: str,
+    seconds: float,
+    roots: list[Path],
+    verify: bool,
+) -> None:
+    """Answer a query in SQL (DuckDB's) over the tables `events`, `events_all` (with the batch
+    layer's), `events_late`, `events_sealed` and `rejects`.
+
+    TEXT is the query; `-` reads it from standard input, as does a pipe without TEXT. At a terminal
+    and without TEXT, a prompt asks for queries until Ctrl-D.
+
+        forebay sql "select event_type, count(*) from events
+          where upload_time > now() - interval '5 minutes' group by all"
+    """
+    kind = _format(kind, output, spreadsheet)
+    parameters = _parameters(given)
+    asked = None if text is None and file is None and _at_terminal() else _text(text, file)
+    if asked is None and (output is not None or given or not sys.stdout.isatty()):
+        raise click.UsageError("expected a query: as TEXT, with --file, or - for standard input")
+    store = query.open(
+        *roots, verify=verify, iceberg=settings().batch.catalog, limits=Limits(seconds=seconds),
+        time_zone=time_zone,
+    )  # fmt: skip
+    if asked is None:
+        from forebay.cli.prompt import ask
+
+        ask(lambda one: _answer(store, one, None, kind, rows, spreadsheet, None, False), store)
     else:
-        rows = [[_cell(value) for value in row] for row in readable(answer.head(ROWS_MAX)).rows()]
-        numbers = [name for name, dtype in answer.schema.items() if dtype.is_numeric()]
-        echo_table(answer.columns, rows, right=numbers)
-        if answer.height > ROWS_MAX:
-            click.echo(f"{answer.height} rows, of which {ROWS_MAX} are shown", err=True)
+        _answer(store, asked, parameters, kind, rows, spreadsheet, output, force)
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, datetime):
-        text = str(value).removesuffix("+00:00")
-        return text[:-3] if value.microsecond and value.microsecond % 1000 == 0 else text
-    return plain(str(value))
+def _answer(
+    store: query.Store,
+    text: str,
+    parameters: Parameters,
+    kind: str,
+    rows: int,
+    spreadsheet: bool,
+    output: Path | None,
+    force: bool,
+) -> None:
+    from forebay.cli.rows import WRITERS, shown
+    from forebay.cli.rows import spreadsheet as write_spreadsheet
+
+    began = time.monotonic()
+    with _out(output, force) as out:
+        batches = store.sql_stream(text, parameters)
+        if kind in TEXTS:
+            width = terminal_width() if output is None else None
+            lines, count, more = shown(batches, rows, width, markdown=kind == "markdown")
+            out.write("".join(f"{line}\n" for line in lines).encode())
+        else:
+            write = write_spreadsheet if spreadsheet else WRITERS[kind]
+            count, more = write(batches, out), False
+    if more:
+        click.echo(f"the first {count:,} rows; --rows shows more, --format csv all", err=True)
+    elif sys.stderr.isatty() or output is not None:
+        noun = "row" if count == 1 else "rows"
+        where = "" if output is None else f" in {output}"
+        click.echo(f"{count:,} {noun}{where}, {time.monotonic() - began:.2f} s", err=True)
+
+
+@contextmanager
+def _out(output: Path | None, force: bool) -> Iterator[BinaryIO]:
+    """As bytes: of text, click takes out what it believes to be colours."""
+    if output is None:
+        yield cast(BinaryIO, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+        return
+    with new_file(output, force=force) as temporary, temporary.open("wb") as out:
+        yield out
+
+
+def _format(kind: str | None, output: Path | None, spreadsheet: bool) -> str:
+    found = kind
+    if found is None and output is not None:
+        found = SUFFIXES.get(output.suffix)
+        if found is None:
+            raise BadInput(
+                f"--output: expected a name that ends in {', '.join(SUFFIXES)}, or --format; got"
+                f" {output.name!r}"
+            )
+    if spreadsheet and found not in (None, "csv"):
+        raise BadInput(f"--spreadsheet: expected --format csv, got {found}")
+    return found or ("csv" if spreadsheet else "table")
+
+
+def _text(text: str | None, file: Path | None) -> str:
+    if text is not None and file is not None:
+        raise BadInput("sql: expected a query or --file, got both")
+    try:
+        if file is not None:
+            return file.read_text(encoding="utf-8-sig")
+        if text is not None and text != "-":
+            return text
+        return "" if sys.stdin is None else sys.stdin.buffer.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        name = "standard input" if file is None else "--file"
+        raise BadInput(f"{name}: expected a query in UTF-8, got {error}") from error
+
+
+def _at_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def _parameters(given: Sequence[str]) -> Parameters:
+    if not given:
+        return None
+    pairs = [_named(one) for one in given]
+    names = [name for name, _ in pairs]
+    if not any(names):
+        return [_value(value) for _, value in pairs]
+    if not all(names):
+        raise BadInput(
+            "--param: expected all with a name or none, got both; text with = goes in double quotes"
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"--param: expected each name once, got {name} again")
+    return {name: _value(value) for name, value in pairs}
+
+
+def _named(given: str) -> tuple[str, str]:
+    name, found, value = given.partition("=")
+    return (name, value) if found and name.isidentifier() else ("", given)
+
+
+def _value(text: str) -> object:
+    if WHOLE.fullmatch(text):
+        return int(text)
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+    return text if isinstance(value, dict | list) else value

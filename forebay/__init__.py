@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from forebay.query import (
         Answer,
         Copy,
+        Limits,
         PartitionReceipt,
         Receipt,
         SilentPartition,
@@ -42,6 +43,7 @@ __all__ = [
     "Boundary",
     "Copy",
     "Handoff",
+    "Limits",
     "PartitionReceipt",
     "Receipt",
     "RejectFilter",

@@ -2,7 +2,17 @@
 
 from forebay.query.receipt import PartitionReceipt, Receipt
 from forebay.query.store import Store, open
+from forebay.query.tables import Limits
 from forebay.query.view import SilentPartition
 from forebay.query.why import Answer, Copy
 
-__all__ = ["Answer", "Copy", "PartitionReceipt", "Receipt", "SilentPartition", "Store", "open"]
+__all__ = [
+    "Answer",
+    "Copy",
+    "Limits",
+    "PartitionReceipt",
+    "Receipt",
+    "SilentPartition",
+    "Store",
+    "open",
+]

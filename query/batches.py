@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from forebay.query.partition import Partition
+from forebay.query.partition import ChunkFile, Partition
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.times import time_of
 from forebay.storage.formats.catalog import Chunk
@@ -105,21 +105,34 @@ atexit.register(Pulled.end_all)
 
 
 def event_batches(
-    partitions: Sequence[Partition], between: Between, schema: pa.Schema
+    partitions: Sequence[Partition],
+    between: Between,
+    schema: pa.Schema,
+    where: pc.Expression | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of all chunks, then the hot ones, in the schema that `arrow_of` gives.
+    """The rows of all chunks, then the hot ones, with these columns of the schema that `arrow_of`
+    gives; without row groups of which `where` holds for no row, as their statistics say.
 
     What a query keeps decoded of block logs is not used: all columns of all hot rows are many times
     what their logs take. Raises MissingFile if the view is too old, or Corruption.
     """
     for file in (file for partition in partitions for file in partition.chunk_files):
-        for batch in file.batches(BATCH_ROWS):
-            found = batch if between.all_of(file.chunk) else between.rows(batch)
-            yield from _shaped(found, schema, file.path)
+        yield from chunk_batches(file, between, schema, where)
     for log in (log for partition in partitions for log in partition.block_logs):
-        for table in log.tables():
+        for table in log.tables([*schema.names, UPLOAD_TIME]):
             for batch in table.combine_chunks().to_batches(BATCH_ROWS):
                 yield from _shaped(between.rows(batch), schema, log.path)
+
+
+def chunk_batches(
+    file: ChunkFile, between: Between, schema: pa.Schema, where: pc.Expression | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The same of one chunk."""
+    whole = between.all_of(file.chunk)
+    columns = schema.names if whole else [*schema.names, UPLOAD_TIME]
+    for batch in file.batches(BATCH_ROWS, columns, where):
+        found = batch if whole else between.rows(batch)
+        yield from _shaped(found, schema, file.path)
 
 
 def _shaped(batch: pa.RecordBatch, schema: pa.Schema, path: Path) -> Iterator[pa.RecordBatch]:

@@ -17,8 +17,12 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
@@ -32,6 +36,7 @@ from forebay.storage.formats.chunk import (
 )
 from forebay.storage.formats.log import Extent, LogReader, Span
 from forebay.storage.formats.rejects import RejectFilter
+from forebay.storage.formats.schema import OFFSET, PARTITION
 from forebay.storage.formats.state import BlockState, PartitionState, read_manifest
 
 LOG_BYTES = 4 << 20
@@ -58,8 +63,8 @@ class Log:
         return LogReader(self.disk, self.path.parent, self.path.name)
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Its rows (with these columns only), some LOG_BYTES of the file at a time. Raises
-        MissingFile or Corruption."""
+        """Its rows (with those of the columns that it has), some LOG_BYTES of the file at a time.
+        Raises MissingFile or Corruption."""
         reader = self.open()
         try:
             found = reader.follow(self.extent, torn_ok=self.torn_ok)
@@ -67,14 +72,16 @@ class Log:
             if self.optional:
                 return
             raise
+        present = reader.schema.names if reader.schema else []
+        names = None if columns is None else [one for one in present if one in set(columns)]
         held: list[tuple[Span, memoryview]] = []
         for span, message in found:
             held.append((span, message))
             if span.end - held[0][0].start >= LOG_BYTES:
-                yield pa.Table.from_batches(reader.decode(held, columns))
+                yield pa.Table.from_batches(reader.decode(held, names))
                 held = []
         if held:
-            yield pa.Table.from_batches(reader.decode(held, columns))
+            yield pa.Table.from_batches(reader.decode(held, names))
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The same, in batches as they were written."""
@@ -109,11 +116,34 @@ class ChunkFile:
         """Raise MissingFile, or Corruption unless every byte is as written."""
         self.chunk.checksum.require_whole(self.disk, self.path)
 
-    def batches(self, rows_max: int) -> Iterator[pa.RecordBatch]:
-        """Its rows. Raises MissingFile, or Corruption if any is not as written."""
+    def batches(
+        self, rows_max: int, columns: Sequence[str], where: pc.Expression | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Its rows, with those of the columns that it has; without row groups of which `where`
+        holds for no row. Raises MissingFile, or Corruption if any is not as written."""
         reader = ChunkReader(self.disk, self.path, self.chunk)
-        for group in range(reader.metadata.num_row_groups):
-            yield from reader.batches(group, rows_max=rows_max)
+        names = [name for name in reader.names if name in set(columns)] or [OFFSET]
+        every = range(reader.metadata.num_row_groups)
+        for group in every if where is None else self._groups(where):
+            one = reader.constant(group, PARTITION) if names == [PARTITION] else None
+            if one is None:
+                yield from reader.batches(group, names, rows_max)
+                continue
+            rows = reader.metadata.row_group(group).num_rows  # read from the footer alone
+            column = pa.array([one]).take(pa.array(np.zeros(min(rows, rows_max), np.int8)))
+            for first in range(0, rows, rows_max):
+                part = column.slice(0, min(rows_max, rows - first))
+                yield pa.RecordBatch.from_arrays([part], names)
+
+    def _groups(self, where: pc.Expression) -> list[int]:
+        """The row groups of which it may hold for a row."""
+        try:
+            fragment = ds.ParquetFileFormat().make_fragment(str(self.path), LocalFileSystem())
+            return [group.id for group in fragment.subset(where).row_groups]
+        except FileNotFoundError as error:
+            raise MissingFile(f"chunk {self.path}: expected a file, none is there") from error
+        except pa.ArrowInvalid:  # it is of a column that the chunk has not, or has otherwise
+            return list(range(self.metadata().num_row_groups))
 
     def faults(self) -> Iterator[Corruption]:
         """Yields or raises what is wrong with any of its bytes, by column and row group where that

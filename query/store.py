@@ -13,19 +13,22 @@ catalog says, nor, with `verify`, before all of it was.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from zoneinfo import available_timezones
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from forebay.query.batches import Between, Pulled, event_batches
+from forebay.query.batches import Between, event_batches
+from forebay.query.dataset import Dataset, NotRead, reader
 from forebay.query.frames import (
     arrow_of,
     exported,
@@ -38,6 +41,21 @@ from forebay.query.hot import HotCache
 from forebay.query.iceberg import can_read_tables, scan_table
 from forebay.query.partition import Partition, VerifiedChunks
 from forebay.query.receipt import Receipt, files_of, partitions_of, receipt_of
+from forebay.query.tables import (
+    ALL_EVENTS,
+    BATCH_ROWS,
+    LATE,
+    REJECTS,
+    SEALED,
+    TABLE,
+    Limits,
+    Parameters,
+    Part,
+    Relation,
+    relation_of,
+    relation_of_frame,
+    viewed,
+)
 from forebay.query.view import View, take_view
 from forebay.query.why import Answer, explain
 from forebay.storage.base.directory import (
@@ -47,24 +65,24 @@ from forebay.storage.base.directory import (
 )
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption, MissingFile
-from forebay.storage.base.text import did_you_mean, shortened
+from forebay.storage.base.layout import Layout
+from forebay.storage.base.text import shortened
 from forebay.storage.base.times import EPOCH, time_of
 from forebay.storage.formats.boundary import Placed
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.rejects import ALL, RejectFilter
 from forebay.storage.formats.schema import UPLOAD_TIME
 
-TABLE, ALL_EVENTS, LATE = "events", "events_all", "events_late"
-SEALED, REJECTS = "events_sealed", "rejects"
-TABLES = (TABLE, ALL_EVENTS, LATE, SEALED, REJECTS)
+if TYPE_CHECKING:
+    from forebay.query.sql import Engine
+    from forebay.query.statement import Statement
+
 STREAMED = (TABLE, ALL_EVENTS, LATE, REJECTS)
 Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
 REPORTED_CHARACTERS = 1000
 NOT_VALID = (
-    pl.exceptions.SQLInterfaceError,
-    pl.exceptions.SQLSyntaxError,
     pl.exceptions.ColumnNotFoundError,
     pl.exceptions.InvalidOperationError,
     pl.exceptions.SchemaError,
@@ -74,7 +92,7 @@ NOT_VALID = (
 T = TypeVar("T")
 
 
-class Store:
+class Store(Dataset):
     """One data directory, or several nodes' read as one; `open` makes it.
 
     Reads; never writes. Thread safety: any thread. Each answer comes from a view taken for it. What
@@ -92,9 +110,14 @@ class Store:
         partial: bool = False,
         verify: bool = False,
         iceberg: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+        time_zone: str = "UTC",
     ) -> None:
-        """`roots` are data directories; `partial`, `verify` and `iceberg` as in `open`, which
-        checks them before."""
+        """`roots` are data directories; `partial`, `verify`, `iceberg`, `limits` and `time_zone`
+        are as in `open`, which checks them before."""
+        super().__init__()
+        self._limits = limits or Limits()
+        self._time_zone = time_zone
         self._disk = Disk()
         self._iceberg = dict(iceberg or {})
         self._roots = roots
@@ -103,6 +126,14 @@ class Store:
         self._cache = HotCache()
         self.last_view = self.view()
         """The view that the last answer was made of; no part of the public interface."""
+
+    @cached_property
+    def _engine(self) -> Engine:
+        """Made for the first query, as are imports of it: DuckDB takes a while to load."""
+        from forebay.query.sql import Engine
+
+        folders = [Layout(root).chunks("") for root in self._roots]
+        return Engine(folders, self._limits, self._time_zone)
 
     def view(self) -> View:
         """Take a new view, which `last_view`, `receipt` and the next use of it refer to. What is in
@@ -123,6 +154,20 @@ class Store:
                 faults |= _damaged(view.partitions, lambda one: deque(one.rejects(ALL), maxlen=0))
             self.last_view = view.without(faults)
         return self.last_view
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of events as they are now, in Arrow's types."""
+        return arrow_of(polars_schema(self.view().schema))
+
+    def _rows(
+        self, columns: Sequence[str], where: pc.Expression | None
+    ) -> Iterator[pa.RecordBatch]:
+        view = self._readable()
+        schema = arrow_of(polars_schema(view.schema))
+        [part] = _parts(view, TABLE)
+        wanted = pa.schema([schema.field(name) for name in columns])
+        return event_batches(*part, wanted, where)
 
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
         """All events of a view taken now: those of the real-time layer, from the boundary on, or
@@ -151,28 +196,19 @@ class Store:
         """One of TABLES."""
         if name == REJECTS:
             return _scan_rejects(view, ALL)
-        if name == SEALED:
-            return self._sealed(view)
-        return self._all(view) if name == ALL_EVENTS else self._rows(view, *_part(view, name))
-
-    def _sealed(self, view: View) -> pl.LazyFrame:
-        until_ms, sealed = view.sealed_until_ms, view.sealed
-        if until_ms is None:
-            raise BadInput("sealed: expected a seal on every node, got none")
-        on_time = [p.only(lambda part: not part.late) for p in sealed]
-        came_late = [p.only(lambda part: part.late > 0) for p in sealed]
-        return pl.concat(
-            [
-                self._rows(view, on_time, Between(view.covered_until_ms, until_ms)),
-                self._rows(view, came_late, Between(None, until_ms)),
-            ]
-        )
+        if name == ALL_EVENTS:
+            return self._all(view)
+        return pl.concat([self._scanned(view, *part) for part in _parts(view, name)])
 
     def _all(self, view: View) -> pl.LazyFrame:
-        batch = self._batch(view)
+        events, batch = self._table(view, TABLE), self._batch(view)
         if batch is None:
-            return self._table(view, TABLE)
-        events, late = self._table(view, TABLE), self._table(view, LATE)
+            return events
+        return pl.concat([batch, self._late_only(view, batch), events], how="diagonal")
+
+    def _late_only(self, view: View, batch: pl.LazyFrame) -> pl.LazyFrame:
+        """The rows of the late table that the batch layer's has not."""
+        late = self._table(view, LATE)
         parts: list[Placed] = []
         for partition in view.late:
             parts += [*partition.hot, *partition.chunks]
@@ -181,7 +217,7 @@ class Store:
             near = batch.filter(pl.col(UPLOAD_TIME).is_between(time_of(first), time_of(last)))
             key = list(view.key)
             late = late.join(near.select(key), on=key, how="anti")
-        return pl.concat([batch, late, events], how="diagonal")
+        return late
 
     def _batch(self, view: View) -> pl.LazyFrame | None:
         """The batch layer's table up to the boundary, if `batch.json` names one."""
@@ -190,8 +226,8 @@ class Store:
         until, schema = view.covered_until or EPOCH, polars_schema(view.schema)
         return scan_table(view.table, schema, self._iceberg, self._roots, until=until)
 
-    def _rows(self, view: View, partitions: list[Partition], between: Between) -> pl.LazyFrame:
-        """Those of blocks and chunks."""
+    def _scanned(self, view: View, partitions: list[Partition], between: Between) -> pl.LazyFrame:
+        """The rows of blocks and chunks."""
         schema = polars_schema(view.schema)
         parts = [
             scan_frames(lambda used: self._cache.frames(partitions, used), schema, "hot blocks")
@@ -245,25 +281,54 @@ class Store:
 
         return self._retried(answer)
 
-    def sql(self, text: str) -> pl.DataFrame:
-        """The answer to the query `text` over the tables `events`, `events_all` (with the batch
-        layer's), `events_late` (the late table), `events_sealed` (what is to be handed over) and
-        `rejects`, in the SQL of Polars.
+    def sql(self, text: str, parameters: Parameters = None) -> pl.DataFrame:
+        """The answer to `text`, one query in DuckDB's SQL over the tables `events`, `events_all`
+        (with the batch layer's), `events_late` (the late table), `events_sealed` (what is to be
+        handed over) and `rejects`. `parameters` are values for `?`, in order, or for `$name`, by
+        name.
 
-        Raises BadInput if it is not valid or the engine can't answer it, Corruption if that is for
-        a damaged chunk.
+        Times have microseconds, and are null outside the years 1 to 9999. `raw` is JSON here:
+        `raw->>'$.a.b'`; it is null where a message is no JSON. Whole numbers of 128 bits, such as
+        sums, come as Int64 if they fit. Raises BadInput if it is not valid, does more than read
+        these tables, or exceeds a limit; Corruption if that is for a damaged chunk.
         """
+        statement = _parsed(text)
+        return self._retried(
+            lambda: self._engine.frame(statement, parameters, self._relations(statement))
+        )
 
-        if not isinstance(text, str) or not text.strip():
-            raise BadInput(f"query: expected a SQL query, got {text!r}")
+    def sql_stream(self, text: str, parameters: Parameters = None) -> pa.RecordBatchReader:
+        """The answer to `text` with its `parameters`, as from `sql`, in Arrow and batch by batch,
+        so that memory never holds all of it. Read it within the limit of time, which is below the
+        grace period. Raises the same, also from the reader."""
+        statement = _parsed(text)
+        return self._retried(
+            lambda: self._engine.stream(statement, parameters, self._relations(statement))
+        )
 
-        def answer() -> pl.DataFrame:
-            names = {name for name in TABLES if name in text.casefold()}
-            view = self._readable(events=names != {REJECTS}, rejects=REJECTS in names)
-            named = {name: self._table(view, name) for name in names}
-            return pl.SQLContext(named).execute(text, eager=True)
+    def _relations(self, statement: Statement) -> dict[str, Relation]:
+        """The tables that it reads, of a view taken now."""
+        names = statement.tables
+        view = self._readable(events=names != {REJECTS}, rejects=REJECTS in names)
+        return {name: self._relation(view, name) for name in sorted(names)}
 
-        return self._retried(answer)
+    def _relation(self, view: View, name: str) -> Relation:
+        if name == REJECTS:
+            return relation_of_frame(name, _scan_rejects(view, ALL))
+        batch = self._batch(view) if name == ALL_EVENTS else None
+        if batch is not None:
+            other = pl.concat([batch, self._late_only(view, batch)], how="diagonal")
+            return relation_of_frame(f"{name} batch", other).beside(self._relation(view, TABLE))
+        parts = _parts(view, name)
+        dtypes = polars_schema(view.schema)
+        empty = viewed(pl.DataFrame(schema=dtypes)).schema
+
+        def hot(partitions: list[Partition], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+            used = {column: dtypes[column] for column in columns}
+            for frame in self._cache.frames(partitions, used):
+                yield from viewed(frame.select(columns)).to_batches(BATCH_ROWS)
+
+        return relation_of(name, parts, view.schema, self._chunks, self._engine.located, hot, empty)
 
     def receipt(self) -> Receipt:
         """What the last answer covers."""
@@ -299,17 +364,18 @@ class Store:
         """
         if table not in (TABLE, LATE):
             raise BadInput(f"table: expected {TABLE} or {LATE}, got {table!r}")
-        partitions, between = _part(self._readable(), table)
+        [(partitions, between)] = _parts(self._readable(), table)
         return files_of(partitions, between.first_ms, between.end_ms)
 
     def _stream(self, table: str) -> pa.RecordBatchReader:
         view = self._readable(events=table != REJECTS, rejects=table == REJECTS)
         if table == REJECTS:
-            return _reader(REJECT_SCHEMA, _rejects(view, ALL))
+            return reader(REJECT_SCHEMA, _rejects(view, ALL))
         if table == ALL_EVENTS and view.table is not None:
             return stream(self._all(view), self._reported_as_ours)
         schema = arrow_of(polars_schema(view.schema))
-        return _reader(schema, event_batches(*_part(view, table), schema))
+        [part] = _parts(view, table)
+        return reader(schema, event_batches(*part, schema))
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """All events as a stream of batches, for DuckDB, pyarrow and others. It has the columns'
@@ -331,7 +397,7 @@ class Store:
         """The one place where errors of the engine become ours."""
         try:
             yield
-        except (pl.exceptions.PanicException, pl.exceptions.PolarsError) as error:
+        except (pl.exceptions.PanicException, pl.exceptions.PolarsError, NotRead) as error:
             if not isinstance(error, NOT_VALID):
                 # It is Corruption if a chunk's pages, not looked at before, made the query fail.
                 for file in self.last_view.chunk_files:
@@ -344,13 +410,17 @@ def open(
     partial: bool = False,
     verify: bool = False,
     iceberg: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
+    time_zone: str = "UTC",
 ) -> Store:
     """The store of one data directory, or of several nodes' `data_dirs` read as one.
 
     With `partial`, a node or partition that can't be read is left out of answers, and the receipt
     says so. With `verify`, every byte of a chunk is verified before its first use; without, only
     its footer, and a flipped bit in its pages can change an answer. `iceberg` has the properties of
-    the file system that the batch layer's table is on, if it needs any.
+    the file system that the batch layer's table is on, if it needs any. `limits` are those of
+    queries in SQL, and `time_zone` is the one in which these make days of times, such as
+    "Europe/Berlin".
     Raises BadInput if a directory can't be read.
     """
     if not data_dirs:
@@ -358,16 +428,41 @@ def open(
     roots = [data_directory(one) for one in data_dirs]
     if iceberg is not None and not isinstance(iceberg, Mapping):
         raise BadInput(f"forebay.open: iceberg: expected a mapping, got {type(iceberg).__name__}")
+    if time_zone not in available_timezones():
+        raise BadInput(
+            f"forebay.open: time_zone: expected a name such as Europe/Berlin, got {time_zone!r}"
+        )
     (require_distinct if partial else require_data_directories)("forebay.open", roots)
-    return Store(roots, partial=partial, verify=verify, iceberg=iceberg)
+    return Store(
+        roots,
+        partial=partial,
+        verify=verify,
+        iceberg=iceberg,
+        limits=limits,
+        time_zone=time_zone,
+    )
 
 
-def _part(view: View, table: str) -> tuple[list[Partition], Between]:
-    """The partitions with what may be of a table, and between which times its rows are."""
-    until_ms = view.covered_until_ms
+def _parsed(text: object) -> Statement:
+    from forebay.query.statement import parse
+
+    return parse(text)
+
+
+def _parts(view: View, table: str) -> list[Part]:
+    """The partitions with what may be of a table of events (of the real-time layer's alone), and
+    between which times its rows are. Raises BadInput for what is sealed unless every node has a
+    seal."""
+    until_ms, sealed_ms = view.covered_until_ms, view.sealed_until_ms
     if table == LATE:
-        return view.late, Between(None, until_ms or 0)
-    return view.events, Between(until_ms)
+        return [(view.late, Between(None, until_ms or 0))]
+    if table in (TABLE, ALL_EVENTS):
+        return [(view.events, Between(until_ms))]
+    if sealed_ms is None:
+        raise BadInput("sealed: expected a seal on every node, got none")
+    on_time = [p.only(lambda part: not part.late) for p in view.sealed]
+    came_late = [p.only(lambda part: part.late > 0) for p in view.sealed]
+    return [(on_time, Between(until_ms, sealed_ms)), (came_late, Between(None, sealed_ms))]
 
 
 def _damaged(
@@ -407,18 +502,9 @@ def stream(
                 return
             yield from exported(frame).to_batches()
 
-    return _reader(arrow_of(dict(rows.collect_schema())), batches())
-
-
-def _reader(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
-    """A reader of the batches, the first of which is read now: an old view is noticed then."""
-    first = next(batches, None)
-    head = () if first is None else (first,)
-    return pa.RecordBatchReader.from_batches(schema, Pulled(chain(head, batches)))
+    return reader(arrow_of(dict(rows.collect_schema())), batches())
 
 
 def _not_answered(error: BaseException) -> BadInput:
     reported = (str(error).splitlines() or [type(error).__name__])[0]
-    unknown = re.fullmatch(r"relation '(.*)' was not found", reported)
-    near = did_you_mean(unknown[1], TABLES) if unknown else ""
-    return BadInput(f"query: {shortened(reported, REPORTED_CHARACTERS)}{near}")
+    return BadInput(f"query: {shortened(reported, REPORTED_CHARACTERS)}")

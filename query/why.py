@@ -31,10 +31,11 @@ from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.hashes import KeyHash
 from forebay.storage.formats.rejects import ALL
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
-from forebay.storage.formats.state import BlockState, PartitionState
+from forebay.storage.formats.state import BlockState
 
 TABLE = "the batch layer's table"
 BOM = b"\xef\xbb\xbf"
+DAY = timedelta(days=1)
 _PLACE = [PARTITION, OFFSET, UPLOAD_TIME]
 
 
@@ -151,10 +152,9 @@ def explain(
     for partition in view.partitions:
         sources = partition.state.next_offsets
         events = [*kept[partition.folder], *(e for e in gone if e.partition in sources)]
+        originals = _Originals.of(partition, events, covered_until)
         copies += [
-            _dropped(row, events, partition, covered_until)
-            for row in drops[partition.folder]
-            if row["what"] != "late"
+            originals.dropped(row) for row in drops[partition.folder] if row["what"] != "late"
         ]
     copies += _rejects(view.partitions, wanted, paths)
     copies.sort(key=lambda copy: (copy.partition, copy.offset))
@@ -214,50 +214,91 @@ def _place(row: Mapping[str, Any]) -> tuple[str, int]:
     return row[PARTITION], row[OFFSET]
 
 
-def _dropped(
-    row: Mapping[str, Any],
-    events: Sequence[Copy],
-    partition: Partition,
-    covered_until: datetime | None,
-) -> Copy:
-    """What the drop log says of a copy, and which of the `events` it was a copy of."""
-    source, offset = _place(row)
-    replays, time = partition.state.replays > 0, row[UPLOAD_TIME]
-    earlier = [e for e in events if e.partition != source or e.offset < offset or replays]
-    in_order = not replays and all(event.partition == source for event in earlier)
-    all_here = not partition.expired_rows and (covered_until is None or time >= covered_until)
-    of, certain = _original(earlier, time, partition.state, in_order=in_order, all_here=all_here)
-    return Copy(row["what"], source, offset, time, of=of, detail=row["payload"], certain=certain)
-
-
-def _original(
-    events: Sequence[Copy], time: datetime, state: PartitionState, *, in_order: bool, all_here: bool
-) -> tuple[tuple[str, int] | None, bool]:
-    """Which of the `events` that may have come before it a copy was dropped for, and whether that
-    is certain (see `storage.dedup.duplicates`). `in_order`: they did come before it, in order of
-    offset. `all_here`: none that it could be has been deleted.
-
-    SUBTLE: an event is kept only if no live block has its key. So only the newest may have been
-    live when the copy came; if it was not, the copy was dropped for that of its own interval.
+@dataclass(frozen=True)
+class _Originals:
+    """The `events` that copies in one partition may have been dropped for (see `admission` and
+    `storage.dedup.duplicates`): of these, `live` are in a live block now, `backfill` in a backfill
+    one, or in the batch layer's table, which does not tell. A `day` is what a backfill block is of.
     """
 
-    def distance(event: Copy) -> tuple[bool, timedelta]:
-        kept, span = event.upload_time or time, timedelta(milliseconds=state.block_span_ms)
-        return (kept - EPOCH) // span != (time - EPOCH) // span, abs(kept - time)
+    events: Sequence[Copy]
+    live: Collection[Copy]
+    backfill: Collection[Copy]
+    span: timedelta
+    day: timedelta
+    replayed: bool
+    expired: bool
+    covered_until: datetime | None
 
-    if not events:
-        return None, True
-    nearest, newest = min(events, key=distance), max(events, key=lambda event: event.offset)
-    elsewhere, _ = distance(nearest)
-    if not in_order:
-        of, certain = nearest, all_here and len(events) == 1
-    elif elsewhere:
-        of, certain = newest, all_here
-    elif newest.where in [_in_block(block) for block in state.hot.values()]:
-        of, certain = newest, True
-    else:
-        of, certain = nearest, nearest is newest
-    return (of.partition, of.offset), certain
+    @classmethod
+    def of(
+        cls, partition: Partition, events: Sequence[Copy], covered_until: datetime | None
+    ) -> _Originals:
+        state, span = partition.state, timedelta(milliseconds=partition.state.block_span_ms)
+        live = {_in_block(block) for block in state.hot.values()}
+        backfill = {TABLE, *(_in_block(block) for block in partition.hot if block.id.backfill)}
+        backfill |= {_in_chunk(file.path) for file in partition.chunk_files if file.chunk.backfill}
+        return cls(
+            events,
+            {event for event in events if event.where in live},
+            {event for event in events if event.where in backfill},
+            span,
+            max(DAY, span),
+            replayed=state.replays > 0,
+            expired=partition.expired_rows > 0,
+            covered_until=covered_until,
+        )
+
+    def dropped(self, row: Mapping[str, Any]) -> Copy:
+        """What the drop log says of a copy, and which event it was a copy of."""
+        (source, offset), time = _place(row), row[UPLOAD_TIME]
+        earlier = [
+            e for e in self.events if e.partition != source or e.offset < offset or self.replayed
+        ]
+        of, certain = self._original(earlier, source, time) if earlier else (None, True)
+        place = (of.partition, of.offset) if of else None
+        return Copy(
+            row["what"], source, offset, time, of=place, detail=row["payload"], certain=certain
+        )
+
+    def _original(self, earlier: Sequence[Copy], source: str, time: datetime) -> tuple[Copy, bool]:
+        """Which of the events that may have come before a copy it was dropped for, and whether that
+        is certain.
+
+        SUBTLE: an event is kept only if no live block has its key. So only the newest may have been
+        live when the copy came. If it was not, the copy was dropped for that of its own interval;
+        if there is none, for the backfill one of its day. Whether the newest was live then, and
+        whether the copy itself was backfill, is on no record.
+        """
+        own = [event for event in earlier if self._share(event, time, self.span)]
+        retained = own or [
+            event
+            for event in earlier
+            if event in self.backfill and self._share(event, time, self.day)
+        ]
+        nearest = min(
+            retained or earlier, key=lambda event: abs((event.upload_time or time) - time)
+        )
+        all_here = not self.expired and (
+            self.covered_until is None or _begin(time, self.day) >= self.covered_until
+        )
+        if self.replayed or any(event.partition != source for event in earlier):
+            return nearest, all_here and len(earlier) == 1  # not in order of offset
+        newest = max(earlier, key=lambda event: event.offset)
+        if newest in self.live:
+            return newest, True
+        if not retained:
+            return newest, all_here
+        return nearest, retained == [newest] and (bool(own) or all_here)
+
+    @staticmethod
+    def _share(event: Copy, time: datetime, span: timedelta) -> bool:
+        """Whether the event's time is in the same `span` as this one."""
+        return _begin(event.upload_time or time, span) == _begin(time, span)
+
+
+def _begin(time: datetime, span: timedelta) -> datetime:
+    return EPOCH + (time - EPOCH) // span * span
 
 
 def _rejects(

@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+from polars.testing import assert_frame_equal
 
 import forebay
 from forebay.storage.base.disk import Disk
@@ -75,7 +76,7 @@ def row(message: Message, schema: Schema = SCHEMA) -> dict[str, Any]:
         "at": None if n % 3 == 0 else seconds + timedelta(milliseconds=n),
         "at_s": None if n % 3 == 1 else seconds,
         "at_us": None if n % 3 == 2 else seconds + timedelta(microseconds=n),
-        RAW: b"\xff{%d}" % n,
+        RAW: b'{"n":%d,"a":{"b":"x%d"}}' % (n, n % 4) if n % 2 else b"\xff{%d}" % n,
     }
     declared = arrow_schema(schema).names
     return {name: value if name in declared else None for name, value in values.items()}
@@ -216,4 +217,17 @@ def hand_off(root: Path, number: int, covered_until_ms: int | None) -> None:
 
 
 def collected(store: forebay.Store) -> pl.DataFrame:
-    return store.scan().collect().sort(IN_ORDER)
+    """All events, which SQL must give as `scan` does."""
+    found = store.scan().collect().sort(IN_ORDER)
+    assert_frame_equal(by_sql(store), found.drop(RAW, strict=False))
+    return found
+
+
+def by_sql(store: forebay.Store) -> pl.DataFrame:
+    """The same by SQL, in the types of `scan`; without `raw`, which is JSON there."""
+    schema = store.scan().collect_schema()
+    names = [name for name in schema if name != RAW]
+    quoted = ", ".join(f'"{name}"' for name in names)
+    found = store.sql(f"select {quoted} from events")
+    typed = found.with_columns(pl.col(name).cast(schema[name]) for name in names)
+    return typed.sort(IN_ORDER)

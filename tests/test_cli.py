@@ -193,7 +193,7 @@ def test_sql_prints_parquet(data: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["table", "csv", "json"])
 def test_sql_prints_messages_as_text_even_if_they_are_no_utf8(kind: str, data: Path) -> None:
-    text = "select cast(id as binary) as id, x'c3' as broken from events where part = 1"
+    text = "select id::blob as id, '\\xC3'::blob as broken from events where part = 1"
     printed = answered("sql", text, "--format", kind, "--data-dir", data).stdout
     assert "k0" in printed
     assert "\ufffd" in printed
@@ -286,13 +286,13 @@ def test_status_before_the_first_event_is_no_error(tmp_path: Path) -> None:
 # -- errors -------------------------------------------------------------------------------------
 
 
-def told(result: Result) -> str:
-    """The error, if it is one line and no traceback."""
+def told(result: Result, lines: int = 1) -> str:
+    """The error, if it is one line, or so many, and no traceback."""
     assert result.exit_code in (1, PERMANENT)
     assert isinstance(result.exception, SystemExit)
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
+    assert result.stderr.count("\n") == lines
     return result.stderr.removeprefix("Error: ").strip()
 
 
@@ -327,17 +327,24 @@ def _raise_version(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "names"),
+    ("text", "names", "lines", "at"),
     [
-        ("select", "query: "),
-        ("select nope from events", "nope"),
-        ("select * from elsewhere", "elsewhere"),
-        ("select count(* from events group", "query: "),
-        ("select id + 1 from events", "query: "),
+        ("select", "query: ", 1, ""),
+        ("select nope from events", '"nope"', 5, "nope"),
+        ("select * from elsewhere", "'elsewhere'", 3, "elsewhere"),
+        ("select count(* from events group", 'near "from"', 3, "from"),
+        ("select id + 1 from events", "more", 8, "+ 1"),
     ],
 )
-def test_a_query_that_cannot_be_answered_is_one_line(text: str, names: str, data: Path) -> None:
-    assert names in told(invoke("sql", text, "--data-dir", data))
+def test_a_query_that_cannot_be_answered_is_a_few_lines(
+    text: str, names: str, lines: int, at: str, data: Path
+) -> None:
+    found = told(invoke("sql", text, "--data-dir", data), lines)
+    assert names in found
+    assert found.startswith("query: ")
+    if at:
+        pointed = f"\nLINE 1: {text}\n{' ' * (len('LINE 1: ') + text.index(at))}^"
+        assert pointed in found
 
 
 @pytest.mark.parametrize(

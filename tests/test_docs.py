@@ -20,7 +20,7 @@ from forebay.cli.main import main
 from forebay.flows.schemas import PRESETS
 from forebay.flows.settings import ENV_PREFIX, Settings
 from forebay.query.receipt import _PARTITION_SCHEMA
-from forebay.query.store import TABLES
+from forebay.query.tables import TABLES
 from forebay.storage.base import errors
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from tests import engine
@@ -88,6 +88,13 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay status": _as_generated,
     "python -m bytewax.run": _as_generated,
     "forebay sql \"select event_type": _says("page_view"),
+    "forebay sql \"select count(*) from events where upload": _says(r"^count_star\(\)\s+0\s"),
+    "forebay sql \"select time_bucket": _says("2024-05-01 23:30:00", "2024-05-02 00:20:00"),
+    "forebay sql \"select raw->>": _says("platform", r"\n\w+ +\d+\n"),
+    "forebay sql \"select count(*) from events where event_type": _says(r"\n *[1-9]\d+\n"),
+    "forebay sql \"from events where event_type": _says(r"rows in views.parquet"),
+    "forebay sql --format ndjson": _says(r'\{"_partition":"part-'),
+    "forebay sql \"describe events": _says("upload_time", "TIMESTAMP WITH TIME ZONE", "JSON"),
     "forebay sql \"select count(*) from events_all": _says("200000"),
     "forebay sql \"select reason": _says("bad json", "absurd upload time"),
     "forebay sql \"select plan": _says("pro"),

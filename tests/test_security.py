@@ -38,7 +38,7 @@ from tests.job import Job
 from tests.lane import Lane, filled
 
 ROOT = Path(__file__).parent.parent
-READ_S = 20.0
+READ_S = 60.0
 MEMORY = 1 << 30
 SECRET = "hunter2-very-secret"
 MakeJob = Callable[..., Job]

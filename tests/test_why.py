@@ -352,7 +352,8 @@ def test_conflicts_and_drops_are_the_oracles_however_input_is_cut_and_whatever_c
 
 
 def assert_originals(copies: Sequence[Copy], oracle: PayloadOracle) -> None:
-    """What is said of a copy for certain is so; if not for certain, it could be."""
+    """What is said of a copy for certain is so; if not for certain, it could be, and so could
+    another."""
     kept = [copy.offset for copy in copies if copy.what == "event"]
     for copy in copies:
         if copy.what != "event":
@@ -360,6 +361,7 @@ def assert_originals(copies: Sequence[Copy], oracle: PayloadOracle) -> None:
             assert copy.of[1] in kept
             assert copy.of[1] < copy.offset
             assert copy.of[1] == oracle.originals[copy.offset] or not copy.certain
+            assert copy.certain or len([offset for offset in kept if offset < copy.offset]) > 1
 
 
 # -- the drop log -------------------------------------------------------------------------------
@@ -472,6 +474,42 @@ def test_a_copy_that_may_be_of_either_of_two_events_is_told_as_most_likely_of_on
     assert line_of(copy).endswith("duplicate of partition s0, offset 0 (most likely)")
 
 
+@pytest.mark.parametrize("merged", [False, True], ids=["evicted", "merged"])
+def test_a_copy_that_may_be_of_a_backfill_event_of_its_day_is_not_told_for_certain_as_anothers(
+    partition: Partition, merged: bool
+) -> None:
+    """The event at 2310 was live until 2560; that at 500 counts for all backfill of its day."""
+    partition.blocks_per_chunk = 1
+    partition.start()
+    times = [(9, 2000), (1, 500), (9, 2300), (1, 2310), (8, 2320), (1, 900), (7, 2600), (1, 800)]
+    events = [
+        Event(offset, key, ms, (str(offset), 1, True)) for offset, (key, ms) in enumerate(times)
+    ]
+    events[-1] = replace(events[-1], values=events[1].values)
+    partition.take(frame(events[:6]))
+    oracle = judged(events)
+    assert oracle.originals == {5: 3, 7: 1}
+    assert originals(partition, 1) == [(5, ("s0", 3), True)]
+    partition.take(frame(events[6:]))
+    if merged:
+        partition.merge()
+    assert originals(partition, 1) == [(5, ("s0", 1), False), (7, ("s0", 1), False)]
+    assert told(partition)[1:] == [(5, "conflict"), (7, "duplicate")]
+    assert_originals(why(partition, 1), oracle)
+
+
+def test_a_copy_of_a_backfill_event_alone_is_told_for_certain_unless_part_of_its_day_is_gone(
+    partition: Partition,
+) -> None:
+    partition.start()
+    partition.take(frame([Event(0, 9, 2000), Event(1, 1, 500), Event(2, 9, 2300)]))
+    partition.take(frame([Event(3, 1, 900)]))
+    assert originals(partition, 1) == [(3, ("s0", 1), True)]
+    batch = Boundary(1, START_MS + 300)
+    Disk().replace(Layout(partition.root).batch, batch.encode(), durable=False)
+    assert originals(partition, 1) == [(3, ("s0", 1), False)]
+
+
 def test_offsets_of_two_sources_do_not_tell_which_event_came_before(partition: Partition) -> None:
     partition.start()
     partition.take(frame([Event(7, 1, 0, source="s1")]))
@@ -516,6 +554,27 @@ def test_a_copy_in_any_partition_of_its_source_is_of_the_batch_layers_event(tmp_
     kept, copy = found.copies
     assert (kept.where, kept.handed_off) == (TABLE, True)
     assert (copy.what, copy.of, copy.certain) == ("duplicate", ("s0", 0), True)
+
+
+def test_the_batch_layers_event_may_be_a_backfill_one_that_a_copy_is_of(
+    partition: Partition,
+) -> None:
+    partition.start()
+    times = [(9, 2000), (1, 500), (9, 2300), (1, 2310), (9, 2600), (1, 800)]
+    partition.take(frame([Event(offset, key, ms) for offset, (key, ms) in enumerate(times)]))
+    partition.blocks.publish()
+    (here,) = take_view(Disk(), [partition.root]).partitions
+    here = here.only(lambda one: one.first_ms >= START_MS + 2000)
+    view = View((NodeView(partition.root, Boundary(), (here,)),))
+    table = pl.LazyFrame(
+        {PARTITION: ["s0"], OFFSET: [1], UPLOAD_TIME: [time(500)], "id": ["k0"], "part": [1]}
+    )
+    copies = explain(view, {"id": "k0", "part": 1}, {}, table).copies
+    assert [(c.what, c.of, c.certain) for c in copies] == [
+        ("event", None, True),
+        ("event", None, True),
+        ("duplicate", ("s0", 1), False),
+    ]
 
 
 @pytest.mark.parametrize(

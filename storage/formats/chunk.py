@@ -20,6 +20,9 @@ from forebay.storage.base.times import END_S, FIRST_S, PER_SECOND
 from forebay.storage.formats.catalog import Chunk
 from forebay.storage.formats.columns import parse_types
 
+SHORT = 32
+"""Characters that statistics have whole: they may cut what is longer."""
+
 _LARGE = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 
 
@@ -62,6 +65,15 @@ class ChunkReader:
             raise Corruption(
                 f"chunk {self._path}: row group {group} from offset {at}: {error}", at
             ) from error
+
+    def constant(self, group: int, name: str) -> object:
+        """The only value of a column of text in a row group, if its statistics say that all are."""
+        column = self.metadata.row_group(group).column(self.metadata.schema.names.index(name))
+        known = column.statistics
+        if known is None or not known.has_min_max or known.null_count != 0:
+            return None
+        whole = known.min == known.max and len(known.min) < SHORT
+        return known.min if whole else None
 
     def table(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
         """All of these at once."""

@@ -1,0 +1,168 @@
+"""A table whose rows are made when they are asked for, as the dataset that DuckDB and pyarrow know.
+
+Both ask a `pyarrow.dataset.Dataset` for the columns and rows that they need, and take everything
+else whole. What always holds: nothing is read before it is asked for, no thread of ours reads
+ahead, and a reader that stops half-way leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from forebay.query.batches import Pulled
+from forebay.storage.base.errors import BadInput
+
+T = TypeVar("T")
+
+
+class Retried(Protocol):
+    def __call__(self, answer: Callable[[], T], /) -> T: ...
+
+
+class NotRead(Exception):
+    """An engine could not read what it was given."""
+
+
+class Scan:
+    """One reading of a dataset, of which columns and rows are chosen, and nothing is read yet. Each
+    of its methods reads anew."""
+
+    def __init__(
+        self, schema: pa.Schema, batches: Callable[[], Iterator[pa.RecordBatch]], retried: Retried
+    ) -> None:
+        self.projected_schema = schema
+        self._batches = batches
+        self._retried = retried
+
+    def to_reader(self) -> pa.RecordBatchReader:
+        return self._retried(lambda: reader(self.projected_schema, self._batches()))
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        return iter(self.to_reader())
+
+    def to_table(self) -> pa.Table:
+        return self._retried(lambda: pa.Table.from_batches(self._batches(), self.projected_schema))
+
+    def count_rows(self) -> int:
+        return self._retried(lambda: sum(int(batch.num_rows) for batch in self._batches()))
+
+    def head(self, num_rows: int) -> pa.Table:
+        held: list[pa.RecordBatch] = []
+        for batch in self.to_batches():
+            held.append(batch.slice(0, num_rows))
+            num_rows -= held[-1].num_rows
+            if not num_rows:
+                break
+        return pa.Table.from_batches(held, self.projected_schema)
+
+
+class Dataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
+    """What one can ask of a `pyarrow.dataset.Dataset`, of rows that are made by `_rows`; but for
+    its fragments, for there are none, and what a query does better."""
+
+    def __init__(self) -> None:
+        """Not the constructor of pyarrow, which makes none."""
+
+    def _rows(
+        self, columns: Sequence[str], where: pc.Expression | None
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of the table: with these columns at least, all for which `where` may hold."""
+        raise NotImplementedError
+
+    def _retried(self, answer: Callable[[], T]) -> T:
+        """The answer, asked for again where that may help."""
+        return answer()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and types."""
+        raise NotImplementedError
+
+    def scanner(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,
+        **options: object,
+    ) -> Scan:
+        """What is to be read: these columns, or all, of the rows for which `filter` holds; other
+        `options` of pyarrow change nothing. Raises BadInput for columns that are not there."""
+        schema = self.schema
+        if isinstance(columns, Mapping):
+            raise BadInput("columns: expected names, got expressions")
+        names = schema.names if columns is None else list(columns)
+        for name in names:
+            if name not in schema.names:
+                raise BadInput(f"columns: expected one of {schema.names}, got {name!r}")
+        chosen = pa.schema([schema.field(name) for name in names])
+        # What an expression refers to it does not tell, but it names it when it is written out.
+        named = [] if filter is None else [one for one in schema.names if one in str(filter)]
+        wanted = [*names, *(one for one in named if one not in names)]
+        return Scan(chosen, lambda: self._chosen(wanted, filter, names), self._retried)
+
+    def _chosen(
+        self, wanted: Sequence[str], where: pc.Expression | None, names: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
+        for batch in self._rows(wanted, where):
+            if where is None:
+                yield batch.select(names)
+            else:
+                found = pa.Table.from_batches([batch]).filter(where).select(names)
+                yield from found.to_batches()
+
+    def to_batches(self, columns: Any = None, filter: Any = None, **options: object) -> Any:
+        return self.scanner(columns, filter).to_batches()
+
+    def to_table(self, columns: Any = None, filter: Any = None, **options: object) -> pa.Table:
+        return self.scanner(columns, filter).to_table()
+
+    def head(
+        self, num_rows: int, columns: Any = None, filter: Any = None, **options: object
+    ) -> pa.Table:
+        return self.scanner(columns, filter).head(num_rows)
+
+    def count_rows(self, filter: Any = None, **options: object) -> int:
+        return self.scanner(self.schema.names[:1], filter).count_rows()
+
+    def _refused(self, *_: object, **__: object) -> NoReturn:
+        raise BadInput("dataset: expected scanner, to_table, to_batches, head or count_rows")
+
+    filter = get_fragments = join = join_asof = replace_schema = sort_by = take = _refused
+    partition_expression = None
+
+
+class Made(Dataset):
+    """Rows that a function makes. `failure` is what went wrong while they were made, for a reader
+    in another language passes on only its text."""
+
+    def __init__(
+        self, schema: pa.Schema, rows: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
+    ) -> None:
+        super().__init__()
+        self._made, self._schema = rows, schema
+        self.failure: BaseException | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._schema
+
+    def _rows(
+        self, columns: Sequence[str], where: pc.Expression | None
+    ) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._made(columns)
+        except BaseException as error:
+            self.failure = error
+            raise
+
+
+def reader(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
+    """A reader of the batches, the first of which is read now: an old view is noticed then."""
+    first = next(batches, None)
+    head = () if first is None else (first,)
+    return pa.RecordBatchReader.from_batches(schema, Pulled(chain(head, batches)))

@@ -1,0 +1,221 @@
+"""SQL over tables of a view: DuckDB answers it, reading chunk files by itself.
+
+This is the second of two fences; the first is `forebay.query.statement`, which lets only statements
+through that read tables of ours. What always holds: the engine can open files in the chunk folders
+of its data directories, and in a folder of its own for what does not fit into memory, and nothing
+else: no other file, no network, no extension, no variable of Python. Its settings are locked. A
+query ends at its deadline, and on Ctrl-C.
+
+Thread safety: any thread; each query has a cursor of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import gettempdir, mkdtemp
+from typing import Any, cast
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from forebay.query.answer import framed, require_types
+from forebay.query.dataset import NotRead, reader
+from forebay.query.statement import Statement, said
+from forebay.query.tables import BATCH_ROWS, Limits, Parameters, Relation, literal, quoted
+from forebay.storage.base.errors import BadInput, ForebayError
+
+HEARD_S = 0.1
+"""How long Ctrl-C may go unheard."""
+Waited = Callable[[Callable[[], Any]], Any]
+
+USERS = (
+    duckdb.BinderException, duckdb.CatalogException, duckdb.ConstraintException,
+    duckdb.ConversionException, duckdb.DataError, duckdb.NotImplementedException,
+    duckdb.OutOfRangeException, duckdb.ParserException, duckdb.PermissionException,
+    duckdb.SyntaxException, duckdb.TypeMismatchException,
+)  # fmt: skip
+"""What is wrong with a query, or with what it asks of values; not with what is read."""
+OF_FILES = re.compile(r"parquet|zstd|decompress|thrift|page|file", re.IGNORECASE)
+
+
+class Engine:
+    """The engine of one store, which opens nothing outside the chunk folders `folders`."""
+
+    def __init__(self, folders: Sequence[Path], limits: Limits, time_zone: str) -> None:
+        self._folders = {folder: self._without_patterns(folder) for folder in folders}
+        self._limits = limits
+        self._time_zone = time_zone
+        self._lock = threading.Lock()
+        self._instance: duckdb.DuckDBPyConnection | None = None
+
+    def located(self, path: Path) -> str:
+        """Where the engine finds a file of the chunk folders."""
+        for folder, named in self._folders.items():
+            if path.is_relative_to(folder):
+                return str(named / path.relative_to(folder))
+        return str(path)
+
+    def _without_patterns(self, folder: Path) -> Path:
+        """A name of the folder that the engine does not take for a pattern of names, for it would
+        look for others."""
+        if not re.search(r"[*?\[]", str(folder.absolute())):
+            return folder.absolute()
+        links = Path(mkdtemp(prefix="forebay-sql-"))
+        weakref.finalize(self, shutil.rmtree, links, ignore_errors=True)
+        (links / "chunks").symlink_to(folder.absolute())
+        return links / "chunks"
+
+    def frame(
+        self, statement: Statement, parameters: Parameters, relations: Mapping[str, Relation]
+    ) -> pl.DataFrame:
+        """The whole answer. Raises BadInput if it can't be given, or has more rows than allowed;
+        NotRead if what it reads can't be read."""
+        with self._running(statement, parameters, relations) as (cursor, waited):
+            kinds = [str(one[1]) for one in cursor.description or ()]
+            found = cursor.to_arrow_reader(BATCH_ROWS)
+            batches, rows = [], 0
+            while (batch := waited(partial(next, found, None))) is not None:
+                batches.append(batch)
+                rows += batch.num_rows
+                if rows > self._limits.rows:
+                    raise BadInput(
+                        f"query: expected at most {self._limits.rows:,} rows, got more: add a"
+                        " LIMIT, aggregate, or stream them"
+                    )
+            return framed(pa.Table.from_batches(batches, found.schema), kinds)
+
+    def stream(
+        self, statement: Statement, parameters: Parameters, relations: Mapping[str, Relation]
+    ) -> pa.RecordBatchReader:
+        """The answer batch by batch; the first is read now. The time that its reader takes counts
+        as the query's."""
+
+        def answer() -> Iterator[Any]:
+            with self._running(statement, parameters, relations) as (cursor, waited):
+                found = cursor.to_arrow_reader(BATCH_ROWS)
+                yield found.schema
+                while (batch := waited(partial(next, found, None))) is not None:
+                    yield batch
+
+        batches = answer()
+        return reader(next(batches), batches)
+
+    @contextmanager
+    def _running(
+        self, statement: Statement, parameters: Parameters, relations: Mapping[str, Relation]
+    ) -> Iterator[tuple[duckdb.DuckDBPyConnection, Waited]]:
+        """A cursor that has begun to answer, until the deadline; and how its calls are waited for:
+        the engine works on another thread, for it may not hear a signal for as long as it works."""
+        cursor = self._cursor()
+        late = threading.Event()
+        thread = ThreadPoolExecutor(1)
+
+        def waited(call: Callable[[], Any]) -> Any:
+            asked = thread.submit(call)
+            try:
+                while not wait([asked], HEARD_S).done:
+                    pass  # Polars' handler of signals lets a wait go on: Python hears of it after
+                return asked.result()
+            except KeyboardInterrupt:
+                cursor.interrupt()
+                wait([asked])
+                raise
+
+        def end() -> None:
+            late.set()
+            cursor.interrupt()
+
+        timer = threading.Timer(self._limits.seconds, end)
+        timer.daemon = True
+        datasets = [one for relation in relations.values() for one in relation.datasets.values()]
+        timer.start()
+        try:
+            for name, relation in relations.items():
+                for own, dataset in relation.datasets.items():
+                    cursor.register(own, dataset)
+                cursor.execute(f"create or replace temp view {quoted(name)} as {relation.text}")
+            waited(partial(cursor.execute, statement.text, parameters))
+            require_types(cursor.description or ())
+            yield cursor, waited
+        except (duckdb.Error, RuntimeError, OSError, pa.ArrowException) as error:
+            for dataset in datasets:
+                if isinstance(dataset.failure, ForebayError):
+                    raise dataset.failure from error
+            raise self._told(error, late.is_set()) from error
+        finally:
+            timer.cancel()
+            thread.shutdown()
+            cursor.close()
+
+    def _told(self, error: Exception, late: bool) -> BaseException:
+        """The engine's error as ours: it is NotRead where files may be at fault."""
+        text = str(error)
+        if isinstance(error, duckdb.FatalException | duckdb.InternalException):
+            self._instance = None  # it answers no more
+        if late:
+            return BadInput(f"query: expected an answer in {self._limits.seconds:g} s, got none")
+        if isinstance(error, duckdb.OutOfMemoryException):
+            return BadInput(f"query: {said(error).splitlines()[0]}: aggregate or filter more")
+        of_files = OF_FILES.search(text) or type(error) is duckdb.Error  # what it has no class for
+        if isinstance(error, USERS) or not of_files:
+            return BadInput(f"query: {said(cast(Any, error))}{_hint(text)}")
+        return NotRead(said(cast(Any, error)))
+
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            if self._instance is None:
+                self._instance = self._open()
+            return self._instance.cursor()
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
+        # The engine makes it when memory runs out, and removes it.
+        spill = Path(gettempdir()) / f"forebay-sql-{uuid.uuid4().hex}"
+        memory = self._limits.memory_bytes or _half_of_memory()
+        instance = duckdb.connect(
+            ":memory:",
+            config={
+                "memory_limit": f"{memory // 1024}KiB",
+                "temp_directory": str(spill),
+                "max_temp_directory_size": f"{self._limits.disk_bytes // 1024}KiB",
+                "python_enable_replacements": False,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+                "allow_community_extensions": False,
+            },
+        )
+        folders = ", ".join(literal(f"{folder}/") for folder in self._folders.values())
+        instance.execute("load icu")
+        try:
+            instance.execute(f"set global timezone = {literal(self._time_zone)}")
+        except duckdb.Error as error:
+            raise BadInput(
+                f"time_zone: expected a name such as Europe/Berlin, got {self._time_zone!r}"
+            ) from error
+        instance.execute("set enable_progress_bar = false")
+        instance.execute("set parquet_metadata_cache = true")
+        instance.execute(f"set allowed_directories = [{folders}]")
+        instance.execute("set enable_external_access = false")
+        instance.execute("set lock_configuration = true")
+        return instance
+
+
+def _half_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _hint(text: str) -> str:
+    unknown = re.search(r'Referenced column "([^"]+)" not found', text)
+    if unknown is None:
+        return ""
+    return f"\nwhat is no column of its own is in raw, if that is kept: raw->>'$.{unknown[1]}'"

@@ -1,0 +1,294 @@
+"""A SQL text, looked at before any of it runs: one statement that only reads, of our tables alone.
+
+What always holds: a text is refused unless every node of its parse tree is known to be harmless; so
+what a later version of the engine adds is refused until it is let in here. This is the first of two
+fences: the second, `forebay.query.sql`, is that the engine itself can open nothing but chunks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NoReturn
+
+import duckdb
+
+from forebay.query.tables import TABLES
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import did_you_mean, shortened
+
+TABLE_FUNCTIONS = frozenset({
+    "generate_series", "histogram", "histogram_values", "json_each", "json_tree",
+    "pg_timezone_names", "range", "repeat", "repeat_row", "unnest",
+})  # fmt: skip
+"""Those that make rows of their arguments, or of a table of ours."""
+
+BLOCKED_FUNCTIONS = frozenset({
+    "add_parquet_key", "currval", "current_setting", "getenv", "getvariable", "nextval",
+    "write_log",
+})  # fmt: skip
+"""Functions that reach settings, variables, or something outside the query."""
+
+NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
+FROM = frozenset({"BASE_TABLE", "COLUMN_DATA", "EMPTY", "EXPRESSION_LIST", "JOIN", "PIVOT",
+                  "SHOW_REF", "SUBQUERY", "TABLE_FUNCTION"})  # fmt: skip
+SHOWN = frozenset({'"tables"', "__show_tables_expanded"})
+SHOW_TABLES = f"select unnest({list(TABLES)}) as name"
+
+TOLD_LINES = 6
+TOLD_CHARACTERS = 500
+READS = "SELECT, WITH, FROM, PIVOT, EXPLAIN, DESCRIBE, SHOW TABLES or SUMMARIZE"
+INSTEAD = {
+    "ATTACH": "several data directories are read as one with --data-dir, or forebay.open(a, b)",
+    "COPY": "forebay sql --output FILE and forebay export write files",
+    "CREATE": "name a query with WITH",
+    "DELETE": "events go by handoff and retention, rejects by forebay rejects delete",
+    "EXECUTE": "parameters are ? or $name",
+    "EXPORT": "forebay export writes files",
+    "INSERT": "events come from the source alone",
+    "LOAD": "extensions can't be loaded",
+    "PREPARE": "parameters are ? or $name",
+    "SET": "limits and time zone are options of forebay sql and forebay.open",
+    "TRANSACTION": "each query reads one view",
+    "VARIABLE_SET": "parameters are ? or $name",
+}
+ALIKE = {
+    "ALTER": "CREATE", "CREATE_FUNC": "CREATE", "DETACH": "ATTACH", "DROP": "DELETE",
+    "EXTENSION": "LOAD", "MERGE_INTO": "INSERT", "PRAGMA": "SET", "UPDATE": "INSERT",
+    "COPY_DATABASE": "COPY",
+}  # fmt: skip
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What is to be run: `text`; and which `tables` of ours it reads."""
+
+    text: str
+    tables: frozenset[str]
+
+
+def parse(text: object) -> Statement:
+    """The statement that a text is. Raises BadInput, with the place in the text, for anything but
+    one statement that only reads, of tables of ours."""
+    if not isinstance(text, str) or not text.strip():
+        raise BadInput(f"query: expected a SQL query, got {text!r}")
+    try:
+        return _Check(text, text.encode()).statement()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"query: expected Unicode text, got {error}") from error
+
+
+@cache
+def _parser() -> duckdb.DuckDBPyConnection:
+    """Of texts alone: it runs none, and has no tables."""
+    return duckdb.connect(":memory:", config={"threads": 1})
+
+
+@cache
+def _table_functions() -> frozenset[str]:
+    rows = (
+        _parser()
+        .cursor()
+        .execute(
+            "select distinct function_name from duckdb_functions()"
+            " where function_type in ('table', 'table_macro', 'pragma')"
+        )
+    )
+    return frozenset(name for (name,) in rows.fetchall())
+
+
+class _Check:
+    """Of one text. The engine counts its bytes."""
+
+    def __init__(self, text: str, utf8: bytes) -> None:
+        self._text = text
+        self._utf8 = utf8
+        self._tables: set[str] = set()
+        self._named: set[str] = set()
+
+    def statement(self) -> Statement:
+        kinds = self._kinds()
+        if kinds == ["EXPLAIN"]:
+            self._reading(self._explained())
+        elif len(kinds) > 1 and kinds[-1] == "SELECT" and set(kinds[:-1]) == {"CREATE"}:
+            self._pivot()
+        else:
+            if len(kinds) != 1:
+                self._refuse(f"expected one statement, got {len(kinds)}")
+            if kinds != ["SELECT"]:
+                instead = INSTEAD.get(ALIKE.get(kinds[0], kinds[0]), "")
+                instead = f": {instead}" if instead else ""
+                self._refuse(f"expected {READS}, got {_words(kinds[0])}{instead}")
+            tree = self._reading(0)
+            if _shows_tables(tree):
+                return Statement(SHOW_TABLES, frozenset())
+        return Statement(self._text, frozenset(self._tables))
+
+    def _kinds(self) -> list[str]:
+        """Of its statements; those that the parser has made of one PIVOT come as several."""
+        try:
+            return [str(one.type.name) for one in _parser().cursor().extract_statements(self._text)]
+        except duckdb.Error as error:
+            raise BadInput(f"query: {said(error)}") from error
+
+    def _reading(self, at: int) -> Node:
+        """The tree of the text from `at` on, every node of which is known to be harmless."""
+        row = _parser().cursor().execute("select json_serialize_sql(?)", [self._utf8[at:].decode()])
+        tree: Node = json.loads(row.fetchall()[0][0])
+        if tree["error"]:
+            where = tree.get("position")
+            said_so = tree["error_message"] if where else f"expected {READS} in it"
+            self._refuse(said_so, None if where is None else at + int(where))
+        if len(tree["statements"]) != 1:
+            self._refuse(f"expected one statement, got {len(tree['statements'])}")
+        nodes = list(_nodes(tree))
+        for node in nodes:
+            self._named |= {one["key"].casefold() for one in node.get("cte_map", {}).get("map", ())}
+            if node.get("type") == "RECURSIVE_CTE_NODE":
+                self._named.add(str(node["cte_name"]).casefold())
+        if not _shows_tables(tree):
+            for node in nodes:
+                self._harmless(node, at)
+        return tree
+
+    def _harmless(self, node: Node, begin: int) -> None:
+        kind, at = node.get("type"), node.get("query_location")
+        at = begin + at if isinstance(at, int) and begin + at <= len(self._utf8) else None
+        if isinstance(kind, str) and kind.endswith("_NODE") and kind not in NODES:
+            self._refuse(f"expected {READS}, got {_words(kind)}", at)
+        if "sample" in node and "alias" in node and kind not in FROM:
+            self._refuse(f"expected a table or a query to read from, got {_words(str(kind))}", at)
+        if kind == "BASE_TABLE":
+            self._table(node, at)
+        elif kind == "TABLE_FUNCTION":
+            name = str(node["function"].get("function_name", ""))
+            if name.casefold() not in TABLE_FUNCTIONS or node["function"].get("schema") not in (
+                "", "main"
+            ):  # fmt: skip
+                self._refuse(f"expected one of {', '.join(TABLES)}; got {name}(…)", at)
+        elif kind == "SHOW_REF" and node.get("query") is None:
+            self._refuse("expected SHOW TABLES, DESCRIBE or SUMMARIZE of a table or query", at)
+        elif node.get("class") == "FUNCTION":
+            self._function(str(node.get("function_name", "")), at)
+
+    def _table(self, node: Node, at: int | None) -> None:
+        name, schema = str(node["table_name"]), node.get("schema_name")
+        folded = name.casefold()
+        if not node.get("catalog_name") and schema in ("", "main") and folded in TABLES:
+            self._tables.add(folded)
+        elif schema or folded not in self._named or _elsewhere(folded):
+            whole = ".".join(filter(None, [str(node.get("catalog_name") or ""), schema, name]))
+            near = did_you_mean(folded, TABLES)
+            got = shortened(repr(whole), 100)
+            self._refuse(f"expected one of {', '.join(TABLES)}; got {got}{near}", at)
+
+    def _function(self, name: str, at: int | None) -> None:
+        if name.casefold() in BLOCKED_FUNCTIONS:
+            self._refuse(f"expected functions of values alone, got {name}", at)
+
+    def _explained(self) -> int:
+        """Where the statement begins that EXPLAIN is of."""
+        tokens = [(at, kind.name) for at, kind in duckdb.tokenize(self._text)]
+        depth = 0
+        for (at, _), word in zip(tokens, self._words(), strict=True):
+            depth += {"(": 1, ")": -1}.get(word, 0)
+            if depth or word in (")", "explain", "analyze", "analyse", "verbose"):
+                continue
+            return int(at)
+        return len(self._utf8)
+
+    def _words(self) -> list[str]:
+        """The tokens, folded; without what is between them, but for comments."""
+        starts = [at for at, _ in duckdb.tokenize(self._text)]
+        return [
+            self._utf8[at:end].decode().split("--")[0].split("/*")[0].strip().casefold()
+            for at, end in zip(starts, [*starts[1:], len(self._utf8)], strict=True)
+        ]
+
+    def _pivot(self) -> None:
+        """A PIVOT that looks up its own values has no tree to look at: the parser has made several
+        statements of it. So its words are looked at, and what they might name is refused."""
+        words = self._words()
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            bare = word.strip('"')
+            if following == "(" and bare in _table_functions() - TABLE_FUNCTIONS:
+                self._refuse(f"expected one of {', '.join(TABLES)}; got {bare}(…)")
+            if following == "(":
+                self._function(bare, None)
+            if bare.startswith(CATALOGS) or _names_file(word):
+                self._refuse(
+                    f"expected one of {', '.join(TABLES)}; got {shortened(word, 100)} in a PIVOT"
+                    " without IN (…)"
+                )
+            if bare in TABLES:
+                self._tables.add(bare)
+
+    def _refuse(self, reason: str, at: int | None = None) -> NoReturn:
+        where = "" if at is None else pointed(self._text, at)
+        raise BadInput(f"query: {reason}{where}")
+
+
+CATALOGS = ("duckdb_", "information_schema", "pg_", "pragma_", "sqlite_")
+FILE_ENDS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".db", ".duckdb", ".txt",
+             ".gz", ".zst", ".arrow", ".avro", ".xlsx")  # fmt: skip
+
+
+def _elsewhere(name: str) -> bool:
+    """Whether a name that is not ours could be a file's or a catalog's where no CTE has it."""
+    return "." in name or "/" in name or name.startswith(CATALOGS)
+
+
+def _names_file(word: str) -> bool:
+    return word[:1] in ("'", '"', "$", "e") and any(end in word for end in FILE_ENDS)
+
+
+def _shows_tables(tree: Node) -> bool:
+    """Whether it is SHOW TABLES, and nothing beside it."""
+    source = tree["statements"][0]["node"].get("from_table", {})
+    return source.get("type") == "SHOW_REF" and source.get("table_name") in SHOWN
+
+
+def _nodes(tree: object) -> Iterator[Node]:
+    """All objects of a parse tree."""
+    waiting = [tree]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield one
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+
+
+def _words(kind: str) -> str:
+    return kind.removesuffix("_NODE").replace("_", " ")
+
+
+def pointed(text: str, at: int) -> str:
+    """Two lines that show a place in the text, given in bytes, as the engine's own errors do."""
+    before = text.encode()[:at].decode(errors="ignore")
+    number = before.count("\n") + 1
+    column = len(before) - (before.rfind("\n") + 1)
+    head, line = f"LINE {number}: ", text.splitlines()[number - 1] if text.splitlines() else ""
+    first = max(0, column - 50)
+    shown = ("…" if first else "") + line[first : column + 50]
+    return f"\n{head}{shown}\n{' ' * (len(head) + column - first + bool(first))}^"
+
+
+def said(error: duckdb.Error) -> str:
+    """What the engine says, without the name of the kind of error and without empty lines; of a
+    long list of what it might have meant, the beginning."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    _, found, rest = lines[0].partition("Error: ")
+    lines[0] = rest if found else lines[0]
+    place = next((at for at, line in enumerate(lines) if line.startswith("LINE ")), len(lines))
+    told, shown = lines[:place], lines[place : place + 2]
+    if len(told) > TOLD_LINES:
+        told = [*told[: TOLD_LINES - 1], f"\t… and {len(told) - TOLD_LINES + 1} more"]
+    return "\n".join(shortened(line, TOLD_CHARACTERS) for line in [*told, *shown])
