@@ -444,8 +444,8 @@ class Screen:
         os.write(self._ours, keys.encode())
 
     def until(self, pattern: str) -> str:
-        """What it has shown since the last call, as soon as that has `pattern` in it."""
-        while not re.search(pattern, self._told):
+        """What it has shown since the last call, up to the first `pattern` in it."""
+        while not (found := re.search(pattern, self._told)):
             ready, _, _ = select.select([self._ours], [], [], WAIT_S)
             assert ready, f"silent before {pattern!r}: {self._told!r}"
             try:
@@ -454,7 +454,7 @@ class Screen:
                 more = b""
             assert more, f"ended before {pattern!r}: {self._told!r}"
             self._told += re.sub(r"\x1b[\[\]][\d;?]*\w", "", more.decode(errors="replace"))
-        told, self._told = self._told, ""
+        told, self._told = self._told[: found.end()], self._told[found.end() :]
         return told
 
     def end(self) -> int:
