@@ -5,10 +5,7 @@ nothing but the tables of the store can be reached.
 from __future__ import annotations
 
 import math
-import os
 import re
-import signal
-import threading
 import time as clock
 from collections import deque
 from collections.abc import Iterator
@@ -387,18 +384,6 @@ def test_what_exceeds_memory_goes_to_disk_and_leaves_nothing(
 def test_a_limit_is_above_0(name: str, value: int) -> None:
     with pytest.raises(BadInput, match=f"limits: {name}: expected a number above 0"):
         forebay.Limits(**{name: value})
-
-
-def test_ctrl_c_ends_a_query_at_once(store: forebay.Store) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever others have left
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    try:
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            store.sql(ENDLESS)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert store.sql("select 1").item() == 1
 
 
 # -- what is stored -----------------------------------------------------------------------------
