@@ -7,6 +7,7 @@ ahead, and a reader that stops half-way leaves nothing behind.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -69,20 +70,20 @@ class Dataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
     def __init__(self) -> None:
         """Not the constructor of pyarrow, which makes none."""
 
+    @abstractmethod
     def _rows(
         self, columns: Sequence[str], where: pc.Expression | None
     ) -> Iterator[pa.RecordBatch]:
         """The rows of the table: with these columns at least, all for which `where` may hold."""
-        raise NotImplementedError
 
     def _retried(self, answer: Callable[[], T]) -> T:
         """The answer, asked for again where that may help."""
         return answer()
 
     @property
+    @abstractmethod
     def schema(self) -> pa.Schema:
         """Columns and types."""
-        raise NotImplementedError
 
     def scanner(
         self,

@@ -334,7 +334,9 @@ def assert_printed(job: Job, expected: Expected) -> None:
         raws = [row[expected.stored.index(RAW)] for row in wanted.values()]
         texts = printed[RAW].to_list()
         assert any(texts)
-        assert all(text in (None, raw.decode()) for text, raw in zip(texts, raws, strict=True))
+        for text, raw in zip(texts, raws, strict=True):
+            assert isinstance(raw, bytes)
+            assert text in (None, raw.decode())
         printed = printed.with_columns(pl.Series(RAW, raws))
     assert_same(printed, expected)
     rows = json.loads(found["json"], parse_constant=_no_constant)
