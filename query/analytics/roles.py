@@ -43,6 +43,6 @@ def read_roles(*data: str | PathLike[str], **named: str) -> Roles:
     if missing := [name for name in NEEDED if name not in roles]:
         raise BadInput(
             f"roles: expected columns as {', '.join(missing)}, got none from the data: name them in"
-            " the settings under [roles] and start the job once, or name them here"
+            " the settings under [roles] and start the job once, or here (--user, --event, --time)"
         )
     return Roles(**roles)
