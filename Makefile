@@ -22,7 +22,8 @@ test: setup  ## run the tests (those of Kafka need Java 17 and Maven)
 	CPU_BUDGET_S=500 $(BIN)/python -m pytest $(PARALLEL) -m "not ($(LONG))"
 
 test-long: setup  ## run the tests that take long, or install packages, and more cases of others
-	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest $(PARALLEL) -m "$(LONG) or cases"
+	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest $(PARALLEL) --timeout 1500 \
+	  -m "$(LONG) or cases"
 
 check: setup  ## lint, types, layer contracts
 	$(BIN)/ruff check .
@@ -45,7 +46,7 @@ torture: setup  ## tell crash stories with ever new seeds, until KILLS=500 kills
 
 # Fuzz, crashes, power losses, disk and broker faults.
 fuzz: setup  ## search for faults with new seeds and a hundred times the cases
-	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_fuzz.py tests/test_power_loss.py \
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest --timeout 0 tests/test_fuzz.py tests/test_power_loss.py \
 	  tests/test_disk_faults.py tests/test_blocks.py tests/test_replay.py tests/test_handoff.py \
 	  tests/test_crash_sweep.py tests/test_broker_trouble.py tests/test_keys.py \
 	  tests/test_reject_log.py

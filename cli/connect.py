@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing
 from itertools import groupby
 from operator import itemgetter
@@ -32,7 +32,7 @@ from forebay.storage.base.text import did_you_mean, plain
 from forebay.storage.base.times import now_ms
 from forebay.storage.formats.outcome import ADVICE, Outcome
 
-ANSWER_S, READ_S = 10.0, 5.0
+ANSWER_S, READ_S, HEARD_S = 10.0, 5.0, 0.1
 MESSAGES, PARTITIONS_MAX, FILES_MAX = 100, 16, 8
 HEAD_BYTES = 4 << 20
 
@@ -67,7 +67,8 @@ def ask(settings: Settings) -> list[str]:
 
 def _interruptible(question: Callable[[Settings], Sample], settings: Settings) -> Sample:
     """Its answer, got by a thread: librdkafka's calls last for seconds, in which the one that they
-    are made by does not hear Ctrl-C."""
+    are made by does not hear Ctrl-C. Nor does one that waits without an end, once Polars' handler of
+    signals is set: it lets a wait go on."""
     answer: Future[Sample] = Future()
 
     def get() -> None:
@@ -77,6 +78,8 @@ def _interruptible(question: Callable[[Settings], Sample], settings: Settings) -
             answer.set_exception(error)
 
     threading.Thread(target=get, daemon=True).start()
+    while not wait([answer], HEARD_S).done:
+        pass
     return answer.result()
 
 

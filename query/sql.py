@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,28 +119,26 @@ class Engine:
         """A cursor that has begun to answer, until the deadline; and how its calls are waited for:
         the engine works on another thread, for it may not hear a signal for as long as it works."""
         cursor = self._cursor()
-        late = threading.Event()
+        deadline = time.monotonic() + self._limits.seconds
         thread = ThreadPoolExecutor(1)
 
         def waited(call: Callable[[], Any]) -> Any:
             asked = thread.submit(call)
             try:
                 while not wait([asked], HEARD_S).done:
-                    pass  # Polars' handler of signals lets a wait go on: Python hears of it after
-                return asked.result()
+                    # Polars' handler of signals lets a wait go on: Python hears of it after.
+                    if time.monotonic() > deadline:
+                        cursor.interrupt()
             except KeyboardInterrupt:
-                cursor.interrupt()
-                wait([asked])
+                while not wait([asked], HEARD_S).done:
+                    cursor.interrupt()  # is forgotten by a query that begins after it
                 raise
+            answer = asked.result()
+            if time.monotonic() > deadline:
+                raise duckdb.InterruptException
+            return answer
 
-        def end() -> None:
-            late.set()
-            cursor.interrupt()
-
-        timer = threading.Timer(self._limits.seconds, end)
-        timer.daemon = True
         datasets = [one for relation in relations.values() for one in relation.datasets.values()]
-        timer.start()
         try:
             for name, relation in relations.items():
                 for own, dataset in relation.datasets.items():
@@ -152,9 +151,8 @@ class Engine:
             for dataset in datasets:
                 if isinstance(dataset.failure, ForebayError):
                     raise dataset.failure from error
-            raise self._told(error, late.is_set()) from error
+            raise self._told(error, time.monotonic() > deadline) from error
         finally:
-            timer.cancel()
             thread.shutdown()
             cursor.close()
 

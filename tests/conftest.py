@@ -44,7 +44,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=20,
+    max_examples=12,
     phases=(Phase.explicit, Phase.generate),
     print_blob=True,
     suppress_health_check=SLOW_IS_FINE,

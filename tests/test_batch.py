@@ -125,6 +125,7 @@ def test_a_day_without_events_is_handed_over_and_what_comes_late_for_it_is_not_l
     assert ids(forebay.open(job.data).scan("all")) == once(["first", "late", "last", "end"])
 
 
+@pytest.mark.long
 def test_catch_up_does_all_days_that_are_over(job: Job) -> None:
     done = invoke(job, "batch", "run", "--catch-up", "--json")
     assert done.returncode == 0, done.stderr
@@ -146,7 +147,10 @@ def test_of_two_runs_at_once_one_is_refused(job: Job) -> None:
     assert_handed_over(job, 0)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(one, marks=[pytest.mark.long] * (one != "committed")) for one in STEPS],
+)
 def test_a_run_killed_at_any_step_is_done_by_the_next(job: Job, step: str) -> None:
     before = ids(forebay.open(job.data).scan())
     with stopped(job, step, "--day", str(day(0))):
@@ -161,6 +165,7 @@ def test_a_run_killed_at_any_step_is_done_by_the_next(job: Job, step: str) -> No
     assert_handed_over(job, 1)
 
 
+@pytest.mark.long
 def test_the_next_day_waits_for_one_whose_run_was_killed(job: Job) -> None:
     with stopped(job, "committed", "--day", str(day(0))):
         pass
@@ -185,6 +190,7 @@ def test_a_run_that_fails_changes_nothing_that_a_query_sees(job: Job) -> None:
     assert_handed_over(job, 0)
 
 
+@pytest.mark.long
 def test_what_a_killed_run_left_torn_is_written_again(job: Job) -> None:
     with stopped(job, "writing", "--day", str(day(0))):
         pass

@@ -107,15 +107,15 @@ def go_on(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def _long(step: str) -> Any:
-    return pytest.param(step, marks=pytest.mark.long)
+def _long(value: object) -> Any:
+    return pytest.param(value, marks=pytest.mark.long)
 
 
 # -- two runs of one seal -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "step", ["sealed", _long("writing"), _long("written"), "checked", "committed"]
+    "step", ["sealed", *map(_long, ("writing", "written", "checked", "committed"))]
 )
 def test_a_run_that_is_overtaken_at_any_step_ends_well_and_adds_nothing(
     twins: tuple[Job, Job], place: dict[str, str], step: str
@@ -131,6 +131,7 @@ def test_a_run_that_is_overtaken_at_any_step_ends_well_and_adds_nothing(
     assert_once(place, slow, fast)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "step", ["making", "sealed", _long("writing"), _long("written"), "checked"]
 )
@@ -147,6 +148,7 @@ def test_of_two_runs_that_leave_a_step_at_the_same_time_both_end_well(
     assert_once(place, *twins)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [_long("writing"), "checked", "committed"])
 def test_after_an_overtaken_run_was_killed_the_next_run_removes_what_it_left(
     twins: tuple[Job, Job], place: dict[str, str], step: str
@@ -163,8 +165,8 @@ def test_after_an_overtaken_run_was_killed_the_next_run_removes_what_it_left(
 # -- two runs in one directory, whose locks keep no one out --------------------------------------
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["goes on", "killed"])
-@pytest.mark.parametrize("step", ["sealed", _long("writing"), _long("written"), "checked"])
+@pytest.mark.parametrize("killed", [_long(False), True], ids=["goes on", "killed"])
+@pytest.mark.parametrize("step", [*map(_long, ("sealed", "writing", "written")), "checked"])
 def test_two_runs_in_one_directory_leave_no_file_and_no_note(
     twins: tuple[Job, Job],
     place: dict[str, str],
@@ -186,6 +188,7 @@ def test_two_runs_in_one_directory_leave_no_file_and_no_note(
 # -- two seals of one day -----------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", ["sealed", _long("written"), "checked"])
 def test_a_restored_copy_that_seals_a_day_anew_adds_none_of_its_rows_again(
     pair: tuple[Job, Job], place: dict[str, str], step: str
@@ -247,6 +250,7 @@ def test_a_commit_whose_answer_was_lost_lands_once(
     assert_once(place, pair[0])
 
 
+@pytest.mark.long
 def test_a_catalog_that_never_takes_the_commit_is_told_and_a_later_run_does_the_day(
     pair: tuple[Job, Job], place: dict[str, str], commits: list[Answer]
 ) -> None:
@@ -312,6 +316,7 @@ def test_a_seal_that_landed_twice_is_corruption_and_not_completed(
     assert batch(job).covered_until_ms is None
 
 
+@pytest.mark.long
 def test_a_day_that_was_rolled_back_before_it_was_completed_is_written_again(
     pair: tuple[Job, Job], place: dict[str, str]
 ) -> None:

@@ -99,6 +99,7 @@ def test_query_gets_the_same_answers_from_every_engine(monkeypatch: pytest.Monke
     assert entry["cold_events"] > entry["hot_events"] > 0
 
 
+@pytest.mark.long
 def test_analytics_answers_every_question(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(query, "PEERS", {})
     entry = check(analytics.run).forebay

@@ -122,6 +122,7 @@ def rejects(job: Job) -> list[tuple[int, str, bytes]]:
 # -- the broker ---------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_job_waits_for_a_broker_that_is_killed_before_and_during_ingest_and_loses_nothing(
     make_job: MakeJob, tmp_path: Path, broker: Broker
 ) -> None:

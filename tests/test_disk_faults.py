@@ -411,6 +411,7 @@ def test_a_full_disk_is_told_and_the_job_goes_on_when_there_is_room(
     assert_exact(job, load)
 
 
+@pytest.mark.long
 def test_a_read_only_disk_is_told_and_the_job_goes_on_when_it_can_write(
     job: Job, load: Generated, disk: Disk
 ) -> None:
@@ -447,6 +448,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "folder", [FOLDERS[0], *(pytest.param(one, marks=pytest.mark.long) for one in FOLDERS[1:])]
 )

@@ -248,7 +248,10 @@ def gone_after(monkeypatch: pytest.MonkeyPatch, batches: int, times: int) -> Non
     monkeypatch.setattr(forebay.Store, "stream", goes)
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "ndjson", "csv"])
+@pytest.mark.parametrize(
+    "suffix",
+    ["parquet", *(pytest.param(one, marks=pytest.mark.long) for one in ("ndjson", "csv"))],
+)
 def test_a_disk_that_is_full_leaves_neither_the_file_nor_a_part_of_it(
     suffix: str, data: Path
 ) -> None:
@@ -270,6 +273,7 @@ def test_a_disk_that_is_full_leaves_neither_the_file_nor_a_part_of_it(
     assert list(data.parent.iterdir()) == [data]
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_rows_of_an_export(tmp_path: Path) -> None:
     """Rows of 20 kB: all of them would take several hundred MB."""
     lane = Lane(tmp_path / "data").start()

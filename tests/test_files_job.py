@@ -215,6 +215,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.long), "2"])
 def test_more_files_than_a_process_may_open_are_all_read(job: Job, workers: str) -> None:
     """And with more workers than one, events of one batch of many partitions cross between them:

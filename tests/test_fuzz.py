@@ -147,6 +147,7 @@ def decode_risky() -> None:
     print("slowest", slowest)
 
 
+@pytest.mark.long
 def test_risky_messages_neither_end_the_process_nor_hold_it_up() -> None:
     """Some 900 of them: bombs of depth and size, other encodings, every byte at either end."""
     done = subprocess.run(
@@ -295,6 +296,7 @@ ODD: list[object] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.cases
 @pytest.mark.parametrize("kind", ["manifest", "catalog"])
 def test_a_manifest_or_catalog_with_an_odd_value_is_answered_or_refused_by_a_query(

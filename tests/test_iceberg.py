@@ -241,6 +241,7 @@ def test_times_at_both_ends_and_extreme_numbers_are_handed_over_as_they_came(
         assert str(found["x"].to_list()) == str(floats)
 
 
+@pytest.mark.long
 def test_rows_too_large_for_one_slice_are_handed_over_in_several(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +280,7 @@ def test_keys_as_large_as_messages_are_told_apart_within_the_memory_bound(tmp_pa
     assert by_pyiceberg(root)["id"].sort().to_list() == sorted(keys)
 
 
+@pytest.mark.long
 def test_memory_that_does_not_do_is_told_by_its_setting_and_changes_nothing(
     tmp_path: Path,
 ) -> None:

@@ -43,6 +43,7 @@ def test_what_an_image_build_may_see_is_what_the_wheel_is_made_from() -> None:
     assert not [path for path in context() if "__pycache__" in path.parts]
 
 
+@pytest.mark.long
 def test_wheel_of_what_an_image_build_may_see_has_every_module(tmp_path: Path) -> None:
     copy_context(tmp_path / "src")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]

@@ -87,7 +87,7 @@ def test_bytewax_run_gives_the_oracles_events(
     assert_exact(job, load)
 
 
-@pytest.mark.parametrize("start", ["run", "bytewax"])
+@pytest.mark.parametrize("start", ["run", pytest.param("bytewax", marks=pytest.mark.long)])
 def test_sigterm_ends_with_a_snapshot_and_exit_0(job: Job, load: Generated, start: str) -> None:
     launch = getattr(job, start)
     first = launch()
@@ -117,6 +117,7 @@ def test_kills_at_random_moments_and_rescaling_lose_and_double_nothing(
     assert_exact(job, load)
 
 
+@pytest.mark.long
 def test_a_killed_worker_makes_all_start_again(job: Job, load: Generated) -> None:
     process = job.run(2)
     job.until(process, lambda found: taken(found) > load.count / 4)
@@ -127,6 +128,7 @@ def test_a_killed_worker_makes_all_start_again(job: Job, load: Generated) -> Non
     assert_exact(job, load)
 
 
+@pytest.mark.long
 @pytest.mark.executed
 def test_workers_end_with_their_supervisor(job: Job, load: Generated) -> None:
     process = job.run(2)
@@ -142,6 +144,7 @@ def test_workers_end_with_their_supervisor(job: Job, load: Generated) -> None:
     assert_exact(job, load)
 
 
+@pytest.mark.long
 def test_a_second_job_on_the_same_data_is_refused(job: Job, load: Generated) -> None:
     first = job.run()
     job.until(first, lambda found: taken(found) > 0)

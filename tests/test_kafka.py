@@ -99,6 +99,7 @@ def test_every_way_of_rescaling_and_killing_loses_and_doubles_nothing(
     assert_exact(job, load)
 
 
+@pytest.mark.long
 def test_sigkill_in_the_middle_of_a_chunk_write(job: Job, load: Generated) -> None:
     load = _named(load, job)
     _produce(job, load)
@@ -191,6 +192,7 @@ def test_progress_is_shown_to_lag_tools(job: Job, load: Generated) -> None:
     assert committed == {name: len(messages) for name, messages in load.messages.items()}
 
 
+@pytest.mark.long
 def test_one_worker_reads_and_keeps_each_partition(job: Job, load: Generated) -> None:
     """Each partition's lock is held by the worker that reads the partition: none is sent on."""
     load = _named(load, job)

@@ -150,7 +150,10 @@ def test_a_gap_at_the_end_of_a_partition_is_counted_though_nothing_comes_after_i
 # -- partitions that are added ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("start", "workers"), [("latest", 1), ("earliest", 3)])
+@pytest.mark.parametrize(
+    ("start", "workers"),
+    [("latest", 1), pytest.param("earliest", 3, marks=pytest.mark.long)],
+)
 def test_partitions_added_during_a_run_are_read_from_their_beginning_without_a_hand(
     start: str, workers: int, make_job: MakeJob, broker: Broker
 ) -> None:
@@ -211,7 +214,9 @@ def test_a_job_without_a_supervisor_says_once_that_it_must_be_started_again(
     assert insert_ids(job) == ids({"i": range(20)})
 
 
-@pytest.mark.parametrize("with_id", [True, False], ids=["id", "no id"])
+@pytest.mark.parametrize(
+    "with_id", [True, pytest.param(False, marks=pytest.mark.long)], ids=["id", "no id"]
+)
 def test_what_version_1_kept_tells_which_partitions_were_there(
     with_id: bool, make_job: MakeJob, broker: Broker
 ) -> None:
@@ -283,7 +288,7 @@ def transact(out: Producer, job: Job, numbers: range, *, keep: bool, number: int
     (out.commit_transaction if keep else out.abort_transaction)(30)
 
 
-@pytest.mark.parametrize("hash_partitions", ["0", "3"])
+@pytest.mark.parametrize("hash_partitions", [pytest.param("0", marks=pytest.mark.long), "3"])
 def test_lag_of_a_transactional_topic_is_zero_once_all_is_read(
     hash_partitions: str, make_job: MakeJob, broker: Broker
 ) -> None:

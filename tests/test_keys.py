@@ -384,8 +384,8 @@ def crowded(partition: Partition) -> Iterator[list[Message]]:
         yield [event(offset, key, key // 100 * SPAN_MS) for offset, key in part]
 
 
-@pytest.mark.parametrize("cache_bytes", [1, 1 << 30])
-@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("cache_bytes", [1, pytest.param(1 << 30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("merged", [pytest.param(False, marks=pytest.mark.long), True])
 def test_keys_of_one_hash_are_told_apart_however_many_there_are(
     partition: Partition, cache_bytes: int, merged: bool
 ) -> None:

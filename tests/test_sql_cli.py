@@ -184,6 +184,7 @@ def test_columns_of_one_name_are_told_apart(data: Path) -> None:
     assert printed == "a,a_1\n1,2\n"
 
 
+@pytest.mark.long
 def test_many_batches_are_one_answer(data: Path) -> None:
     text = "select range as n, [range] as l from range(300000)"
     for kind in WRITERS:
@@ -394,7 +395,10 @@ def started(*arguments: str | Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("text", [ENDLESS, "select range from range(100000000000)"])
+@pytest.mark.parametrize(
+    "text",
+    [ENDLESS, pytest.param("select range from range(100000000000)", marks=pytest.mark.long)],
+)
 def test_ctrl_c_ends_a_query_with_130_within_a_moment(text: str, data: Path) -> None:
     """While the engine works, and while rows are written."""
     with started(text, "--format", "csv", "--data-dir", data) as process:

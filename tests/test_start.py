@@ -21,7 +21,7 @@ SETTINGS = {
 
 
 @pytest.mark.executed
-@pytest.mark.parametrize("span_s", [1, 3600])
+@pytest.mark.parametrize("span_s", [pytest.param(1, marks=pytest.mark.long), 3600])
 def test_polars_is_loaded_at_the_first_merge_and_not_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, span_s: int
 ) -> None:

@@ -40,6 +40,8 @@ ABANDONED = {
     "print(duckdb.sql('select id from rows limit 5'))",
 }
 
+QUICK = ("duckdb, kept", "pyarrow")
+
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -53,7 +55,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     lane.files.close()
 
 
-@pytest.mark.parametrize("reader", ABANDONED)
+@pytest.mark.parametrize(
+    "reader",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in ABANDONED],
+)
 def test_a_script_that_abandons_a_stream_ends_well_and_at_once(reader: str, large: Path) -> None:
     code = (
         "import sys, duckdb, polars as pl, pyarrow as pa, forebay.query.batches\n"

@@ -50,6 +50,7 @@ def test_demo_refuses_a_folder_that_is_not_its_own_and_leaves_it_as_it_is(tmp_pa
     assert content(theirs) == before
 
 
+@pytest.mark.long
 def test_demo_runs_again_in_its_own_folder_and_keeps_what_others_put_there(tmp_path: Path) -> None:
     engine.need()
     (tmp_path / "forebay.toml").write_text("no.such.setting = 1")
