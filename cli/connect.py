@@ -67,8 +67,8 @@ def ask(settings: Settings) -> list[str]:
 
 def _interruptible(question: Callable[[Settings], Sample], settings: Settings) -> Sample:
     """Its answer, got by a thread: librdkafka's calls last for seconds, in which the one that they
-    are made by does not hear Ctrl-C. Nor does one that waits without an end, once Polars' handler of
-    signals is set: it lets a wait go on."""
+    are made by does not hear Ctrl-C. Nor does one that waits without an end, if Polars has set its
+    handler of signals, which lets a wait go on."""
     answer: Future[Sample] = Future()
 
     def get() -> None:
