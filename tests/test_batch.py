@@ -251,6 +251,7 @@ def test_late_events_are_told_and_taken_by_the_next_run_without_doubling(job: Jo
     assert ids(forebay.open(job.data).scan("all")) == once(EVER | {"late-0", "end"})
 
 
+@pytest.mark.long
 def test_late_copies_alone_make_no_file_for_their_day(job: Job) -> None:
     hand_over(job, 0)
     run_job(job)
@@ -441,6 +442,7 @@ def chunk_names(job: Job) -> set[tuple[str, str]]:
     return {(p.state.partition, str(chunk.id)) for p in view.partitions for chunk in p.chunks}
 
 
+@pytest.mark.long
 def test_what_the_dry_run_says_goes_is_gone_after_the_next_tick(job: Job) -> None:
     assert going(job) == []
     hand_over(job, 0)
@@ -605,6 +607,7 @@ def test_nodes_are_handed_over_as_one(job: Job, other: Job) -> None:
     assert ids(forebay.open(*roots).scan("all")) == expected
 
 
+@pytest.mark.long
 def test_a_handoff_that_was_completed_on_one_node_only_is_ended_by_the_next_run(
     job: Job, other: Job
 ) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import orjson
@@ -367,13 +368,9 @@ STOP_S = 30.0
 
 @pytest.mark.parametrize(
     ("when", "how"),
-    [
-        ("during the run", "run"),
-        pytest.param("before the start", "bytewax", marks=pytest.mark.long),
-        pytest.param("before the start", "run", marks=pytest.mark.long),
-        pytest.param("during the run", "bytewax", marks=pytest.mark.long),
-    ],
+    list(product(("before the start", "during the run"), ("run", "bytewax"))),
 )
+@pytest.mark.long
 def test_a_stop_while_the_broker_is_away_takes_a_moment(
     when: str, how: str, make_job: MakeJob, tmp_path: Path, broker: Broker
 ) -> None:

@@ -125,6 +125,7 @@ def supervised(tmp_path: Path, stepped: SteppedClock) -> Iterator[subprocess.Pop
     process.wait()
 
 
+@pytest.mark.long
 def test_all_workers_start_again_if_the_clock_steps_back_further_than_a_start_takes(
     tmp_path: Path, stepped: SteppedClock, supervised: subprocess.Popen[bytes]
 ) -> None:

@@ -162,6 +162,7 @@ def test_a_stop_while_the_job_waits_to_start_again_is_no_success(
     assert "stopped before that" in told
 
 
+@pytest.mark.long
 def test_when_one_worker_asks_all_start_again_at_once_with_a_last_snapshot(run: MakeRun) -> None:
     running = run("build stop:0,build again stop:0,build stop:0")
     running.until("runs", 6)
@@ -267,7 +268,13 @@ def test_of_two_jobs_that_start_at_once_on_a_new_data_directory_one_runs(
 
 
 @pytest.mark.executed
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        *(pytest.param(one, marks=pytest.mark.long) for one in (">&-", "2>&-", "<&-")),
+        "<&- >&- 2>&-",
+    ],
+)
 def test_a_job_whose_standard_streams_are_closed_runs_to_its_end(
     closed: str, make_job: MakeJob, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_a_data_directory_that_cannot_be_one_ends_the_job_at_once(job: Job, kind
     assert list(mine.parent.iterdir()) == [mine]
 
 
+@pytest.mark.long
 def test_a_stop_ends_with_0_whatever_could_not_be_read_so_far(job: Job) -> None:
     events = job.folder / "events"
     (events / "a.ndjson").write_bytes(lines("a", 400_000))

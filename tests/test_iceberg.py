@@ -376,6 +376,7 @@ def old(filled: Path, make_job: MakeJob) -> Job:
     return job
 
 
+@pytest.mark.long
 def test_a_table_made_before_is_read_and_goes_on_with_all_its_rows(old: Job) -> None:
     assert ids(forebay.open(old.data).scan("all")) == everything(0)
     places = _places(forebay.open(old.data))

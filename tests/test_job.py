@@ -176,6 +176,7 @@ def test_data_without_its_recovery_store_is_refused(tmp_path: Path) -> None:
     assert not layout.ended.exists()
 
 
+@pytest.mark.long
 def test_another_dedup_key_is_a_clear_error_and_changes_nothing(job: Job, load: Generated) -> None:
     assert job.ends(job.run()) == 0, job.told()
     changed = Job(job.folder / "changed", {**job.settings, "DATA_DIR": str(job.data)})

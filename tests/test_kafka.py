@@ -119,6 +119,7 @@ def test_sigkill_in_the_middle_of_a_chunk_write(job: Job, load: Generated) -> No
     assert_exact(job, load)
 
 
+@pytest.mark.long
 def test_crash_between_persist_and_offset_commit_doubles_nothing(job: Job, load: Generated) -> None:
     """Everything is in the logs and published, and no epoch has committed it."""
     load = _named(load, job)

@@ -215,6 +215,7 @@ def restart(partition: Partition) -> None:
     partition.start(snapshot)
 
 
+@pytest.mark.long
 def test_a_start_a_minute_with_one_reject_each_lists_few_files(partition: Partition) -> None:
     for _ in range(100):
         reject(partition)
@@ -225,6 +226,7 @@ def test_a_start_a_minute_with_one_reject_each_lists_few_files(partition: Partit
     assert counted(partition) == (100, 0)
 
 
+@pytest.mark.long
 def test_years_without_a_handoff_list_few_files(tmp_path: Path) -> None:
     partition = Partition(tmp_path / "data", CONFIG, now_ms=NOON_MS).start()
     sizes = []
@@ -640,4 +642,4 @@ class Expiry(RuleBasedStateMachine):
 
 
 TestExpiry = Expiry.TestCase
-TestExpiry.settings = settings(stateful_step_count=25, max_examples=cases(10, 60, 2000))
+TestExpiry.settings = settings(stateful_step_count=25, max_examples=cases(4, 60, 2000))
