@@ -280,13 +280,16 @@ class LogReader:
             self._crc, self._bytes = found[-1][0].end_crc, found[-1][0].end
         return found
 
-    def pieces(self, extent: Extent) -> Iterator[list[tuple[Span, memoryview]]]:
+    def pieces(
+        self, extent: Extent, *, each: bool = True
+    ) -> Iterator[list[tuple[Span, memoryview]]]:
         """The same, some PIECE_BYTES of the file at a time. What comes is what was written, by the
-        checksums of the batches; whether it is the extent shows when all has come."""
+        checksums of the batches, unless `each` is False; whether it is the extent shows when all
+        has come."""
         size = PIECE_BYTES
         while self._bytes + size < extent.bytes:
             data = self._read(self._bytes + size)
-            found = list(self._split(data, torn=True))
+            found = list(self._split(data, torn=True, each=each))
             size = PIECE_BYTES if found else 2 * size
             if found:
                 self._crc, self._bytes = found[-1][0].end_crc, found[-1][0].end
@@ -315,7 +318,11 @@ class LogReader:
                 self._bytes,
             )
 
-    def _split(self, data: bytes, torn: bool) -> Iterator[tuple[Span, memoryview]]:
+    def _split(
+        self, data: bytes, torn: bool, *, each: bool = True
+    ) -> Iterator[tuple[Span, memoryview]]:
+        """The batches that are whole in `data`; if it is `torn`, before the first that is not, by
+        its checksum too, unless `each` is False."""
         source, view = pa.BufferReader(pa.py_buffer(data)), memoryview(data)
         base, crc = self._bytes, self._crc
         try:
@@ -328,7 +335,7 @@ class LogReader:
                 ipc.read_message(source)
                 end = source.tell()
                 message = view[start:end]
-                if torn and not _is_whole(message, zlib.crc32(self._prefix)):
+                if torn and each and not _is_whole(message, zlib.crc32(self._prefix)):
                     return
                 before, crc = crc, zlib.crc32(message, crc)
                 yield Span(self._name, base + start, base + end, before, crc), message
@@ -388,6 +395,17 @@ def _decode(
         ) from error
 
 
+def require_valid(path: Path, span: Span, batch: pa.RecordBatch) -> None:
+    """Raise Corruption unless the batch at `span` can be read whatever is in it."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowException as error:
+        raise Corruption(
+            f"log {path}: the record batch at offset {span.start} can't be read: {error}",
+            span.start,
+        ) from error
+
+
 def _digits(message: memoryview) -> slice:
     """Where in a message the digits of its checksum are. Raises ValueError if it has none."""
     header = 8 + int.from_bytes(message[4:8], "little")
@@ -397,9 +415,10 @@ def _digits(message: memoryview) -> slice:
 
 def _is_whole(message: memoryview, prefix_crc: int) -> bool:
     """Whether a message, and what stands before all, is as it was written."""
-    digits, zeroed = _digits(message), bytearray(message)
-    zeroed[digits] = _ZEROS
-    return b"%08x" % zlib.crc32(zeroed, prefix_crc) == message[digits]
+    digits, crc = _digits(message), prefix_crc
+    for part in (message[: digits.start], _ZEROS, message[digits.stop :]):
+        crc = zlib.crc32(part, crc)
+    return b"%08x" % crc == message[digits]
 
 
 def _stretches(prefix: bytes, messages: Iterable[memoryview]) -> Iterator[bytes]:

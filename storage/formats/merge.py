@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, cast
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,7 +36,15 @@ from forebay.storage.formats.catalog import Chunk
 from forebay.storage.formats.checksum import Checksum, SummedFile
 from forebay.storage.formats.chunk import ChunkReader
 from forebay.storage.formats.columns import unite
-from forebay.storage.formats.log import Extent, LogReader, RowBytes, Span, log_schema, read_span
+from forebay.storage.formats.log import (
+    Extent,
+    LogReader,
+    RowBytes,
+    Span,
+    log_schema,
+    read_span,
+    require_valid,
+)
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.state import BlockState
 
@@ -71,9 +80,11 @@ def log_rows(disk: Disk, folder: Path, extent: Extent) -> Rows:
 
     def parts(columns: Sequence[str] | None) -> Iterator[tuple[Again, pa.RecordBatch]]:
         reader = LogReader(disk, folder, extent.file, POOL)
-        for found in reader.pieces(extent):
+        for found in reader.pieces(extent, each=columns is None):
             batches = reader.decoded(found, columns)
             for (span, _), batch in zip(found, batches, strict=True):
+                if columns is not None:  # not to be read beyond its end if it is damaged
+                    require_valid(folder / extent.file, span, batch)
                 yield partial(again, reader, span), batch
 
     def again(reader: LogReader, span: Span) -> pa.RecordBatch:
@@ -219,14 +230,17 @@ def _sorted(
 
 # -- ranges -------------------------------------------------------------------------------------
 
+Place = tuple[int, str, int]
+"""Of a row in order: upload time in ms, partition and offset."""
+
 
 @dataclass(frozen=True)
 class _Part:
     """A part of the input: what reads it again, and the first and last of its rows in order."""
 
     again: Again
-    first: tuple[int, str, int]
-    last: tuple[int, str, int]
+    first: Place
+    last: Place
 
 
 def _ranges(group: Group, bytes_max: int) -> Iterator[list[pa.RecordBatch]]:
@@ -235,8 +249,7 @@ def _ranges(group: Group, bytes_max: int) -> Iterator[list[pa.RecordBatch]]:
         yield [batch for rows in group.inputs for _, batch in rows(None)]
         return
     parts, samples = _sampled(group)
-    weights = samples["weight"].cum_sum() * group.row_bytes // bytes_max
-    cuts = samples.filter(weights.diff().fill_null(0) > 0).select(SORTED_BY).rows()
+    cuts = _cuts(parts, samples, max(1, bytes_max // group.row_bytes))
     kept: dict[Again, pa.RecordBatch] = {}
     for low, high in zip([None, *cuts], [*cuts, None], strict=True):
         found, before, kept = [], kept, {}
@@ -257,35 +270,63 @@ def _bytes(batches: dict[Again, pa.RecordBatch]) -> int:
     return sum(batch.nbytes for batch in batches.values())
 
 
-def _sampled(group: Group) -> tuple[list[_Part], pl.DataFrame]:
-    """The parts of a group; and some of its rows, in order, each with how many it stands for."""
+def _cuts(parts: Sequence[_Part], samples: list[tuple[Place, int]], rows_max: int) -> list[Place]:
+    """Where to cut the order of all rows, so that a range has about `rows_max` rows at most; where
+    a part begins, if that leaves the range half of them, for it is not cut then."""
+    starts, cuts = {part.first for part in parts}, []
+    rows, begun = 0, (0, 0)
+    for number, (place, weight) in enumerate(samples):
+        if place in starts and rows:
+            begun = number, rows
+        if rows + weight > rows_max and rows:
+            number, before = begun if begun[1] * 2 >= rows_max else (number, rows)
+            cuts.append(samples[number][0])
+            rows, begun = rows - before, (0, 0)
+        rows += weight
+    return cuts
+
+
+def _sampled(group: Group) -> tuple[list[_Part], list[tuple[Place, int]]]:
+    """The parts of a group; and some of its rows, in order, each with how many it stands for. The
+    first row of each part is among them."""
     parts, samples = [], []
     for rows in group.inputs:
         for again, batch in rows(SORTED_BY):
-            keys = _keys(batch).sort(*SORTED_BY)
-            step = -(-keys.height // SAMPLES)
-            parts.append(_Part(again, keys.row(0), keys.row(-1)))
-            samples.append(keys.gather_every(step).with_columns(weight=pl.lit(step, pl.Int64)))
-    return parts, pl.concat(samples).sort(*SORTED_BY)
+            times = _times(batch)
+            ends = [
+                _places(batch, np.flatnonzero(times == end)) for end in (times.min(), times.max())
+            ]
+            parts.append(_Part(again, min(ends[0]), max(ends[1])))
+            step = -(-len(times) // SAMPLES)
+            some = _places(batch, np.arange(step // 2, len(times), step))
+            samples += [(parts[-1].first, 0), *((place, step) for place in some)]
+    return parts, sorted(samples)
 
 
-def _keys(batch: pa.RecordBatch) -> pl.DataFrame:
-    """What orders the rows of a batch."""
-    frame = cast(pl.DataFrame, pl.from_arrow(batch.select(list(SORTED_BY)), rechunk=False))
-    return frame.with_columns(pl.col(UPLOAD_TIME).to_physical())
+def _times(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Upload times in ms."""
+    return np.asarray(batch.column(UPLOAD_TIME).cast(pa.int64()))
 
 
-def _between(
-    batch: pa.RecordBatch, low: tuple[int, str, int] | None, high: tuple[int, str, int] | None
-) -> pa.RecordBatch:
+def _places(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> list[Place]:
+    times, partitions, offsets = (batch.column(name).take(pa.array(rows)) for name in SORTED_BY)
+    return list(
+        zip(
+            times.cast(pa.int64()).to_pylist(),
+            partitions.to_pylist(),
+            offsets.to_pylist(),
+            strict=True,
+        )
+    )
+
+
+def _between(batch: pa.RecordBatch, low: Place | None, high: Place | None) -> pa.RecordBatch:
     """A copy of the rows at or after the one, and before the other."""
-    keys, inside = _keys(batch), np.ones(batch.num_rows, dtype=bool)
+    times, inside = _times(batch), np.ones(batch.num_rows, dtype=bool)
     for bound, wanted in ((low, False), (high, True)):
         if bound is not None:
-            time, partition, offset = (pl.col(name) for name in SORTED_BY)
-            same_time, same = time == bound[0], partition == bound[1]
-            before = (time < bound[0]) | (
-                same_time & ((partition < bound[1]) | (same & (offset < bound[2])))
-            )
-            inside &= keys.select(before).to_series().to_numpy() == wanted
+            before = times < bound[0]
+            same = np.flatnonzero(times == bound[0])
+            before[same] = [place < bound for place in _places(batch, same)]
+            inside &= before == wanted
     return pc.filter(batch, pa.array(inside), memory_pool=POOL)
