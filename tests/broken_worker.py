@@ -47,7 +47,6 @@ import pyarrow as pa
 
 from forebay.flows import realtime, settings, worker
 from forebay.operators import blocks as step
-from forebay.operators import decode
 from forebay.operators.decode import DecodeConfig, Decoder, _Reasons
 from forebay.operators.routing import route
 from forebay.operators.sources import kafka
@@ -55,6 +54,7 @@ from forebay.operators.sources.messages import I64
 from forebay.storage.base.disk import Appender
 from forebay.storage.base.errors import Corruption
 from forebay.storage.base.layout import Layout, PartitionKey
+from forebay.storage.decoding import json_columns
 from forebay.storage.decoding.exact import Exact
 from forebay.storage.decoding.json_reader import REGION_ROWS
 from forebay.storage.dedup.key_sources import ChunkKeys, LogKeys
@@ -287,7 +287,7 @@ def mute() -> None:
 
 
 def boundless() -> None:
-    decode.outside_years = lambda _: None  # type: ignore[attr-defined,assignment]
+    json_columns.outside_years = lambda _: None  # type: ignore[attr-defined,assignment]
 
 
 def trimming() -> None:

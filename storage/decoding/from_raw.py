@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -31,13 +31,24 @@ class FromRaw:
 
     columns: tuple[Column, ...] = ()
 
+    @property
+    def names(self) -> list[str]:
+        return list(self._known)
+
+    @cached_property
+    def _known(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
+
     def lacking(self, present: Collection[str], wanted: Iterable[str]) -> list[str]:
         """Those of the `wanted` columns that can be decoded for rows which have those `present`,
         and not these."""
         if RAW not in present:
             return []
-        known = {column.name for column in self.columns}
-        return [name for name in wanted if name in known and name not in present]
+        return [name for name in wanted if name in self._known and name not in present]
+
+    def schema(self, names: Iterable[str]) -> pa.Schema:
+        """These columns in Arrow's types."""
+        return pa.schema([(name, ARROW_TYPES[self._known[name].type]) for name in names])
 
     def complete(self, batch: pa.RecordBatch, wanted: Iterable[str]) -> pa.RecordBatch:
         """The batch, and behind its own columns those that it lacks of the `wanted` ones."""
@@ -45,16 +56,13 @@ class FromRaw:
         if not names:
             return batch
         columns = self.decode(batch.column(RAW), names)
-        fields = [pa.field(name, column.type) for name, column in zip(names, columns, strict=True)]
-        return pa.RecordBatch.from_arrays(
-            [*batch.columns, *columns], schema=pa.schema([*batch.schema, *fields])
-        )
+        schema = pa.schema([*batch.schema, *self.schema(names)])
+        return pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=schema)
 
     def decode(self, raw: pa.Array, names: Sequence[str]) -> list[pa.Array]:
         """These columns of messages: Arrow's binary, in any of its layouts."""
-        declared = {column.name: column for column in self.columns}
         found: dict[str, pa.Array] = {}
-        for group in _together(tuple(declared[name] for name in names)):
+        for group in _together(tuple(self._known[name] for name in names)):
             json = _reader(group)
             parts = [[pa.nulls(0, ARROW_TYPES[column.type])] for column in group]
             for values in _calls(raw):
@@ -64,6 +72,9 @@ class FromRaw:
             for column, held in zip(group, parts, strict=True):
                 found[column.name] = pa.concat_arrays(held)
         return [found[name] for name in names]
+
+
+NONE_DECLARED = FromRaw()
 
 
 def _calls(raw: pa.Array) -> Iterator[list[bytes]]:

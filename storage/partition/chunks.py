@@ -15,7 +15,7 @@ is not merged any more, but dropped at the next tick.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,11 @@ import pyarrow as pa
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import ChunkId, Layout, chunk_name, compacted_name
+from forebay.storage.decoding.from_raw import FromRaw
 from forebay.storage.formats.boundary import watched_boundary
 from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
 from forebay.storage.formats.columns import column_types, parse_types, unite
+from forebay.storage.formats.schema import Column
 from forebay.storage.formats.state import BlockState
 from forebay.storage.partition.compaction import compacted_id, neighbours
 from forebay.storage.partition.offer import Offer, Tick
@@ -54,9 +56,11 @@ class Chunks:
         grace_ms: int,
         merge_bytes: int = MERGE_BYTES,
         compacted_ms: int = DAY_MS,
+        declared: Sequence[Column] = (),
     ) -> None:
         """`merge_bytes` is the memory that a merge may take, `compacted_ms` the span of upload time
-        within which chunks are compacted."""
+        within which chunks are compacted. Where blocks are older than a `declared` column, their
+        chunk has it from `raw`."""
         self._partition = partition
         self._layout = layout
         self._disk = disk
@@ -64,6 +68,7 @@ class Chunks:
         self._grace_ms = grace_ms
         self._merge_bytes = merge_bytes
         self._compacted_ms = compacted_ms
+        self._from_raw = FromRaw(tuple(declared))
         self._folder = layout.chunks(partition)
         disk.make_directory(self._folder)
         self._catalog = read_catalog(disk, layout.catalog(partition), partition)
@@ -222,11 +227,21 @@ class Chunks:
         """Write a chunk's file; it is durable, but in no catalog yet."""
         from forebay.storage.formats import merge
 
+        wanted = self._from_raw.names
+        added = self._from_raw.lacking(schema.names, wanted)
+        schema = unite([schema, self._from_raw.schema(added)])
         target = self._folder / name
         self._disk.make_directory(target.parent)
         temporary = target.with_name(f"{target.name}.tmp")
         try:
-            checksum = merge.write_sorted(self._disk, temporary, groups, schema, self._merge_bytes)
+            checksum = merge.write_sorted(
+                self._disk,
+                temporary,
+                groups,
+                schema,
+                self._merge_bytes,
+                lambda batch: self._from_raw.complete(batch, wanted),
+            )
             self._disk.publish(temporary, target)
         except BaseException:
             with suppress(OSError):  # of a disk that is gone
