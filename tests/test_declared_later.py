@@ -6,7 +6,7 @@ The oracle is the decoder of a job that had all columns from the start.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +40,7 @@ ADDED = (
     Column("at_s", ("ts",), "time_s"),
     Column("at_us", ("tu",), "time_us"),
     Column("at_auto", ("ta",), "time_auto"),
+    Column("written", ("p",), "text", (("other",),)),
 )
 AFTER = replace(BEFORE, columns=(*BEFORE.columns, *ADDED))
 NAMES = [column.name for column in ADDED]
@@ -112,6 +113,22 @@ class Job:
             frame = decoded(schema, values[low : low + 50], first + low)
             self.partition.take(replace(frame, partition=NAME))
         self.partition.blocks.publish()
+
+
+Jobs = Callable[[Schema, Schema], Job]
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    made: list[Job] = []
+
+    def make(before: Schema, after: Schema) -> Job:
+        made.append(Job(tmp_path / "data", before, after))
+        return made[-1]
+
+    yield make
+    for job in made:
+        job.partition.crash()
 
 
 @pytest.fixture(scope="module", params=["old chunks and logs", "merged since, and new ones"])
@@ -233,8 +250,8 @@ def test_row_groups_are_still_chosen_by_what_a_chunk_has(store: Stored) -> None:
     assert file._groups(pc.field("user") == "7") != []
 
 
-def test_a_chunk_merged_since_has_the_column(tmp_path: Path) -> None:
-    job = Job(tmp_path / "data", BEFORE, AFTER)
+def test_a_chunk_merged_since_has_the_column(jobs: Jobs) -> None:
+    job = jobs(BEFORE, AFTER)
     before = {chunk.file for chunk in job.partition.catalog().chunks}
     job.go_on()
     made = [chunk for chunk in job.partition.catalog().chunks if chunk.file not in before]
@@ -246,8 +263,8 @@ def test_a_chunk_merged_since_has_the_column(tmp_path: Path) -> None:
     assert {tuple(chunk.schema) for chunk in made} == {tuple(arrow_schema(AFTER).names)}
 
 
-def test_without_raw_a_column_is_null_before_it_was_declared(tmp_path: Path) -> None:
-    job = Job(tmp_path / "data", replace(BEFORE, raw=False), replace(AFTER, raw=False))
+def test_without_raw_a_column_is_null_before_it_was_declared(jobs: Jobs) -> None:
+    job = jobs(replace(BEFORE, raw=False), replace(AFTER, raw=False))
     job.go_on()
     opened = forebay.open(job.partition.root)
     old = opened.scan().filter(pl.col(OFFSET) < RESTART).select(NAMES).collect()

@@ -6,6 +6,8 @@
    others, small regions are tried;
 3. what is refused then is taken from orjson's documents, column by column: what is not an object is
    refused, and a value of a wrong type is null and noted;
+   A column that takes values as they are written is not read by these, but from the messages
+   themselves (`written`);
 4. numbers that these readers cut or round are taken from the text (`exact`); a fraction where a
    column has integers, and a time outside the years 1 to 9999, is a value of a wrong type; the size
    of a number tells its unit where the column says so (`units`);
@@ -19,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import orjson
@@ -38,11 +41,18 @@ from forebay.storage.decoding.json_reader import READ_TYPES, Reader, misread
 from forebay.storage.decoding.mend import HALF, Mender, with_text_at
 from forebay.storage.decoding.units import EXPECTED, moments
 from forebay.storage.formats.columns import Mask, as_mask, nulled, outside_years
-from forebay.storage.formats.schema import TEXT, UPLOAD_TIME, Column, ColumnType
+from forebay.storage.formats.schema import (
+    AS_WRITTEN,
+    TEXT,
+    UPLOAD_TIME,
+    Column,
+    ColumnType,
+)
 
 _VALUES: dict[ColumnType, str] = {
     "string": "text",
     "id": "text or a whole number",
+    "text": "a value in an object",
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -88,7 +98,9 @@ class JsonColumns:
         and no text is mended."""
         self._columns = columns
         self._key = key
-        self._sources = [source for column in columns for source in column.sources]
+        sources = [source for column in columns for source in column.sources]
+        self._sources = [source for source in sources if source.type != AS_WRITTEN]
+        self._written = [source for source in sources if source.type == AS_WRITTEN]
         self._reader = Reader(self._sources)
         self._single = [Reader([replace(source, path=("v",))]) for source in self._sources]
         self._mender = Mender(self._sources)
@@ -100,7 +112,9 @@ class JsonColumns:
         they came: they may differ where a message is to be refused."""
         faults = Faults(len(values))
         values, columns = self._read(values, faults)
-        return self._united(self._checked(values, messages, columns, faults), faults), faults
+        columns = self._checked(values, messages, columns, faults)
+        texts = [self._as_written(messages, source, faults) for source in self._written]
+        return self._united(columns, texts, faults), faults
 
     def _read(self, values: list[bytes], faults: Faults) -> tuple[list[bytes], list[pa.Array]]:
         """Steps 1 to 3: the messages as they were read, and their sources."""
@@ -209,14 +223,23 @@ class JsonColumns:
         where[rows] = True
         return pc.replace_with_mask(times, pa.array(where), read)
 
-    def _united(self, columns: list[pa.Array], faults: Faults) -> list[pa.Array]:
+    def _as_written(self, messages: pa.Array, column: Column, faults: Faults) -> pa.Array:
+        from forebay.storage.decoding.written import written  # numba, which few need
+
+        texts, barred = written(messages, column.path, list(faults.refused))
+        for row in np.flatnonzero(barred).tolist():
+            faults.wrong[row, column.name] = f"expected {_VALUES[column.type]}"
+        return texts
+
+    def _united(
+        self, columns: list[pa.Array], texts: list[pa.Array], faults: Faults
+    ) -> list[pa.Array]:
         """Step 5: the columns, of which some have several sources."""
-        if len(self._sources) == len(self._columns):
-            return columns
-        united, low = [], 0
+        read, as_written = iter(columns), iter(texts)
+        united = []
         for column in self._columns:
-            mine = columns[low : low + len(column.paths)]
-            low += len(mine)
+            sources = as_written if column.type == AS_WRITTEN else read
+            mine = list(islice(sources, len(column.paths)))
             if len(mine) > 1:
                 mine = [_first_of(mine)]
                 wrong = faults.wrong_in(column.name)
