@@ -27,7 +27,7 @@ from forebay.query.partition import ChunkFile, Directory, Partition, VerifiedChu
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, ForebayError, MissingFile
 from forebay.storage.base.times import time_of
-from forebay.storage.decoding.from_raw import FromRaw
+from forebay.storage.decoding.from_raw import FromRaw, from_raw_of
 from forebay.storage.formats.boundary import Boundary, Placed, read_boundary
 from forebay.storage.formats.columns import SYSTEM_FIELDS, parse_types, unite
 from forebay.storage.formats.state import PartitionState
@@ -96,7 +96,7 @@ class View:
     def from_raw(self) -> FromRaw:
         """All columns that any partition declares."""
         known = {one.name: one for p in self.partitions for one in p.from_raw.columns}
-        return FromRaw(tuple(known.values()))
+        return from_raw_of(tuple(known.values()))
 
     def declaring(self) -> View:
         """With each partition knowing what any declares, and of that what it declares itself."""
@@ -104,7 +104,7 @@ class View:
 
         def informed(partition: Partition) -> Partition:
             declared = {**known, **{one.name: one for one in partition.state.declared}}
-            return replace(partition, from_raw=FromRaw(tuple(declared.values())))
+            return replace(partition, from_raw=from_raw_of(tuple(declared.values())))
 
         return View(
             tuple(

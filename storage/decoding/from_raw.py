@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from forebay.storage.decoding.json_columns import JsonColumns
 from forebay.storage.formats.columns import ARROW_TYPES
 from forebay.storage.formats.schema import RAW, Column, path_faults
+
+if TYPE_CHECKING:
+    from forebay.storage.decoding.json_columns import JsonColumns
 
 CALL_ROWS, CALL_BYTES = 2_048, 16 << 20
 NO_MESSAGE = b"{}"
@@ -77,6 +80,12 @@ class FromRaw:
 NONE_DECLARED = FromRaw()
 
 
+@lru_cache(64)
+def from_raw_of(columns: tuple[Column, ...]) -> FromRaw:
+    """The one for these columns, so that it is found equal at a glance."""
+    return FromRaw(columns)
+
+
 def _calls(raw: pa.Array) -> Iterator[list[bytes]]:
     """The messages, as many at a time as are decoded at once."""
     ends = np.cumsum(pc.binary_length(raw).fill_null(0).to_numpy(zero_copy_only=False))
@@ -91,6 +100,8 @@ def _calls(raw: pa.Array) -> Iterator[list[bytes]]:
 
 @lru_cache(64)
 def _reader(columns: tuple[Column, ...]) -> JsonColumns:
+    from forebay.storage.decoding.json_columns import JsonColumns  # the reader, which few need
+
     return JsonColumns(columns)
 
 
