@@ -113,7 +113,6 @@ def build(
         grace_ms=settings.grace,
         merge_bytes=settings.merge_memory,
         compacted_ms=span_ms(settings.retention, settings.retention_bytes),
-        declared=schema.columns,
     )
     flow = Dataflow("forebay")
     messages = op.input("messages", flow, source)

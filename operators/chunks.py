@@ -18,7 +18,6 @@ from forebay.operators.routing import partition_name
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.times import steady_ms
-from forebay.storage.formats.schema import Column
 from forebay.storage.partition.chunks import Chunks
 from forebay.storage.partition.offer import Offer
 
@@ -75,7 +74,6 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
     grace_ms: int
     merge_bytes: int
     compacted_ms: int
-    declared: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         self.partitions = sorted(self.partitions)
@@ -104,6 +102,5 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
                 self.grace_ms,
                 self.merge_bytes,
                 self.compacted_ms,
-                self.declared,
             )
         return _ChunksPartition(self._chunks[for_part], self._merger.get())

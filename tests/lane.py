@@ -113,14 +113,7 @@ class Lane:
         config = Rules(self.schema, SPAN_MS, WINDOW_MS, GRACE_MS)
         cache = KeyCache(1 << 30)
         self.blocks = Blocks(config, self.name, self.layout, self.files, cache, committed)
-        self.chunks = Chunks(
-            self.name,
-            self.layout,
-            self.files,
-            self.blocks_per_chunk,
-            GRACE_MS,
-            declared=self.schema.columns,
-        )
+        self.chunks = Chunks(self.name, self.layout, self.files, self.blocks_per_chunk, GRACE_MS)
         self.offers = [self.blocks.start(self.now_ms)]
         return self
 

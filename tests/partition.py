@@ -161,12 +161,7 @@ class Partition:
             self.config, self.name, self.layout, self.files, self.cache, committed, self.hash
         )
         self.chunks = Chunks(
-            self.name,
-            self.layout,
-            self.files,
-            self.blocks_per_chunk,
-            self.config.grace_ms,
-            declared=self.config.schema.columns,
+            self.name, self.layout, self.files, self.blocks_per_chunk, self.config.grace_ms
         )
         self.offers = [self.blocks.start(self.now_ms)]
         return self

@@ -96,9 +96,12 @@ class Job:
         self.partition = Partition(root, Rules(before, SPAN_MS, WINDOW_MS, GRACE_MS)).start()
         self._take(messages()[:RESTART], 0)
         self.partition.merge()
+        self.restart(after)
+
+    def restart(self, schema: Schema) -> None:
         snapshot = self.partition.blocks.snapshot()
         self.partition.crash()
-        self.partition.config = Rules(after, SPAN_MS, WINDOW_MS, GRACE_MS)
+        self.partition.config = Rules(schema, SPAN_MS, WINDOW_MS, GRACE_MS)
         self.partition.start(snapshot)
         self.partition.blocks.publish()
 
@@ -261,6 +264,13 @@ def test_a_chunk_merged_since_has_the_column(jobs: Jobs) -> None:
     assert found[OFFSET].min() < RESTART  # type: ignore[operator]
     assert_frame_equal(found.cast(dict(mine.schema)), mine)  # type: ignore[arg-type]
     assert {tuple(chunk.schema) for chunk in made} == {tuple(arrow_schema(AFTER).names)}
+
+
+def test_a_column_that_is_declared_no_more_answers_as_before(jobs: Jobs) -> None:
+    job = jobs(BEFORE, AFTER)
+    job.restart(BEFORE)
+    job.go_on()
+    assert_frame_equal(forebay.open(job.partition.root).scan().sort(OFFSET).collect(), rows())
 
 
 def test_without_raw_a_column_is_null_before_it_was_declared(jobs: Jobs) -> None:
