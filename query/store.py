@@ -14,9 +14,9 @@ catalog says, nor, with `verify`, before all of it was.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from os import PathLike
 from pathlib import Path
@@ -28,20 +28,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from forebay.query.batches import Between, event_batches
+from forebay.query.cold import scan_cold
 from forebay.query.dataset import Dataset, NotRead, reader
 from forebay.query.frames import (
-    PolarsSchema,
     arrow_of,
     exported,
     polars_schema,
-    scan_chunks,
     scan_frames,
-    with_decoded,
-    within_years,
 )
 from forebay.query.hot import HotCache
 from forebay.query.iceberg import can_read_tables, scan_table
-from forebay.query.partition import ChunkFile, Partition, VerifiedChunks
+from forebay.query.partition import Partition, VerifiedChunks
 from forebay.query.receipt import Receipt, files_of, partitions_of, receipt_of
 from forebay.query.tables import (
     ALL_EVENTS,
@@ -71,11 +68,10 @@ from forebay.storage.base.errors import BadInput, Corruption, MissingFile
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import shortened
 from forebay.storage.base.times import EPOCH, time_of
-from forebay.storage.decoding.from_raw import FromRaw
 from forebay.storage.formats.boundary import Placed
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.rejects import ALL, RejectFilter
-from forebay.storage.formats.schema import OFFSET, RAW, UPLOAD_TIME
+from forebay.storage.formats.schema import UPLOAD_TIME
 
 if TYPE_CHECKING:
     from forebay.query.sql import Engine
@@ -85,7 +81,6 @@ STREAMED = (TABLE, ALL_EVENTS, LATE, REJECTS)
 Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
-FRAME_ROWS = 1_000_000
 REPORTED_CHARACTERS = 1000
 NOT_VALID = (
     pl.exceptions.ColumnNotFoundError,
@@ -236,19 +231,11 @@ class Store(Dataset):
     def _scanned(self, view: View, partitions: list[Partition], between: Between) -> pl.LazyFrame:
         """The rows of blocks and chunks."""
         schema = polars_schema(view.schema)
+        files = [file for partition in partitions for file in partition.chunk_files]
         parts = [
-            scan_frames(lambda used: self._cache.frames(partitions, used), schema, "hot blocks")
+            *scan_cold(files, schema, self._chunks),
+            scan_frames(lambda used: self._cache.frames(partitions, used), schema, "hot blocks"),
         ]
-        groups: dict[tuple[frozenset[str], FromRaw | None], list[ChunkFile]] = {}
-        for file in [file for partition in partitions for file in partition.chunk_files]:
-            of = self._chunks.outside_years(file.path), file.from_raw if file.lacking else None
-            groups.setdefault(of, []).append(file)
-        for (outside, from_raw), files in groups.items():
-            if from_raw is None:
-                parts.insert(0, _within(files, schema, outside))
-            else:
-                read = partial(_completed, files, from_raw, outside)
-                parts.insert(0, scan_frames(read, schema, "chunks"))
         return between.scanned(pl.concat(parts, how="vertical"))
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
@@ -478,42 +465,6 @@ def _parts(view: View, table: str) -> list[Part]:
     on_time = [p.only(lambda part: not part.late) for p in view.sealed]
     came_late = [p.only(lambda part: part.late > 0) for p in view.sealed]
     return [(on_time, Between(until_ms, sealed_ms)), (came_late, Between(None, sealed_ms))]
-
-
-def _within(
-    files: Sequence[ChunkFile], schema: PolarsSchema, outside: Collection[str]
-) -> pl.LazyFrame:
-    """The rows of chunks, which have times that no reader takes in the columns `outside`."""
-    within = [within_years(name, schema[name]) for name in sorted(outside & schema.keys())]
-    return scan_chunks([file.path for file in files], schema).with_columns(within)
-
-
-def _completed(
-    files: Sequence[ChunkFile], from_raw: FromRaw, outside: Collection[str], used: PolarsSchema
-) -> Iterator[pl.LazyFrame]:
-    """The same of chunks that lack declared columns, which their raw tells: of FRAME_ROWS or little
-    more at a time."""
-    alike: dict[tuple[str, ...], list[ChunkFile]] = {}
-    for file in files:
-        alike.setdefault(tuple(from_raw.lacking(file.chunk.schema, used)), []).append(file)
-    for added, some in alike.items():
-        own = {name: dtype for name, dtype in used.items() if name not in added}
-        own |= {RAW: pl.Binary()} if added else {}
-        for part in _parted(some):
-            rows = _within(part, own or {OFFSET: pl.Int64()}, outside)
-            rows = with_decoded(rows, from_raw, {name: used[name] for name in added})
-            yield rows.select(list(used) or OFFSET)
-
-
-def _parted(files: Iterable[ChunkFile]) -> Iterator[list[ChunkFile]]:
-    held: list[ChunkFile] = []
-    for file in files:
-        held.append(file)
-        if sum(one.chunk.rows for one in held) >= FRAME_ROWS:
-            yield held
-            held = []
-    if held:
-        yield held
 
 
 def _damaged(
