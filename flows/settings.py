@@ -52,6 +52,7 @@ from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import did_you_mean, plain
 from forebay.storage.formats.schema import (
+    AS_WRITTEN,
     TEXT,
     UPLOAD_TIME,
     Column,
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 
 TIMES: frozenset[ColumnType] = frozenset({"time", "time_s", "time_us", "time_auto"})
 ROLE_TYPES: dict[str, frozenset[ColumnType]] = {
-    "user": TEXT | {"int"}, "event": TEXT, "time": TIMES,
+    "user": TEXT | {AS_WRITTEN, "int"}, "event": TEXT | {AS_WRITTEN}, "time": TIMES,
     "session": frozenset({"int"}),
 }  # fmt: skip
 """The types of columns that can play a role."""
@@ -239,6 +240,10 @@ class Settings(Section, BaseSettings):
         if floats := [name for name in names if types[name] == "float"]:
             raise ValueError(
                 f"expected no float, for equality of floats is not exact; got {floats}"
+            )
+        if texts := [name for name in names if types[name] == AS_WRITTEN]:
+            raise ValueError(
+                f"expected no text as it is written, for one value has many spellings; got {texts}"
             )
         if others := [name for name in optional if types[name] not in TEXT]:
             raise ValueError(f"expected columns of text before '?', got {others}")

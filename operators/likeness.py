@@ -30,8 +30,8 @@ _BATCHES = ("batch", "events", "data")
 Amplitude's; Snowplow's, beside a schema."""
 
 
-def not_json(message: bytes, error: ValueError) -> str:
-    """What a message that is not a JSON document looks like, else what the reader says of it."""
+def not_json(message: bytes, said: str) -> str:
+    """What a message that is not a JSON document looks like, else what the reader has `said`."""
     for beginning, told in _BEGINNINGS:
         if message.startswith(beginning):
             return f"{OBJECT}, got what looks like {told}"
@@ -40,7 +40,7 @@ def not_json(message: bytes, error: ValueError) -> str:
             f"{OBJECT}, got what looks like tab-separated values: send JSON; of Snowplow's TSV, the"
             ' analytics SDK makes what schema = "snowplow" takes'
         )
-    return f"{OBJECT}, got other: {error}"
+    return f"{OBJECT}, got other: {said}"
 
 
 def not_an_object(document: object) -> str:

@@ -22,6 +22,10 @@ from forebay.storage.base.errors import BadInput
 T = TypeVar("T")
 
 
+Rows = Callable[[Sequence[str], pc.Expression | None], Iterator[pa.RecordBatch]]
+"""Makes rows with these columns, at least all for which the filter may hold."""
+
+
 class Retried(Protocol):
     def __call__(self, answer: Callable[[], T], /) -> T: ...
 
@@ -138,12 +142,10 @@ class Dataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
 
 
 class Made(Dataset):
-    """Rows that a function makes. `failure` is what went wrong while they were made, for a reader
-    in another language passes on only its text."""
+    """Rows that a function makes, asked as `_rows` is. `failure` is what went wrong while they were
+    made, for a reader in another language passes on only its text."""
 
-    def __init__(
-        self, schema: pa.Schema, rows: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
-    ) -> None:
+    def __init__(self, schema: pa.Schema, rows: Rows) -> None:
         super().__init__()
         self._made, self._schema = rows, schema
         self.failure: BaseException | None = None
@@ -156,7 +158,7 @@ class Made(Dataset):
         self, columns: Sequence[str], where: pc.Expression | None
     ) -> Iterator[pa.RecordBatch]:
         try:
-            yield from self._made(columns)
+            yield from self._made(columns, where)
         except BaseException as error:
             self.failure = error
             raise

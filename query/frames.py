@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 import pyarrow as pa
 from polars.io.plugins import register_io_source
 
 from forebay.storage.base.times import END_S, FIRST_S, PER_SECOND
+from forebay.storage.decoding.from_raw import FromRaw
+from forebay.storage.formats.schema import RAW
 
 PolarsSchema = dict[str, pl.DataType]
 PER_DAY_S = 86_400
+DECODED = "decoded from raw"
+"""The name of no column."""
 
 
 def polars_schema(schema: pa.Schema) -> PolarsSchema:
@@ -49,11 +54,36 @@ def scan_chunks(
     )
 
 
+def with_decoded(
+    rows: pl.LazyFrame, from_raw: FromRaw, columns: PolarsSchema, *, where_null: bool = False
+) -> pl.LazyFrame:
+    """The rows with these columns decoded from their raw; or where they are null, if the rows have
+    them."""
+    if not columns:
+        return rows
+
+    def decoded(raw: pl.Series) -> pl.Series:
+        found = from_raw.decode(raw.to_arrow(compat_level=pl.CompatLevel.oldest()), list(columns))
+        series = (cast(pl.Series, pl.from_arrow(one)) for one in found)
+        named = zip(columns.items(), series, strict=True)
+        return pl.DataFrame(
+            [one.cast(dtype).alias(name) for (name, dtype), one in named]
+        ).to_struct()
+
+    struct = pl.col(RAW).map_batches(decoded, pl.Struct(columns), is_elementwise=True)
+    fields = {name: pl.col(DECODED).struct.field(name) for name in columns}
+    if where_null:
+        fields = {name: pl.coalesce(pl.col(name), field) for name, field in fields.items()}
+    return rows.with_columns(struct.alias(DECODED)).with_columns(**fields).drop(DECODED)
+
+
 def scan_frames(
-    read: Callable[[PolarsSchema], Iterator[pl.DataFrame]], schema: PolarsSchema, name: str
+    read: Callable[[PolarsSchema], Iterator[pl.DataFrame] | Iterator[pl.LazyFrame]],
+    schema: PolarsSchema,
+    name: str,
 ) -> pl.LazyFrame:
     """The rows of the frames that `read` gives, which is asked for the columns that are used;
-    frames may have more."""
+    frames may have more. Of a lazy one, what is used alone is ever in memory."""
 
     def rows(
         with_columns: list[str] | None,
@@ -64,13 +94,20 @@ def scan_frames(
         names = list(schema) if with_columns is None else with_columns
         used = {*names, *(predicate.meta.root_names() if predicate is not None else ())}
         for whole in read({name: dtype for name, dtype in schema.items() if name in used}):
-            frame = whole if n_rows is None else whole.head(n_rows)
-            n_rows = None if n_rows is None else n_rows - frame.height
-            yield (frame if predicate is None else frame.filter(predicate)).select(names)
+            frame = whole
+            if n_rows is not None:
+                frame = _in_memory(whole.head(n_rows))
+                n_rows -= frame.height
+            kept = frame if predicate is None else frame.filter(predicate)
+            yield _in_memory(kept.select(names))
             if n_rows == 0:
                 return
 
     return register_io_source(rows, schema=schema, is_pure=True, explain_name=name)
+
+
+def _in_memory(rows: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
+    return rows.collect(engine="streaming") if isinstance(rows, pl.LazyFrame) else rows
 
 
 def on_calendar(answer: pl.DataFrame) -> pl.DataFrame:

@@ -8,7 +8,7 @@ Thread safety: any thread; reads of one cache take turns.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -18,9 +18,10 @@ from forebay.query.partition import Log, Partition
 from forebay.query.view import View
 from forebay.storage.base.errors import Corruption
 from forebay.storage.formats.log import Extent, Span
-from forebay.storage.formats.schema import OFFSET
+from forebay.storage.formats.schema import OFFSET, RAW
 
 YIELD_ROWS = 131_072
+Found = Sequence[tuple[Span, memoryview]]
 
 
 class _HotLog:
@@ -28,6 +29,7 @@ class _HotLog:
 
     def __init__(self, log: Log) -> None:
         self._path = log.path
+        self.from_raw = log.from_raw
         self._reader = log.open()
         self._found: list[tuple[Span, memoryview]] = []
         self._columns: dict[str, tuple[int, pl.Series]] = {}
@@ -37,10 +39,12 @@ class _HotLog:
         self._found += self._reader.follow(extent, torn_ok=True)
 
     def frame(self, extent: Extent, schema: dict[str, pl.DataType]) -> pl.DataFrame:
-        """The columns of `schema` of the rows in `extent`; null where the log has none."""
+        """The columns of `schema` of the rows in `extent`; null where neither the log has one, nor
+        its raw tells it."""
         self.follow(extent)
         present = self._reader.schema.names if self._reader.schema else []
-        self._decode([name for name in {*schema, OFFSET} if name in present])
+        self._decode([name for name in {*schema, OFFSET} if name in present], self._reader.decoded)
+        self._decode(self.from_raw.lacking(present, schema), self._from_raw)
         for name in schema.keys() & self._columns.keys():
             if (dtype := self._columns[name][1].dtype) != schema[name]:
                 raise Corruption(
@@ -56,7 +60,15 @@ class _HotLog:
         ]
         return pl.DataFrame(columns, height=rows)
 
-    def _decode(self, names: list[str]) -> None:
+    def _from_raw(self, found: Found, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        for batch in self._reader.decoded(found, [RAW]):
+            yield self.from_raw.complete(batch, names).select(list(names))
+
+    def _decode(
+        self,
+        names: list[str],
+        decoded: Callable[[Found, Sequence[str]], Iterator[pa.RecordBatch]],
+    ) -> None:
         """Decode what is new of these columns."""
         behind: dict[int, list[str]] = {}
         for name in names:
@@ -64,8 +76,7 @@ class _HotLog:
         for done, group in behind.items():
             if done == len(self._found):
                 continue
-            batches = self._reader.decode(self._found[done:], group)
-            frame = pl.DataFrame(pa.Table.from_batches(batches))
+            frame = pl.DataFrame(pa.Table.from_batches(decoded(self._found[done:], group)))
             for series in frame.get_columns():
                 known = self._columns.get(series.name)
                 whole = series if known is None else known[1].append(series).rechunk()
@@ -109,6 +120,6 @@ class HotCache:
 
     def _log(self, log: Log) -> _HotLog:
         path = log.path
-        if path not in self._logs:
+        if path not in self._logs or self._logs[path].from_raw != log.from_raw:
             self._logs[path] = _HotLog(log)
         return self._logs[path]

@@ -11,8 +11,9 @@ before that, and where a declared column has that name, it is `_partition`. Here
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,16 +21,21 @@ from urllib.parse import unquote, urlparse
 
 import polars as pl
 
+from forebay.query.frames import PolarsSchema, scan_frames, with_decoded
 from forebay.storage.base.errors import BadInput, Corruption, ForebayError, MissingFile
-from forebay.storage.formats.schema import PARTITION, UPLOAD_TIME
+from forebay.storage.base.times import EPOCH
+from forebay.storage.decoding.from_raw import NONE_DECLARED, FromRaw
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
 
 if TYPE_CHECKING:
+    from pyiceberg.manifest import DataFile
     from pyiceberg.table import StaticTable
 
 # Else Polars warns, at each collect, of a faster planner that is not installed.
 os.environ.setdefault("POLARS_ICEBERG_PLANNER", "pyiceberg")
 FILE_IO = "pyiceberg.io.pyarrow.PyArrowFileIO"
 SOURCE_PARTITION = "source_partition"
+END = datetime.max.replace(tzinfo=UTC)
 
 
 def can_read_tables() -> bool:
@@ -43,12 +49,14 @@ def scan_table(
     properties: Mapping[str, str],
     roots: Sequence[Path],
     until: datetime | None = None,
+    from_raw: FromRaw = NONE_DECLARED,
 ) -> pl.LazyFrame:
     """The events (before `until`) of the table that the metadata file describes; `properties` are
     those of its file system.
 
     Its own columns come first, with the types of `schema` where that has them: Iceberg knows no
-    times in ms or s. Columns that only `schema` has are null. Nothing is opened but what is below
+    times in ms or s. What the table, or a data file, lacks is null, unless it is among
+    the columns that can be had `from_raw`, and that is kept. Nothing is opened but what is below
     one of the `roots`, or below `warehouse` in the properties: Corruption for all else, and for
     what can't be read. What properties the table itself has is not asked: they could name code to
     run. Raises MissingFile if the metadata file is not there.
@@ -58,7 +66,8 @@ def scan_table(
     within = [str(root) for root in roots]
     within += [properties["warehouse"]] if properties.get("warehouse") else []
     try:
-        table = _table(metadata, properties, within)
+        table, files = _table(metadata, properties, within)
+        lacking = _lacking(table, files, from_raw.names)
     except ForebayError:
         raise
     except FileNotFoundError as error:
@@ -73,15 +82,60 @@ def scan_table(
     if PARTITION not in rows.collect_schema():
         rows = rows.rename({SOURCE_PARTITION: PARTITION}, strict=False)
     own = rows.collect_schema()
-    return rows.with_columns(
+    rows = rows.with_columns(
         pl.lit(None, dtype).alias(name) if name not in own else pl.col(name).cast(dtype)
         for name, dtype in schema.items()
         if own.get(name) != dtype
     )
+    if not lacking:
+        return rows
+    read = partial(_completed, rows, from_raw, lacking)
+    return scan_frames(read, dict(rows.collect_schema()), "batch layer's table")
 
 
-def _table(metadata: str, properties: Mapping[str, str], within: Sequence[str]) -> StaticTable:
-    """The table, after all places that it names were looked at; each before it is opened."""
+def _lacking(
+    table: StaticTable, files: Iterable[DataFile], names: Iterable[str]
+) -> dict[str, datetime]:
+    """Which of the columns of these names a data file with `raw` lacks; up to which upload time."""
+    from pyiceberg.conversions import from_bytes
+    from pyiceberg.types import TimestamptzType
+
+    ids = {field.name: field.field_id for field in table.schema().fields}
+    last: dict[str, datetime] = {}
+    for file in files if RAW in ids else ():
+        # Another writer may not have counted: of its files, no column is known to be there.
+        present = file.value_counts or {ids[RAW]: 0}
+        if ids[RAW] not in present:
+            continue
+        until = END
+        if bound := (file.upper_bounds or {}).get(ids[UPLOAD_TIME]):
+            until = EPOCH + timedelta(microseconds=int(from_bytes(TimestamptzType(), bound)))
+        for name in names:
+            if ids.get(name) not in present:
+                last[name] = max(until, last.get(name, until))
+    return last
+
+
+def _completed(
+    rows: pl.LazyFrame, from_raw: FromRaw, lacking: Mapping[str, datetime], used: PolarsSchema
+) -> Iterator[pl.LazyFrame]:
+    """The rows, with what they lack of the columns used: what is older than the last file without
+    one of these apart, for its raw is read."""
+    added = {name: dtype for name, dtype in used.items() if name in lacking}
+    names = list(used) or [OFFSET]
+    if added:
+        older = pl.col(UPLOAD_TIME) <= max(lacking[name] for name in added)
+        completed = with_decoded(rows.filter(older), from_raw, added, where_null=True)
+        yield completed.select(names)
+        rows = rows.filter(~older)
+    yield rows.select(names)
+
+
+def _table(
+    metadata: str, properties: Mapping[str, str], within: Sequence[str]
+) -> tuple[StaticTable, list[DataFile]]:
+    """The table and its data files, after all places that it names were looked at; each before it
+    is opened."""
     from pyiceberg.catalog.noop import NoopCatalog
     from pyiceberg.io import load_file_io
     from pyiceberg.serializers import FromInputFile
@@ -97,10 +151,11 @@ def _table(metadata: str, properties: Mapping[str, str], within: Sequence[str]) 
         _require_within(snapshot.manifest_list, within)
         for manifest in snapshot.manifests(io):
             _require_within(manifest.manifest_path, within)
-    for task in table.scan().plan_files():
+    tasks = list(table.scan().plan_files())
+    for task in tasks:
         for file in (task.file, *task.delete_files):
             _require_within(file.file_path, within)
-    return table
+    return table, [task.file for task in tasks]
 
 
 def _require_within(location: str, within: Sequence[str]) -> None:

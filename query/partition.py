@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ from pyarrow.fs import LocalFileSystem
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import Layout
+from forebay.storage.decoding.from_raw import NONE_DECLARED, FromRaw
 from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
 from forebay.storage.formats.chunk import (
     ChunkReader,
@@ -36,7 +38,7 @@ from forebay.storage.formats.chunk import (
 )
 from forebay.storage.formats.log import Extent, LogReader, Span
 from forebay.storage.formats.rejects import RejectFilter
-from forebay.storage.formats.schema import OFFSET, PARTITION
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW
 from forebay.storage.formats.state import BlockState, PartitionState, read_manifest
 
 LOG_BYTES = 4 << 20
@@ -46,13 +48,15 @@ LOG_BYTES = 4 << 20
 @dataclass(frozen=True)
 class Log:
     """As much of a log file as counts. `torn_ok`: queries read it up to its last whole batch;
-    `optional`: it may lack its end, or be missing, and that is no fault."""
+    `optional`: it may lack its end, or be missing, and that is no fault. Columns that were declared
+    after it was begun come `from_raw`."""
 
     disk: Disk
     path: Path
     extent: Extent
     torn_ok: bool = False
     optional: bool = False
+    from_raw: FromRaw = NONE_DECLARED
 
     @property
     def bytes(self) -> int:
@@ -63,8 +67,8 @@ class Log:
         return LogReader(self.disk, self.path.parent, self.path.name)
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Its rows (with those of the columns that it has), some LOG_BYTES of the file at a time.
-        Raises MissingFile or Corruption."""
+        """Its rows (with those of the columns that it has, or its raw tells), some LOG_BYTES of the
+        file at a time. Raises MissingFile or Corruption."""
         reader = self.open()
         try:
             found = reader.follow(self.extent, torn_ok=self.torn_ok)
@@ -73,15 +77,19 @@ class Log:
                 return
             raise
         present = reader.schema.names if reader.schema else []
-        names = None if columns is None else [one for one in present if one in set(columns)]
+        added = [] if columns is None else self.from_raw.lacking(present, columns)
+        names = None if columns is None else _read_for(present, columns, added)
         held: list[tuple[Span, memoryview]] = []
         for span, message in found:
             held.append((span, message))
             if span.end - held[0][0].start >= LOG_BYTES:
-                yield pa.Table.from_batches(reader.decode(held, names))
+                yield self._table(reader.decode(held, names), added)
                 held = []
         if held:
-            yield pa.Table.from_batches(reader.decode(held, names))
+            yield self._table(reader.decode(held, names), added)
+
+    def _table(self, batches: Iterable[pa.RecordBatch], added: Sequence[str]) -> pa.Table:
+        return pa.Table.from_batches([self.from_raw.complete(one, added) for one in batches])
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """The same, in batches as they were written."""
@@ -98,11 +106,18 @@ class Log:
 
 @dataclass(frozen=True)
 class ChunkFile:
-    """A chunk, and the file it is in."""
+    """A chunk, and the file it is in. Columns that were declared after it was made come
+    `from_raw`."""
 
     disk: Disk
     path: Path
     chunk: Chunk
+    from_raw: FromRaw = NONE_DECLARED
+
+    @property
+    def lacking(self) -> list[str]:
+        """The declared columns that it has not, but its raw tells."""
+        return self.from_raw.lacking(self.chunk.schema, self.from_raw.names)
 
     @property
     def bytes(self) -> int:
@@ -119,15 +134,18 @@ class ChunkFile:
     def batches(
         self, rows_max: int, columns: Sequence[str], where: pc.Expression | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Its rows, with those of the columns that it has; without row groups of which `where`
-        holds for no row. Raises MissingFile, or Corruption if any is not as written."""
+        """Its rows, with those of the columns that it has, or its raw tells; without row groups of
+        which `where` holds for no row. Raises MissingFile, or Corruption if any is not as
+        written."""
         reader = ChunkReader(self.disk, self.path, self.chunk)
-        names = [name for name in reader.names if name in set(columns)] or [OFFSET]
+        added = self.from_raw.lacking(reader.names, columns)
+        names = _read_for(reader.names, columns, added) or [OFFSET]
         every = range(reader.metadata.num_row_groups)
         for group in every if where is None else self._groups(where):
             one = reader.constant(group, PARTITION) if names == [PARTITION] else None
             if one is None:
-                yield from reader.batches(group, names, rows_max)
+                for batch in reader.batches(group, names, rows_max):
+                    yield self.from_raw.complete(batch, added)
                 continue
             rows = reader.metadata.row_group(group).num_rows  # read from the footer alone
             column = pa.array([one]).take(pa.array(np.zeros(min(rows, rows_max), np.int8)))
@@ -139,10 +157,13 @@ class ChunkFile:
         """The row groups of which it may hold for a row."""
         try:
             fragment = ds.ParquetFileFormat().make_fragment(str(self.path), LocalFileSystem())
-            return [group.id for group in fragment.subset(where).row_groups]
+            # Of a column that it has not, statistics say nothing.
+            known = pa.schema([*fragment.physical_schema, *self.from_raw.schema(self.lacking)])
+            return [group.id for group in fragment.subset(where, schema=known).row_groups]
         except FileNotFoundError as error:
             raise MissingFile(f"chunk {self.path}: expected a file, none is there") from error
-        except pa.ArrowInvalid:  # it is of a column that the chunk has not, or has otherwise
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            # It is of a column that no raw tells, or that the chunk has otherwise.
             return list(range(self.metadata().num_row_groups))
 
     def faults(self) -> Iterator[Corruption]:
@@ -154,6 +175,12 @@ class ChunkFile:
         except Corruption as error:
             found = list(damaged_columns(self.disk, self.path, self.chunk, metadata))
             yield from found or [error]
+
+
+def _read_for(present: Iterable[str], wanted: Iterable[str], added: Sequence[str]) -> list[str]:
+    """Of the columns present, those to be read for the wanted ones, some of which are added."""
+    needed = {*wanted, RAW} if added else {*wanted}
+    return [name for name in present if name in needed]
 
 
 class VerifiedChunks:
@@ -190,7 +217,7 @@ class VerifiedChunks:
 @dataclass(frozen=True)
 class Partition:
     """A partition at one moment: what it has published, the blocks that no chunk covers, and the
-    chunks that count."""
+    chunks that count. `from_raw` has the columns that are declared, here or elsewhere."""
 
     disk: Disk
     layout: Layout
@@ -199,6 +226,7 @@ class Partition:
     chunks: tuple[Chunk, ...]
     handed_off_rows: int = 0
     expired_rows: int = 0
+    from_raw: FromRaw = NONE_DECLARED
 
     @classmethod
     def of(cls, directory: Directory, state: PartitionState, catalog: Catalog) -> Partition:
@@ -227,7 +255,7 @@ class Partition:
         return tuple(log for block in self.hot for log in self.logs_of(block))
 
     def logs_of(self, block: BlockState) -> list[Log]:
-        return self._logs(self.folder, block.extents, torn_ok=True)
+        return self._logs(self.folder, block.extents, torn_ok=True, from_raw=self.from_raw)
 
     @property
     def reject_logs(self) -> list[Log]:
@@ -238,7 +266,7 @@ class Partition:
         folder = self.layout.drops(self.name)
         return self._logs(folder, self.state.drops, torn_ok=True, optional=True)
 
-    def _logs(self, folder: Path, extents: Iterable[Extent], **kind: bool) -> list[Log]:
+    def _logs(self, folder: Path, extents: Iterable[Extent], **kind: Any) -> list[Log]:
         return [Log(self.disk, folder / extent.file, extent, **kind) for extent in extents]
 
     def rejects(self, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
@@ -249,7 +277,9 @@ class Partition:
     @cached_property
     def chunk_files(self) -> tuple[ChunkFile, ...]:
         folder = self.layout.chunks(self.name)
-        return tuple(ChunkFile(self.disk, folder / chunk.file, chunk) for chunk in self.chunks)
+        return tuple(
+            ChunkFile(self.disk, folder / chunk.file, chunk, self.from_raw) for chunk in self.chunks
+        )
 
     @property
     def chunk_paths(self) -> list[Path]:

@@ -8,7 +8,8 @@ fences: the second, `forebay.query.sql`, is that the engine itself can open noth
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
@@ -37,6 +38,7 @@ FROM = frozenset({"BASE_TABLE", "COLUMN_DATA", "EMPTY", "EXPRESSION_LIST", "JOIN
 SHOWN = frozenset({'"tables"', "__show_tables_expanded"})
 SHOW_TABLES = f"select unnest({list(TABLES)}) as name"
 
+WORD = re.compile(r"[\w$]+")
 TOLD_LINES = 6
 TOLD_CHARACTERS = 500
 READS = "SELECT, WITH, FROM, PIVOT, EXPLAIN, DESCRIBE, SHOW TABLES or SUMMARIZE"
@@ -65,10 +67,19 @@ Node = dict[str, Any]
 
 @dataclass(frozen=True)
 class Statement:
-    """What is to be run: `text`; and which `tables` of ours it reads."""
+    """What is to be run: `text`; which `tables` of ours it reads; and whether it may read columns
+    of theirs that it does not name, as by a `*` (`whole`)."""
 
     text: str
     tables: frozenset[str]
+    whole: bool = False
+
+    def asks_for(self, column: str) -> bool:
+        """Whether it may read this column."""
+        if self.whole:
+            return True
+        text, name = self.text.casefold(), column.casefold()
+        return name in (WORD.findall(text) if WORD.fullmatch(name) else text.replace('""', '"'))
 
 
 def parse(text: object) -> Statement:
@@ -109,6 +120,7 @@ class _Check:
         self._utf8 = utf8
         self._tables: set[str] = set()
         self._named: set[str] = set()
+        self._whole = "columns" in text.casefold()  # of COLUMNS(…), not all is in the tree
 
     def statement(self) -> Statement:
         kinds = self._kinds()
@@ -126,7 +138,7 @@ class _Check:
             tree = self._reading(0)
             if _shows_tables(tree):
                 return Statement(SHOW_TABLES, frozenset())
-        return Statement(self._text, frozenset(self._tables))
+        return Statement(self._text, frozenset(self._tables), self._whole)
 
     def _kinds(self) -> list[str]:
         """Of its statements; those that the parser has made of one PIVOT come as several."""
@@ -153,6 +165,7 @@ class _Check:
         if not _shows_tables(tree):
             for node in nodes:
                 self._harmless(node, at)
+        self._whole |= _takes_all(nodes)
         return tree
 
     def _harmless(self, node: Node, begin: int) -> None:
@@ -212,6 +225,7 @@ class _Check:
     def _pivot(self) -> None:
         """A PIVOT that looks up its own values has no tree to look at: the parser has made several
         statements of it. So its words are looked at, and what they might name is refused."""
+        self._whole = True
         words = self._words()
         for word, following in zip(words, [*words[1:], ""], strict=True):
             bare = word.strip('"')
@@ -250,6 +264,20 @@ def _shows_tables(tree: Node) -> bool:
     """Whether it is SHOW TABLES, and nothing beside it."""
     source = tree["statements"][0]["node"].get("from_table", {})
     return source.get("type") == "SHOW_REF" and source.get("table_name") in SHOWN
+
+
+def _takes_all(nodes: Sequence[Node]) -> bool:
+    """Whether columns are taken that are not named: by a `*`, as the rest of a PIVOT, as those that
+    two tables share, or as a row, which is named as its table is."""
+    tables = [node for node in nodes if "sample" in node and "alias" in node]
+    rows = {str(node.get(one, "")).casefold() for node in tables for one in ("table_name", "alias")}
+    return any(
+        node.get("class") == "STAR"
+        or node.get("type") == "PIVOT"
+        or node.get("ref_type") == "NATURAL"
+        or (node.get("class") == "COLUMN_REF" and node["column_names"][-1].casefold() in rows)
+        for node in nodes
+    )
 
 
 def _nodes(tree: object) -> Iterator[Node]:

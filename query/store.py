@@ -28,14 +28,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from forebay.query.batches import Between, event_batches
+from forebay.query.cold import scan_cold
 from forebay.query.dataset import Dataset, NotRead, reader
 from forebay.query.frames import (
     arrow_of,
     exported,
     polars_schema,
-    scan_chunks,
     scan_frames,
-    within_years,
 )
 from forebay.query.hot import HotCache
 from forebay.query.iceberg import can_read_tables, scan_table
@@ -48,6 +47,7 @@ from forebay.query.tables import (
     REJECTS,
     SEALED,
     TABLE,
+    ChunkTables,
     Limits,
     Parameters,
     Part,
@@ -224,20 +224,18 @@ class Store(Dataset):
         if view.table is None:
             return None
         until, schema = view.covered_until or EPOCH, polars_schema(view.schema)
-        return scan_table(view.table, schema, self._iceberg, self._roots, until=until)
+        return scan_table(
+            view.table, schema, self._iceberg, self._roots, until=until, from_raw=view.from_raw
+        )
 
     def _scanned(self, view: View, partitions: list[Partition], between: Between) -> pl.LazyFrame:
         """The rows of blocks and chunks."""
         schema = polars_schema(view.schema)
+        files = [file for partition in partitions for file in partition.chunk_files]
         parts = [
-            scan_frames(lambda used: self._cache.frames(partitions, used), schema, "hot blocks")
+            *scan_cold(files, schema, self._chunks),
+            scan_frames(lambda used: self._cache.frames(partitions, used), schema, "hot blocks"),
         ]
-        outside: dict[frozenset[str], list[Path]] = {}
-        for path in [path for partition in partitions for path in partition.chunk_paths]:
-            outside.setdefault(self._chunks.outside_years(path), []).append(path)
-        for names, paths in outside.items():
-            within = [within_years(name, schema[name]) for name in sorted(names & schema.keys())]
-            parts.insert(0, scan_chunks(paths, schema).with_columns(within))
         return between.scanned(pl.concat(parts, how="vertical"))
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
@@ -310,25 +308,29 @@ class Store(Dataset):
         """The tables that it reads, of a view taken now."""
         names = statement.tables
         view = self._readable(events=names != {REJECTS}, rejects=REJECTS in names)
-        return {name: self._relation(view, name) for name in sorted(names)}
+        return {name: self._relation(view, name, statement.asks_for) for name in sorted(names)}
 
-    def _relation(self, view: View, name: str) -> Relation:
+    def _relation(self, view: View, name: str, asks: Callable[[str], bool]) -> Relation:
         if name == REJECTS:
             return relation_of_frame(name, _scan_rejects(view, ALL))
         batch = self._batch(view) if name == ALL_EVENTS else None
         if batch is not None:
             other = pl.concat([batch, self._late_only(view, batch)], how="diagonal")
-            return relation_of_frame(f"{name} batch", other).beside(self._relation(view, TABLE))
+            events = self._relation(view, TABLE, asks)
+            return relation_of_frame(f"{name} batch", other).beside(events)
         parts = _parts(view, name)
         dtypes = polars_schema(view.schema)
         empty = viewed(pl.DataFrame(schema=dtypes)).schema
 
-        def hot(partitions: list[Partition], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        def hot(
+            partitions: list[Partition], columns: Sequence[str], _: object
+        ) -> Iterator[pa.RecordBatch]:
             used = {column: dtypes[column] for column in columns}
             for frame in self._cache.frames(partitions, used):
                 yield from viewed(frame.select(columns)).to_batches(BATCH_ROWS)
 
-        return relation_of(name, parts, view.schema, self._chunks, self._engine.located, hot, empty)
+        files = ChunkTables(view.schema, self._chunks, self._engine.located, asks)
+        return relation_of(name, parts, files, hot, empty)
 
     def receipt(self) -> Receipt:
         """What the last answer covers."""

@@ -4,13 +4,14 @@ which it reads by itself, and of datasets, which it asks for the columns that it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from forebay.query.batches import Between, chunk_batches
 from forebay.query.dataset import Made
@@ -59,55 +60,88 @@ class Relation:
         return Relation(text, {**self.datasets, **other.datasets})
 
 
+@dataclass(frozen=True)
+class ChunkTables:
+    """Chunk files as tables with the columns of `schema`: which of them the engine reads where they
+    are `located`, and which are read for it, because they have times that it can't read, or lack a
+    column that it `asks` for and their raw tells."""
+
+    schema: pa.Schema
+    chunks: VerifiedChunks
+    located: Callable[[Path], str]
+    asks: Callable[[str], bool]
+
+    def relation(self, name: str, files: Iterable[ChunkFile], between: Between) -> Relation:
+        """The rows of these files that are between."""
+        groups: dict[tuple[frozenset[str], frozenset[str], bool], list[Path]] = {}
+        odd: list[ChunkFile] = []
+        older: list[ChunkFile] = []
+        for file in files:
+            lacking = file.lacking
+            if self.chunks.outside_years(file.path):
+                odd.append(file)
+            elif any(map(self.asks, lacking)):
+                older.append(file)
+            else:
+                present, whole = frozenset(file.chunk.schema), between.all_of(file.chunk)
+                of = present, frozenset(lacking), whole
+                groups.setdefault(of, []).append(file.path)
+        queries = []
+        for (present, lacking_too, whole), paths in groups.items():
+            listed = ", ".join(literal(self.located(path)) for path in paths)
+            source = f"read_parquet([{listed}], hive_partitioning = false)"
+            bounds = None if whole else between
+            queries.append(_select(self.schema, present, source, bounds, lacking_too))
+        made = {}
+        if odd:  # where a time is null that is none in the file, its statistics don't say
+            made[f"{name} odd"] = Made(
+                self.schema, lambda columns, _: self._batches(odd, between, columns, None)
+            )
+        if older:
+            made[f"{name} older"] = Made(self.schema, partial(self._batches, older, between))
+        every = frozenset(self.schema.names)
+        queries += [_select(self.schema, every, quoted(own), between) for own in made]
+        return Relation(" union all ".join(queries), made)
+
+    def _batches(
+        self,
+        files: Sequence[ChunkFile],
+        between: Between,
+        columns: Sequence[str],
+        where: pc.Expression | None,
+    ) -> Iterator[pa.RecordBatch]:
+        wanted = pa.schema([self.schema.field(name) for name in columns])
+        for file in files:
+            yield from chunk_batches(file, between, wanted, where)
+
+
 def relation_of(
     name: str,
     parts: Sequence[Part],
-    schema: pa.Schema,
-    chunks: VerifiedChunks,
-    located: Callable[[Path], str],
-    hot: Callable[[list[Partition], Sequence[str]], Iterator[pa.RecordBatch]],
+    tables: ChunkTables,
+    hot: Callable[[list[Partition], Sequence[str], pc.Expression | None], Iterator[pa.RecordBatch]],
     hot_schema: pa.Schema,
 ) -> Relation:
-    """Events: those of chunk files, which the engine reads where they are `located`, and hot ones,
-    of which `hot` gives the columns that are asked for. Chunks with times that it can't read are
-    read for it."""
+    """Events: those of chunk files, and hot ones, of which `hot` gives the columns that are asked
+    for."""
     queries: list[str] = []
     datasets: dict[str, Made] = {}
     for number, (partitions, between) in enumerate(parts):
-        groups: dict[tuple[frozenset[str], bool], list[Path]] = {}
-        odd: list[ChunkFile] = []
-        for file in (file for partition in partitions for file in partition.chunk_files):
-            if chunks.outside_years(file.path):
-                odd.append(file)
-            else:
-                of = frozenset(file.chunk.schema), between.all_of(file.chunk)
-                groups.setdefault(of, []).append(file.path)
-        for (present, whole), paths in groups.items():
-            files = ", ".join(literal(located(path)) for path in paths)
-            source = f"read_parquet([{files}], hive_partitioning = false)"
-            queries.append(_select(schema, present, source, None if whole else between))
-        made = {f"{name} hot {number}": Made(hot_schema, partial(hot, partitions))}
-        if odd:
-            made[f"{name} odd {number}"] = Made(schema, partial(_odd, odd, between, schema))
-        datasets |= made
-        present = frozenset(schema.names)
-        queries += [_select(schema, present, quoted(own), between) for own in made]
+        files = (file for partition in partitions for file in partition.chunk_files)
+        cold = tables.relation(f"{name} {number}", files, between)
+        own = f"{name} hot {number}"
+        every = frozenset(tables.schema.names)
+        queries += [cold.text] if cold.text else []
+        queries.append(_select(tables.schema, every, quoted(own), between))
+        datasets |= {**cold.datasets, own: Made(hot_schema, partial(hot, partitions))}
     return Relation(" union all ".join(queries), datasets)
-
-
-def _odd(
-    files: Sequence[ChunkFile], between: Between, schema: pa.Schema, columns: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    wanted = pa.schema([schema.field(name) for name in columns])
-    for file in files:
-        yield from chunk_batches(file, between, wanted)
 
 
 def relation_of_frame(name: str, rows: pl.LazyFrame) -> Relation:
     """Any rows, of which the columns that are asked for are made."""
     schema = rows.collect_schema()
 
-    def made(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def made(columns: Sequence[str], _: object) -> Iterator[pa.RecordBatch]:
         for frame in rows.select(columns).collect_batches(chunk_size=BATCH_ROWS, lazy=True):
             yield from viewed(frame).to_batches()
 
@@ -126,8 +160,10 @@ def _select(
     present: frozenset[str],
     source: str,
     between: Between | None = None,
+    unasked: Collection[str] = (),
 ) -> str:
-    columns = (_column(one, one.name in present) for one in schema)
+    """The rows of `source`, which has the columns `present`. Those `unasked` may not be read."""
+    columns = (_column(one, one.name in present, one.name in unasked) for one in schema)
     bounds = [] if between is None else [(between.first_ms, ">="), (between.end_ms, "<")]
     where = [
         f"{quoted(UPLOAD_TIME)} {compare} timestamptz '{time_of(bound):%Y-%m-%d %H:%M:%S.%f}+00'"
@@ -138,8 +174,11 @@ def _select(
     return f"select {', '.join(columns)} from {source}{filtered}"
 
 
-def _column(column: pa.Field, present: bool) -> str:
+def _column(column: pa.Field, present: bool, unasked: bool) -> str:
     name = quoted(column.name)
+    if unasked:  # the engine drops what is not read, so that this shows a wrong guess
+        told = literal(f"bug: {column.name}: expected no one to ask for it")
+        return f"error({told})::{_type(column.type)} as {name}"
     if column.name == RAW:
         # Of bytes that are no JSON, null: one of them must not end a query.
         value = f"try_cast(try(decode({name})) as json)" if present else "null::json"

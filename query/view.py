@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from forebay.query.partition import ChunkFile, Directory, Partition, VerifiedChu
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, ForebayError, MissingFile
 from forebay.storage.base.times import time_of
+from forebay.storage.decoding.from_raw import FromRaw, from_raw_of
 from forebay.storage.formats.boundary import Boundary, Placed, read_boundary
 from forebay.storage.formats.columns import SYSTEM_FIELDS, parse_types, unite
 from forebay.storage.formats.state import PartitionState
@@ -90,6 +91,27 @@ class View:
     def without(self, faults: Mapping[Path, str]) -> View:
         """Leaving out the partitions of these folders, for these reasons."""
         return View(tuple(node.without(faults) for node in self.nodes))
+
+    @property
+    def from_raw(self) -> FromRaw:
+        """All columns that any partition declares."""
+        known = {one.name: one for p in self.partitions for one in p.from_raw.columns}
+        return from_raw_of(tuple(known.values()))
+
+    def declaring(self) -> View:
+        """With each partition knowing what any declares, and of that what it declares itself."""
+        known = {one.name: one for p in self._with_events for one in p.state.declared}
+
+        def informed(partition: Partition) -> Partition:
+            declared = {**known, **{one.name: one for one in partition.state.declared}}
+            return replace(partition, from_raw=from_raw_of(tuple(declared.values())))
+
+        return View(
+            tuple(
+                replace(node, partitions=tuple(map(informed, node.partitions)))
+                for node in self.nodes
+            )
+        )
 
     @property
     def covered_until_ms(self) -> int | None:
@@ -200,7 +222,7 @@ def take_view(
     FormatVersion.
     """
     chunks = chunks or VerifiedChunks()
-    return View(tuple(_node(disk, root, chunks, partial) for root in roots))
+    return View(tuple(_node(disk, root, chunks, partial) for root in roots)).declaring()
 
 
 def _node(disk: Disk, root: Path, chunks: VerifiedChunks, partial: bool) -> NodeView:

@@ -1,1 +1,1 @@
-"""What is on disk, in four rooms: `partition` → `dedup` → `formats` → `base`. No engine."""
+"""What is on disk: `partition` → `dedup`, `decoding` → `formats` → `base`. No engine."""

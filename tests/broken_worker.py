@@ -47,16 +47,16 @@ import pyarrow as pa
 
 from forebay.flows import realtime, settings, worker
 from forebay.operators import blocks as step
-from forebay.operators import decode
 from forebay.operators.decode import DecodeConfig, Decoder, _Reasons
-from forebay.operators.exact import Exact
-from forebay.operators.json_reader import REGION_ROWS
 from forebay.operators.routing import route
 from forebay.operators.sources import kafka
 from forebay.operators.sources.messages import I64
 from forebay.storage.base.disk import Appender
 from forebay.storage.base.errors import Corruption
 from forebay.storage.base.layout import Layout, PartitionKey
+from forebay.storage.decoding import json_columns
+from forebay.storage.decoding.exact import Exact
+from forebay.storage.decoding.json_reader import REGION_ROWS
 from forebay.storage.dedup.key_sources import ChunkKeys, LogKeys
 from forebay.storage.dedup.keys import KeyCache, KeySet
 from forebay.storage.formats import chunk
@@ -219,9 +219,9 @@ def touchy() -> None:
     read = Decoder._read
 
     def touchy_read(
-        self: Decoder, values: list[bytes], reasons: _Reasons
-    ) -> tuple[list[bytes], list[pa.Array]]:
-        found = read(self, values, reasons)
+        self: Decoder, messages: pa.Array, values: list[bytes], reasons: _Reasons
+    ) -> list[pa.Array]:
+        found = read(self, messages, values, reasons)
         for row in np.flatnonzero(reasons.mask).tolist():
             for near in range(row - row % REGION_ROWS, row):
                 reasons.flag_row("bad json", near, "near a bad one")
@@ -287,7 +287,7 @@ def mute() -> None:
 
 
 def boundless() -> None:
-    decode.outside_years = lambda _: None  # type: ignore[attr-defined,assignment]
+    json_columns.outside_years = lambda _: None  # type: ignore[attr-defined,assignment]
 
 
 def trimming() -> None:

@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from forebay.operators.decode import DecodeConfig, Decoder
-from forebay.operators.mend import BOM, Mender, without_halves
 from forebay.operators.sources.messages import Messages
+from forebay.storage.decoding.mend import BOM, Mender, without_halves
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.schema import OFFSET, RAW, UPLOAD_TIME, Column, Schema, path_faults
 from tests import reference

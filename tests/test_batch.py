@@ -27,6 +27,7 @@ from forebay.flows.sections import DAY_MS
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.times import time_of
 from forebay.storage.formats.boundary import Boundary, read_boundary
 from tests.batch_run import STEPS
 from tests.days import (
@@ -398,10 +399,11 @@ def test_plain_duckdb_and_polars_read_the_chunks_in_their_hive_folders(job: Job)
     assert 1 < len(hours) <= 24
 
 
-def test_a_column_added_within_a_day_is_null_before_in_hot_cold_and_batch(
-    make_job: MakeJob,
+@pytest.mark.parametrize("raw", [True, False])
+def test_columns_added_later_answer_from_raw_if_it_is_kept_in_hot_cold_and_batch(
+    make_job: MakeJob, raw: bool
 ) -> None:
-    job = a_job(make_job, BLOCKS_PER_CHUNK="1")
+    job = a_job(make_job, BLOCKS_PER_CHUNK="1", RAW=str(raw).lower())
     noon_ms = starts_ms(0) + 12 * HOUR_MS
     before = [event(f"k{n}", starts_ms(0) + n * HOUR_MS, shop=f"s{n}") for n in range(12)]
     after = [event(f"k{n + 12}", noon_ms + n * HOUR_MS, shop=f"s{n + 12}") for n in range(13)]
@@ -410,7 +412,7 @@ def test_a_column_added_within_a_day_is_null_before_in_hot_cold_and_batch(
     job.settings["COLUMNS"] = '[{"name": "id", "path": "id"}, {"name": "shop", "path": "shop"}]'
     feed(job, "a", after)
     run_job(job)
-    expected = {f"k{n}": None if n < 12 else f"s{n}" for n in range(25)}
+    expected = {f"k{n}": f"s{n}" if raw or n >= 12 else None for n in range(25)}
 
     def shops(rows: pl.LazyFrame) -> dict[str, str | None]:
         return dict(rows.select("id", "shop").collect().rows())
@@ -424,6 +426,24 @@ def test_a_column_added_within_a_day_is_null_before_in_hot_cold_and_batch(
         key: shop for key, shop in expected.items() if key != "k24"
     }
     assert shops(forebay.open(job.data).scan("all")) == expected
+    # One that is declared when the table has the day: the table lacks it, then a file of it does.
+    made = '{"name": "made", "path": "at", "type": "time"}'
+    job.settings["COLUMNS"] = f"{job.settings['COLUMNS'][:-1]}, {made}]"
+    for at_ms in (starts_ms(1) + 5 * HOUR_MS, starts_ms(2)):
+        feed(job, "a", [event(f"k{at_ms}", at_ms)])
+        run_job(job)
+        store = forebay.open(job.data)
+        early = pl.col("made") < time_of(noon_ms)
+        found = store.scan("all").filter(early).select("id", made=pl.col("made").dt.epoch("ms"))
+        assert sorted(found.collect().rows()) == sorted(
+            (f"k{n}", starts_ms(0) + n * HOUR_MS) for n in range(12 if raw else 0)
+        )
+        text = "select count(made) from events_all where upload_time < $1"
+        assert store.sql(text, [time_of(starts_ms(1))]).item() == (24 if raw else 0)
+        if at_ms == starts_ms(2):
+            hand_over(job, 1)
+            assert "made" in in_table(job).columns
+            assert store.scan("all").filter(early).collect().height == (12 if raw else 0)
 
 
 # -- what is deleted ----------------------------------------------------------------------------

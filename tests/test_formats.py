@@ -154,6 +154,7 @@ MANIFEST = PartitionState(
     committed_ms=NOON_MS + 4,
     seed="00112233445566778899aabbccddeeff",
     paths={"id": (("id",), ("event", "id")), "n": (("n",),)},
+    types={"id": "id", "n": "int"},
     roles={"user": "id"},
     reject_files={REJECT_LOG: RejectFile(NOON_MS + 6, {"bad json": 1, "no key: id": 1})},
 )
@@ -162,6 +163,7 @@ MANIFEST_1 = replace(
     counters=replace(MANIFEST.counters, rejected={}, rejects_expired=0),
     seed="",
     paths={},
+    types={},
     roles={},
     reject_files={},
 )

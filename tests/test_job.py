@@ -186,7 +186,9 @@ def test_another_dedup_key_is_a_clear_error_and_changes_nothing(job: Job, load: 
     assert_exact(job, load)
 
 
-def test_a_column_added_later_is_null_for_old_events(make_job: MakeJob, tmp_path: Path) -> None:
+def test_a_column_added_later_is_read_from_raw_for_old_events(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
     events = tmp_path / "events"
     events.mkdir()
     lines = [_event(number, number * 20_000) for number in range(200)]
@@ -198,7 +200,7 @@ def test_a_column_added_later_is_null_for_old_events(make_job: MakeJob, tmp_path
     assert job.ends(job.run()) == 0, job.told()
     found = forebay.open(job.data).scan().sort("_offset").select("_offset", "colour").collect()
     assert found["_offset"].to_list() == list(range(200))
-    assert found["colour"].to_list() == [None] * 100 + ["red"] * 100
+    assert found["colour"].to_list() == ["red"] * 200
 
 
 def test_a_file_that_is_gone_and_a_trace_that_a_killed_start_did_not_leave_stop_no_job(

@@ -120,7 +120,7 @@ def test_every_fault_is_told_at_once_by_name_with_what_was_expected_and_what_cam
         "kafka.librdkafka": "expected none of the properties Forebay sets itself, got ['group.id']",
         "columns.0.name (name 'raw')": "expected another name than _offset, _partition, raw,"
         " upload_time, got 'raw'",
-        "columns.1.type (name 'fine')": "expected 'string', 'id', 'int', 'float', 'bool',"
+        "columns.1.type (name 'fine')": "expected 'string', 'id', 'text', 'int', 'float', 'bool',"
         " 'time', 'time_s', 'time_us' or 'time_auto', got 'blob'",
         "grace": "expected a time such as '500ms', '90s', '10m' or '7d', got 'soon'",
     }
@@ -134,6 +134,7 @@ def test_every_fault_is_told_at_once_by_name_with_what_was_expected_and_what_cam
         ('dedup_key = ["session"]', "dedup_key"),
         ('dedup_key = ["uuid", "uuid"]', "dedup_key"),
         ('dedup_key = ["f"]\ncolumns = [{name = "f", path = "f", type = "float"}]', "dedup_key"),
+        ('dedup_key = ["f"]\ncolumns = [{name = "f", path = "f", type = "text"}]', "dedup_key"),
         ('columns = [{name = "city", path = "c"}]', "columns"),
         ('columns = [{name = "a", path = "c"}, {name = "a", path = "d"}]', "columns"),
         ('columns = [{name = "a b", path = "c"}]', "columns.0.name (name 'a b')"),

@@ -19,6 +19,8 @@ the first that leads to a value counts; empty text is one if none leads to more.
 
 - `string`: text, with U+FFFD for half of a surrogate pair. Text with one is no value for a key.
 - `id`: the same, or a whole number without point or exponent, as its digits.
+- `text`: text as in `string`, or any other value's JSON as it stands in the message; no part of a
+  key.
 - `int`: a whole number of 64 bits, however it is written, or text of its digits.
 - `float`: a finite number, the nearest there is to the one written, or text of one.
 - `bool`: true or false.
@@ -60,6 +62,7 @@ HALF = re.compile("[\ud800-\udfff]")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST_S, END_S = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999."""
+SPACE = re.compile(r"[ \t\r\n,:]*")
 INTEGER = re.compile(r"[+-]?[0-9]+")
 TIME = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)?)?", re.ASCII
@@ -198,8 +201,10 @@ def _event(
         text = message.removeprefix(BOM).decode()
         event = json.loads(text, parse_constant=_refuse, parse_float=Decimal)
         at_ms = event["at"]
+        spelt = _spelt(text) if "text" in columns.values() else {}
         row = tuple(
-            _in_row(event.get(name), kind, name in key_columns) for name, kind in columns.items()
+            _in_row((spelt if kind == "text" else event).get(name), kind, name in key_columns)
+            for name, kind in columns.items()
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -209,6 +214,25 @@ def _event(
     if not (isinstance(at_ms, int) and FIRST_MS <= at_ms <= now_ms + FUTURE_SKEW_MS):
         return None
     return row, key, at_ms
+
+
+def _spelt(text: str) -> dict[str, str | None]:
+    """What a column of the type `text` has of each name of an object, the last of equal ones."""
+    read, found = json.JSONDecoder().raw_decode, {}
+    at = _behind_space(text, text.index("{") + 1)
+    while text[at] != "}":
+        name, at = read(text, at)
+        begin = _behind_space(text, at)
+        value, end = read(text, begin)
+        spelling = HALF.sub("\ufffd", value) if isinstance(value, str) else text[begin:end]
+        found[name] = None if value is None else spelling
+        at = _behind_space(text, end)
+    return found
+
+
+def _behind_space(text: str, at: int) -> int:
+    found = SPACE.match(text, at)
+    return found.end() if found else at
 
 
 def _in_row(value: object, kind: str, in_key: bool) -> Value:
@@ -226,7 +250,11 @@ def value_of(value: object, kind: str, in_key: bool) -> str | int | float | bool
     a number of the column's unit. Raises NoValue."""
     if value is None:
         return None
-    if kind in ("string", "id") and isinstance(value, str) and not (in_key and HALF.search(value)):
+    if (
+        kind in ("string", "id", "text")
+        and isinstance(value, str)
+        and not (in_key and HALF.search(value))
+    ):
         return HALF.sub("\ufffd", value)
     if kind == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -28,6 +28,7 @@ COLUMNS = {
     "_x": "int",
     "user": "id",
     "when": "time_auto",
+    "told": "text",
 }
 KEY = ("device", "id", "_x", "select", "order", "user")
 DEPTH = 300
@@ -69,10 +70,14 @@ NO_MOMENTS = [
     b'"0001-01-01T00:00:00+00:01"', b'"2024-02-30T00:00:00Z"', b'"noon"', b'""', b'"1714521600000"',
     b"-9223372036854775808", b"9223372036854775807", b"1714521600000000000", b"true",
 ]  # fmt: skip
+SPELT = [
+    b"0", b"-0", b"1.50", b"1E2", b"1e400", b"true", b"[ ]", b'{"told": "}\\"", "told":\t[1 ,{}]}',
+    b"9" * 30, b'"null"', b'"\\ud83d\\ude00 \\ud800"',
+]  # fmt: skip
 NEVER = [
     b"{}", b"[" * DEPTH + b"]" * DEPTH, b'{"x":' * DEPTH + b"1" + b"}" * DEPTH,
 ]  # fmt: skip
-"""In no column a value."""
+"""In no column a value, but for what keeps any as it is written."""
 
 
 def _moments(kind: str) -> list[bytes]:
@@ -86,6 +91,7 @@ _OF_TYPE = {
     "int": NUMBERS + NO_NUMBERS,
     "float": FLOATS + NO_FLOATS,
     "id": TEXT + IDS + NO_IDS,
+    "text": TEXT + SPELT,
     "time_auto": ANY_UNIT + NO_UNIT + MOMENTS + NO_MOMENTS,
     "bool": [b"true", b"false", *NO_TRUTHS],
     **{kind: MOMENTS + NO_MOMENTS + _moments(kind) for kind in PLACES},
@@ -125,6 +131,7 @@ def fields(rng: random.Random, id: str) -> bytes:
         "_x": rng.choice([b"%d", b"%d.0", b'"%d"', b"%d.00"]) % number,
         "user": rng.choice([b"%d", b'"%d"']) % number,
         "when": rng.choice([b"%d", b"%d000", b"%d.5"]) % (at_ms // 1000),
+        "told": rng.choice([b'"so"', b'"\\u00e9"']),
     }
     kept = [name for name in texts if name in KEY or rng.random() < 0.9]
     rng.shuffle(kept)

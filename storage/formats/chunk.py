@@ -1,9 +1,10 @@
 """The chunk: evicted blocks merged into one Parquet file, sorted by upload time.
 
-`merge` writes it. The rows' columns are those of the blocks' logs, missing ones null; zstd pages,
-column statistics. Its checksums are in the catalog; no one reads a chunk before having seen that
-its footer is as written, nor `ChunkReader` a column before its pages are. Polars writes no
-checksums of pages; chunks of before, which pyarrow wrote, have them.
+`merge` writes it. The rows' columns are those of the blocks' logs, and those declared since if
+`raw` is kept, from which they come; missing ones are null; zstd pages, column statistics. Its
+checksums are in the catalog; no one reads a chunk before having seen that its footer is as
+written, nor `ChunkReader` a column before its pages are. Polars writes no checksums of pages;
+chunks of before, which pyarrow wrote, have them.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ Mask = npt.NDArray[np.bool_]
 ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "string": pa.string(),
     "id": pa.string(),
+    "text": pa.string(),
     "int": pa.int64(),
     "float": pa.float64(),
     "bool": pa.bool_(),

@@ -72,6 +72,8 @@ Again = Callable[[], pa.RecordBatch]
 """Reads a part of some rows again, with all its columns."""
 Rows = Callable[[Sequence[str] | None], Iterator[tuple[Again, pa.RecordBatch]]]
 """Rows of one file: reads them part by part, with the columns asked for (None: all that it has)."""
+Complete = Callable[[pa.RecordBatch], pa.RecordBatch]
+"""Adds to a batch columns that its file has not."""
 
 
 def log_rows(disk: Disk, folder: Path, extent: Extent) -> Rows:
@@ -166,11 +168,17 @@ class Group:
 
 
 def write_sorted(
-    disk: Disk, target: Path, groups: Sequence[Group], schema: pa.Schema, memory_bytes: int
+    disk: Disk,
+    target: Path,
+    groups: Sequence[Group],
+    schema: pa.Schema,
+    memory_bytes: int,
+    complete: Complete = lambda batch: batch,
 ) -> Checksum:
     """Write the rows of these groups, which are in order, into the file `target`, with the columns
-    of `schema`, null where a part has none. It may lie about unfinished after an error; making it
-    durable and giving it its name is the caller's. Takes `memory_bytes`, or little more.
+    of `schema`, null where a part has none and `complete` does not add it. It may lie about
+    unfinished after an error; making it durable and giving it its name is the caller's. Takes
+    `memory_bytes`, or little more.
 
     Raises MissingFile or Corruption if an input can't be read, OSError if the file can't be
     written.
@@ -182,7 +190,7 @@ def write_sorted(
     def frames(*_: object) -> Iterator[pl.DataFrame]:
         for group in groups:
             for batches in _ranges(group, part_bytes):
-                yield from _sorted(batches, schema, max(1, rows // FRAMES))
+                yield from _sorted(map(complete, batches), schema, max(1, rows // FRAMES))
                 del batches
 
     source = register_io_source(frames, schema=_frame([], schema).schema, is_pure=True)
@@ -218,7 +226,7 @@ def _frame(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pl.DataFrame
 
 
 def _sorted(
-    batches: Sequence[pa.RecordBatch], schema: pa.Schema, rows: int
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int
 ) -> Iterator[pl.DataFrame]:
     """The batches in order, so many rows at a time."""
     frame = _frame(batches, schema)

@@ -40,10 +40,13 @@ RESERVED_ELSEWHERE: dict[str, str] = {
 """Lower-case names that a declared column can't have, and who has them."""
 
 ColumnType = Literal[
-    "string", "id", "int", "float", "bool", "time", "time_s", "time_us", "time_auto"
+    "string", "id", "text", "int", "float", "bool", "time", "time_s", "time_us", "time_auto"
 ]
 TEXT: frozenset[ColumnType] = frozenset({"string", "id"})
-"""The types of which a column has text. An `id` is text, or a whole number as its digits."""
+"""The types of which a column has text, and equal values one spelling. An `id` is text, or a whole
+number as its digits."""
+AS_WRITTEN: ColumnType = "text"
+"""Text, and of any other value its JSON as it is written in the message."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,14 @@ class Schema:
 
 def path_faults(columns: Iterable[Column]) -> list[str]:
     """What keeps these columns from being read together: a message has one value at a path, and
-    Arrow knows no name with a NUL."""
+    Arrow knows no name with a NUL. What is taken as it is written is read apart."""
     faults = []
     types: dict[tuple[str, ...], Column] = {}
     for column in chain.from_iterable(column.sources for column in columns):
         if any("\0" in key for key in column.path):
             faults.append(f"expected no NUL in the path of column {column.name}")
+        if column.type == AS_WRITTEN:
+            continue
         known = types.setdefault(column.path, column)
         if known.type != column.type:
             faults.append(

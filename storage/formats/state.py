@@ -24,9 +24,10 @@ from forebay.storage.base.errors import Corruption
 from forebay.storage.base.layout import BlockId
 from forebay.storage.base.record import OPTIONAL, Count, Seed, SpanMs, TimeMs
 from forebay.storage.formats.boundary import Seal
-from forebay.storage.formats.columns import ColumnTypes
+from forebay.storage.formats.columns import ARROW_TYPES, ColumnTypes
 from forebay.storage.formats.log import Extent
 from forebay.storage.formats.rejects import RejectFile
+from forebay.storage.formats.schema import Column, ColumnType
 
 KIND = "manifest"
 VERSION = 2
@@ -143,6 +144,9 @@ class PartitionState:
     backfill_after_ms: Count = field(default=0, metadata=OPTIONAL)
     """How old an interval is whose events are backfill (see `admission`): the dedup window under
     which this partition was first opened. Never changes; 0 before that."""
+    types: dict[str, ColumnType] = field(default_factory=dict, metadata=OPTIONAL)
+    """What the values of each declared column are; its Arrow type alone does not tell an id from
+    other text, nor of which unit a time is as a number."""
     roles: dict[str, str] = field(default_factory=dict, metadata=OPTIONAL)
     """Which column has the user, the event, the time and the session, as far as the schema says."""
     reject_files: dict[str, RejectFile] = field(default_factory=dict, metadata=OPTIONAL)
@@ -152,6 +156,15 @@ class PartitionState:
     def blocks(self) -> list[BlockState]:
         """The hot ones in order of id, then the evicted ones."""
         return [*(self.hot[id] for id in sorted(self.hot)), *self.evicted.values()]
+
+    @property
+    def declared(self) -> tuple[Column, ...]:
+        """The columns that ever were declared, as far as is known where a message has them."""
+        return tuple(
+            Column(name, paths[0], type, tuple(paths[1:]))
+            for name, type in self.types.items()
+            if (paths := self.paths.get(name)) and str(ARROW_TYPES[type]) == self.schema.get(name)
+        )
 
     def encode(self) -> bytes:
         blocks = self.blocks

@@ -133,7 +133,8 @@ class Blocks:
         tick: Tick | None = None,
     ) -> Offer:
         committed = self._journal.commits.sure.evictions
-        return Offer(self.state.incarnation, blocks, committed, runs, tick)
+        declared = () if runs is None else self.state.declared
+        return Offer(self.state.incarnation, blocks, committed, runs, tick, declared)
 
     # -- rejects -----------------------------------------------------------------------------
 

@@ -7,9 +7,10 @@ names, which the next start collects.
 What always holds: this is the only writer of the catalog; a chunk's name is never used twice; the
 first offer of a run withdraws every chunk that an earlier run made of evictions that were never
 committed, before a block is merged; only what no crash can undo is compacted. Nothing needs to be
-remembered from run to run but the catalog: `blocks` offers again whatever it does not cover. Late
-blocks are merged apart, by their seal, and so are backfill blocks; a block that the batch layer has
-is not merged any more, but dropped at the next tick.
+remembered from run to run but the catalog: `blocks` offers again whatever it does not cover. A
+column that was declared after a block was written is in its chunk, from `raw`. Late blocks are
+merged apart, by their seal, and so are backfill blocks; a block that the batch layer has is not
+merged any more, but dropped at the next tick.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pyarrow as pa
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import ChunkId, Layout, chunk_name, compacted_name
+from forebay.storage.decoding.from_raw import NONE_DECLARED, from_raw_of
 from forebay.storage.formats.boundary import watched_boundary
 from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
 from forebay.storage.formats.columns import column_types, parse_types, unite
@@ -64,6 +66,7 @@ class Chunks:
         self._grace_ms = grace_ms
         self._merge_bytes = merge_bytes
         self._compacted_ms = compacted_ms
+        self._from_raw = NONE_DECLARED
         self._folder = layout.chunks(partition)
         disk.make_directory(self._folder)
         self._catalog = read_catalog(disk, layout.catalog(partition), partition)
@@ -77,6 +80,7 @@ class Chunks:
     def take(self, offer: Offer, now_ms: int) -> None:
         """Accept offered blocks and merge every full set of them, oldest eviction first."""
         if offer.runs is not None:
+            self._from_raw = from_raw_of(offer.declared)
             self._resume(offer.runs, offer.incarnation, now_ms)
         if not self._resumed:
             raise AssertionError("bug: an offer came before the one that resumes the partition")
@@ -222,11 +226,21 @@ class Chunks:
         """Write a chunk's file; it is durable, but in no catalog yet."""
         from forebay.storage.formats import merge
 
+        wanted = self._from_raw.names
+        added = self._from_raw.lacking(schema.names, wanted)
+        schema = unite([schema, self._from_raw.schema(added)])
         target = self._folder / name
         self._disk.make_directory(target.parent)
         temporary = target.with_name(f"{target.name}.tmp")
         try:
-            checksum = merge.write_sorted(self._disk, temporary, groups, schema, self._merge_bytes)
+            checksum = merge.write_sorted(
+                self._disk,
+                temporary,
+                groups,
+                schema,
+                self._merge_bytes,
+                lambda batch: self._from_raw.complete(batch, wanted),
+            )
             self._disk.publish(temporary, target)
         except BaseException:
             with suppress(OSError):  # of a disk that is gone

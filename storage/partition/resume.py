@@ -116,6 +116,8 @@ def _under(
     state.schema = column_types(columns)
     state.paths = {**state.paths, **{column.name: column.paths for column in schema.columns}}
     state.paths = {name: state.paths[name] for name in state.schema if name in state.paths}
+    state.types = {**state.types, **{column.name: column.type for column in schema.columns}}
+    state.types = {name: state.types[name] for name in state.schema if name in state.types}
     state.roles = dict(schema.roles)
     return state
 
