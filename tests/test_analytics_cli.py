@@ -46,7 +46,7 @@ SCHEMA = Schema(
 )
 QUESTIONS = {
     "funnel": "search 'purchase where price > 1' --by country --window 2h --exclude signup",
-    "cohorts": "search '*' --days 2 --mode 'on or after'",
+    "retention": "search '*' --days 2 --mode 'on or after'",
     "segment": "search 'signup where user_properties.plan is pro' --interval hour --by country",
     "segment ": "search purchase --formula 'UNIQUES(B) / UNIQUES(A)' --where 'country = DE'",
     "sessions": "--gap 30m --zone Europe/Berlin --to-midnight",
@@ -141,8 +141,8 @@ def test_a_funnel_counts_users_and_names_groups() -> None:
     ]
 
 
-def test_cohorts_are_a_row_each_with_the_share_of_each_day() -> None:
-    lines = answered("cohorts search purchase --days 1 --table cohorts").splitlines()
+def test_retention_has_a_row_a_cohort_with_the_share_of_each_day() -> None:
+    lines = answered("retention search purchase --days 1 --table cohorts").splitlines()
     assert [line.split() for line in lines] == [
         ["cohort", "out_of", "0", "1"],
         ["2024-05-01", "6", "50.0%", "50.0%"],
@@ -206,7 +206,7 @@ def test_both_layers_can_be_asked() -> None:
         ("segment --user whom", "role user: expected a column among"),
         ("segment '{\"event\": 1}'", "event: expected text as event"),
         ("segment '{'", "event: expected an object of JSON, got '{'"),
-        ("cohorts search --interval hour", "interval: expected"),
+        ("retention search --interval hour", "interval: expected"),
     ],
 )
 def test_a_fault_is_a_sentence(line: str, said: str) -> None:
@@ -225,6 +225,7 @@ def test_a_fault_is_a_sentence(line: str, said: str) -> None:
         ("funnel", "Missing argument"),
         ("segment --formula 'UNIQUES(A)' --measure sum", "leave --measure out"),
         ("segment --measure sums", "'sums' is not one of"),
+        ("cohorts search", "no such command 'cohorts'"),
     ],
 )
 def test_a_command_line_that_is_not_valid_ends_with_2(line: str, said: str) -> None:

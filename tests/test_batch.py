@@ -423,7 +423,7 @@ def test_a_column_added_within_a_day_is_null_before_in_hot_cold_and_batch(
 
 
 def going(job: Job) -> list[dict[str, object]]:
-    told = invoke(job, "retention", "--dry-run", "--json")
+    told = invoke(job, "disk", "--dry-run", "--json")
     assert told.returncode == 0, told.stderr
     found: list[dict[str, object]] = orjson.loads(told.stdout[: told.stdout.rindex("]") + 1])
     return found
