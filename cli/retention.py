@@ -7,7 +7,6 @@ import polars as pl
 
 from forebay.cli.analytics import Question, Table, by_options, choice, example, question
 from forebay.cli.event import events, filters
-from forebay.query import analytics
 from forebay.query.analytics import Event
 
 
@@ -38,4 +37,4 @@ def retention(asked: Question, start: Event, back: Event, **options: Any) -> Non
 
     An event is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'; `*` is any.
     """
-    asked.answer(analytics.retention, start, back, asked.period, **options)
+    asked.answer("retention", start, back, asked.period, **options)

@@ -16,13 +16,14 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
-from forebay.cli.answer import bars, length_text
+from forebay.cli.answer import bars
 from forebay.cli.code import written
 from forebay.cli.event import parsed_event
 from forebay.cli.export import readable
 from forebay.cli.main import main
 from forebay.query.analytics import Event, Period, Where
 from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import length_text
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
 from forebay.storage.formats.schema import Column, Schema
@@ -78,9 +79,8 @@ def rows() -> Iterator[dict[str, Any]]:
                 yield {**common, "kind": "signup", "at": at_ms + 1_200_000}
 
 
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path) -> Iterator[Path]:
-    """In `data`, where commands look for it."""
+def taken(root: Path) -> Partition:
+    """A partition that has taken the rows in, and published them."""
     first_ms = round(FIRST.timestamp() * 1000)
     found = [
         {"_partition": "s0", "_offset": n, "id": f"{n}", **row, "at": first_ms + row["at"],
@@ -89,9 +89,16 @@ def data(tmp_path: Path) -> Iterator[Path]:
     ]  # fmt: skip
     events = pa.RecordBatch.from_pylist(found, arrow_schema(SCHEMA))
     rejects = pa.RecordBatch.from_pylist([], REJECT_SCHEMA)
-    partition = Partition(tmp_path / "data", Rules(SCHEMA, DAY_MS, DAY_MS, 1000)).start()
+    partition = Partition(root, Rules(SCHEMA, DAY_MS, DAY_MS, 1000)).start()
     partition.take(Frame(NAME, "s0", 0, len(found), events, rejects))
     partition.blocks.publish()
+    return partition
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path) -> Iterator[Path]:
+    """In `data`, where commands look for it."""
+    partition = taken(tmp_path / "data")
     yield partition.root
     partition.crash()
 
@@ -188,7 +195,7 @@ def test_roles_can_be_named() -> None:
 
 def test_both_layers_can_be_asked() -> None:
     assert as_json("segment --layers all") == as_json("segment")
-    assert "scan('all')" in answered("segment --layers all --show-code")
+    assert "layers='all'" in answered("segment --layers all --show-code")
 
 
 @pytest.mark.parametrize(
