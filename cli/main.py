@@ -19,7 +19,7 @@ from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.text import did_you_mean, plain_lines
 
 COMMANDS = (
-    "run", "sql", "status", "files", "export", "rejects", "why", "batch", "disk", "check",
+    "run", "sql", "tail", "status", "files", "export", "rejects", "why", "batch", "disk", "check",
     "funnel", "retention", "segment", "sessions", "stickiness", "paths", "lifecycle", "user",
     "generate", "demo", "verify", "config",
 )  # fmt: skip

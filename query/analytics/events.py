@@ -148,6 +148,14 @@ class Event:
         return found
 
 
+def any_of(kinds: Sequence[Event], schema: pl.Schema, roles: Roles | None) -> pl.Expr:
+    """Whether a row is of any kind, whatever other rows there are; roles are needed where a kind
+    has a name. Raises BadInput for a user's first events."""
+    if any(kind.first for kind in kinds):
+        raise BadInput("event: expected one that a row tells by itself, got a user's first")
+    return _any(kind.expr(schema, roles or Roles("", "", "")) for kind in kinds)
+
+
 def labels_of(question: Mapping[str, object]) -> list[str]:
     """The names of the events of a question, in the order in which they play a part; or its
     user."""
