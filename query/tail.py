@@ -7,13 +7,10 @@ whoever looks more often than that meets every event in a log, and merges change
 What always holds:
 
 - A log is read forward from where it was read before, a piece at a time, and not kept.
-- A run that starts goes back to a commit: what came after it is read from the source again, and is
-  in logs of that run once more. So what was shown since the last *sure* commit is remembered by
-  source and offset, and left out when it comes again. A commit is sure two snapshots later, so
-  that is no more than three epochs have; it stays until the new run has passed it.
-- What was there when the tail began is not shown again either: until a run has passed the offsets
-  of then, what is below them is known.
-- A replayed reject has an offset that its run had passed before.
+- A run that starts goes back to a commit: its manifest lists less of the logs of earlier runs, and
+  what came after is read from the source once more, into logs of its own. So when it starts, what
+  was known beyond that is looked up in the old logs, which stay for the grace period, and is left
+  out when it comes again. Memory holds no more than what a crash undid.
 """
 
 from __future__ import annotations
@@ -28,20 +25,18 @@ import pyarrow as pa
 from forebay.query.frames import on_calendar
 from forebay.query.partition import Directory
 from forebay.storage.base.disk import Disk
+from forebay.storage.base.errors import MissingFile
 from forebay.storage.base.layout import Layout, names_partition
 from forebay.storage.base.watched import Watched
 from forebay.storage.formats.log import Extent, LogReader
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.state import PartitionState
 
-SURE_AFTER = 3
-"""So many snapshots after what a manifest shows, no crash can undo it: the next one has it, and of
-those taken the last two can be lost."""
 SORTED_ROWS = 65_536
 """At most so many events are held to be put in order."""
 ORDER = [UPLOAD_TIME, PARTITION, OFFSET]
 PLACE = [PARTITION, OFFSET]
-SHOWN = {PARTITION: pl.String, OFFSET: pl.Int64, "snapshots": pl.Int64, "replayed": pl.Boolean}
+Extents = Mapping[str, Extent]
 Wanted = Callable[[pl.DataFrame], pl.DataFrame]
 
 
@@ -108,7 +103,7 @@ class Tail:
 
 
 class _Partition:
-    """One partition: how far its logs were read, and what may come again."""
+    """One partition: how far its logs were read, and what is to come again."""
 
     def __init__(self, disk: Disk, root: Path, name: str) -> None:
         self._disk = disk
@@ -119,28 +114,18 @@ class _Partition:
             disk, Layout(root).manifest(name), self._read, None
         )
         self.state: PartitionState | None = None
-        """As of the last look."""
+        """As of the last look: all that it lists is known."""
         self.missed = 0
         self._logs: dict[str, LogReader] = {}
-        self._begun: dict[str, Extent] = {}
-        self._begun_offsets: Mapping[str, int] = {}
-        self._begun_snapshots = 0
-        self._unsettled = False
-        self._passed: Mapping[str, int] = {}
-        """Of each source, the next offset of the run that goes on now, as of the last look."""
-        self._shown = pl.DataFrame(schema=SHOWN)
-        """What a crash could undo; `snapshots` is null of what a new run has not passed yet."""
+        self._undone = pl.DataFrame(schema={PARTITION: pl.String, OFFSET: pl.Int64})
+        """Places of known events that crashes undid, and that have not come again yet."""
 
     def _read(self) -> PartitionState | None:
         return Directory(self._disk, self._root).state(self._name)
 
     def begin(self) -> None:
         """From here on, what comes is new."""
-        self.state = state = self._manifest.read()
-        if state is not None:
-            self._begun = {one.file: one for block in state.blocks for one in block.extents}
-            self._begun_offsets = self._passed = dict(state.next_offsets)
-            self._begun_snapshots = state.snapshots
+        self.state = self._manifest.read()
 
     def rows(self, extents: Sequence[Extent]) -> Iterator[pl.DataFrame]:
         """The events of a block."""
@@ -152,92 +137,69 @@ class _Partition:
         before, state = self.state, self._manifest.read()
         if state is None or state is before:
             return
+        known, extents = _extents(before), _extents(state)
         restarted = before is not None and before.incarnation != state.incarnation
-        if before is not None and restarted:
-            self._unsettled |= before.snapshots < self._begun_snapshots + SURE_AFTER
-            self._shown = self._shown.with_columns(snapshots=pl.lit(None, pl.Int64))
-            self._passed = {}
+        if restarted:
+            self._undone = pl.concat([self._undone, *self._lost(known, extents)])
         rows = 0
-        for frame in self._added(state):
+        for frame in self._added(known, extents):
             rows += frame.height
-            fresh = self._fresh(wanted(frame), state)
+            fresh = wanted(self._fresh(frame))
             if fresh.height:
                 yield fresh
         if before is not None and not restarted:
             self.missed += max(0, state.counters.accepted - before.counters.accepted - rows)
-        self.state, self._passed = state, dict(state.next_offsets)
-        self._forget(state)
+        self.state = state
 
-    def _added(self, state: PartitionState) -> Iterator[pl.DataFrame]:
-        """What was added to the logs of a state."""
-        extents = {one.file: one for block in state.blocks for one in block.extents}
+    def _added(self, known: Extents, extents: Extents) -> Iterator[pl.DataFrame]:
+        """What was added to the logs."""
         self._logs = {file: log for file, log in self._logs.items() if file in extents}
-        self._begun = {file: one for file, one in self._begun.items() if file in extents}
         for file, extent in extents.items():
-            begun = self._begun.get(file)
-            if begun is not None and extent.bytes <= begun.bytes:
+            if file in known and extent.bytes <= known[file].bytes:
                 continue
             if file not in self._logs:
                 self._logs[file] = self._open(file)
-                if begun is not None:
-                    self._logs[file].skip(begun)
+                if file in known:
+                    self._logs[file].skip(known[file])
             yield from self._frames(self._logs[file], extent)
+
+    def _lost(self, known: Extents, extents: Extents) -> Iterator[pl.DataFrame]:
+        """The places of what is known and is listed no more."""
+        for file, extent in known.items():
+            left = extents.get(file)
+            if left is not None and left.bytes >= extent.bytes:
+                continue
+            log = self._open(file)
+            try:
+                if left is not None:
+                    log.skip(left)
+                for frame in self._frames(log, extent, PLACE):
+                    yield frame.select(PLACE)
+            except MissingFile:  # it was covered by a chunk for long
+                continue
+
+    def _fresh(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Without what comes again."""
+        if not self._undone.height:
+            return frame
+        met = frame.select(PLACE)
+        frame = frame.join(self._undone, on=PLACE, how="anti", maintain_order="left")
+        self._undone = self._undone.join(met, on=PLACE, how="anti")
+        return frame
 
     def _open(self, file: str) -> LogReader:
         Directory(self._disk, self._root).require(self._folder / file)
         return LogReader(self._disk, self._folder, file)
 
-    def _frames(self, log: LogReader, extent: Extent) -> Iterator[pl.DataFrame]:
+    def _frames(
+        self, log: LogReader, extent: Extent, columns: Sequence[str] | None = None
+    ) -> Iterator[pl.DataFrame]:
         for found in log.pieces(extent, torn_ok=True):
-            if batches := log.decode(found):
+            if batches := log.decode(found, columns):
                 yield on_calendar(pl.DataFrame(pa.Table.from_batches(batches)))
 
-    def _fresh(self, frame: pl.DataFrame, state: PartitionState) -> pl.DataFrame:
-        """Without what was shown, or known when the tail began; what is left is remembered."""
-        again = self._shown.filter(pl.col("snapshots").is_null())
-        passed = _offsets(frame, self._passed)
-        if again.height:
-            met = again.join(frame.select(PLACE), on=PLACE, how="semi").select(PLACE, met=True)
-            snapshots = pl.when("met").then(state.snapshots).otherwise("snapshots")
-            self._shown = (
-                self._shown.join(met, on=PLACE, how="left")
-                .with_columns(snapshots=snapshots)
-                .drop("met")
-            )
-        if self._unsettled:
-            begun = _offsets(frame, self._begun_offsets)
-            old = (pl.col(OFFSET) < begun) & (pl.lit(passed) < begun)
-            frame = frame.filter(~old)
-            passed = _offsets(frame, self._passed)
-        frame = frame.with_columns(replayed=pl.col(OFFSET) < passed)
-        if again.height:
-            frame = frame.join(again.select(PLACE), on=PLACE, how="anti", maintain_order="left")
-        added = frame.select(*PLACE, "replayed", snapshots=pl.lit(state.snapshots, pl.Int64))
-        self._shown = pl.concat([self._shown, added.select(list(SHOWN))])
-        return frame.drop("replayed")
 
-    def _forget(self, state: PartitionState) -> None:
-        """What no crash can undo any more."""
-        passed = _offsets(self._shown, state.next_offsets)
-        of_this_run = ~pl.col("replayed") & (pl.col(OFFSET) < passed)
-        known = pl.col("snapshots").fill_null(pl.when(of_this_run).then(state.snapshots))
-        self._shown = self._shown.with_columns(snapshots=known).filter(
-            pl.col("snapshots").is_null() | (pl.col("snapshots") + SURE_AFTER > state.snapshots)
-        )
-        if self._unsettled:
-            self._unsettled = (
-                any(
-                    state.next_offsets.get(source, 0) < offset
-                    for source, offset in self._begun_offsets.items()
-                )
-                or state.snapshots < self._begun_snapshots + SURE_AFTER
-            )
-
-
-def _offsets(frame: pl.DataFrame, of_source: Mapping[str, int]) -> pl.Series:
-    """For each row, what is said of its source, or 0."""
-    names = frame[PARTITION] if PARTITION in frame.columns else pl.Series(dtype=pl.String)
-    known = {"source": list(of_source), "at": list(of_source.values())}
-    table = pl.DataFrame(known, {"source": pl.String, "at": pl.Int64})
-    rows = pl.DataFrame({"source": names})
-    return rows.join(table, on="source", how="left", maintain_order="left")["at"].fill_null(0)
+def _extents(state: PartitionState | None) -> Extents:
+    """All of a state, by their files."""
+    blocks = [] if state is None else state.blocks
+    return {extent.file: extent for block in blocks for extent in block.extents}

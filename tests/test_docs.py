@@ -104,6 +104,8 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay batch seal": _says("sealed until 2024-05-02T00:00:00Z"),
     "forebay batch complete": _says("batch 1, covered until 2024-05-02T00:00:00Z"),
     "forebay batch late": _says("0 late events"),
+    "forebay tail -n 3": _says(r"upload_time +event_type +user_id\n(2024-05-0.*\n){3}"),
+    "forebay tail --where": _says(r"upload_time +event_type +country", r"purchase|search"),
     "forebay funnel": _says(r"2 +search +[1-9]", r"3 +purchase +\d"),
     "forebay retention": _says(r"from_day", r"0 +1 +[1-9]"),
     "forebay segment": _says(r"answer = segmentation\(", r"by='country'"),

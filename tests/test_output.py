@@ -426,6 +426,7 @@ def test_times_to_look_for_are_of_the_calendar(time: str, fine: bool, data: Path
 
 COMMANDS = (
     ("sql", "select 1 from events"), ("status",), ("status", "--watch"), ("disk",), ("check",),
+    ("tail",),
     ("rejects", "list"), ("rejects", "show", "p", "1"), ("rejects", "replay"), ("why", "x"),
     ("rejects", "export", "out.ndjson"), ("files",), ("export", "out.parquet"),
     ("batch", "seal", "--through", "2024-05-02"), ("batch", "complete", "--through", "2024-05-02"),
