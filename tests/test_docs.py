@@ -108,7 +108,7 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay tail --where": _says(r"upload_time +event_type +country", r"purchase|search"),
     "forebay funnel": _says(r"2 +search +[1-9]", r"3 +purchase +\d"),
     "forebay retention": _says(r"from_day", r"0 +1 +[1-9]"),
-    "forebay segment": _says(r"answer = segmentation\(", r"by='country'"),
+    "forebay segment": _says(r"answer = store\.segmentation\(", r"by='country'"),
     "forebay disk": _says(r"goes: \d+ of"),
     "forebay rejects list": _says("bad json"),
     "forebay rejects replay": _says("no rejects to replay"),

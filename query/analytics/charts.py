@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 Question = Mapping[str, object]
 NONE = "(none)"
 PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#eeca3b", "#72b7b2", "#ff9da6", "#9d755d")
+FORMS = {
+    "5 min": "%b %-d %H:%M", "hour": "%b %-d %H:%M",
+    "day": "%b %-d", "week": "%b %-d", "month": "%b %Y",
+}  # fmt: skip
+"""How the time of a bucket is shown."""
 IN_ORDER = ("Funnel", "Retention")
 """Answers in which one event follows another."""
 LIVES = ("new", "returning", "resurrected", "dormant")
@@ -106,8 +111,8 @@ def color(table: pl.DataFrame, column: str = "group", title: str = "") -> dict[s
 def times(column: str, title: str) -> Any:
     """The axis of a column of times; `title` is what a bucket is, or anything else."""
     alt = altair()
-    form = {"day": "%b %-d", "week": "%b %-d", "month": "%b %Y"}.get(title)
-    axis = alt.Axis(labelOverlap=True, **({} if form is None else {"format": form}))
+    form = {"format": FORMS[title]} if title in FORMS else {}
+    axis = alt.Axis(labelOverlap=True, labelSeparation=8, **form)
     return alt.X(f"{column}:T", title=title or None, scale=alt.Scale(type="utc"), axis=axis)
 
 
