@@ -52,7 +52,7 @@ def test_a_notebook_runs_and_shows_numbers_and_charts(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("TMPDIR", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
-    read = nbformat.read(notebook, as_version=4)
+    read = nbformat.read(notebook, as_version=4)  # type: ignore[no-untyped-call]
     NotebookClient(read, timeout=300, kernel_name="python3").execute()
     outputs = [output for cell in read.cells if cell.cell_type == "code" for output in cell.outputs]
     shown = "\n".join(str(one.get("data", {}).get("text/plain", "")) for one in outputs)
