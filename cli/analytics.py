@@ -27,17 +27,16 @@ from forebay.cli.export import readable
 from forebay.cli.options import data_dirs_option, json_option, settings
 from forebay.cli.output import echo_json
 from forebay.flows.sections import duration_ms
-from forebay.query.analytics import Event, Period, Roles, Where, read_roles
+from forebay.query.analytics import Event, Period, Roles, Where
 from forebay.query.analytics.events import property_of
-from forebay.query.analytics.frame import GROUPS_MAX, require_roles
+from forebay.query.analytics.frame import DAYS, GROUPS_MAX, require_roles
 from forebay.query.analytics.period import PARTS_MS, Interval, zone_of
-from forebay.query.store import Layers
+from forebay.query.questions import Layers
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import did_you_mean
 from forebay.storage.base.times import now_ms, time_of
 from forebay.storage.formats.schema import RAW
 
-DAYS = 30
 SAMPLED = 1000
 """Messages whose keys are what an unknown property may have been meant to be."""
 ROLES = ("user", "event", "time", "session")
@@ -78,10 +77,11 @@ class Question:
         if not self.table:
             object.__setattr__(self, "table", next(iter(self.tables)))
 
-    def answer(self, function: Callable[..., Any], *arguments: object, **options: object) -> None:
-        """Ask, and print the answer (or the program that asks). Options of their default are left
-        out. Raises BadInput."""
-        known = inspect.signature(function).parameters
+    def answer(self, name: str, *arguments: object, **options: object) -> None:
+        """Ask the store's method of this name, and print the answer (or the program that asks).
+        Options of their default are left out. Raises BadInput."""
+        method = getattr(self.store, name)
+        known = inspect.signature(method).parameters
         defaults = {name: parameter.default for name, parameter in known.items()}
         given = {
             name: value for name, value in options.items()
@@ -92,10 +92,12 @@ class Question:
         )
         if self.show_code:
             roots = [str(root) for root in self.roots]
-            code = python(roots, self._named, self.layers, function, arguments, given, self.table)
+            if self.layers != "realtime":
+                given["layers"] = self.layers
+            code = python(roots, self._named, name, arguments, given, self.table)
             click.echo(code, nl=False)
             return
-        found = function(self.frame, self.roles, *arguments, **given)
+        found = method(*arguments, **given, roles=self.roles, layers=self.layers)
         if self.as_json:
             frames = {name: getattr(found, name) for name in self.tables}
             echo_json({n: readable(f).to_dicts() for n, f in frames.items() if f is not None})
@@ -104,8 +106,13 @@ class Question:
         echo_answer(shown.shape(getattr(found, self.table)), shown.measure, chart=self.chart)
 
     @cached_property
+    def store(self) -> query.Store:
+        return query.open(*self.roots, iceberg=settings().batch.catalog)
+
+    @cached_property
     def frame(self) -> pl.LazyFrame:
-        return query.open(*self.roots, iceberg=settings().batch.catalog).scan(self.layers)
+        """What periods and names are looked up in."""
+        return self.store.scan(self.layers)
 
     @property
     def _named(self) -> dict[str, str]:
@@ -113,7 +120,7 @@ class Question:
 
     @cached_property
     def roles(self) -> Roles:
-        roles = read_roles(*self.roots, **self._named)
+        roles = self.store.roles(**self._named)
         require_roles(self.frame.collect_schema(), roles)
         return roles
 

@@ -14,7 +14,7 @@ import polars as pl
 from rich.cells import cell_len
 
 from forebay.cli.output import GAP, echo_table, text_table
-from forebay.storage.base.text import plain, shortened
+from forebay.storage.base.text import length_text, plain, shortened
 
 ROWS_MAX = 1000
 LABEL_CELLS, BAR_CELLS = 40, 10
@@ -96,15 +96,3 @@ def _cell(value: object, name: str, form: str, whole: bool) -> str:
             return f"{value:.1%}"
         return f"{value:,.0f}" if whole or isinstance(value, int) else f"{value:,.2f}"
     return str(value)
-
-
-def length_text(ms: int) -> str:
-    """A length of time in its two greatest units."""
-    if ms < 10_000:
-        return f"{ms / 1000:g}s"
-    rest, found = ms // 1000, list[str]()
-    for unit, seconds in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
-        count, rest = divmod(rest, seconds)
-        if count or found:
-            found.append(f"{count}{unit}")
-    return " ".join(one for one in found[:2] if not one.startswith("0"))

@@ -1,7 +1,7 @@
 """The Python that asks what a command asked: it runs as printed."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -9,27 +9,29 @@ from typing import Any
 def python(
     directories: Sequence[str],
     named: Mapping[str, str],
-    layers: str,
-    function: Callable[..., Any],
+    method: str,
     arguments: Sequence[object],
     options: Mapping[str, object],
     table: str,
 ) -> str:
-    """The program: data directories and named roles, the function with what it is called with, and
-    the table of the answer that is printed."""
-    roots = ", ".join(map(repr, directories))
-    roles = "".join(f", {name}={column!r}" for name, column in named.items())
-    scan = f"forebay.open({roots}).scan({'' if layers == 'realtime' else repr(layers)})"
-    given = [
-        scan, f"read_roles({roots}{roles})", *map(written, arguments),
-        *(f"{name}={written(value)}" for name, value in options.items()),
-    ]  # fmt: skip
+    """The program: data directories and named roles, the store's method with what it is called
+    with, and the table of the answer that is printed."""
+    given = [*map(written, arguments), *(f"{name}={written(v)}" for name, v in options.items())]
+    if named:
+        roles = ", ".join(f"{name}={column!r}" for name, column in named.items())
+        given.append(f"roles=store.roles({roles})")
     call = "".join(f"    {one},\n" for one in given)
-    made = {type(one).__name__ for one in parts([*arguments, *options.values()])}
-    names = ", ".join(sorted({*made, function.__name__, "read_roles"}))
-    body = f"answer = {function.__name__}(\n{call})\nprint(answer.{table})\n"
-    modules = "import datetime\n\n" if re.search(r"\bdatetime\.", call) else ""
-    return f"{modules}import forebay\nfrom forebay.query.analytics import {names}\n\n{body}"
+    made = ", ".join(sorted({type(one).__name__ for one in parts([*arguments, *options.values()])}))
+    lines = [
+        *(["import datetime", ""] if re.search(r"\bdatetime\.", call) else []),
+        "import forebay",
+        *([f"from forebay import {made}"] if made else []),
+        "",
+        f"store = forebay.open({', '.join(map(repr, directories))})",
+        f"answer = store.{method}(\n{call})",
+        f"print(answer.{table})",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def parts(value: object) -> Iterator[Any]:

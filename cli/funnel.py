@@ -7,7 +7,6 @@ import click
 
 from forebay.cli.analytics import Question, Table, by_options, choice, example, length, question
 from forebay.cli.event import events, filters
-from forebay.query import analytics
 from forebay.query.analytics import Event, Exclusion
 from forebay.query.analytics.funnel import Order, Reentry
 
@@ -56,4 +55,4 @@ def funnel(
     An EVENT is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'.
     """
     options |= {"window": window, "exclude": [Exclusion(one) for one in exclude]}
-    asked.answer(analytics.funnel, steps, asked.period, **options)
+    asked.answer("funnel", steps, asked.period, **options)

@@ -19,8 +19,8 @@ from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.text import did_you_mean, plain_lines
 
 COMMANDS = (
-    "run", "sql", "status", "files", "export", "rejects", "why", "batch", "retention", "check",
-    "funnel", "cohorts", "segment", "sessions", "stickiness", "paths", "lifecycle", "user",
+    "run", "sql", "tail", "status", "files", "export", "rejects", "why", "batch", "disk", "check",
+    "funnel", "retention", "segment", "sessions", "stickiness", "paths", "lifecycle", "user",
     "generate", "demo", "verify", "config",
 )  # fmt: skip
 """Each is a command of its name in a module of its name."""

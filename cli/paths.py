@@ -7,7 +7,6 @@ import click
 
 from forebay.cli.analytics import Question, Table, example, length, question
 from forebay.cli.event import events
-from forebay.query import analytics
 from forebay.query.analytics import Event
 from forebay.query.analytics.paths import STEPS_MAX
 
@@ -32,4 +31,4 @@ EXAMPLE = "forebay paths search --steps 3 --limit 5 --collapse"
 def paths(asked: Question, start: Event, window: timedelta, **options: Any) -> None:
     """What users do after their first EVENT of the period: the most frequent events of each step,
     the others, and how many have dropped off."""
-    asked.answer(analytics.paths, start, asked.period, window=window, **options)
+    asked.answer("paths", start, asked.period, window=window, **options)

@@ -9,7 +9,6 @@ import polars as pl
 
 from forebay.cli.analytics import Question, Table, by_options, choice, example, question
 from forebay.cli.event import events, filters
-from forebay.query import analytics
 from forebay.query.analytics import Event
 from forebay.query.analytics.segmentation import Measure
 
@@ -48,8 +47,8 @@ def segment(asked: Question, kinds: list[Event], formula: str | None, **options:
     shaped = {name: replace(table, shape=_named(kinds)) for name, table in TABLES.items()}
     asked = replace(asked, tables=shaped)
     if formula is None:
-        asked.answer(analytics.segmentation, kinds, asked.period, **options)
+        asked.answer("segmentation", kinds, asked.period, **options)
         return
     if options.pop("measure") != "uniques":
         raise click.UsageError("--formula has measures of its own: leave --measure out")
-    asked.answer(analytics.formula, kinds, asked.period, formula, **options)
+    asked.answer("formula", kinds, formula, asked.period, **options)

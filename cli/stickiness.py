@@ -6,7 +6,6 @@ import click
 
 from forebay.cli.analytics import Question, Table, by_options, example, question
 from forebay.cli.event import events
-from forebay.query import analytics
 from forebay.query.analytics import Event
 
 TABLES = {"overall": Table("users"), "over_time": Table("users")}
@@ -20,4 +19,4 @@ EXAMPLE = "forebay stickiness purchase --interval month --at-least"
 @question(TABLES, interval="week")
 def stickiness(asked: Question, kind: Event, **options: Any) -> None:
     """On how many days of a week (or month) users did EVENT, by default any."""
-    asked.answer(analytics.stickiness, kind, asked.period, **options)
+    asked.answer("stickiness", kind, asked.period, **options)

@@ -5,7 +5,6 @@ import polars as pl
 
 from forebay.cli.analytics import Question, Table, example, question
 from forebay.cli.export import readable
-from forebay.query import analytics
 from forebay.query.analytics.timeline import LIMIT_MAX
 from forebay.storage.formats.schema import OFFSET, PARTITION, RAW
 
@@ -26,6 +25,6 @@ def _readable(events: pl.DataFrame) -> pl.DataFrame:
 def user(asked: Question, who: str, limit: int, offset: int, earliest: bool) -> None:
     """The newest events of the user ID, in order of time. --json has whole messages."""
     asked.answer(
-        analytics.timeline, who, start=asked.instant(asked.since), end=asked.instant(asked.until),
+        "timeline", who, start=asked.instant(asked.since), end=asked.instant(asked.until),
         limit=limit, offset=offset, earliest=earliest,
     )  # fmt: skip

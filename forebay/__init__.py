@@ -6,9 +6,10 @@
     store.sql("select event_type, count(*) as n from events group by event_type")
 
 What is listed in `__all__` is the public interface: `open` gives a `Store`, whose answers come with
-a `Receipt`; `RejectFilter` says which rejects one means; `Handoff` is for a batch layer of one's
-own; what can go wrong is in `errors`. Times are aware datetimes in UTC, or whole milliseconds since
-1970 where a name ends in `_ms`.
+a `Receipt`; questions about users take `Event`, `Where` and `Period`, and their answers are a
+`Funnel`, a `Retention` and so on; `RejectFilter` says which rejects one means; `Handoff` is for a
+batch layer of one's own; what can go wrong is in `errors`. Times are aware datetimes in UTC, or
+whole milliseconds since 1970 where a name ends in `_ms`.
 
 The rest of the package is what the `forebay` command is made of, and may change. In a checkout its
 folders are links to `flows`, `operators`, `storage`, `query`, `cli` and `verify`.
@@ -26,11 +27,24 @@ if TYPE_CHECKING:
     from forebay.query import (
         Answer,
         Copy,
+        Event,
+        Exclusion,
+        Funnel,
+        Lifecycle,
         Limits,
         PartitionReceipt,
+        Paths,
+        Period,
         Receipt,
+        Retention,
+        Roles,
+        Segmentation,
+        Sessions,
         SilentPartition,
+        Stickiness,
         Store,
+        Timeline,
+        Where,
         open,
     )
     from forebay.storage.formats.boundary import Boundary
@@ -42,13 +56,26 @@ __all__ = [
     "Answer",
     "Boundary",
     "Copy",
+    "Event",
+    "Exclusion",
+    "Funnel",
     "Handoff",
+    "Lifecycle",
     "Limits",
     "PartitionReceipt",
+    "Paths",
+    "Period",
     "Receipt",
     "RejectFilter",
+    "Retention",
+    "Roles",
+    "Segmentation",
+    "Sessions",
     "SilentPartition",
+    "Stickiness",
     "Store",
+    "Timeline",
+    "Where",
     "__version__",
     "errors",
     "open",

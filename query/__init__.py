@@ -1,5 +1,20 @@
 """The query module: events of all nodes, hot and cold, as one table; each exactly once."""
 
+from forebay.query.analytics import (
+    Event,
+    Exclusion,
+    Funnel,
+    Lifecycle,
+    Paths,
+    Period,
+    Retention,
+    Roles,
+    Segmentation,
+    Sessions,
+    Stickiness,
+    Timeline,
+    Where,
+)
 from forebay.query.receipt import PartitionReceipt, Receipt
 from forebay.query.store import Store, open
 from forebay.query.tables import Limits
@@ -9,10 +24,23 @@ from forebay.query.why import Answer, Copy
 __all__ = [
     "Answer",
     "Copy",
+    "Event",
+    "Exclusion",
+    "Funnel",
+    "Lifecycle",
     "Limits",
     "PartitionReceipt",
+    "Paths",
+    "Period",
     "Receipt",
+    "Retention",
+    "Roles",
+    "Segmentation",
+    "Sessions",
     "SilentPartition",
+    "Stickiness",
     "Store",
+    "Timeline",
+    "Where",
     "open",
 ]

@@ -12,7 +12,8 @@ import polars as pl
 
 from forebay.query.partition import Partition
 from forebay.query.view import SilentPartition, View
-from forebay.storage.base.times import time_of
+from forebay.storage.base.times import time_of, utc_text
+from forebay.storage.formats.boundary import Placed
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,28 @@ def receipt_of(view: View) -> Receipt:
         silent_nodes=tuple(str(node.root) for node in view.nodes if node.boundary is None),
         silent_partitions=tuple(view.silent_partitions),
     )
+
+
+def told_of(view: View) -> list[str]:
+    """What a view covers, in a few lines of text."""
+    receipt = receipt_of(view)
+    rows = receipt.hot_rows + receipt.cold_rows
+    hot = f"{receipt.hot_rows:,} hot, {receipt.cold_rows:,} cold"
+    lines = [f"{rows:,} events ({hot}) in {_count(len(view.partitions), 'partition')}"]
+    parts: list[Placed] = []
+    for partition in view.partitions:
+        parts += [*partition.hot, *partition.chunks]
+    if parts:
+        ends = min(one.first_ms for one in parts), max(one.last_ms for one in parts)
+        lines.append("uploaded from {} to {}".format(*map(utc_text, ends)))
+    if (until_ms := view.covered_until_ms) is not None:
+        lines.append(f"batch {receipt.batch_number}, covered until {utc_text(until_ms)}")
+    silent = len(receipt.silent_nodes) + len(receipt.silent_partitions)
+    return [*lines, *([f"without {silent} that can't be read"] if silent else [])]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def partitions_of(view: View) -> pl.DataFrame:

@@ -200,7 +200,8 @@ class Engine:
             raise BadInput(
                 f"time_zone: expected a name such as Europe/Berlin, got {self._time_zone!r}"
             ) from error
-        instance.execute("set enable_progress_bar = false")
+        # As a setting, it needs ipywidgets in a notebook, be it to have none.
+        instance.execute("pragma disable_progress_bar")
         instance.execute("set parquet_metadata_cache = true")
         instance.execute(f"set allowed_directories = [{folders}]")
         instance.execute("set enable_external_access = false")

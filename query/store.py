@@ -17,44 +17,38 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from itertools import chain
+from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 from zoneinfo import available_timezones
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from forebay.query.batches import Between, event_batches
-from forebay.query.cold import scan_cold
-from forebay.query.dataset import Dataset, NotRead, reader
+from forebay.query.batches import event_batches
+from forebay.query.dataset import NotRead, reader
 from forebay.query.frames import (
     arrow_of,
     exported,
     polars_schema,
-    scan_frames,
 )
 from forebay.query.hot import HotCache
-from forebay.query.iceberg import can_read_tables, scan_table
+from forebay.query.iceberg import can_read_tables
 from forebay.query.partition import Partition, VerifiedChunks
-from forebay.query.receipt import Receipt, files_of, partitions_of, receipt_of
+from forebay.query.questions import Layers, Questions
+from forebay.query.receipt import Receipt, files_of, partitions_of, receipt_of, told_of
+from forebay.query.scans import Scans, parts, picked_rejects, scan_rejects
 from forebay.query.tables import (
     ALL_EVENTS,
-    BATCH_ROWS,
     LATE,
     REJECTS,
     SEALED,
     TABLE,
-    ChunkTables,
     Limits,
     Parameters,
-    Part,
     Relation,
-    relation_of,
-    relation_of_frame,
-    viewed,
 )
 from forebay.query.view import View, take_view
 from forebay.query.why import Answer, explain
@@ -66,22 +60,19 @@ from forebay.storage.base.directory import (
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption, MissingFile
 from forebay.storage.base.layout import Layout
-from forebay.storage.base.text import shortened
-from forebay.storage.base.times import EPOCH, time_of
-from forebay.storage.formats.boundary import Placed
+from forebay.storage.base.text import plain, shortened
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.rejects import ALL, RejectFilter
-from forebay.storage.formats.schema import UPLOAD_TIME
 
 if TYPE_CHECKING:
     from forebay.query.sql import Engine
     from forebay.query.statement import Statement
 
 STREAMED = (TABLE, ALL_EVENTS, LATE, REJECTS)
-Layers = Literal["realtime", "all"]
 RETRIES = 5
 STREAM_ROWS = 65_536
 REPORTED_CHARACTERS = 1000
+REPR_WIDTH = 80
 NOT_VALID = (
     pl.exceptions.ColumnNotFoundError,
     pl.exceptions.InvalidOperationError,
@@ -92,7 +83,7 @@ NOT_VALID = (
 T = TypeVar("T")
 
 
-class Store(Dataset):
+class Store(Questions):
     """One data directory, or several nodes' read as one; `open` makes it.
 
     Reads; never writes. Thread safety: any thread. Each answer comes from a view taken for it. What
@@ -119,13 +110,23 @@ class Store(Dataset):
         self._limits = limits or Limits()
         self._time_zone = time_zone
         self._disk = Disk()
-        self._iceberg = dict(iceberg or {})
         self._roots = roots
         self._partial = partial
         self._chunks = VerifiedChunks(whole=verify)
         self._cache = HotCache()
+        self._scans = Scans(self._chunks, self._cache, dict(iceberg or {}), roots)
         self.last_view = self.view()
         """The view that the last answer was made of; no part of the public interface."""
+
+    def __repr__(self) -> str:
+        """What the last answer covers, in lines of a terminal."""
+        roots = shortened(plain(", ".join(map(str, self._roots))), REPR_WIDTH - 10)
+        return "\n  ".join([f"Store of {roots}", *told_of(self.last_view)])
+
+    def _repr_html_(self) -> str:
+        """The same as HTML."""
+        first, *lines = (escape(line.strip()) for line in repr(self).splitlines())
+        return f"<p><b>{first}</b><br>{'<br>'.join(lines)}</p>"
 
     @cached_property
     def _engine(self) -> Engine:
@@ -165,7 +166,7 @@ class Store(Dataset):
     ) -> Iterator[pa.RecordBatch]:
         view = self._readable()
         schema = arrow_of(polars_schema(view.schema))
-        [part] = _parts(view, TABLE)
+        [part] = parts(view, TABLE)
         wanted = pa.schema([schema.field(name) for name in columns])
         return event_batches(*part, wanted, where)
 
@@ -179,64 +180,18 @@ class Store(Dataset):
         """
         if layers not in get_args(Layers):
             raise BadInput(f"layers: expected 'realtime' or 'all', got {layers!r}")
-        return self._table(self._readable(), TABLE if layers == "realtime" else ALL_EVENTS)
+        return self._scans.table(self._readable(), TABLE if layers == "realtime" else ALL_EVENTS)
 
     def late(self) -> pl.LazyFrame:
         """The late table of a view taken now: events below the boundary that came after their time
         was sealed, and that no batch layer took yet."""
-        return self._table(self._readable(), LATE)
+        return self._scans.table(self._readable(), LATE)
 
     def sealed(self) -> pl.LazyFrame:
         """What the newest seal is about to hand over: events below it that no batch layer has, and
         the late table up to it. The same rows in every view until the boundary moves. Raises
         BadInput unless every node has a seal."""
-        return self._table(self.view(), SEALED)
-
-    def _table(self, view: View, name: str) -> pl.LazyFrame:
-        """One of TABLES."""
-        if name == REJECTS:
-            return _scan_rejects(view, ALL)
-        if name == ALL_EVENTS:
-            return self._all(view)
-        return pl.concat([self._scanned(view, *part) for part in _parts(view, name)])
-
-    def _all(self, view: View) -> pl.LazyFrame:
-        events, batch = self._table(view, TABLE), self._batch(view)
-        if batch is None:
-            return events
-        return pl.concat([batch, self._late_only(view, batch), events], how="diagonal")
-
-    def _late_only(self, view: View, batch: pl.LazyFrame) -> pl.LazyFrame:
-        """The rows of the late table that the batch layer's has not."""
-        late = self._table(view, LATE)
-        parts: list[Placed] = []
-        for partition in view.late:
-            parts += [*partition.hot, *partition.chunks]
-        if parts:
-            first, last = min(p.first_ms for p in parts), max(p.last_ms for p in parts)
-            near = batch.filter(pl.col(UPLOAD_TIME).is_between(time_of(first), time_of(last)))
-            key = list(view.key)
-            late = late.join(near.select(key), on=key, how="anti")
-        return late
-
-    def _batch(self, view: View) -> pl.LazyFrame | None:
-        """The batch layer's table up to the boundary, if `batch.json` names one."""
-        if view.table is None:
-            return None
-        until, schema = view.covered_until or EPOCH, polars_schema(view.schema)
-        return scan_table(
-            view.table, schema, self._iceberg, self._roots, until=until, from_raw=view.from_raw
-        )
-
-    def _scanned(self, view: View, partitions: list[Partition], between: Between) -> pl.LazyFrame:
-        """The rows of blocks and chunks."""
-        schema = polars_schema(view.schema)
-        files = [file for partition in partitions for file in partition.chunk_files]
-        parts = [
-            *scan_cold(files, schema, self._chunks),
-            scan_frames(lambda used: self._cache.frames(partitions, used), schema, "hot blocks"),
-        ]
-        return between.scanned(pl.concat(parts, how="vertical"))
+        return self._scans.table(self.view(), SEALED)
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
         """All rejects of a view taken now, or those that agree with `wanted`: `_partition`,
@@ -244,7 +199,7 @@ class Store(Dataset):
 
         Collect it within the grace period. Raises BadInput for what is no RejectFilter.
         """
-        return _scan_rejects(self._with_rejects(wanted), wanted)
+        return scan_rejects(self._with_rejects(wanted), wanted)
 
     def reject_batches(self, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
         """The rejects that agree with `wanted`, batch by batch, so that memory holds one file's;
@@ -253,7 +208,7 @@ class Store(Dataset):
         Raises BadInput for what is no RejectFilter; MissingFile if files went meanwhile, for the
         grace period is over.
         """
-        return _rejects(self._with_rejects(wanted), wanted)
+        return picked_rejects(self._with_rejects(wanted), wanted)
 
     def _with_rejects(self, wanted: object) -> View:
         if not isinstance(wanted, RejectFilter):
@@ -274,7 +229,7 @@ class Store(Dataset):
 
         def answer() -> Answer:
             view = self.view()
-            table = self._batch(view) if can_read_tables() else None
+            table = self._scans.batch(view) if can_read_tables() else None
             return explain(view, key, paths or {}, table)
 
         return self._retried(answer)
@@ -308,29 +263,8 @@ class Store(Dataset):
         """The tables that it reads, of a view taken now."""
         names = statement.tables
         view = self._readable(events=names != {REJECTS}, rejects=REJECTS in names)
-        return {name: self._relation(view, name, statement.asks_for) for name in sorted(names)}
-
-    def _relation(self, view: View, name: str, asks: Callable[[str], bool]) -> Relation:
-        if name == REJECTS:
-            return relation_of_frame(name, _scan_rejects(view, ALL))
-        batch = self._batch(view) if name == ALL_EVENTS else None
-        if batch is not None:
-            other = pl.concat([batch, self._late_only(view, batch)], how="diagonal")
-            events = self._relation(view, TABLE, asks)
-            return relation_of_frame(f"{name} batch", other).beside(events)
-        parts = _parts(view, name)
-        dtypes = polars_schema(view.schema)
-        empty = viewed(pl.DataFrame(schema=dtypes)).schema
-
-        def hot(
-            partitions: list[Partition], columns: Sequence[str], _: object
-        ) -> Iterator[pa.RecordBatch]:
-            used = {column: dtypes[column] for column in columns}
-            for frame in self._cache.frames(partitions, used):
-                yield from viewed(frame.select(columns)).to_batches(BATCH_ROWS)
-
-        files = ChunkTables(view.schema, self._chunks, self._engine.located, asks)
-        return relation_of(name, parts, files, hot, empty)
+        located, asks = self._engine.located, statement.asks_for
+        return {name: self._scans.relation(view, name, located, asks) for name in sorted(names)}
 
     def receipt(self) -> Receipt:
         """What the last answer covers."""
@@ -366,17 +300,17 @@ class Store(Dataset):
         """
         if table not in (TABLE, LATE):
             raise BadInput(f"table: expected {TABLE} or {LATE}, got {table!r}")
-        [(partitions, between)] = _parts(self._readable(), table)
+        [(partitions, between)] = parts(self._readable(), table)
         return files_of(partitions, between.first_ms, between.end_ms)
 
     def _stream(self, table: str) -> pa.RecordBatchReader:
         view = self._readable(events=table != REJECTS, rejects=table == REJECTS)
         if table == REJECTS:
-            return reader(REJECT_SCHEMA, _rejects(view, ALL))
+            return reader(REJECT_SCHEMA, picked_rejects(view, ALL))
         if table == ALL_EVENTS and view.table is not None:
-            return stream(self._all(view), self._reported_as_ours)
+            return stream(self._scans.all(view), self._reported_as_ours)
         schema = arrow_of(polars_schema(view.schema))
-        [part] = _parts(view, table)
+        [part] = parts(view, table)
         return reader(schema, event_batches(*part, schema))
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
@@ -451,22 +385,6 @@ def _parsed(text: object) -> Statement:
     return parse(text)
 
 
-def _parts(view: View, table: str) -> list[Part]:
-    """The partitions with what may be of a table of events (of the real-time layer's alone), and
-    between which times its rows are. Raises BadInput for what is sealed unless every node has a
-    seal."""
-    until_ms, sealed_ms = view.covered_until_ms, view.sealed_until_ms
-    if table == LATE:
-        return [(view.late, Between(None, until_ms or 0))]
-    if table in (TABLE, ALL_EVENTS):
-        return [(view.events, Between(until_ms))]
-    if sealed_ms is None:
-        raise BadInput("sealed: expected a seal on every node, got none")
-    on_time = [p.only(lambda part: not part.late) for p in view.sealed]
-    came_late = [p.only(lambda part: part.late > 0) for p in view.sealed]
-    return [(on_time, Between(until_ms, sealed_ms)), (came_late, Between(None, sealed_ms))]
-
-
 def _damaged(
     partitions: Sequence[Partition], read: Callable[[Partition], object]
 ) -> dict[Path, str]:
@@ -479,15 +397,6 @@ def _damaged(
         except Corruption as error:
             found[partition.folder] = str(error)
     return found
-
-
-def _rejects(view: View, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
-    return chain.from_iterable(partition.rejects(wanted) for partition in view.partitions)
-
-
-def _scan_rejects(view: View, wanted: RejectFilter) -> pl.LazyFrame:
-    schema = polars_schema(REJECT_SCHEMA)
-    return scan_frames(lambda _: map(pl.DataFrame, _rejects(view, wanted)), schema, "rejects")
 
 
 def stream(

@@ -16,13 +16,14 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
-from forebay.cli.answer import bars, length_text
+from forebay.cli.answer import bars
 from forebay.cli.code import written
 from forebay.cli.event import parsed_event
 from forebay.cli.export import readable
 from forebay.cli.main import main
 from forebay.query.analytics import Event, Period, Where
 from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import length_text
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
 from forebay.storage.formats.schema import Column, Schema
@@ -46,7 +47,7 @@ SCHEMA = Schema(
 )
 QUESTIONS = {
     "funnel": "search 'purchase where price > 1' --by country --window 2h --exclude signup",
-    "cohorts": "search '*' --days 2 --mode 'on or after'",
+    "retention": "search '*' --days 2 --mode 'on or after'",
     "segment": "search 'signup where user_properties.plan is pro' --interval hour --by country",
     "segment ": "search purchase --formula 'UNIQUES(B) / UNIQUES(A)' --where 'country = DE'",
     "sessions": "--gap 30m --zone Europe/Berlin --to-midnight",
@@ -78,9 +79,8 @@ def rows() -> Iterator[dict[str, Any]]:
                 yield {**common, "kind": "signup", "at": at_ms + 1_200_000}
 
 
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path) -> Iterator[Path]:
-    """In `data`, where commands look for it."""
+def taken(root: Path) -> Partition:
+    """A partition that has taken the rows in, and published them."""
     first_ms = round(FIRST.timestamp() * 1000)
     found = [
         {"_partition": "s0", "_offset": n, "id": f"{n}", **row, "at": first_ms + row["at"],
@@ -89,9 +89,16 @@ def data(tmp_path: Path) -> Iterator[Path]:
     ]  # fmt: skip
     events = pa.RecordBatch.from_pylist(found, arrow_schema(SCHEMA))
     rejects = pa.RecordBatch.from_pylist([], REJECT_SCHEMA)
-    partition = Partition(tmp_path / "data", Rules(SCHEMA, DAY_MS, DAY_MS, 1000)).start()
+    partition = Partition(root, Rules(SCHEMA, DAY_MS, DAY_MS, 1000)).start()
     partition.take(Frame(NAME, "s0", 0, len(found), events, rejects))
     partition.blocks.publish()
+    return partition
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path) -> Iterator[Path]:
+    """In `data`, where commands look for it."""
+    partition = taken(tmp_path / "data")
     yield partition.root
     partition.crash()
 
@@ -141,8 +148,8 @@ def test_a_funnel_counts_users_and_names_groups() -> None:
     ]
 
 
-def test_cohorts_are_a_row_each_with_the_share_of_each_day() -> None:
-    lines = answered("cohorts search purchase --days 1 --table cohorts").splitlines()
+def test_retention_has_a_row_a_cohort_with_the_share_of_each_day() -> None:
+    lines = answered("retention search purchase --days 1 --table cohorts").splitlines()
     assert [line.split() for line in lines] == [
         ["cohort", "out_of", "0", "1"],
         ["2024-05-01", "6", "50.0%", "50.0%"],
@@ -188,7 +195,7 @@ def test_roles_can_be_named() -> None:
 
 def test_both_layers_can_be_asked() -> None:
     assert as_json("segment --layers all") == as_json("segment")
-    assert "scan('all')" in answered("segment --layers all --show-code")
+    assert "layers='all'" in answered("segment --layers all --show-code")
 
 
 @pytest.mark.parametrize(
@@ -206,7 +213,7 @@ def test_both_layers_can_be_asked() -> None:
         ("segment --user whom", "role user: expected a column among"),
         ("segment '{\"event\": 1}'", "event: expected text as event"),
         ("segment '{'", "event: expected an object of JSON, got '{'"),
-        ("cohorts search --interval hour", "interval: expected"),
+        ("retention search --interval hour", "interval: expected"),
     ],
 )
 def test_a_fault_is_a_sentence(line: str, said: str) -> None:
@@ -225,6 +232,7 @@ def test_a_fault_is_a_sentence(line: str, said: str) -> None:
         ("funnel", "Missing argument"),
         ("segment --formula 'UNIQUES(A)' --measure sum", "leave --measure out"),
         ("segment --measure sums", "'sums' is not one of"),
+        ("cohorts search", "no such command 'cohorts'"),
     ],
 )
 def test_a_command_line_that_is_not_valid_ends_with_2(line: str, said: str) -> None:

@@ -199,7 +199,7 @@ def test_a_formula_is_computed_in_each_bucket_and_group() -> None:
     rows += [Row("w", "b", 3, plan="y", price=2.5)]
 
     def overall(text: str, **more: Any) -> Any:
-        return formula(frame(rows), ROLES, [A, B], FOREVER, text, **more).overall.rows()
+        return formula(frame(rows), ROLES, [A, B], text, FOREVER, **more).overall.rows()
 
     assert overall("UNIQUES(B) / UNIQUES(A) * 100") == [(100.0,)]
     assert overall("-(TOTALS(A) + 1) - 0.5") == [(-3.5,)]
@@ -213,7 +213,7 @@ def test_a_formula_is_computed_in_each_bucket_and_group() -> None:
 )  # fmt: skip
 def test_what_is_no_formula_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="formula: expected"):
-        formula(frame([]), ROLES, [A, B], FOREVER, text)
+        formula(frame([]), ROLES, [A, B], text, FOREVER)
 
 
 FILTERS: list[tuple[str, list[Any], Callable[[Any], bool]]] = [

@@ -450,7 +450,7 @@ def test_columns_added_later_answer_from_raw_if_it_is_kept_in_hot_cold_and_batch
 
 
 def going(job: Job) -> list[dict[str, object]]:
-    told = invoke(job, "retention", "--dry-run", "--json")
+    told = invoke(job, "disk", "--dry-run", "--json")
     assert told.returncode == 0, told.stderr
     found: list[dict[str, object]] = orjson.loads(told.stdout[: told.stdout.rindex("]") + 1])
     return found

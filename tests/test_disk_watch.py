@@ -223,8 +223,8 @@ def test_the_dry_run_says_what_the_next_tick_deletes(
     root, bytes_max = str(partitions[0].root), size(partitions) * 2 // 3
     monkeypatch.setenv("FOREBAY_DEDUP_WINDOW", "1s")
     small = load().model_copy(update={"retention_bytes": bytes_max})  # less than may be asked for
-    monkeypatch.setattr("forebay.cli.retention.settings", lambda: small)
-    arguments = ["retention", "--dry-run", "--data-dir", root]
+    monkeypatch.setattr("forebay.cli.disk.settings", lambda: small)
+    arguments = ["disk", "--dry-run", "--data-dir", root]
     told = CliRunner().invoke(main, arguments, catch_exceptions=False).output.splitlines()
     tick(partitions, watch(partitions, bytes_max, [0.0]).from_ms(Boundary(), ()))
     expired = sum(partition.catalog().expired_rows for partition in partitions)

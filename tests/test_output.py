@@ -166,7 +166,7 @@ def test_wide_and_combining_characters_are_as_wide_as_a_terminal_shows_them() ->
     assert lines == ["a     b", "日本  x", "ab    y"]
 
 
-@pytest.mark.parametrize("command", ["status", "retention", "rejects list"])
+@pytest.mark.parametrize("command", ["status", "disk", "rejects list"])
 def test_a_pipe_has_no_width_and_no_colours(command: str, data: Path) -> None:
     printed = answered(*command.split(), "--data-dir", data)
     rows = [
@@ -178,7 +178,7 @@ def test_a_pipe_has_no_width_and_no_colours(command: str, data: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [40, 80, 300])
-@pytest.mark.parametrize("command", ["status", "retention", "retention --dry-run", "rejects list"])
+@pytest.mark.parametrize("command", ["status", "disk", "disk --dry-run", "rejects list"])
 def test_no_cell_is_cut_at_a_terminal(command: str, columns: int, data: Path) -> None:
     lines = at_terminal(columns, *command.split(), "--data-dir", data)
     joined = "\n".join(lines)
@@ -334,7 +334,7 @@ ALL = "select * from events order by _offset"
 @pytest.mark.parametrize(
     "command",
     [("sql", ALL), ("sql", "select * from rejects"), ("status",), ("rejects", "list"),
-     ("rejects", "show", "p00", "4"), ("rejects", "show", "p00", "5"), ("retention",),
+     ("rejects", "show", "p00", "4"), ("rejects", "show", "p00", "5"), ("disk",),
      ("why", f"a{ESCAPES}".replace("\0", ""), "1")],
     ids=" ".join,
 )  # fmt: skip
@@ -425,7 +425,8 @@ def test_times_to_look_for_are_of_the_calendar(time: str, fine: bool, data: Path
 # -- no data directory --------------------------------------------------------------------------
 
 COMMANDS = (
-    ("sql", "select 1 from events"), ("status",), ("status", "--watch"), ("retention",), ("check",),
+    ("sql", "select 1 from events"), ("status",), ("status", "--watch"), ("disk",), ("check",),
+    ("tail",),
     ("rejects", "list"), ("rejects", "show", "p", "1"), ("rejects", "replay"), ("why", "x"),
     ("rejects", "export", "out.ndjson"), ("files",), ("export", "out.parquet"),
     ("batch", "seal", "--through", "2024-05-02"), ("batch", "complete", "--through", "2024-05-02"),

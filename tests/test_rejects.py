@@ -230,10 +230,10 @@ def test_ctrl_c_at_the_question_of_delete_deletes_nothing(data: Path, partition:
     assert forebay.open(data).rejects().collect().height == 5
 
 
-def test_retention_lists_files_of_rejects_and_says_which_go(
+def test_disk_lists_files_of_rejects_and_says_which_go(
     data: Path, partition: Partition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("retention", "--json", "--data-dir", str(data))
+    arguments = ("disk", "--json", "--data-dir", str(data))
 
     def fates() -> list[tuple[str, str]]:
         found = json.loads(invoke(*arguments).rpartition("]")[0] + "]")
@@ -247,12 +247,12 @@ def test_retention_lists_files_of_rejects_and_says_which_go(
         writer.complete(0, late=False)
     assert fates() == [("goes", "handed off")]
     monkeypatch.undo()
-    told = invoke("retention", "--dry-run", "--data-dir", str(data))
+    told = invoke("disk", "--dry-run", "--data-dir", str(data))
     assert re.match(r"goes: 1 of 0 events, 5 rejects and [\d,.]+ (bytes|KiB)\n", told)
 
 
-def test_retention_says_what_it_leaves_out_of_its_listing(data: Path, partition: Partition) -> None:
-    arguments = ["retention", "--data-dir", str(data)]
+def test_disk_says_what_it_leaves_out_of_its_listing(data: Path, partition: Partition) -> None:
+    arguments = ["disk", "--data-dir", str(data)]
     items = len(json.loads(invoke(*arguments, "--json")))
     assert items > 1
     whole = invoke(*arguments)

@@ -44,8 +44,8 @@ _VALUES = {"set": (0, 0), "not set": (0, 0), "between": (2, 2)}
 
 @dataclass(frozen=True)
 class Roles:
-    """The columns that name the user, the event and its time (Datetime in UTC), and the session
-    where there are any (a whole number; -1 is none). Rows without a user or a time don't count."""
+    """Names of columns: `user`, `event`, its `time` (Datetime in UTC), and `session` where there
+    are any (a whole number; -1 is none). Rows without a user or a time don't count."""
 
     user: str
     event: str
@@ -55,8 +55,8 @@ class Roles:
 
 @dataclass(frozen=True)
 class Where:
-    """A filter on one property. "set" and "not set" take no values, "between" two (both ends
-    included), the others one or more of which one must hold."""
+    """A filter on one `property`. The `op` "set" and "not set" take no `values`, "between" two
+    (both ends included), the others one or more of which one must hold. Raises BadInput."""
 
     property: str
     op: Operator
@@ -78,8 +78,9 @@ class Where:
             )
 
     def expr(self, schema: pl.Schema) -> pl.Expr:
-        """Whether it holds, true or false for every row. Raises BadInput for a value that the
-        property's type can't have, or a property that the frame can't have."""
+        """Whether it holds, true or false for every row of a frame of this `schema`. Raises
+        BadInput for a value that the property's type can't have, or a property that the frame
+        can't have."""
         value = property_of(self.property, schema)
         dtype = schema.get(self.property, pl.String())
         if self.op in ("set", "not set"):
@@ -103,8 +104,8 @@ class Where:
 
 @dataclass(frozen=True)
 class Event:
-    """Events of one name that pass all filters; any name with None. With `first`, only a user's
-    first ones of them in the frame (with None: new users), simultaneous ones included."""
+    """Events of one `name` (any with None) that pass all filters of `where`. With `first`, only a
+    user's first ones of them in the frame (of any name: new users), simultaneous ones included."""
 
     name: str | None = None
     where: tuple[Where, ...] = ()
@@ -112,11 +113,12 @@ class Event:
 
     @property
     def label(self) -> str:
+        """Its name in tables."""
         return self.name if self.name is not None else "(any)"
 
     @classmethod
     def parse(cls, given: object) -> Event:
-        """One from a name, or from JSON types:
+        """One that is `given` as a name, or in JSON types:
         {"event": NAME, "where": [{"property": …, "op": …, "values": […]}], "first": false}.
         Raises BadInput."""
         if isinstance(given, Event):
@@ -133,8 +135,8 @@ class Event:
         return cls(name, parse_filters(given.get("where", ())), first)
 
     def expr(self, schema: pl.Schema, roles: Roles) -> pl.Expr:
-        """Whether a row is such an event, true or false. The name comes first, for Polars to prune
-        by it."""
+        """Whether a row is such an event, true or false, in a frame of this `schema` and `roles`.
+        The name comes first, for Polars to prune by it."""
         held = [where.expr(schema) for where in self.where]
         if self.name is not None:
             held.insert(0, (pl.col(roles.event) == self.name).fill_null(False))
@@ -144,6 +146,26 @@ class Event:
             earliest = pl.when(found).then(time).min().over(roles.user)
             return found & (time == earliest).fill_null(False)
         return found
+
+
+def any_of(kinds: Sequence[Event], schema: pl.Schema, roles: Roles | None) -> pl.Expr:
+    """Whether a row is of any kind, whatever other rows there are; roles are needed where a kind
+    has a name. Raises BadInput for a user's first events."""
+    if any(kind.first for kind in kinds):
+        raise BadInput("event: expected one that a row tells by itself, got a user's first")
+    return _any(kind.expr(schema, roles or Roles("", "", "")) for kind in kinds)
+
+
+def labels_of(question: Mapping[str, object]) -> list[str]:
+    """The names of the events of a question, in the order in which they play a part; or its
+    user."""
+    found: list[str] = []
+    for name in ("steps", "events", "start", "back", "event", "user"):
+        value = question.get(name)
+        given = value if isinstance(value, list | tuple) else [value]
+        found += [one.label for one in given if isinstance(one, Event)]
+        found += [value] if name == "user" and isinstance(value, str) else []
+    return found
 
 
 def filtered(event: Event, where: Sequence[Where]) -> Event:

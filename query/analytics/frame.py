@@ -7,16 +7,21 @@ A row without a user or a time is none. Event names go to the scan as one predic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import reduce
 from operator import or_
 
 import polars as pl
 
 from forebay.query.analytics.events import Event, Roles, property_of
+from forebay.query.analytics.period import Interval, Period
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import did_you_mean
+from forebay.storage.base.times import now_ms, time_of
 
 OTHERS = "(others)"
+DAYS = 30
+"""Of a period that is not given."""
 GROUPS_MAX = 1000
 GROUP = ["group", "others"]
 GROUP_SCHEMA = {"group": pl.String, "others": pl.Boolean}
@@ -72,6 +77,19 @@ def latest(frame: pl.LazyFrame, roles: Roles) -> int:
     require_roles(frame.collect_schema(), roles)
     found = frame.select(pl.col(roles.time).max().dt.epoch("ms")).collect(engine="streaming")
     return found.item() or 0
+
+
+def recent(frame: pl.LazyFrame, roles: Roles, interval: Interval) -> Period:
+    """The last DAYS days up to the newest event that is not in the future, from the first event on.
+    Raises BadInput if there is none."""
+    rows, _ = matched(frame, roles, [Event()])
+    past = rows.filter(pl.col(roles.time) <= time_of(now_ms())).select(pl.col(roles.time).dt.date())
+    found = past.select(first=pl.first().min(), last=pl.first().max()).collect(engine="streaming")
+    first, last = found.row(0)
+    if last is None:
+        raise BadInput("period: expected events with a user and a time, got none")
+    end = last + timedelta(days=1)
+    return Period(max(first, end - timedelta(days=DAYS)), end, interval)
 
 
 def top_groups(rows: pl.DataFrame, ranking: pl.DataFrame, limit: int) -> pl.DataFrame:

@@ -44,11 +44,13 @@ from forebay.query.analytics.frame import (
     without_group,
 )
 from forebay.query.analytics.period import Period
+from forebay.query.analytics.result import Result
 from forebay.query.analytics.sequences import Paths, Rules, paths
 from forebay.storage.base.errors import BadInput
 
 Order = Literal["this", "exact", "any"]
 Reentry = Literal["any", "first", "latest"]
+Attribution = Literal["entry", "first touch", "last touch", "all steps"] | int
 STEPS_MAX = 30
 BINS = 12
 ROUNDING_MS = 60_000
@@ -57,17 +59,18 @@ ROUNDING_MS = 60_000
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Events that must not lie between two steps (from 1), by default the first and last."""
+    """Events that must not lie between two steps: none like `event` after the step `after` (from 1)
+    and before the step `before`, by default the first and last."""
 
     event: Event
     after: int = 1
     before: int | None = None
 
 
-@dataclass(frozen=True)
-class Funnel:
-    """The answer. All frames have the column `group` (with `others`, see `frame.top_groups`) where
-    there is a `by`; counts are of units or paths, and times in milliseconds.
+@dataclass(frozen=True, repr=False)
+class Funnel(Result):
+    """The answer to `question`. All frames have the column `group` (with `others`, see
+    `frame.top_groups`) where there is a `by`; counts are of units or paths, times in milliseconds.
 
     `steps`         `step` (from 1), `event`, `count`, `of_first`, `of_previous` (shares, null of
                     none), `mean_ms` and `median_ms` since the step before
@@ -76,7 +79,6 @@ class Funnel:
     `distribution`  of these: `from_ms`, `to_ms`, `count`, in bins of equal width, the last closed
     """
 
-    question: Mapping[str, object]
     steps: pl.DataFrame
     over_time: pl.DataFrame
     whole: pl.DataFrame
@@ -96,7 +98,7 @@ def funnel(
     resolution: timedelta = timedelta(seconds=1),
     segment: Sequence[Where] = (),
     by: str | None = None,
-    attribution: Literal["entry", "first touch", "last touch", "all steps"] | int = "entry",
+    attribution: Attribution = "entry",
     limit: int = 100,
     hold: str | None = None,
     exclude: Sequence[Exclusion] = (),

@@ -7,7 +7,6 @@ bucket before and are not in this one (Amplitude, Lifecycle; PostHog's "dormant"
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +15,15 @@ import polars as pl
 from forebay.query.analytics.events import Event, Roles
 from forebay.query.analytics.frame import matched, ms_of_time
 from forebay.query.analytics.period import Period
+from forebay.query.analytics.result import Result
 from forebay.storage.base.times import time_of
 
 
-@dataclass(frozen=True)
-class Lifecycle:
-    """The answer: `over_time` has `bucket`, and numbers of users: `new`, `returning`,
+@dataclass(frozen=True, repr=False)
+class Lifecycle(Result):
+    """The answer to `question`: `over_time` has `bucket`, and numbers of users: `new`, `returning`,
     `resurrected`, `dormant`."""
 
-    question: Mapping[str, object]
     over_time: pl.DataFrame
 
 

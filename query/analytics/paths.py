@@ -8,7 +8,7 @@ and so are those whose path has ended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -18,6 +18,7 @@ import polars as pl
 from forebay.query.analytics.events import Event, Roles
 from forebay.query.analytics.frame import OTHERS, matched, ms_of_time
 from forebay.query.analytics.period import Period
+from forebay.query.analytics.result import Result
 from forebay.query.analytics.units import ordered
 from forebay.storage.base.errors import BadInput
 
@@ -26,15 +27,14 @@ DROPPED = "(dropped off)"
 NODE = ["event", "kind"]
 
 
-@dataclass(frozen=True)
-class Paths:
-    """The answer. A node is `event` and `kind`: "event", "others" or "dropped off".
+@dataclass(frozen=True, repr=False)
+class Paths(Result):
+    """The answer to `question`. A node is `event` and `kind`: "event", "others" or "dropped off".
 
     `nodes`  `step` (1 is the start event), `event`, `kind`, `users`, most first
     `links`  `step`, `event` and `kind`, `next_event` and `next_kind` at the step after it, `users`
     """
 
-    question: Mapping[str, object]
     nodes: pl.DataFrame
     links: pl.DataFrame
 

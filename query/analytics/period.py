@@ -29,9 +29,10 @@ BUCKETS_MAX = 100_000
 
 @dataclass(frozen=True)
 class Period:
-    """From `start` on and before `end`: days of the time zone, or instants with a zone of their
-    own. Its first and last bucket may begin before it, or end after it: events outside the period
-    count in none. Weeks begin on `week_start` (0 is Monday). Raises BadInput."""
+    """From `start` on and before `end`: days of the time zone `zone`, or instants with a zone of
+    their own; in buckets of an `interval`. The first and last may begin before it, or end after it:
+    events outside the period count in none. Weeks begin on `week_start` (0 is Monday). Raises
+    BadInput."""
 
     start: date
     end: date
@@ -63,12 +64,26 @@ class Period:
                 f" {self.interval}"
             )
 
+    def __str__(self) -> str:
+        last = self.end
+        if not isinstance(last, datetime):
+            last -= timedelta(days=1)
+        days = " to ".join(dict.fromkeys(map(self._told, (self.start, last))))
+        return f"{days} by {self.interval} ({self.zone})"
+
+    def _told(self, day: date) -> str:
+        if not isinstance(day, datetime):
+            return str(day)
+        return f"{day.astimezone(zone_of(self.zone)):%Y-%m-%d %H:%M}"
+
     @cached_property
     def start_ms(self) -> int:
+        """Its first millisecond."""
         return _instant(self.start, zone_of(self.zone))
 
     @cached_property
     def end_ms(self) -> int:
+        """The first millisecond after it."""
         return _instant(self.end, zone_of(self.zone))
 
     @cached_property
@@ -98,7 +113,7 @@ class Period:
         return len(self.edges_ms) - 1
 
     def label(self, number: pl.Expr) -> pl.Expr:
-        """The beginning of the bucket of this number, Datetime in the zone."""
+        """The beginning of the bucket of this `number`, Datetime in the zone."""
         starts = pl.Series(self.edges_ms[:-1]).cast(pl.Datetime("ms", "UTC"))
         return pl.lit(starts.dt.convert_time_zone(self.zone)).gather(number)
 
@@ -119,12 +134,13 @@ class Period:
         return replace(self, start=day, end=_local(int(self.edges_ms[0]), zone))
 
     def within(self, column: str, *, before_ms: int = 0, after_ms: int = 0) -> pl.Expr:
-        """Whether a time is in the period, or so much before or after it."""
+        """Whether the time in `column` is in the period, or `before_ms` before it, or up to
+        `after_ms` after it."""
         low, high = time_of(self.start_ms - before_ms), time_of(self.end_ms + after_ms)
         return pl.col(column).is_between(low, high, closed="left" if not after_ms else "both")
 
     def bucket(self, ms: pl.Expr) -> pl.Expr:
-        """The number of the bucket of times in milliseconds, which are in the period."""
+        """The number of the bucket of times `ms` in milliseconds, which are in the period."""
         widths = np.diff(self.edges_ms)
         if (widths == widths[0]).all():  # as it is unless clocks change
             return ((ms - int(self.edges_ms[0])) // int(widths[0])).cast(pl.Int32)

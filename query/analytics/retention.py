@@ -35,25 +35,27 @@ from forebay.query.analytics.frame import (
     without_group,
 )
 from forebay.query.analytics.period import DAY_MS, Period
+from forebay.query.analytics.result import Result
 from forebay.query.analytics.units import number, order, place
 from forebay.storage.base.compiled import compiled
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import ms_of, time_of
 
+Mode = Literal["on", "on or after"]
 WIDTHS_MS = {"day": DAY_MS, "week": 7 * DAY_MS, "month": 30 * DAY_MS}
 DAYS_MAX = 1000
 
 
-@dataclass(frozen=True)
-class Retention:
-    """The answer. Columns `group` and `others` (see `frame.top_groups`) where there is a `by`.
+@dataclass(frozen=True, repr=False)
+class Retention(Result):
+    """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) where there
+    is a `by`.
 
     `cohorts`  `cohort` (the bucket), `from_day`, `to_day` (not included; null with "on or after"),
                `count` of users who came back, `out_of` users, `share`, `complete`
     `overall`  the same over all cohorts that are complete then
     """
 
-    question: Mapping[str, object]
     cohorts: pl.DataFrame
     overall: pl.DataFrame
 
@@ -65,7 +67,7 @@ def retention(
     back: Event,
     period: Period,
     *,
-    mode: Literal["on", "on or after"] = "on",
+    mode: Mode = "on",
     days: int = 30,
     brackets: Sequence[tuple[int, int]] | None = None,
     calendar: bool = False,

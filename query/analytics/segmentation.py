@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, get_args
@@ -36,6 +36,7 @@ from forebay.query.analytics.frame import (
     without_group,
 )
 from forebay.query.analytics.period import Period
+from forebay.query.analytics.result import Result
 from forebay.query.analytics.units import tallied
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import ms_of, time_of
@@ -59,17 +60,17 @@ _OPERATORS: dict[type[ast.operator], Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """The answer. Columns `group` and `others` (see `frame.top_groups`) where there is a `by`, and
-    `times` (the least number of the bin, the end not included) with the measure "frequency".
+@dataclass(frozen=True, repr=False)
+class Segmentation(Result):
+    """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) where there
+    is a `by`, and `times` (the least number of the bin, the end not included) with the measure
+    "frequency".
 
     `over_time`  `event` (its place in the question, from 0; not in a formula's), `bucket`, `value`
     `overall`    the same over the whole period
     `before`     as `over_time`, of the period before, if that was asked for
     """
 
-    question: Mapping[str, object]
     over_time: pl.DataFrame
     overall: pl.DataFrame
     before: pl.DataFrame | None = None
@@ -126,8 +127,8 @@ def formula(
     frame: pl.LazyFrame,
     roles: Roles,
     events: Sequence[Event],
-    period: Period,
     text: str,
+    period: Period,
     **options: object,
 ) -> Segmentation:
     """A formula over several events, such as "UNIQUES(B) / UNIQUES(A)": events are A, B, …;

@@ -29,6 +29,7 @@ from forebay.query.analytics.frame import (
     without_group,
 )
 from forebay.query.analytics.period import Period
+from forebay.query.analytics.result import Result
 from forebay.query.analytics.units import ordered
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import time_of
@@ -37,9 +38,10 @@ LENGTHS_MS = (0, 3_000, 10_000, 30_000, 60_000, 180_000, 600_000, 1_800_000, 3_6
 """Amplitude's bins of session lengths."""
 
 
-@dataclass(frozen=True)
-class Sessions:
-    """The answer. Columns `group` and `others` (see `frame.top_groups`) where there is a `by`.
+@dataclass(frozen=True, repr=False)
+class Sessions(Result):
+    """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) where there
+    is a `by`.
 
     `over_time`  `bucket`, `sessions`, `users` (with one), `mean_ms` and `median_ms` (length; null
                  of none), `events_per_session`, `per_user` (null of none)
@@ -47,7 +49,6 @@ class Sessions:
     `lengths`    `from_ms`, `to_ms` (not included; null is the last), `sessions` of such a length
     """
 
-    question: Mapping[str, object]
     over_time: pl.DataFrame
     overall: pl.DataFrame
     lengths: pl.DataFrame

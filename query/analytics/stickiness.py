@@ -5,7 +5,6 @@ Days are those of the period's zone, weeks and months its buckets (Amplitude, St
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import polars as pl
@@ -23,19 +22,19 @@ from forebay.query.analytics.frame import (
     without_group,
 )
 from forebay.query.analytics.period import Period
+from forebay.query.analytics.result import Result
 from forebay.storage.base.errors import BadInput
 
 DAYS = {"week": 7, "month": 31}
 
 
-@dataclass(frozen=True)
-class Stickiness:
-    """The answer: `over_time` has `bucket` (week or month), `days` (1 to 7 or 31), `users` who were
-    active on so many, `share` of those who were on any (null of none); `overall` the same summed
-    over all buckets. Columns `group` and `others` (see `frame.top_groups`) where there is a `by`:
-    a user is of each group in which there was an event, with the days of that."""
+@dataclass(frozen=True, repr=False)
+class Stickiness(Result):
+    """The answer to `question`: `over_time` has `bucket` (week or month), `days` (1 to 7 or 31),
+    `users` who were active on so many, `share` of those who were on any (null of none); `overall`
+    the same summed over all buckets. Columns `group` and `others` (see `frame.top_groups`) where
+    there is a `by`: a user is of each group in which there was an event, with the days of that."""
 
-    question: Mapping[str, object]
     over_time: pl.DataFrame
     overall: pl.DataFrame
 

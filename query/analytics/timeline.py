@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -10,17 +9,17 @@ import polars as pl
 
 from forebay.query.analytics.events import Roles
 from forebay.query.analytics.frame import require_roles
+from forebay.query.analytics.result import Result
 from forebay.storage.base.errors import BadInput
 from forebay.storage.formats.schema import OFFSET, PARTITION
 
 LIMIT_MAX = 100_000
 
 
-@dataclass(frozen=True)
-class Timeline:
-    """The answer: `events` has all columns of the frame, the earliest event first."""
+@dataclass(frozen=True, repr=False)
+class Timeline(Result):
+    """The answer to `question`: `events` has all columns of the frame, the earliest event first."""
 
-    question: Mapping[str, object]
     events: pl.DataFrame
 
 
@@ -38,7 +37,7 @@ def timeline(
     """The newest `limit` events of a user after leaving out `offset` (or the earliest), from
     `start` on and before `end`; those at one time in order of partition and offset, where the frame
     has them. Raises BadInput."""
-    question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
+    question = {name: value for name, value in locals().items() if name != "frame"}
     schema = frame.collect_schema()
     require_roles(schema, roles)
     if not 1 <= limit <= LIMIT_MAX or offset < 0:

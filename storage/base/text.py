@@ -34,6 +34,18 @@ def size_text(count: int) -> str:
     return f"{count / unit:.1f} {name}" if rest else f"{whole:,} {name}"
 
 
+def length_text(ms: int) -> str:
+    """A length of time in its two greatest units."""
+    if ms < 10_000:
+        return f"{ms / 1000:g}s"
+    rest, found = ms // 1000, list[str]()
+    for unit, seconds in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, rest = divmod(rest, seconds)
+        if count or found:
+            found.append(f"{count}{unit}")
+    return " ".join(one for one in found[:2] if not one.startswith("0"))
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known one that it is most like, if any."""
     found = nearest(name, known)

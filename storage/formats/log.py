@@ -280,12 +280,33 @@ class LogReader:
             self._crc, self._bytes = found[-1][0].end_crc, found[-1][0].end
         return found
 
+    def skip(self, extent: Extent) -> None:
+        """Go on behind an extent, of which only the schema is read: the rest is not verified.
+        Raises MissingFile or Corruption."""
+        size = STRETCH_BYTES
+        while extent.bytes:
+            data = self._read(min(size, extent.bytes))
+            source = pa.BufferReader(pa.py_buffer(data))
+            try:
+                self.schema = _read_schema(source)
+                break
+            except (pa.ArrowException, ValueError, EOFError, OSError) as error:
+                if size >= extent.bytes:
+                    raise Corruption(
+                        f"log {self._path}: expected a schema, got {error}", 0
+                    ) from error
+                size *= 8
+        else:
+            return
+        self._prefix = data[: source.tell()]
+        self._crc, self._bytes = extent.crc, extent.bytes
+
     def pieces(
-        self, extent: Extent, *, each: bool = True
+        self, extent: Extent, *, torn_ok: bool = False, each: bool = True
     ) -> Iterator[list[tuple[Span, memoryview]]]:
-        """The same, some PIECE_BYTES of the file at a time. What comes is what was written, by the
-        checksums of the batches, unless `each` is False; whether it is the extent shows when all
-        has come."""
+        """The same as `follow`, some PIECE_BYTES of the file at a time. What comes is what was
+        written, by the checksums of the batches, unless `each` is False; whether it is the extent
+        shows when all has come."""
         size = PIECE_BYTES
         while self._bytes + size < extent.bytes:
             data = self._read(self._bytes + size)
@@ -294,7 +315,7 @@ class LogReader:
             if found:
                 self._crc, self._bytes = found[-1][0].end_crc, found[-1][0].end
                 yield found
-        yield self.follow(extent)
+        yield self.follow(extent, torn_ok=torn_ok)
 
     def _read(self, end: int) -> bytes:
         try:

@@ -1,0 +1,178 @@
+"""`forebay tail`: the newest events, and those that come.
+
+A look for what is new costs a `stat` a manifest, as often as the job publishes at most. It ends
+when the reader of standard output has gone, also while no event comes.
+"""
+
+import select
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+import polars as pl
+from rich.cells import cell_len
+
+from forebay.cli.analytics import example
+from forebay.cli.event import events, filters
+from forebay.cli.options import data_dirs_option
+from forebay.cli.output import GAP, time_text
+from forebay.cli.rows import WRITERS
+from forebay.query.analytics import Event, Where, read_roles
+from forebay.query.analytics.events import any_of, property_of
+from forebay.query.tail import Tail
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import plain
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
+
+LOOK_MS = 100
+"""Between two looks: the job publishes no more often."""
+EXAMPLE = "forebay tail -f 'purchase where price > 100' --columns user_id,price"
+FORMATS = ("table", "json", "raw")
+Print = Callable[[pl.DataFrame], None]
+
+
+def names(_context: click.Context, _option: click.Parameter, text: str | None) -> list[str]:
+    return [] if text is None else [one.strip() for one in text.split(",")]
+
+
+@click.command(
+    epilog=example("forebay tail -f 'purchase where price > 100' --columns user_id,price")
+)
+@click.argument("kinds", metavar="[EVENT]...", nargs=-1, callback=events)
+@click.option(
+    "-n", "--lines", "count", type=click.IntRange(0), default=10, show_default=True,
+    help="Begin with so many.",
+)  # fmt: skip
+@click.option("-f", "--follow", is_flag=True, help="Go on with those that come, until Ctrl-C.")
+@click.option("--where", multiple=True, callback=filters, help="Of all events.")
+@click.option(
+    "--columns", metavar="PROPERTY,...", callback=names,
+    help="Of the table, beside the upload time.  [default: event and user]",
+)  # fmt: skip
+@click.option(
+    "--format", "kind", type=click.Choice(FORMATS), default="table", show_default=True,
+    help="json: all columns, an object a line. raw: the messages as they came.",
+)  # fmt: skip
+@data_dirs_option()
+def tail(
+    kinds: list[Event], count: int, follow: bool, where: list[Where], columns: list[str],
+    kind: str, roots: list[Path],
+) -> None:  # fmt: skip
+    """Print the newest events, the newest last; with -f, as `tail -f` does, also those that come.
+
+    It begins with the last of those in block logs: events that have long been in chunks are left to
+    `forebay sql`. Those that come are printed once each, some 0.2 s after the job took them, and
+    whether it is killed and started again meanwhile or not; what comes together is in order of
+    upload time.
+
+    An EVENT is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'; `*` is any.
+    """
+    found = Tail(roots, _wanted(roots, kinds, where))
+    out = sys.stdout.buffer
+    show = {"table": _table(roots, columns, out), "json": _json(out), "raw": _raw(out)}[kind]
+    try:
+        show(found.last(count))
+        out.flush()
+        while follow:
+            _wait()
+            missed = found.missed
+            for frame in found.look():
+                show(frame)
+            out.flush()
+            if found.missed > missed:
+                told = f"{found.missed - missed:,} events went by while nothing was printed"
+                click.echo(f"Warning: {told}: see `forebay sql`", err=True)
+    except KeyboardInterrupt:
+        return
+
+
+def _wait() -> None:
+    """Until the next look. Raises BrokenPipeError once the reader has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    for _, event in poll.poll(LOOK_MS):
+        if event & (select.POLLERR | select.POLLHUP):
+            raise BrokenPipeError
+        time.sleep(LOOK_MS / 1000)  # where a terminal can't be polled
+
+
+def _wanted(
+    roots: Sequence[Path], kinds: Sequence[Event], where: Sequence[Where]
+) -> Callable[[pl.DataFrame], pl.DataFrame]:
+    """What is asked for of a frame."""
+    roles = read_roles(*roots) if any(one.name is not None for one in kinds) else None
+
+    def wanted(frame: pl.DataFrame) -> pl.DataFrame:
+        schema = frame.schema
+        held = [one.expr(schema) for one in where]
+        if kinds:
+            held.append(any_of(kinds, schema, roles))
+        return frame.filter(held) if held else frame
+
+    return wanted
+
+
+def _table(roots: Sequence[Path], columns: Sequence[str], out: BinaryIO) -> Print:
+    """Lines of columns that grow as wide as they must."""
+    widths: list[int] = []
+
+    def show(frame: pl.DataFrame) -> None:
+        if not frame.height:
+            return
+        named = columns or _columns(roots)
+        values = [property_of(name, frame.schema).alias(f"{n}") for n, name in enumerate(named)]
+        cells = [
+            (time_text(time, ms=True), *map(_cell, row))
+            for time, row in zip(frame[UPLOAD_TIME], frame.select(values).rows(), strict=True)
+        ]
+        if not widths:
+            widths.extend([0] * (len(named) + 1))
+            cells.insert(0, (UPLOAD_TIME, *map(plain, named)))
+        for row in cells:
+            widths[:] = [max(w, cell_len(one)) for w, one in zip(widths, row, strict=True)]
+        for row in cells:
+            padded = (one + " " * (w - cell_len(one)) for w, one in zip(widths, row, strict=True))
+            out.write(f"{GAP.join(padded).rstrip()}\n".encode())
+
+    return show
+
+
+def _columns(roots: Sequence[Path]) -> list[str]:
+    """The event and the user where it is known which columns these are."""
+    try:
+        roles = read_roles(*roots)
+    except BadInput:
+        return [PARTITION, OFFSET]
+    return [roles.event, roles.user]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return plain(value.decode(errors="replace") if isinstance(value, bytes) else str(value))
+
+
+def _json(out: BinaryIO) -> Print:
+    def show(frame: pl.DataFrame) -> None:
+        WRITERS["ndjson"](frame.to_arrow().to_reader(), out)
+
+    return show
+
+
+def _raw(out: BinaryIO) -> Print:
+    """A message a line; a line's end in one is white space of JSON."""
+
+    def show(frame: pl.DataFrame) -> None:
+        if not frame.height:
+            return
+        if RAW not in frame.columns:
+            raise BadInput(
+                f"--format raw: expected a column {RAW}, got none, for the settings have"
+                " raw = false; --format json has the columns"
+            )
+        out.writelines(message.replace(b"\n", b" ") + b"\n" for message in frame[RAW].drop_nulls())
+
+    return show

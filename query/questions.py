@@ -1,0 +1,280 @@
+"""The questions of product analytics as methods of a store.
+
+    store.funnel(["search", "purchase"]).steps
+    store.retention("signup", by="country", layers="all").overall
+
+Each asks the function of its name in `forebay.query.analytics`, which says what its options mean,
+about the events of a view taken for it, and again of a new view when a file has gone. What always
+holds: an event is an `Event` or its name; roles are those of the data unless others are given; the
+period is the last 30 days of the data unless one is given.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import polars as pl
+
+from forebay.query import analytics
+from forebay.query.analytics.events import Event, Roles, Where
+from forebay.query.analytics.frame import recent
+from forebay.query.analytics.funnel import Attribution, Exclusion, Funnel, Order, Reentry
+from forebay.query.analytics.lifecycle import Lifecycle
+from forebay.query.analytics.paths import Paths
+from forebay.query.analytics.period import Interval, Period
+from forebay.query.analytics.retention import Mode, Retention
+from forebay.query.analytics.roles import read_roles
+from forebay.query.analytics.segmentation import FREQUENCY, Measure, Segmentation
+from forebay.query.analytics.sessions import LENGTHS_MS, Sessions
+from forebay.query.analytics.stickiness import Stickiness
+from forebay.query.analytics.timeline import Timeline
+from forebay.query.dataset import Dataset
+
+Layers = Literal["realtime", "all"]
+T = TypeVar("T")
+ANY = Event()
+
+
+def _events(given: object) -> Event | list[Event]:
+    """Of an event or its name, or of several."""
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [Event.parse(one) for one in given]
+    return Event.parse(given)
+
+
+class Questions(Dataset):
+    """What one can ask about users; a `Store` has these methods.
+
+    All take a `period` (by default the last 30 days up to the newest event, or from the first one
+    on), `layers` as in `Store.scan`, and `roles`: the columns of user, event, time and session, by
+    default those of the data. Where they are taken, `by` is a property that divides the answer into
+    groups, of which the `limit` largest are named, and `segment` or `where` filters events. A
+    property is a column, or a path such as "user_properties.plan" into `raw`.
+
+    Answers hold tidy frames and the question; `answer.chart()` draws one. Raise BadInput for what
+    can't be asked, else what the other methods of a Store raise.
+    """
+
+    _roots: list[Path]
+
+    @abstractmethod
+    def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
+        """All events of a view taken now."""
+
+    def roles(self, **named: str) -> Roles:
+        """The columns that have the user, the event, its time and the session, as the job has
+        published them; `named` ones (user=…, event=…, time=…, session=…) take their place. Raises
+        BadInput where one is unknown or differs between data directories."""
+        return read_roles(*self._roots, **named)
+
+    def funnel(
+        self,
+        steps: Sequence[Event | str],
+        period: Period | None = None,
+        *,
+        order: Order = "this",
+        window: timedelta = timedelta(days=1),
+        count: Literal["uniques", "totals"] = "uniques",
+        reentry: Reentry = "any",
+        resolution: timedelta = timedelta(seconds=1),
+        segment: Sequence[Where] = (),
+        by: str | None = None,
+        attribution: Attribution = "entry",
+        limit: int = 100,
+        hold: str | None = None,
+        exclude: Sequence[Exclusion] = (),
+        exclusion: Literal["break", "drop"] = "break",
+        roles: Roles | None = None,
+        layers: Layers = "realtime",
+    ) -> Funnel:
+        """How many users go through the `steps`, one after the other, and how long it takes them.
+
+        `order`: "this" (other events may lie between), "exact" (none may) or "any". `window`: from
+        the first step to the last. `count`: "uniques" (a user's longest path), or "totals" (all
+        paths). `reentry`: which entry a path begins with. Events within `resolution` are
+        simultaneous. `segment` filters the first step only. `attribution`: the step whose value of
+        `by` counts. `hold`: a property that must have one value at all steps. `exclude`: events
+        that must not lie between steps; they end a path, or with `exclusion` "drop" its user.
+        """
+        return self._asked(analytics.funnel, locals(), "steps")
+
+    def retention(
+        self,
+        start: Event | str,
+        back: Event | str = ANY,
+        period: Period | None = None,
+        *,
+        mode: Mode = "on",
+        days: int = 30,
+        brackets: Sequence[tuple[int, int]] | None = None,
+        calendar: bool = False,
+        segment: Sequence[Where] = (),
+        by: str | None = None,
+        limit: int = 100,
+        now: datetime | None = None,
+        roles: Roles | None = None,
+        layers: Layers = "realtime",
+    ) -> Retention:
+        """How many of those who did `start` did `back` (by default any event) on later days.
+
+        `mode`: "on" day X, or "on or after" it. `days`: the last one that is asked about, counted
+        in intervals of the period; `brackets`: ranges of days in place of it, ends not included.
+        `calendar`: days of the zone, not 24 hours from the start. `segment` filters start events.
+        `now`: the time of asking, by default that of the newest event.
+        """
+        return self._asked(analytics.retention, locals(), "start", "back")
+
+    def segmentation(
+        self,
+        events: Event | str | Sequence[Event | str],
+        period: Period | None = None,
+        *,
+        measure: Measure = "uniques",
+        of: str | None = None,
+        percentile: float = 90,
+        frequency: Sequence[int] = FREQUENCY,
+        segment: Sequence[Where] = (),
+        by: str | None = None,
+        limit: int = 100,
+        compare: bool = False,
+        now: datetime | None = None,
+        roles: Roles | None = None,
+        layers: Layers = "realtime",
+    ) -> Segmentation:
+        """How much of one or several `events` there was in each interval of the period, and
+        overall.
+
+        `measure`: "uniques", "totals", "share", "average", "frequency"; or "sum", "mean", "median",
+        "percentile" and "distinct", which take the property `of`. `percentile`: 0 to 100.
+        `frequency`: the least numbers of its bins. `compare`: the same of the period before, as far
+        as this one has come at `now`.
+        """
+        events = [events] if isinstance(events, Event | str) else events
+        return self._asked(analytics.segmentation, locals(), "events")
+
+    def formula(
+        self,
+        events: Sequence[Event | str],
+        text: str,
+        period: Period | None = None,
+        *,
+        of: str | None = None,
+        percentile: float = 90,
+        segment: Sequence[Where] = (),
+        by: str | None = None,
+        limit: int = 100,
+        roles: Roles | None = None,
+        layers: Layers = "realtime",
+    ) -> Segmentation:
+        """A formula `text` over several `events`, which are A, B, … in it, such as
+        "UNIQUES(B) / UNIQUES(A)"; its functions are the measures of `segmentation`, of which some
+        take the property `of` and a `percentile`."""
+        return self._asked(analytics.formula, locals(), "events")
+
+    def sessions(
+        self,
+        period: Period | None = None,
+        *,
+        gap: timedelta | None = None,
+        to_midnight: bool = False,
+        where: Sequence[Where] = (),
+        by: str | None = None,
+        limit: int = 100,
+        longest: timedelta = timedelta(days=1),
+        bins_ms: Sequence[int] = LENGTHS_MS,
+        roles: Roles | None = None,
+        layers: Layers = "realtime",
+    ) -> Sessions:
+        """How many sessions begin in each interval, their length, and their events.
+
+        A session is what has one id in the role session; with `gap`, a run of a user's events
+        without a longer pause, which with `to_midnight` ends with the day. `longest`: how far
+        outside the period events are read. `bins_ms`: lower ends of the table of lengths.
+        """
+        return self._asked(analytics.sessions, locals())
+
+    def stickiness(
+        self,
+        event: Event | str = ANY,
+        period: Period | None = None,
+        *,
+        at_least: bool = False,
+        by: str | None = None,
+        limit: int = 100,
+        roles: Roles | None = None,
+        layers: Layers = "realtime",
+    ) -> Stickiness:
+        """On how many days of a week or month users did `event`, by default any: exactly so many,
+        or with `at_least` so many or more. The default period is divided into weeks."""
+        return self._asked(analytics.stickiness, locals(), "event", interval="week")
+
+    def paths(
+        self,
+        start: Event | str,
+        period: Period | None = None,
+        *,
+        steps: int = 5,
+        limit: int = 10,
+        window: timedelta = timedelta(days=1),
+        collapse: bool = False,
+        among: Sequence[Event | str] = (),
+        roles: Roles | None = None,
+        layers: Layers = "realtime",
+    ) -> Paths:
+        """What users do after their first `start` of the period, in `steps` steps within `window`;
+        each names its `limit` most frequent events. `collapse`: an event that is repeated at once
+        is one step. `among`: only these events are steps."""
+        return self._asked(analytics.paths, locals(), "start", "among")
+
+    def lifecycle(
+        self,
+        period: Period | None = None,
+        *,
+        event: Event | str | None = None,
+        roles: Roles | None = None,
+        layers: Layers = "realtime",
+    ) -> Lifecycle:
+        """In each interval, how many users who did `event` (by default any) are new, returning,
+        resurrected or dormant."""
+        return self._asked(analytics.lifecycle, locals(), "event")
+
+    def timeline(
+        self,
+        user: str,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        limit: int = 1000,
+        offset: int = 0,
+        earliest: bool = False,
+        roles: Roles | None = None,
+        layers: Layers = "realtime",
+    ) -> Timeline:
+        """The newest `limit` events of a `user` (with `earliest`, the earliest), in order of time,
+        from `start` on and before `end`, after leaving out `offset` of them."""
+        return self._asked(analytics.timeline, locals())
+
+    def _asked(
+        self,
+        function: Callable[..., T],
+        given: dict[str, Any],
+        *kinds: str,
+        interval: Interval = "day",
+    ) -> T:
+        """The answer of a function of analytics to a method's arguments, of which `kinds` are
+        events."""
+        del given["self"]
+        named, layers = given.pop("roles"), given.pop("layers")
+        given |= {name: _events(given[name]) for name in kinds if given[name] is not None}
+
+        def answer() -> T:
+            frame, roles = self.scan(layers), named or self.roles()
+            if given.get("period", ...) is None:
+                return function(frame, roles, **{**given, "period": recent(frame, roles, interval)})
+            return function(frame, roles, **given)
+
+        return self._retried(answer)

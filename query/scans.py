@@ -1,0 +1,152 @@
+"""The tables of a view: as lazy frames, and as what the engine of SQL reads.
+
+Rows of the real-time layer are those of chunks and hot blocks between two times; `events_all` has
+the batch layer's below them, and what came late and is not in that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from forebay.query.batches import Between
+from forebay.query.cold import scan_cold
+from forebay.query.frames import polars_schema, scan_frames
+from forebay.query.hot import HotCache
+from forebay.query.iceberg import scan_table
+from forebay.query.partition import Partition, VerifiedChunks
+from forebay.query.tables import (
+    ALL_EVENTS,
+    BATCH_ROWS,
+    LATE,
+    REJECTS,
+    TABLE,
+    ChunkTables,
+    Part,
+    Relation,
+    relation_of,
+    relation_of_frame,
+    viewed,
+)
+from forebay.query.view import View
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.times import EPOCH, time_of
+from forebay.storage.formats.boundary import Placed
+from forebay.storage.formats.frame import REJECT_SCHEMA
+from forebay.storage.formats.rejects import ALL, RejectFilter
+from forebay.storage.formats.schema import UPLOAD_TIME
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Makes tables of views: with the chunks that were verified, the decoded hot logs, and what the
+    batch layer's table needs to be read (`iceberg` properties, folders that it may be in)."""
+
+    chunks: VerifiedChunks
+    hot: HotCache
+    iceberg: Mapping[str, str]
+    roots: Sequence[Path]
+
+    def table(self, view: View, name: str) -> pl.LazyFrame:
+        """One of TABLES."""
+        if name == REJECTS:
+            return scan_rejects(view, ALL)
+        if name == ALL_EVENTS:
+            return self.all(view)
+        return pl.concat([self._scanned(view, *part) for part in parts(view, name)])
+
+    def all(self, view: View) -> pl.LazyFrame:
+        """Both layers, each event once."""
+        events, batch = self.table(view, TABLE), self.batch(view)
+        if batch is None:
+            return events
+        return pl.concat([batch, self.late_only(view, batch), events], how="diagonal")
+
+    def late_only(self, view: View, batch: pl.LazyFrame) -> pl.LazyFrame:
+        """The rows of the late table that the batch layer's has not."""
+        late = self.table(view, LATE)
+        placed: list[Placed] = []
+        for partition in view.late:
+            placed += [*partition.hot, *partition.chunks]
+        if placed:
+            first, last = min(p.first_ms for p in placed), max(p.last_ms for p in placed)
+            near = batch.filter(pl.col(UPLOAD_TIME).is_between(time_of(first), time_of(last)))
+            key = list(view.key)
+            late = late.join(near.select(key), on=key, how="anti")
+        return late
+
+    def batch(self, view: View) -> pl.LazyFrame | None:
+        """The batch layer's table up to the boundary, if `batch.json` names one."""
+        if view.table is None:
+            return None
+        until, schema = view.covered_until or EPOCH, polars_schema(view.schema)
+        return scan_table(
+            view.table, schema, self.iceberg, self.roots, until=until, from_raw=view.from_raw
+        )
+
+    def _scanned(self, view: View, partitions: list[Partition], between: Between) -> pl.LazyFrame:
+        """The rows of blocks and chunks."""
+        schema = polars_schema(view.schema)
+        files = [file for partition in partitions for file in partition.chunk_files]
+        rows = [
+            *scan_cold(files, schema, self.chunks),
+            scan_frames(lambda used: self.hot.frames(partitions, used), schema, "hot blocks"),
+        ]
+        return between.scanned(pl.concat(rows, how="vertical"))
+
+    def relation(
+        self, view: View, name: str, located: Callable[[Path], str], asks: Callable[[str], bool]
+    ) -> Relation:
+        """One of TABLES, whose chunk files the engine finds where they are `located`; of its
+        columns the query `asks` for some."""
+        if name == REJECTS:
+            return relation_of_frame(name, scan_rejects(view, ALL))
+        batch = self.batch(view) if name == ALL_EVENTS else None
+        if batch is not None:
+            other = pl.concat([batch, self.late_only(view, batch)], how="diagonal")
+            events = self.relation(view, TABLE, located, asks)
+            return relation_of_frame(f"{name} batch", other).beside(events)
+        dtypes = polars_schema(view.schema)
+        empty = viewed(pl.DataFrame(schema=dtypes)).schema
+
+        def hot(
+            partitions: list[Partition], columns: Sequence[str], _: object
+        ) -> Iterator[pa.RecordBatch]:
+            used = {column: dtypes[column] for column in columns}
+            for frame in self.hot.frames(partitions, used):
+                yield from viewed(frame.select(columns)).to_batches(BATCH_ROWS)
+
+        files = ChunkTables(view.schema, self.chunks, located, asks)
+        return relation_of(name, parts(view, name), files, hot, empty)
+
+
+def parts(view: View, table: str) -> list[Part]:
+    """The partitions with what may be of a table of events (of the real-time layer's alone), and
+    between which times its rows are. Raises BadInput for what is sealed unless every node has a
+    seal."""
+    until_ms, sealed_ms = view.covered_until_ms, view.sealed_until_ms
+    if table == LATE:
+        return [(view.late, Between(None, until_ms or 0))]
+    if table in (TABLE, ALL_EVENTS):
+        return [(view.events, Between(until_ms))]
+    if sealed_ms is None:
+        raise BadInput("sealed: expected a seal on every node, got none")
+    on_time = [p.only(lambda part: not part.late) for p in view.sealed]
+    came_late = [p.only(lambda part: part.late > 0) for p in view.sealed]
+    return [(on_time, Between(until_ms, sealed_ms)), (came_late, Between(None, sealed_ms))]
+
+
+def picked_rejects(view: View, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
+    """Those meant, batch by batch."""
+    return chain.from_iterable(partition.rejects(wanted) for partition in view.partitions)
+
+
+def scan_rejects(view: View, wanted: RejectFilter) -> pl.LazyFrame:
+    """The same, lazily."""
+    schema = polars_schema(REJECT_SCHEMA)
+    return scan_frames(lambda _: map(pl.DataFrame, picked_rejects(view, wanted)), schema, "rejects")
