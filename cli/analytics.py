@@ -29,7 +29,7 @@ from forebay.cli.output import echo_json
 from forebay.flows.sections import duration_ms
 from forebay.query.analytics import Event, Period, Roles, Where
 from forebay.query.analytics.events import property_of
-from forebay.query.analytics.frame import DAYS, GROUPS_MAX, require_roles
+from forebay.query.analytics.groups import DAYS, GROUPS_MAX, require_roles
 from forebay.query.analytics.period import PARTS_MS, Interval, zone_of
 from forebay.query.questions import Layers
 from forebay.storage.base.errors import BadInput

@@ -19,8 +19,8 @@ from forebay.storage.base.times import now_ms, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.catalog import Chunk
 from forebay.storage.formats.state import BlockState
+from forebay.storage.partition.expiry import EXPIRED, HANDED_OFF, Kept, Retention, kept, room
 from forebay.storage.partition.gc import leaving
-from forebay.storage.partition.retention import EXPIRED, HANDED_OFF, Kept, Retention, kept, room
 
 HEADINGS = ("partition", "what", "name", "first", "last", "rows", "bytes", "fate")
 SUMMARY = ("fate", "what", "count", "rows", "size")

@@ -20,7 +20,7 @@ from forebay.storage.base.times import utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.catalog import read_catalog
 from forebay.storage.formats.state import read_manifest
-from forebay.storage.partition.retention import Kept, kept, room
+from forebay.storage.partition.expiry import Kept, kept, room
 
 NEAR = 0.9
 """Of the bound: from there on it is said that deletion is about to begin."""

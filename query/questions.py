@@ -21,8 +21,8 @@ import polars as pl
 
 from forebay.query import analytics
 from forebay.query.analytics.events import Event, Roles, Where
-from forebay.query.analytics.frame import recent
 from forebay.query.analytics.funnel import Attribution, Exclusion, Funnel, Order, Reentry
+from forebay.query.analytics.groups import recent
 from forebay.query.analytics.lifecycle import Lifecycle
 from forebay.query.analytics.paths import Paths
 from forebay.query.analytics.period import Interval, Period

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.storage.base.layout import BlockId
+from forebay.storage.dedup.arrivals import Arrivals
 from forebay.storage.dedup.keys import KeyCache, KeySet, Stored
-from forebay.storage.dedup.segment import Segment
 from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.hashes import U64, Hash, hash_keys
@@ -99,8 +99,8 @@ class Memory:
         self.apply(Reject(new.rejects, labels(new.rejects), 0))
         if new.events.num_rows:
             stream_ms = self.state.stream_time_ms
-            segment = Segment.of(new.events, SCHEMA.key, SCHEMA.payload, stream_ms, self._hash)
-            for edit in admit(self.state, self, segment, WINDOW_MS, self._backfill_ms):
+            arrivals = Arrivals.of(new.events, SCHEMA.key, SCHEMA.payload, stream_ms, self._hash)
+            for edit in admit(self.state, self, arrivals, WINDOW_MS, self._backfill_ms):
                 self.apply(edit)
 
     def apply(self, edit: Edit) -> None:
@@ -109,9 +109,9 @@ class Memory:
         match edit:
             case Open(block):
                 self._keys[block] = KeySet.empty(Nowhere(), self._cache)
-            case Take(block, segment, rows):
-                events, keys = segment.pick(rows)
-                self._keys[block].add(keys, segment.hashes[rows], segment.payload(rows))
+            case Take(block, arrivals, rows):
+                events, keys = arrivals.pick(rows)
+                self._keys[block].add(keys, arrivals.hashes[rows], arrivals.payload(rows))
                 places = (events.column(name).to_pylist() for name in (PARTITION, OFFSET))
                 self.events[block] += zip(*places, strict=True)
             case Evict(block):
@@ -196,7 +196,7 @@ def test_a_decision_looks_at_the_state_and_changes_nothing_by_itself() -> None:
     memory.append([event(0, 0, 0), event(1, 1, SPAN_MS)])
     before = memory.state.encode()
     taken = frame([event(2, 2, 10 * WINDOW_MS), event(3, 2, 10 * WINDOW_MS)])
-    segment = Segment.of(taken.events, SCHEMA.key, SCHEMA.payload, 0, hash_keys)
-    decided = admit(memory.state, memory, segment, WINDOW_MS, CONFIG.backfill_span_ms)
+    arrivals = Arrivals.of(taken.events, SCHEMA.key, SCHEMA.payload, 0, hash_keys)
+    decided = admit(memory.state, memory, arrivals, WINDOW_MS, CONFIG.backfill_span_ms)
     assert isinstance(next(decided), Evict)
     assert memory.state.encode() == before

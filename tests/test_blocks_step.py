@@ -22,7 +22,7 @@ from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import BoundaryWriter
 from forebay.storage.formats.state import read_manifest
 from forebay.storage.partition.commits import UNCOMMITTED_SNAPSHOTS_MAX
-from forebay.storage.partition.retention import Waiting
+from forebay.storage.partition.expiry import Waiting
 from tests.partition import CONFIG, NAME, SPAN_MS, START_MS, OpenDisk, event, frame
 
 

@@ -17,7 +17,7 @@ from forebay.flows.settings import load
 from forebay.operators.disk_watch import EVERY_S, DiskWatch
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.partition import compaction
-from forebay.storage.partition.retention import LAST_DAY_MS, Kept, Room, room
+from forebay.storage.partition.expiry import LAST_DAY_MS, Kept, Room, room
 from tests.partition import (
     SPAN_MS,
     START_MS,

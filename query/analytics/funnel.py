@@ -33,7 +33,7 @@ import numpy as np
 import polars as pl
 
 from forebay.query.analytics.events import Event, Roles, Where, property_of
-from forebay.query.analytics.frame import (
+from forebay.query.analytics.groups import (
     GROUP,
     filled,
     groups_in,

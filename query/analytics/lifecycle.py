@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from forebay.query.analytics.events import Event, Roles
-from forebay.query.analytics.frame import matched, ms_of_time
+from forebay.query.analytics.groups import matched, ms_of_time
 from forebay.query.analytics.period import Period
 from forebay.query.analytics.result import Result
 from forebay.storage.base.times import time_of

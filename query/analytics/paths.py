@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from forebay.query.analytics.events import Event, Roles
-from forebay.query.analytics.frame import OTHERS, matched, ms_of_time
+from forebay.query.analytics.groups import OTHERS, matched, ms_of_time
 from forebay.query.analytics.period import Period
 from forebay.query.analytics.result import Result
 from forebay.query.analytics.units import ordered

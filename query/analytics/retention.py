@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from forebay.query.analytics.events import Event, Roles, Where, filtered
-from forebay.query.analytics.frame import (
+from forebay.query.analytics.groups import (
     GROUP,
     group_of,
     groups_in,

@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import polars as pl
 
 from forebay.query.analytics.events import Event, Roles, Where, filtered, property_of
-from forebay.query.analytics.frame import (
+from forebay.query.analytics.groups import (
     GROUP,
     filled,
     group_of,

@@ -17,7 +17,7 @@ from itertools import pairwise
 import polars as pl
 
 from forebay.query.analytics.events import Event, Roles, Where
-from forebay.query.analytics.frame import (
+from forebay.query.analytics.groups import (
     GROUP,
     filled,
     group_of,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from forebay.query.analytics.events import Event, Roles
-from forebay.query.analytics.frame import (
+from forebay.query.analytics.groups import (
     GROUP,
     filled,
     group_of,

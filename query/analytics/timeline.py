@@ -8,7 +8,7 @@ from datetime import datetime
 import polars as pl
 
 from forebay.query.analytics.events import Roles
-from forebay.query.analytics.frame import require_roles
+from forebay.query.analytics.groups import require_roles
 from forebay.query.analytics.result import Result
 from forebay.storage.base.errors import BadInput
 from forebay.storage.formats.schema import OFFSET, PARTITION

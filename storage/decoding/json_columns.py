@@ -39,7 +39,7 @@ from forebay.storage.decoding.documents import (
 from forebay.storage.decoding.exact import Exact, Found, is_finer
 from forebay.storage.decoding.json_reader import READ_TYPES, Reader, misread
 from forebay.storage.decoding.mend import HALF, Mender, with_text_at
-from forebay.storage.decoding.units import EXPECTED, moments
+from forebay.storage.decoding.time_units import EXPECTED, moments
 from forebay.storage.formats.columns import Mask, as_mask, nulled, outside_years
 from forebay.storage.formats.schema import (
     AS_WRITTEN,

@@ -1,10 +1,9 @@
-"""Which events of a segment are duplicates, and of these, which have another payload.
+"""Which of the events that arrive are duplicates, and of these, which have another payload.
 
-An event is judged against what was there before the segment, then against the segment's earlier
-events. The event kept, whose payload is the one to compare with, is the one that counts as live
-(in a live block, or accepted earlier in the segment) if there is one, else that of a retained block
-that counts for it, the first of these. No two of a kind have one key, so the answer does not depend
-on how input is cut.
+An event is judged against what was there before all of them, then against those before it. The
+event kept, whose payload is the one to compare with, is the one that counts as live (in a live
+block, or accepted before it) if there is one, else that of a retained block that counts for it, the
+first of these. No two of a kind have one key, so the answer does not depend on how input is cut.
 """
 
 from __future__ import annotations
@@ -13,31 +12,31 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from forebay.storage.dedup.arrivals import Arrivals
 from forebay.storage.dedup.keys import KeySet, earlier_rows
-from forebay.storage.dedup.segment import Segment
 from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.hashes import I64
 from forebay.storage.formats.payload import Probe
 
 
 def duplicates(
-    segment: Segment,
+    arrivals: Arrivals,
     live: Iterable[tuple[KeySet, Mask]],
     retained: Iterable[tuple[KeySet, Mask]],
 ) -> tuple[Mask, Mask]:
     """For each event, whether it is a duplicate, and whether it is one with another payload (never,
     if payloads are not compared). `live` has each key set of live blocks with the rows that may be
     in it, `retained` each other one with the rows for which it counts."""
-    dropped: Mask = np.zeros(len(segment), dtype=bool)
-    differs: Mask = np.zeros(len(segment), dtype=bool)
+    dropped: Mask = np.zeros(len(arrivals), dtype=bool)
+    differs: Mask = np.zeros(len(arrivals), dtype=bool)
 
     def look(keys: KeySet, rows: I64) -> None:
-        found = keys.find(segment.hashes[rows], segment.keys, rows)
+        found = keys.find(arrivals.hashes[rows], arrivals.keys, rows)
         hit = np.flatnonzero(found >= 0)
         if len(hit):
             dropped[rows[hit]] = True
-            if segment.probe:
-                differs[rows[hit]] = keys.differs(found[hit], segment.probe, rows[hit])
+            if arrivals.probe:
+                differs[rows[hit]] = keys.differs(found[hit], arrivals.probe, rows[hit])
 
     for keys, may in live:
         rows = np.flatnonzero(may & ~dropped)
@@ -50,28 +49,28 @@ def duplicates(
             look(keys, rows)
     in_retained = np.flatnonzero(dropped & ~in_live)
     rows = np.flatnonzero(~dropped)
-    earlier = earlier_rows(segment.hashes[rows], segment.keys, rows)
+    earlier = earlier_rows(arrivals.hashes[rows], arrivals.keys, rows)
     again = np.flatnonzero(earlier >= 0)
     if len(again):
         copies, firsts = rows[again], rows[earlier[again]]
         dropped[copies] = True
-        if segment.probe:
-            differs[copies] = segment.probe.hashes[copies] != segment.probe.hashes[firsts]
-    if segment.probe and len(in_retained):
-        _compare_with_accepted(segment, segment.probe, in_retained, ~dropped, differs)
+        if arrivals.probe:
+            differs[copies] = arrivals.probe.hashes[copies] != arrivals.probe.hashes[firsts]
+    if arrivals.probe and len(in_retained):
+        _compare_with_accepted(arrivals, arrivals.probe, in_retained, ~dropped, differs)
     return dropped, differs
 
 
 def _compare_with_accepted(
-    segment: Segment, probe: Probe, rows: I64, accepted: Mask, differs: Mask
+    arrivals: Arrivals, probe: Probe, rows: I64, accepted: Mask, differs: Mask
 ) -> None:
     """Judge anew those of `rows`, dropped for a retained block, whose key an earlier event of the
-    segment was accepted with, at another upload time: seldom any."""
-    rows = rows[np.isin(segment.hashes[rows], segment.hashes[accepted])]
+    arrivals was accepted with, at another upload time: seldom any."""
+    rows = rows[np.isin(arrivals.hashes[rows], arrivals.hashes[accepted])]
     if not len(rows):
         return
-    kept = np.flatnonzero(accepted & np.isin(segment.hashes, segment.hashes[rows]))
-    first = {key: row for row, key in zip(kept.tolist(), segment.key_tuples(kept), strict=True)}
-    for row, key in zip(rows.tolist(), segment.key_tuples(rows), strict=True):
+    kept = np.flatnonzero(accepted & np.isin(arrivals.hashes, arrivals.hashes[rows]))
+    first = {key: row for row, key in zip(kept.tolist(), arrivals.key_tuples(kept), strict=True)}
+    for row, key in zip(rows.tolist(), arrivals.key_tuples(rows), strict=True):
         if first.get(key, row) < row:
             differs[row] = probe.hashes[row] != probe.hashes[first[key]]

@@ -28,9 +28,9 @@ import numpy as np
 import pyarrow as pa
 
 from forebay.storage.base.layout import BlockId
+from forebay.storage.dedup.arrivals import Arrivals
 from forebay.storage.dedup.duplicates import duplicates
 from forebay.storage.dedup.keys import KeySet
-from forebay.storage.dedup.segment import Segment
 from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.hashes import I64, U64
@@ -65,7 +65,7 @@ def unseen(state: PartitionState, frame: Frame) -> Frame | None:
 
 
 def admit(
-    state: PartitionState, known: Known, events: Segment, window_ms: int, backfill_span_ms: int
+    state: PartitionState, known: Known, events: Arrivals, window_ms: int, backfill_span_ms: int
 ) -> Iterator[Evict | Judge | Open | Take]:
     """Steps 1 to 4 for each of these events. `window_ms` is the dedup window; `backfill_span_ms` is
     a day but in tests."""
@@ -82,7 +82,7 @@ def admit(
 
 
 def _admit_part(
-    state: PartitionState, known: Known, part: Segment, window_ms: int, backfill_span_ms: int
+    state: PartitionState, known: Known, part: Arrivals, window_ms: int, backfill_span_ms: int
 ) -> Iterator[Judge | Open | Take]:
     """Steps 3 and 4 for events that no eviction divides."""
     span_ms, seal = state.block_span_ms, state.seal

@@ -19,8 +19,8 @@ import pyarrow as pa
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.watched import Watched
+from forebay.storage.dedup.arrivals import Arrivals
 from forebay.storage.dedup.keys import KeyCache
-from forebay.storage.dedup.segment import Segment
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.catalog import Catalog, read_catalog
 from forebay.storage.formats.frame import Frame
@@ -31,6 +31,7 @@ from forebay.storage.formats.replay_request import ReplayRequest
 from forebay.storage.formats.state import BlockState, PartitionState
 from forebay.storage.partition.admission import admit, unseen
 from forebay.storage.partition.edits import Close, Edit, Evict, Forget, Progress, Reject, Replayed
+from forebay.storage.partition.expiry import Retention, Waiting, waiting
 from forebay.storage.partition.gc import Garbage, files_of, forgettable, leaving, unlisted
 from forebay.storage.partition.journal import Journal
 from forebay.storage.partition.known import KnownKeys, uncovered
@@ -38,7 +39,6 @@ from forebay.storage.partition.offer import Offer, Tick
 from forebay.storage.partition.owner import own
 from forebay.storage.partition.replay import Redecode, deleted, redecoded
 from forebay.storage.partition.resume import resumed
-from forebay.storage.partition.retention import Retention, Waiting, waiting
 from forebay.storage.partition.rules import Rules
 
 
@@ -113,9 +113,9 @@ class Blocks:
         if not events.num_rows:
             return None
         rules, at_ms = self._rules, self.state.stream_time_ms
-        segment = Segment.of(events, rules.schema.key, rules.compared, at_ms, self._hash)
+        arrivals = Arrivals.of(events, rules.schema.key, rules.compared, at_ms, self._hash)
         how = rules.dedup_window_ms, rules.backfill_span_ms
-        return self._apply(admit(self.state, self._known, segment, *how))
+        return self._apply(admit(self.state, self._known, arrivals, *how))
 
     def _apply(self, edits: Iterable[Edit]) -> Offer | None:
         """Carry out each edit before the next is asked for; what was evicted is offered."""

@@ -31,8 +31,8 @@ from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
 from forebay.storage.formats.columns import column_types, parse_types, unite
 from forebay.storage.formats.state import BlockState
 from forebay.storage.partition.compaction import compacted_id, neighbours
+from forebay.storage.partition.expiry import EXPIRED, HANDED_OFF
 from forebay.storage.partition.offer import Offer, Tick
-from forebay.storage.partition.retention import EXPIRED, HANDED_OFF
 from forebay.storage.partition.rules import DAY_MS
 
 if TYPE_CHECKING:

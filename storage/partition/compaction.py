@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from forebay.storage.base.layout import ChunkId
 from forebay.storage.formats.catalog import Chunk
-from forebay.storage.partition.retention import LAST_DAY_MS
+from forebay.storage.partition.expiry import LAST_DAY_MS
 from forebay.storage.partition.rules import DAY_MS
 
 SMALL_BYTES, TIER = 32 << 20, 4

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import drop_log_name
-from forebay.storage.dedup.segment import Segment
+from forebay.storage.dedup.arrivals import Arrivals
 from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.drops import DROP_SCHEMA, WHATS
 from forebay.storage.formats.hashes import I64
@@ -58,18 +58,18 @@ class DropLog:
     def extents(self) -> list[Extent]:
         return self._log.extents
 
-    def note(self, segment: Segment, dropped: Mask, differs: Mask, late: Mask) -> None:
-        """Log what became of the events of a segment that were `dropped`, of which some `differs`
+    def note(self, arrivals: Arrivals, dropped: Mask, differs: Mask, late: Mask) -> None:
+        """Log what became of the events of arrivals that were `dropped`, of which some `differs`
         in payload, or were `late`."""
         rows = np.flatnonzero(dropped | late)
         if not self._bytes_max or not len(rows):
             return
         whats = np.where(late[rows], LATE, np.where(differs[rows], CONFLICT, DUPLICATE))
         columns = [
-            *segment.events.select(_OF_EVENTS).take(pa.array(rows)).columns,
+            *arrivals.events.select(_OF_EVENTS).take(pa.array(rows)).columns,
             _WHATS.take(pa.array(whats)),
-            pa.array(segment.hashes[rows]),
-            self._sampled(whats, segment.events, rows),
+            pa.array(arrivals.hashes[rows]),
+            self._sampled(whats, arrivals.events, rows),
         ]
         self._log.append(pa.RecordBatch.from_arrays(columns, schema=DROP_SCHEMA))
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from forebay.storage.base.layout import BlockId
-from forebay.storage.dedup.segment import Segment
+from forebay.storage.dedup.arrivals import Arrivals
 from forebay.storage.formats.boundary import Seal
 from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.frame import Frame
@@ -106,10 +106,10 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Judge:
-    """Of each event of a segment, whether it was `dropped` as a duplicate, whether it `differs` in
+    """Of each event of arrivals, whether it was `dropped` as a duplicate, whether it `differs` in
     payload from the event kept, and whether it is `late`. `after_seal` counts accepted ones."""
 
-    segment: Segment
+    arrivals: Arrivals
     dropped: Mask
     differs: Mask
     late: Mask
@@ -117,12 +117,12 @@ class Judge:
 
     def apply(self, state: PartitionState) -> None:
         counters, duplicates = state.counters, int(np.count_nonzero(self.dropped))
-        counters.accepted += len(self.segment) - duplicates
+        counters.accepted += len(self.arrivals) - duplicates
         counters.duplicates += duplicates
         counters.conflicts += int(np.count_nonzero(self.differs))
         counters.late += int(np.count_nonzero(self.late))
         counters.after_seal += self.after_seal
-        state.stream_time_ms = int(self.segment.stream[-1])
+        state.stream_time_ms = int(self.arrivals.stream[-1])
 
 
 @dataclass(frozen=True)
@@ -140,17 +140,17 @@ class Open:
 
 @dataclass(frozen=True)
 class Take:
-    """These rows of a segment, which rise and are new, are the block's."""
+    """These rows of arrivals, which rise and are new, are the block's."""
 
     block: BlockId
-    segment: Segment
+    arrivals: Arrivals
     rows: I64
 
     def apply(self, state: PartitionState) -> None:
-        block, times = state.hot[self.block], self.segment.times[self.rows]
+        block, times = state.hot[self.block], self.arrivals.times[self.rows]
         state.hot[self.block] = replace(
             block,
-            touched_ms=int(self.segment.stream[self.rows[-1]]),
+            touched_ms=int(self.arrivals.stream[self.rows[-1]]),
             first_ms=min(block.first_ms, int(times.min())),
             last_ms=max(block.last_ms, int(times.max())),
         )

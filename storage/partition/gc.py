@@ -17,7 +17,7 @@ from forebay.storage.formats.catalog import Catalog
 from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition.commits import Commit
 from forebay.storage.partition.edits import Cover, Evict, Forget
-from forebay.storage.partition.retention import expires_ms
+from forebay.storage.partition.expiry import expires_ms
 
 
 def forgettable(

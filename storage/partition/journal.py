@@ -12,7 +12,7 @@ from pathlib import Path
 
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import BlockId, Layout, block_log_name
-from forebay.storage.dedup.segment import Segment
+from forebay.storage.dedup.arrivals import Arrivals
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.hash_file import HashWriter
 from forebay.storage.formats.hashes import I64, Hash
@@ -101,15 +101,15 @@ class Journal:
             case Open(block):
                 log = self._begin(self.state.hot[block])
                 self._known.open(block, log, self.state.stream_time_ms or 0)
-            case Take(block, segment, rows):
-                self._take(block, segment, rows)
+            case Take(block, arrivals, rows):
+                self._take(block, arrivals, rows)
             case Evict(block):
                 del self._blocks[block]
                 self._known.evict(block)
             case Forget(block):
                 self._known.forget(block)
             case Judge():
-                self._drops.note(edit.segment, edit.dropped, edit.differs, edit.late)
+                self._drops.note(edit.arrivals, edit.dropped, edit.differs, edit.late)
             case Reject(rows, found, arrived_ms):
                 self._rejects.append(rows, found, arrived_ms)
             case Replay(extent, left) | Delete(extent, left):
@@ -197,11 +197,11 @@ class Journal:
         self._blocks[block.id] = log, HashWriter(self._disk, self._hot, self._hash)
         return log
 
-    def _take(self, block: BlockId, segment: Segment, rows: I64) -> None:
-        events, keys = segment.pick(rows)
+    def _take(self, block: BlockId, arrivals: Arrivals, rows: I64) -> None:
+        events, keys = arrivals.pick(rows)
         log, _ = self._blocks[block]
         log.append(events)
-        self._known.add(block, keys, segment.hashes[rows], segment.payload(rows))
+        self._known.add(block, keys, arrivals.hashes[rows], arrivals.payload(rows))
         if log.full:
             self._write(block)
 

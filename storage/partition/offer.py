@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from forebay.storage.base.layout import BlockId
 from forebay.storage.formats.schema import Column
 from forebay.storage.formats.state import BlockState
-from forebay.storage.partition.retention import Retention
+from forebay.storage.partition.expiry import Retention
 
 
 @dataclass(frozen=True)

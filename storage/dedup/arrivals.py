@@ -1,4 +1,4 @@
-"""A segment: events of one partition in offset order, with all that the rules ask of them.
+"""Arrivals: events of one partition in offset order, with all that the rules ask of them.
 
 Its arrays have one entry an event. Rows are never taken out of it: what becomes of an event is told
 by its row.
@@ -18,7 +18,7 @@ from forebay.storage.formats.schema import UPLOAD_TIME
 
 
 @dataclass(frozen=True)
-class Segment:
+class Arrivals:
     """`times` are upload times, `stream` the stream time once each event has come (both ms)."""
 
     events: pa.RecordBatch
@@ -36,7 +36,7 @@ class Segment:
         payload: tuple[str, ...] | None,
         stream_time_ms: int | None,
         hash: Hash,
-    ) -> Segment:
+    ) -> Arrivals:
         """`payload` names the columns to compare, None if none are."""
         times: I64 = events.column(UPLOAD_TIME).cast(pa.int64()).to_numpy()
         floor = times[0] if stream_time_ms is None else stream_time_ms
@@ -53,10 +53,10 @@ class Segment:
     def __len__(self) -> int:
         return len(self.hashes)
 
-    def part(self, low: int, high: int) -> Segment:
+    def part(self, low: int, high: int) -> Arrivals:
         """Rows [low, high)."""
         rows = slice(low, high)
-        return Segment(
+        return Arrivals(
             self.events.slice(low, high - low),
             self.keys.slice(low, high - low),
             self.hashes[rows],
