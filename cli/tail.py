@@ -38,9 +38,7 @@ def names(_context: click.Context, _option: click.Parameter, text: str | None) -
     return [] if text is None else [one.strip() for one in text.split(",")]
 
 
-@click.command(
-    epilog=example("forebay tail -f 'purchase where price > 100' --columns user_id,price")
-)
+@click.command(epilog=example(EXAMPLE))
 @click.argument("kinds", metavar="[EVENT]...", nargs=-1, callback=events)
 @click.option(
     "-n", "--lines", "count", type=click.IntRange(0), default=10, show_default=True,

@@ -88,6 +88,15 @@ class Log:
         if held:
             yield self._table(reader.decode(held, names), added)
 
+    def added(self, reader: LogReader, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """What `reader`, which was opened here, has not read yet, a piece at a time: these columns,
+        or all that it has or its raw tells. Raises MissingFile or Corruption."""
+        for found in reader.pieces(self.extent, torn_ok=self.torn_ok):
+            if batches := reader.decode(found, columns):
+                present = batches[0].schema.names
+                names = self.from_raw.lacking(present, self.from_raw.names) if not columns else []
+                yield self._table(batches, names)
+
     def _table(self, batches: Iterable[pa.RecordBatch], added: Sequence[str]) -> pa.Table:
         return pa.Table.from_batches([self.from_raw.complete(one, added) for one in batches])
 

@@ -20,14 +20,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
 
-from forebay.query.frames import on_calendar
-from forebay.query.partition import Directory
+from forebay.query.frames import on_calendar, polars_schema
+from forebay.query.partition import Directory, Log
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import MissingFile
 from forebay.storage.base.layout import Layout, names_partition
 from forebay.storage.base.watched import Watched
+from forebay.storage.decoding.from_raw import NONE_DECLARED, from_raw_of
+from forebay.storage.formats.columns import parse_types
 from forebay.storage.formats.log import Extent, LogReader
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.state import PartitionState
@@ -116,7 +117,7 @@ class _Partition:
         self.state: PartitionState | None = None
         """As of the last look: all that it lists is known."""
         self.missed = 0
-        self._logs: dict[str, LogReader] = {}
+        self._readers: dict[str, LogReader] = {}
         self._undone = pl.DataFrame(schema={PARTITION: pl.String, OFFSET: pl.Int64})
         """Places of known events that crashes undid, and that have not come again yet."""
 
@@ -130,7 +131,8 @@ class _Partition:
     def rows(self, extents: Sequence[Extent]) -> Iterator[pl.DataFrame]:
         """The events of a block."""
         for extent in extents:
-            yield from self._frames(self._open(extent.file), extent)
+            log = self._log(extent, self.state)
+            yield from self._frames(log, log.open(), self.state)
 
     def new(self, wanted: Wanted) -> Iterator[pl.DataFrame]:
         """The events that are wanted of those that came since the last look."""
@@ -142,7 +144,7 @@ class _Partition:
         if restarted:
             self._undone = pl.concat([self._undone, *self._lost(known, extents)])
         rows = 0
-        for frame in self._added(known, extents):
+        for frame in self._added(known, extents, state):
             rows += frame.height
             fresh = wanted(self._fresh(frame))
             if fresh.height:
@@ -151,17 +153,20 @@ class _Partition:
             self.missed += max(0, state.counters.accepted - before.counters.accepted - rows)
         self.state = state
 
-    def _added(self, known: Extents, extents: Extents) -> Iterator[pl.DataFrame]:
+    def _added(
+        self, known: Extents, extents: Extents, state: PartitionState
+    ) -> Iterator[pl.DataFrame]:
         """What was added to the logs."""
-        self._logs = {file: log for file, log in self._logs.items() if file in extents}
+        self._readers = {file: one for file, one in self._readers.items() if file in extents}
         for file, extent in extents.items():
             if file in known and extent.bytes <= known[file].bytes:
                 continue
-            if file not in self._logs:
-                self._logs[file] = self._open(file)
+            log = self._log(extent, state)
+            if file not in self._readers:
+                self._readers[file] = log.open()
                 if file in known:
-                    self._logs[file].skip(known[file])
-            yield from self._frames(self._logs[file], extent)
+                    self._readers[file].skip(known[file])
+            yield from self._frames(log, self._readers[file], state)
 
     def _lost(self, known: Extents, extents: Extents) -> Iterator[pl.DataFrame]:
         """The places of what is known and is listed no more."""
@@ -169,12 +174,13 @@ class _Partition:
             left = extents.get(file)
             if left is not None and left.bytes >= extent.bytes:
                 continue
-            log = self._open(file)
+            log = self._log(extent, None)
+            reader = log.open()
             try:
                 if left is not None:
-                    log.skip(left)
-                for frame in self._frames(log, extent, PLACE):
-                    yield frame.select(PLACE)
+                    reader.skip(left)
+                for table in log.added(reader, PLACE):
+                    yield pl.DataFrame(table)
             except MissingFile:  # it was covered by a chunk for long
                 continue
 
@@ -187,16 +193,21 @@ class _Partition:
         self._undone = self._undone.join(met, on=PLACE, how="anti")
         return frame
 
-    def _open(self, file: str) -> LogReader:
-        Directory(self._disk, self._root).require(self._folder / file)
-        return LogReader(self._disk, self._folder, file)
+    def _log(self, extent: Extent, state: PartitionState | None) -> Log:
+        path = self._folder / extent.file
+        Directory(self._disk, self._root).require(path)
+        from_raw = NONE_DECLARED if state is None else from_raw_of(state.declared)
+        return Log(self._disk, path, extent, torn_ok=True, from_raw=from_raw)
 
     def _frames(
-        self, log: LogReader, extent: Extent, columns: Sequence[str] | None = None
+        self, log: Log, reader: LogReader, state: PartitionState | None
     ) -> Iterator[pl.DataFrame]:
-        for found in log.pieces(extent, torn_ok=True):
-            if batches := log.decode(found, columns):
-                yield on_calendar(pl.DataFrame(pa.Table.from_batches(batches)))
+        """What was not read yet, with all columns that there are."""
+        dtypes = polars_schema(parse_types(state.schema)) if state is not None else {}
+        for table in log.added(reader):
+            frame = on_calendar(pl.DataFrame(table))
+            absent = [name for name in dtypes if name not in frame.columns]
+            yield frame.with_columns(pl.lit(None, dtypes[name]).alias(name) for name in absent)
 
 
 def _extents(state: PartitionState | None) -> Extents:

@@ -23,6 +23,7 @@ import forebay
 from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.operators.sources.messages import Messages
 from forebay.query.statement import parse
+from forebay.query.tail import Tail
 from forebay.storage.decoding.from_raw import CALL_ROWS, FromRaw
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import Frame
@@ -309,3 +310,20 @@ def test_columns_that_say_otherwise_what_is_at_a_place_are_read_apart() -> None:
         [1, None, None],
         [None, None, 2],
     ]
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw", "no raw"])
+def test_the_tail_has_them_too(raw: bool, jobs: Jobs) -> None:
+    job = jobs(replace(BEFORE, raw=raw), replace(AFTER, raw=raw))
+    began = Tail([job.partition.root])
+    last = began.last(MESSAGES)
+    assert 0 < last.height <= RESTART
+    expected = rows().join(last.select(OFFSET), on=OFFSET, how="semi")
+    if not raw:
+        expected = expected.with_columns(pl.lit(None, rows().schema[n]).alias(n) for n in NAMES)
+    assert_frame_equal(last.select(OFFSET, *NAMES).sort(OFFSET), expected.select(OFFSET, *NAMES))
+    job.go_on()
+    came = pl.concat(began.look(), how="diagonal").sort(OFFSET)
+    assert_frame_equal(
+        came.select(OFFSET, *NAMES), rows().tail(MESSAGES - RESTART).select(OFFSET, *NAMES)
+    )

@@ -11,11 +11,10 @@ from dataclasses import fields
 from os import PathLike
 
 from forebay.query.analytics.events import Roles
+from forebay.query.partition import Directory
 from forebay.storage.base.directory import data_directory, require_data_directory
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
-from forebay.storage.base.layout import Layout
-from forebay.storage.formats.state import read_manifest
 
 NEEDED = ("user", "event", "time")
 
@@ -30,8 +29,8 @@ def read_roles(*data: str | PathLike[str], **named: str) -> Roles:
     disk, found = Disk(), list[Mapping[str, str]]()
     for root in map(data_directory, data):
         require_data_directory(root)
-        layout = Layout(root)
-        states = (read_manifest(disk, layout.manifest(name)) for name in layout.partitions())
+        directory = Directory(disk, root)
+        states = map(directory.state, directory.layout.partitions())
         found += [state.roles for state in states if state is not None and state.counters.accepted]
     roles = {}
     for name in known:
