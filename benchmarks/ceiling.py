@@ -27,7 +27,7 @@ from forebay.operators.sources.messages import Messages
 from forebay.operators.sources.topic import Broker, KafkaConfig
 from forebay.storage.base.disk import Disk
 from forebay.storage.formats.columns import arrow_schema
-from forebay.storage.formats.log import GrowingLog
+from forebay.storage.formats.log_writer import GrowingLog
 from forebay.storage.formats.merge import ZSTD_LEVEL
 
 SYNC_S = 1.0

@@ -19,7 +19,7 @@ from forebay.storage.base.times import now_ms, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.catalog import Chunk
 from forebay.storage.formats.state import BlockState
-from forebay.storage.partition.expiry import EXPIRED, HANDED_OFF, Kept, Retention, kept, room
+from forebay.storage.partition.expiry import EXPIRED, HANDED_OFF, Expiry, Kept, kept, room
 from forebay.storage.partition.gc import leaving
 
 HEADINGS = ("partition", "what", "name", "first", "last", "rows", "bytes", "fate")
@@ -109,7 +109,7 @@ def _items(node: NodeView, settings: Settings) -> Iterator[_Item]:
     )
     from_ms = room(sum(found, Kept()), settings.retention_bytes).from_ms
     for partition in node.partitions:
-        rule = Retention(boundary, partition.state.stream_time_ms, settings.retention, from_ms)
+        rule = Expiry(boundary, partition.state.stream_time_ms, settings.retention, from_ms)
         leaves = {edit.block for edit in leaving(partition.state, boundary, window_ms, from_ms)}
         parts: list[Chunk | BlockState] = [*partition.chunks, *partition.hot]
         for part in parts:

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forebay.cli.output import text_table
-from forebay.query.answer import distinct, known
 from forebay.query.frames import on_calendar
+from forebay.query.sql_types import distinct, known
 from forebay.storage.base.text import plain
 
 FORMULA = r"^[=+\-@\t\r]"

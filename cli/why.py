@@ -9,7 +9,7 @@ import orjson
 from forebay import query
 from forebay.cli.options import data_dirs_option, settings
 from forebay.cli.output import echo_json, time_text
-from forebay.query.why import Answer, Copy, key_names
+from forebay.query.why import Copy, Explanation, key_names
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import plain
 
@@ -70,7 +70,7 @@ def _reported(copy: Copy) -> str:
     return f"dropped: {place}: conflict, same key as {of} with another payload{payload}"
 
 
-def _missing(answer: Answer) -> str:
+def _missing(answer: Explanation) -> str:
     handed_off = ""
     if answer.covered_until is not None:
         handed_off = (

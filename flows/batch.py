@@ -32,10 +32,10 @@ from forebay.flows.batch_table import TIME, EventTable, Landed, attempts
 from forebay.flows.cross_partition import Duplicates, duplicates
 from forebay.flows.handoff import Handoff
 from forebay.flows.leftovers import Note, clean
-from forebay.flows.sections import DAY_MS, BatchSettings
+from forebay.flows.sections import BatchSettings
 from forebay.query.iceberg import scan_table
 from forebay.storage.base.errors import BadInput, Corruption
-from forebay.storage.base.times import EPOCH, now_ms, time_of, utc_text
+from forebay.storage.base.times import DAY_MS, EPOCH, now_ms, time_of, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 

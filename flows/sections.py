@@ -23,9 +23,9 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from forebay.flows.schemas import parse_path
 from forebay.storage.base.text import size_text
+from forebay.storage.base.times import DAY_MS, HOUR_MS, MINUTE_MS
 from forebay.storage.formats.schema import RESERVED, RESERVED_ELSEWHERE, Column, ColumnType
 
-MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 MIB = 1 << 20
 UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 BROKER = "broker"

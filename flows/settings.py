@@ -28,10 +28,7 @@ from forebay.flows.schemas import PRESETS, Preset, parse_key, parse_path
 from forebay.flows.secrets import without_secrets
 from forebay.flows.sections import (
     BROKER,
-    DAY_MS,
-    HOUR_MS,
     MIB,
-    MINUTE_MS,
     BatchSettings,
     ColumnSettings,
     Duration,
@@ -51,6 +48,7 @@ from forebay.flows.toml import read_toml
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import did_you_mean, plain
+from forebay.storage.base.times import DAY_MS, HOUR_MS, MINUTE_MS
 from forebay.storage.formats.schema import (
     AS_WRITTEN,
     TEXT,

@@ -1,6 +1,7 @@
 """The query module: events of all nodes, hot and cold, as one table; each exactly once."""
 
 from forebay.query.analytics import (
+    Answer,
     Event,
     Exclusion,
     Funnel,
@@ -19,13 +20,14 @@ from forebay.query.receipt import PartitionReceipt, Receipt
 from forebay.query.store import Store, open
 from forebay.query.tables import Limits
 from forebay.query.view import SilentPartition
-from forebay.query.why import Answer, Copy
+from forebay.query.why import Copy, Explanation
 
 __all__ = [
     "Answer",
     "Copy",
     "Event",
     "Exclusion",
+    "Explanation",
     "Funnel",
     "Lifecycle",
     "Limits",

@@ -30,8 +30,8 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
-from forebay.query.answer import framed, require_types
 from forebay.query.dataset import NotRead, reader
+from forebay.query.sql_types import framed, require_types
 from forebay.query.statement import Statement, said
 from forebay.query.tables import BATCH_ROWS, Limits, Parameters, Relation, literal, quoted
 from forebay.storage.base.errors import BadInput, ForebayError

@@ -51,7 +51,7 @@ from forebay.query.tables import (
     Relation,
 )
 from forebay.query.view import View, take_view
-from forebay.query.why import Answer, explain
+from forebay.query.why import Explanation, explain
 from forebay.storage.base.directory import (
     data_directory,
     require_data_directories,
@@ -217,7 +217,7 @@ class Store(Questions):
 
     def why(
         self, key: Mapping[str, object], paths: Mapping[str, tuple[str, ...]] | None = None
-    ) -> Answer:
+    ) -> Explanation:
         """Where the event of this dedup key is, or why it is not there.
 
         `key` has a value for each column of the dedup key; `paths` says where a message has it, as
@@ -227,7 +227,7 @@ class Store(Questions):
         nothing has been taken in yet.
         """
 
-        def answer() -> Answer:
+        def answer() -> Explanation:
             view = self.view()
             table = self._scans.batch(view) if can_read_tables() else None
             return explain(view, key, paths or {}, table)

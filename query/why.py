@@ -66,7 +66,7 @@ class Copy:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Explanation:
     """All that is known of a `key`: the `copies` of its event, by partition and offset.
 
     `covered_until` (UTC): earlier events are with the batch layer, None before any handoff;
@@ -117,7 +117,7 @@ def explain(
     key: Mapping[str, object],
     paths: Mapping[str, tuple[str, ...]],
     table: pl.LazyFrame | None = None,
-) -> Answer:
+) -> Explanation:
     """What became of the messages with this key.
 
     Where a message has the key's columns, `paths` says, or else each partition's state; without
@@ -158,7 +158,7 @@ def explain(
         ]
     copies += _rejects(view.partitions, wanted, paths)
     copies.sort(key=lambda copy: (copy.partition, copy.offset))
-    return Answer(wanted.values, tuple(copies), covered_until, table is not None)
+    return Explanation(wanted.values, tuple(copies), covered_until, table is not None)
 
 
 def _typed(view: View, key: Mapping[str, object]) -> _Key:

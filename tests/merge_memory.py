@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import BlockId
-from forebay.storage.formats.log import Extent, GrowingLog
+from forebay.storage.formats.log import Extent
+from forebay.storage.formats.log_writer import GrowingLog
 from forebay.storage.formats.state import BlockState
 from forebay.verify.worker import peak_bytes
 

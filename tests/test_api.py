@@ -27,7 +27,7 @@ INIT = ast.parse((ROOT / "forebay" / "__init__.py").read_text())
 CLASSES = [name for name in forebay.__all__ if inspect.isclass(getattr(forebay, name))]
 OPAQUE = {"View", "Seal", "Completed", "Placed"}
 """Classes of Forebay in signatures of the interface that are no part of it."""
-BASES = {"Questions", "Result"}
+BASES = {"Questions"}
 """Classes whose methods others of the interface have."""
 COUNTS = {"limit", "days", "steps", "offset", "attribution", "percentile", "week_start"}
 """Numbers without a unit: how many there are, or which of them."""

@@ -16,10 +16,10 @@ import pytest
 
 from forebay.storage.base.errors import BadInput, Corruption, MissingFile
 from forebay.storage.base.layout import incarnation_of
+from forebay.storage.base.times import DAY_MS
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.schema import Column
-from forebay.storage.partition.rules import DAY_MS
 from tests.partition import (
     BIG_CACHE,
     CONFIG,

@@ -11,8 +11,8 @@ from forebay.operators import process
 from forebay.operators.chunks import ChunksSink
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.times import DAY_MS
 from forebay.storage.partition.offer import Offer
-from forebay.storage.partition.rules import DAY_MS
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ import pytest
 
 import forebay
 from forebay.storage.base.layout import BlockId, ChunkId
+from forebay.storage.base.times import DAY_MS
 from forebay.storage.formats.catalog import Chunk
 from forebay.storage.formats.checksum import Checksum
-from forebay.storage.formats.log import RowBytes
+from forebay.storage.formats.log_writer import RowBytes
 from forebay.storage.partition.compaction import (
     CHUNKS_MIN,
     SMALL_BYTES,
@@ -25,7 +26,6 @@ from forebay.storage.partition.compaction import (
     neighbours,
     span_ms,
 )
-from forebay.storage.partition.rules import DAY_MS
 from tests.job import Job
 from tests.partition import (
     GRACE_MS,

@@ -57,11 +57,11 @@ from forebay.storage.formats.hashes import Hash, KeyHash, hash_keys
 from forebay.storage.formats.log import (
     Extent,
     LogReader,
-    LogWriter,
     log_schema,
     read_log,
     read_span,
 )
+from forebay.storage.formats.log_writer import LogWriter
 from forebay.storage.formats.merge import groups_of_blocks, write_sorted
 from forebay.storage.formats.rejects import RejectFile, RejectFilter
 from forebay.storage.formats.replay_request import ReplayRequest

@@ -27,10 +27,10 @@ import forebay
 from forebay.flows import batch as flow
 from forebay.flows.batch import run_day
 from forebay.flows.batch_table import own_catalog
-from forebay.flows.sections import DAY_MS
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.times import DAY_MS
 from forebay.storage.formats.boundary import Boundary, BoundaryWriter, read_boundary
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import REJECT_SCHEMA, Frame

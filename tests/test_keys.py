@@ -20,7 +20,8 @@ from forebay.storage.dedup.keys import KNOWN_KEY_BYTES, Stored
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.hash_file import MAGIC, HashWriter, read_hashes
 from forebay.storage.formats.hashes import I64, U64, Hash, KeyHash, hash_keys
-from forebay.storage.formats.log import Extent, LogReader, LogWriter, Span
+from forebay.storage.formats.log import Extent, LogReader, Span
+from forebay.storage.formats.log_writer import LogWriter
 from forebay.storage.partition.chunks import Chunks
 from tests import cases
 from tests.partition import (

@@ -25,7 +25,8 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.formats import merge
 from forebay.storage.formats.chunk import column_range
-from forebay.storage.formats.log import Extent, GrowingLog
+from forebay.storage.formats.log import Extent
+from forebay.storage.formats.log_writer import GrowingLog
 from forebay.storage.formats.merge import SORTED_BY, Group, log_rows, write_sorted
 from forebay.storage.partition.chunks import MERGE_BYTES
 from tests.image import ROOT

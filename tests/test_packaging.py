@@ -340,7 +340,7 @@ def ask(path: Path) -> pl.DataFrame:
     until: datetime | None = receipt.covered_until
     silent: list[str] = [one.reason for one in receipt.silent_partitions]
     rejects: pl.LazyFrame = store.rejects(forebay.RejectFilter(reasons=("bad json",)))
-    answer: forebay.Answer = store.why({"insert_id": "x"})
+    answer: forebay.Explanation = store.why({"insert_id": "x"})
     places: list[tuple[str, int]] = [(copy.partition, copy.offset) for copy in answer.copies]
     with forebay.Handoff(["data", path]) as handoff:
         sealed: list[forebay.Boundary] = handoff.seal(0)

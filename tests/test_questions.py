@@ -19,8 +19,8 @@ import pytest
 import forebay
 from forebay import Event, Period, Roles
 from forebay.query import analytics
+from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.charts import CHARTS
-from forebay.query.analytics.result import Result
 from forebay.query.frames import scan_frames
 from forebay.query.questions import Questions
 from forebay.storage.base.errors import BadInput, MissingFile
@@ -66,7 +66,7 @@ def test_a_method_answers_what_its_function_does(name: str, store: forebay.Store
     if name == "retention":
         given = tuple(map(_events, given))
     expected = getattr(analytics, name)(store.scan(), ROLES, *given)
-    found: Result = getattr(store, name)(*METHODS[name])
+    found: Answer = getattr(store, name)(*METHODS[name])
     assert any(table.height for table in found.tables.values())
     assert found.tables.keys() == expected.tables.keys()
     for key, table in found.tables.items():
@@ -140,7 +140,7 @@ def hostile() -> pl.LazyFrame:
 
 
 @pytest.fixture(scope="module")
-def answers(hostile: pl.LazyFrame) -> dict[str, Result]:
+def answers(hostile: pl.LazyFrame) -> dict[str, Answer]:
     asked = Roles("user", "event", "time", "session")
     first, second, weeks = Event(HOSTILE), Event("purchase"), replace(MAY, interval="week")
     ask: dict[str, partial[Any]] = {
@@ -189,7 +189,7 @@ def fields(spec: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_is_a_few_lines_of_text_that_say_what_was_asked(
-    name: str, answers: dict[str, Result]
+    name: str, answers: dict[str, Answer]
 ) -> None:
     lines = repr(answers[name]).splitlines()
     assert lines[0].startswith(name.split()[0])
@@ -203,7 +203,7 @@ def test_an_answer_is_a_few_lines_of_text_that_say_what_was_asked(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_answer_in_a_page_is_text(name: str, answers: dict[str, Result]) -> None:
+def test_an_answer_in_a_page_is_text(name: str, answers: dict[str, Answer]) -> None:
     page = answers[name]._repr_html_()
     assert "<script" not in page
     assert "<b>" not in page
@@ -213,7 +213,7 @@ def test_an_answer_in_a_page_is_text(name: str, answers: dict[str, Result]) -> N
 
 @pytest.mark.parametrize(("name", "table"), EACH)
 def test_a_chart_has_its_rows_and_the_columns_that_it_shows(
-    name: str, table: str, answers: dict[str, Result]
+    name: str, table: str, answers: dict[str, Answer]
 ) -> None:
     chart = answers[name].chart(table)
     rows, spec = values(chart), chart.to_dict()
@@ -228,7 +228,7 @@ def test_a_chart_has_its_rows_and_the_columns_that_it_shows(
     assert "alert(1)" not in page or "<script>alert(1)" not in page
 
 
-def test_a_funnel_is_bars_of_shares_with_their_counts(answers: dict[str, Result]) -> None:
+def test_a_funnel_is_bars_of_shares_with_their_counts(answers: dict[str, Answer]) -> None:
     rows = values(answers["Funnel"].chart())
     assert [(row["told"], row["of_first"]) for row in rows] == [
         ("3 (100.0%)", 1),
@@ -237,14 +237,14 @@ def test_a_funnel_is_bars_of_shares_with_their_counts(answers: dict[str, Result]
     assert rows[1]["name"] == "2. purchase"
 
 
-def test_retention_is_a_curve_of_days_and_a_heatmap_of_cohorts(answers: dict[str, Result]) -> None:
+def test_retention_is_a_curve_of_days_and_a_heatmap_of_cohorts(answers: dict[str, Answer]) -> None:
     curve = values(answers["Retention"].chart())
     assert [row["from_day"] for row in curve] == [0, 1]  # no cohort has come to day 2
     heat = values(answers["Retention"].chart("cohorts"))
     assert {(row["name"], row["from_day"]) for row in heat} >= {("2024-03-30 (3 users)", 0)}
 
 
-def test_times_of_a_chart_are_those_of_the_zone(answers: dict[str, Result]) -> None:
+def test_times_of_a_chart_are_those_of_the_zone(answers: dict[str, Answer]) -> None:
     """Clocks change on the second day; the browser is told that it is UTC."""
     chart = answers["Segmentation"].chart()
     days = sorted({row["bucket"] for row in values(chart)})
@@ -255,7 +255,7 @@ def test_times_of_a_chart_are_those_of_the_zone(answers: dict[str, Result]) -> N
 
 @pytest.mark.parametrize("name", ["Funnel", "Retention by"])
 def test_a_chart_is_saved_without_a_network(
-    name: str, answers: dict[str, Result], tmp_path: Path
+    name: str, answers: dict[str, Answer], tmp_path: Path
 ) -> None:
     chart = answers[name].chart()
     chart.save(tmp_path / "chart.png")
@@ -269,7 +269,7 @@ def test_a_chart_is_saved_without_a_network(
 
 
 def test_a_chart_of_an_unknown_table_or_without_the_library_is_a_line(
-    answers: dict[str, Result], monkeypatch: pytest.MonkeyPatch
+    answers: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(BadInput, match="among steps, over_time, distribution; got 'whole'"):
         answers["Funnel"].chart("whole")
@@ -281,7 +281,7 @@ def test_a_chart_of_an_unknown_table_or_without_the_library_is_a_line(
 
 
 @pytest.mark.parametrize("name", CHARTS)
-def test_a_chart_of_nothing_is_empty(name: str, answers: dict[str, Result]) -> None:
+def test_a_chart_of_nothing_is_empty(name: str, answers: dict[str, Answer]) -> None:
     """No chart fails where no event was found."""
     found = answers[name]
     none: dict[str, Any] = {key: table.clear() for key, table in found.tables.items()}

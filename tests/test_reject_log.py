@@ -29,7 +29,8 @@ from forebay.storage.base.errors import Corruption
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.frame import REJECT_SCHEMA
-from forebay.storage.formats.log import Extent, GrowingLog, read_log
+from forebay.storage.formats.log import Extent, read_log
+from forebay.storage.formats.log_writer import GrowingLog
 from forebay.storage.formats.rejects import ALL, RejectFilter
 from forebay.storage.formats.replay_request import ReplayRequest
 from forebay.storage.partition import reject_log

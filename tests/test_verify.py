@@ -256,7 +256,7 @@ def _deaths() -> list[Death]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_two_oracles_that_share_no_code_agree(seed: int, tmp_path: Path) -> None:
+def test_the_judge_of_a_feed_reads_and_counts_as_the_oracle(seed: int, tmp_path: Path) -> None:
     feed = Feed(tmp_path / "events", random.Random(seed), 2)
     feed.send(3000, Traffic(disorder_ms=4000, retries=0.1, late=0.1, broken=0.05))
     for name, messages in feed.messages.items():

@@ -31,10 +31,10 @@ import pytest
 from confluent_kafka import Producer
 
 import forebay
-from forebay.flows.sections import DAY_MS
 from forebay.query.view import View
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.times import DAY_MS
 from forebay.storage.formats.boundary import read_boundary
 from forebay.verify.reader import Seen
 from tests.batch_run import STEPS, STOPPED

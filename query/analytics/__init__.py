@@ -10,6 +10,7 @@ return a frozen dataclass that holds the question's parameters and tidy frames. 
 differ, the default is Amplitude's; each module says what it is and names the options' origins.
 """
 
+from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.events import Event, Roles, Where, parse_filters
 from forebay.query.analytics.funnel import Exclusion, Funnel, funnel
 from forebay.query.analytics.lifecycle import Lifecycle, lifecycle
@@ -23,6 +24,7 @@ from forebay.query.analytics.stickiness import Stickiness, stickiness
 from forebay.query.analytics.timeline import Timeline, timeline
 
 __all__ = [
+    "Answer",
     "Event",
     "Exclusion",
     "Funnel",

@@ -31,7 +31,6 @@ FORMS = {
 """How the time of a bucket is shown."""
 IN_ORDER = ("Funnel", "Retention")
 """Answers in which one event follows another."""
-LIVES = ("new", "returning", "resurrected", "dormant")
 MEASURES = {
     "uniques": "users", "totals": "events", "share": "share of active users",
     "average": "events per user", "frequency": "users",

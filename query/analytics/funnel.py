@@ -32,6 +32,7 @@ from typing import Literal, get_args
 import numpy as np
 import polars as pl
 
+from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.events import Event, Roles, Where, property_of
 from forebay.query.analytics.groups import (
     GROUP,
@@ -44,7 +45,6 @@ from forebay.query.analytics.groups import (
     without_group,
 )
 from forebay.query.analytics.period import Period
-from forebay.query.analytics.result import Result
 from forebay.query.analytics.sequences import Paths, Rules, paths
 from forebay.storage.base.errors import BadInput
 
@@ -68,7 +68,7 @@ class Exclusion:
 
 
 @dataclass(frozen=True, repr=False)
-class Funnel(Result):
+class Funnel(Answer):
     """The answer to `question`. All frames have the column `group` (with `others`, see
     `frame.top_groups`) where there is a `by`; counts are of units or paths, times in milliseconds.
 

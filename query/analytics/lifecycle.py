@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.events import Event, Roles
 from forebay.query.analytics.groups import matched, ms_of_time
 from forebay.query.analytics.period import Period
-from forebay.query.analytics.result import Result
 from forebay.storage.base.times import time_of
 
 
 @dataclass(frozen=True, repr=False)
-class Lifecycle(Result):
+class Lifecycle(Answer):
     """The answer to `question`: `over_time` has `bucket`, and numbers of users: `new`, `returning`,
     `resurrected`, `dormant`."""
 

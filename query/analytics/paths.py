@@ -15,10 +15,10 @@ from datetime import timedelta
 import numpy as np
 import polars as pl
 
+from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.events import Event, Roles
 from forebay.query.analytics.groups import OTHERS, matched, ms_of_time
 from forebay.query.analytics.period import Period
-from forebay.query.analytics.result import Result
 from forebay.query.analytics.units import ordered
 from forebay.storage.base.errors import BadInput
 
@@ -28,7 +28,7 @@ NODE = ["event", "kind"]
 
 
 @dataclass(frozen=True, repr=False)
-class Paths(Result):
+class Paths(Answer):
     """The answer to `question`. A node is `event` and `kind`: "event", "others" or "dropped off".
 
     `nodes`  `step` (1 is the start event), `event`, `kind`, `users`, most first

@@ -19,10 +19,9 @@ import numpy.typing as npt
 import polars as pl
 
 from forebay.storage.base.errors import BadInput
-from forebay.storage.base.times import EPOCH, ms_of, time_of
+from forebay.storage.base.times import DAY_MS, EPOCH, HOUR_MS, ms_of, time_of
 
 Interval = Literal["5 min", "hour", "day", "week", "month"]
-HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 PARTS_MS = {"5 min": 300_000, "hour": HOUR_MS}
 BUCKETS_MAX = 100_000
 
@@ -154,11 +153,6 @@ def zone_of(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (ValueError, OSError, KeyError) as error:
         raise BadInput(f"zone: expected a time zone such as Europe/Berlin, got {name!r}") from error
-
-
-def days_ms(ms: int, end_ms: int, zone: str, step: Interval = "day", week_start: int = 0) -> Period:
-    """The whole days (or weeks, or months) that reach from one instant to another."""
-    return Period(time_of(ms), time_of(max(ms, end_ms) + 1), step, zone, week_start)
 
 
 def _next(day: date, interval: Interval) -> date:

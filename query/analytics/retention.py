@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.events import Event, Roles, Where, filtered
 from forebay.query.analytics.groups import (
     GROUP,
@@ -34,12 +35,11 @@ from forebay.query.analytics.groups import (
     top_groups,
     without_group,
 )
-from forebay.query.analytics.period import DAY_MS, Period
-from forebay.query.analytics.result import Result
+from forebay.query.analytics.period import Period
 from forebay.query.analytics.units import number, order, place
 from forebay.storage.base.compiled import compiled
 from forebay.storage.base.errors import BadInput
-from forebay.storage.base.times import ms_of, time_of
+from forebay.storage.base.times import DAY_MS, ms_of, time_of
 
 Mode = Literal["on", "on or after"]
 WIDTHS_MS = {"day": DAY_MS, "week": 7 * DAY_MS, "month": 30 * DAY_MS}
@@ -47,7 +47,7 @@ DAYS_MAX = 1000
 
 
 @dataclass(frozen=True, repr=False)
-class Retention(Result):
+class Retention(Answer):
     """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) where there
     is a `by`.
 

@@ -23,6 +23,7 @@ from typing import Literal, get_args
 
 import polars as pl
 
+from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.events import Event, Roles, Where, filtered, property_of
 from forebay.query.analytics.groups import (
     GROUP,
@@ -36,7 +37,6 @@ from forebay.query.analytics.groups import (
     without_group,
 )
 from forebay.query.analytics.period import Period
-from forebay.query.analytics.result import Result
 from forebay.query.analytics.units import tallied
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import ms_of, time_of
@@ -61,7 +61,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
 
 
 @dataclass(frozen=True, repr=False)
-class Segmentation(Result):
+class Segmentation(Answer):
     """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) where there
     is a `by`, and `times` (the least number of the bin, the end not included) with the measure
     "frequency".

@@ -16,6 +16,7 @@ from itertools import pairwise
 
 import polars as pl
 
+from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.events import Event, Roles, Where
 from forebay.query.analytics.groups import (
     GROUP,
@@ -29,7 +30,6 @@ from forebay.query.analytics.groups import (
     without_group,
 )
 from forebay.query.analytics.period import Period
-from forebay.query.analytics.result import Result
 from forebay.query.analytics.units import ordered
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import time_of
@@ -39,7 +39,7 @@ LENGTHS_MS = (0, 3_000, 10_000, 30_000, 60_000, 180_000, 600_000, 1_800_000, 3_6
 
 
 @dataclass(frozen=True, repr=False)
-class Sessions(Result):
+class Sessions(Answer):
     """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) where there
     is a `by`.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.events import Event, Roles
 from forebay.query.analytics.groups import (
     GROUP,
@@ -22,14 +23,13 @@ from forebay.query.analytics.groups import (
     without_group,
 )
 from forebay.query.analytics.period import Period
-from forebay.query.analytics.result import Result
 from forebay.storage.base.errors import BadInput
 
 DAYS = {"week": 7, "month": 31}
 
 
 @dataclass(frozen=True, repr=False)
-class Stickiness(Result):
+class Stickiness(Answer):
     """The answer to `question`: `over_time` has `bucket` (week or month), `days` (1 to 7 or 31),
     `users` who were active on so many, `share` of those who were on any (null of none); `overall`
     the same summed over all buckets. Columns `group` and `others` (see `frame.top_groups`) where

@@ -7,9 +7,9 @@ from datetime import datetime
 
 import polars as pl
 
+from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.events import Roles
 from forebay.query.analytics.groups import require_roles
-from forebay.query.analytics.result import Result
 from forebay.storage.base.errors import BadInput
 from forebay.storage.formats.schema import OFFSET, PARTITION
 
@@ -17,7 +17,7 @@ LIMIT_MAX = 100_000
 
 
 @dataclass(frozen=True, repr=False)
-class Timeline(Result):
+class Timeline(Answer):
     """The answer to `question`: `events` has all columns of the frame, the earliest event first."""
 
     events: pl.DataFrame

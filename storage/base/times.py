@@ -13,6 +13,7 @@ FIRST_S, END_S = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999 in seconds, the end not included."""
 FIRST_MS, LAST_MS = FIRST_S * 1000, END_S * 1000 - 1
 """The same in milliseconds, both ends included."""
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
 
 

@@ -39,12 +39,12 @@ from forebay.storage.formats.columns import unite
 from forebay.storage.formats.log import (
     Extent,
     LogReader,
-    RowBytes,
     Span,
     log_schema,
     read_span,
     require_valid,
 )
+from forebay.storage.formats.log_writer import RowBytes
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.state import BlockState
 

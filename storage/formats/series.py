@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from forebay.storage.base.disk import Disk
-from forebay.storage.formats.log import Extent, GrowingLog
+from forebay.storage.formats.log import Extent
+from forebay.storage.formats.log_writer import GrowingLog
 
 Name = Callable[[int, int], str]
 """A file's name from its number and incarnation."""

@@ -25,13 +25,14 @@ from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.catalog import Catalog, read_catalog
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.hashes import Hash, KeyHash
-from forebay.storage.formats.log import Extent, GrowingLog
+from forebay.storage.formats.log import Extent
+from forebay.storage.formats.log_writer import GrowingLog
 from forebay.storage.formats.rejects import RejectFilter, labels
 from forebay.storage.formats.replay_request import ReplayRequest
 from forebay.storage.formats.state import BlockState, PartitionState
 from forebay.storage.partition.admission import admit, unseen
 from forebay.storage.partition.edits import Close, Edit, Evict, Forget, Progress, Reject, Replayed
-from forebay.storage.partition.expiry import Retention, Waiting, waiting
+from forebay.storage.partition.expiry import Expiry, Waiting, waiting
 from forebay.storage.partition.gc import Garbage, files_of, forgettable, leaving, unlisted
 from forebay.storage.partition.journal import Journal
 from forebay.storage.partition.known import KnownKeys, uncovered
@@ -200,7 +201,7 @@ class Blocks:
         state, commits = self.state, self._journal.commits
         self._journal.expire_rejects(boundary.covered_until_ms, now_ms)
         evicted = self._apply(leaving(state, boundary, self._rules.dedup_window_ms, from_ms))
-        retention = Retention(boundary, state.stream_time_ms, retention_ms, from_ms)
+        retention = Expiry(boundary, state.stream_time_ms, retention_ms, from_ms)
         tick = Tick(retention, commits.evicted(state))
         return self._offer(evicted.blocks if evicted else (), tick=tick)
 

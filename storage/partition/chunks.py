@@ -25,6 +25,7 @@ import pyarrow as pa
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import ChunkId, Layout, chunk_name, compacted_name
+from forebay.storage.base.times import DAY_MS
 from forebay.storage.decoding.from_raw import NONE_DECLARED, from_raw_of
 from forebay.storage.formats.boundary import watched_boundary
 from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
@@ -33,7 +34,6 @@ from forebay.storage.formats.state import BlockState
 from forebay.storage.partition.compaction import compacted_id, neighbours
 from forebay.storage.partition.expiry import EXPIRED, HANDED_OFF
 from forebay.storage.partition.offer import Offer, Tick
-from forebay.storage.partition.rules import DAY_MS
 
 if TYPE_CHECKING:
     from forebay.storage.formats.merge import Group

@@ -15,9 +15,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from forebay.storage.base.layout import ChunkId
+from forebay.storage.base.times import DAY_MS
 from forebay.storage.formats.catalog import Chunk
 from forebay.storage.partition.expiry import LAST_DAY_MS
-from forebay.storage.partition.rules import DAY_MS
 
 SMALL_BYTES, TIER = 32 << 20, 4
 """A chunk of that size is large enough; chunks of one tier differ by less than that factor."""

@@ -14,7 +14,8 @@ from forebay.storage.dedup.arrivals import Arrivals
 from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.drops import DROP_SCHEMA, WHATS
 from forebay.storage.formats.hashes import I64
-from forebay.storage.formats.log import Extent, GrowingLog
+from forebay.storage.formats.log import Extent
+from forebay.storage.formats.log_writer import GrowingLog
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.series import LogSeries
 

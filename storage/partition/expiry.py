@@ -1,4 +1,4 @@
-"""Retention: what may be deleted, and why; and what waits for the batch layer.
+"""Expiry: what may be deleted, and why; and what waits for the batch layer.
 
 A block or chunk goes when the batch layer has all of its events ("handed off"), or when its last
 event is older than the retention, in stream time, or than what the bound in bytes leaves room for
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from forebay.storage.base.times import DAY_MS
 from forebay.storage.formats.boundary import Boundary, Placed
 from forebay.storage.formats.catalog import Catalog, Chunk
 from forebay.storage.formats.state import BlockState, PartitionState
@@ -24,11 +25,11 @@ from forebay.storage.formats.state import BlockState, PartitionState
 HANDED_OFF, EXPIRED = "handed off", "expired"
 
 
-LAST_DAY_MS = 86_400_000
+LAST_DAY_MS = DAY_MS
 
 
 @dataclass(frozen=True)
-class Retention:
+class Expiry:
     """`retention_ms` 0 keeps everything until it is handed off; `from_ms` is from where on the
     bound in bytes leaves room, None if it leaves room for all."""
 

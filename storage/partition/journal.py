@@ -16,7 +16,8 @@ from forebay.storage.dedup.arrivals import Arrivals
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.hash_file import HashWriter
 from forebay.storage.formats.hashes import I64, Hash
-from forebay.storage.formats.log import Extent, GrowingLog
+from forebay.storage.formats.log import Extent
+from forebay.storage.formats.log_writer import GrowingLog
 from forebay.storage.formats.state import BlockState, PartitionState
 from forebay.storage.partition.commits import Commits
 from forebay.storage.partition.drop_log import DropLog

@@ -23,7 +23,8 @@ from forebay.storage.dedup.keys import KeyCache, KeySet
 from forebay.storage.formats.catalog import Catalog, Chunk
 from forebay.storage.formats.columns import Mask
 from forebay.storage.formats.hashes import U64, Hash
-from forebay.storage.formats.log import Extent, GrowingLog, Span
+from forebay.storage.formats.log import Extent, Span
+from forebay.storage.formats.log_writer import GrowingLog
 from forebay.storage.formats.payload import Payload
 from forebay.storage.formats.state import BlockState, PartitionState
 from forebay.storage.partition.rules import Rules

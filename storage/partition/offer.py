@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from forebay.storage.base.layout import BlockId
 from forebay.storage.formats.schema import Column
 from forebay.storage.formats.state import BlockState
-from forebay.storage.partition.expiry import Retention
+from forebay.storage.partition.expiry import Expiry
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Tick:
     `listed` are all evicted blocks of any state that a restart could resume from.
     """
 
-    retention: Retention
+    retention: Expiry
     listed: frozenset[BlockId]
 
 

@@ -25,9 +25,10 @@ import pyarrow as pa
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import reject_log_name
-from forebay.storage.base.times import FIRST_MS
+from forebay.storage.base.times import DAY_MS, FIRST_MS
 from forebay.storage.formats.frame import REJECT_SCHEMA
-from forebay.storage.formats.log import Extent, GrowingLog
+from forebay.storage.formats.log import Extent
+from forebay.storage.formats.log_writer import GrowingLog
 from forebay.storage.formats.rejects import RejectFile, labels
 from forebay.storage.formats.series import LogSeries
 
@@ -36,7 +37,6 @@ FILE_BYTES_MAX = 8 << 20
 FILES_OF_BOUND = 8
 """Files that share the bound in bytes at least, so that an eighth of it goes at once at most."""
 FILES_MIN, FILES_MAX = 16, 64
-DAY_MS = 86_400_000
 
 
 class RejectLog:

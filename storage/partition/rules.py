@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from forebay.storage.base.times import DAY_MS
 from forebay.storage.formats.schema import Schema
 
-DAY_MS = 86_400_000
 DROPS_BYTES_MAX = 16 << 20
 REJECTS_BYTES_MAX = 256 << 20
 

@@ -23,7 +23,7 @@ ROWS = 20
 
 
 @dataclass(frozen=True, repr=False)
-class Result:
+class Answer:
     """An answer: the parameters of its `question` by name, and frames."""
 
     question: Mapping[str, object]
