@@ -67,8 +67,8 @@ class Blocks:
         for folder in self._folders:
             disk.make_directory(folder)
         self._lock = own(disk, layout, partition)
-        state = resumed(disk, layout, partition, committed, rules.schema, rules.block_span_ms)
-        state.backfill_after_ms = state.backfill_after_ms or rules.dedup_window_ms
+        spans = rules.block_span_ms, rules.dedup_window_ms
+        state = resumed(disk, layout, partition, committed, rules.schema, *spans)
         self._catalog = _watched_catalog(disk, layout, state)
         self._hash = hash or KeyHash(state.seed)
         self._garbage = Garbage(disk, rules.grace_ms)

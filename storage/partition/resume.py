@@ -31,8 +31,11 @@ def resumed(
     committed: PartitionState | None,
     schema: Schema,
     block_span_ms: int,
+    window_ms: int,
 ) -> PartitionState:
-    """The state to go on with: the committed one under this schema, as a new run, or a new one.
+    """The state to go on with: the committed one under this schema, as a new run, or a new one. As
+    long as it has no other, it keeps the dedup window `window_ms` that it was begun with as the age
+    from which on events are backfill.
 
     Raises MissingFile or Corruption if a log that it names is not here, BadInput if it has events
     made under another key or block span."""
@@ -44,6 +47,7 @@ def resumed(
     _require_logs(disk, layout, state, catalog.committed(runs, incarnation))
     _recount_rejects(disk, layout, state)
     state.reject_files = _described(disk, layout, state)
+    state.backfill_after_ms = state.backfill_after_ms or window_ms
     return state
 
 
