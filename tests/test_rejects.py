@@ -223,9 +223,7 @@ def test_ctrl_c_at_the_question_of_delete_deletes_nothing(data: Path, partition:
         with suppress(OSError):  # EIO: the terminal's other end has gone
             while True:
                 if not select.select([terminal], [], [], 5)[0]:
-                    terminal.write(
-                        b"\x03"
-                    )  # it came between the question and the wait for an answer
+                    terminal.write(b"\x03")  # the first came before it waited for an answer
                 elif more := terminal.read(1024):
                     told += more
                 else:
