@@ -107,6 +107,7 @@ def test_a_run_again_changes_nothing(job: Job) -> None:
     assert after == before
 
 
+@pytest.mark.long
 def test_a_day_without_events_is_handed_over_and_what_comes_late_for_it_is_not_lost(
     make_job: MakeJob,
 ) -> None:
@@ -137,6 +138,7 @@ def test_catch_up_does_all_days_that_are_over(job: Job) -> None:
     assert missing_days([job.data]) == []
 
 
+@pytest.mark.long
 def test_of_two_runs_at_once_one_is_refused(job: Job) -> None:
     with stopped(job, "writing", "--day", str(day(0))):
         second = invoke(job, "batch", "run", "--day", str(day(0)))
@@ -265,6 +267,7 @@ def test_late_copies_alone_make_no_file_for_their_day(job: Job) -> None:
     assert found == [f"upload_time_day={day(n)}" for n in range(2)]
 
 
+@pytest.mark.long
 def test_exported_late_events_are_those_of_the_late_table(job: Job, tmp_path: Path) -> None:
     hand_over(job, 0)
     feed(job, "b", [event("late-0", starts_ms(0))])
@@ -646,6 +649,7 @@ def test_a_handoff_that_was_completed_on_one_node_only_is_ended_by_the_next_run(
     assert {batch(one).covered_until_ms for one in (job, other)} == {starts_ms(3)}
 
 
+@pytest.mark.long
 def test_a_node_with_a_boundary_of_its_own_is_refused_before_anything_is_sealed(
     job: Job, other: Job
 ) -> None:
@@ -676,6 +680,7 @@ def test_a_seal_within_the_next_day_is_completed_with_the_day(job: Job) -> None:
     assert_handed_over(job, 1)
 
 
+@pytest.mark.long
 def test_an_own_batch_layer_reads_what_is_sealed_with_the_late_events(job: Job) -> None:
     assert invoke(job, "batch", "complete", "--through", "2024-05-02").returncode == 0
     feed(job, "a", [event("late", starts_ms(0) + HOUR_MS)])

@@ -165,6 +165,7 @@ def test_after_an_overtaken_run_was_killed_the_next_run_removes_what_it_left(
 # -- two runs in one directory, whose locks keep no one out --------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [_long(False), True], ids=["goes on", "killed"])
 @pytest.mark.parametrize("step", [*map(_long, ("sealed", "writing", "written")), "checked"])
 def test_two_runs_in_one_directory_leave_no_file_and_no_note(
@@ -283,6 +284,7 @@ def test_a_commit_that_is_taken_at_the_last_try_is_found(
     assert_once(place, pair[0])
 
 
+@pytest.mark.long
 def test_a_commit_that_was_refused_after_it_landed_is_corruption_and_not_completed(
     pair: tuple[Job, Job], place: dict[str, str], commits: list[Answer]
 ) -> None:

@@ -173,6 +173,7 @@ def test_when_one_worker_asks_all_start_again_at_once_with_a_last_snapshot(run: 
     assert running.stop() == 0, running.log.read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("code", [1, 101])
 def test_a_worker_that_fails_while_all_are_stopped_to_start_again_has_them_start_after_a_while(
     code: int, run: MakeRun
@@ -208,6 +209,7 @@ def test_a_stop_while_all_are_stopped_to_start_again_ends_the_job(code: int, run
     assert Layout(running.data).ended.exists() == (code == 0)
 
 
+@pytest.mark.long
 def test_a_stop_whose_end_cannot_be_noted_says_so_and_is_no_success(
     tmp_path: Path, run: MakeRun
 ) -> None:

@@ -31,6 +31,7 @@ def run(cache: Path, how: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_code_that_stands_where_that_for_other_types_should_is_compiled_again(
     tmp_path: Path,
 ) -> None:

@@ -107,6 +107,7 @@ def tick(partitions: list[Partition], from_ms: int | None) -> None:
         partition.blocks.publish()
 
 
+@pytest.mark.long
 def test_all_partitions_delete_what_is_older_than_the_one_time(
     partitions: list[Partition], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +196,7 @@ def test_it_is_said_before_anything_goes_then_that_it_goes_and_that_the_last_day
     assert said(1, ("p01",)) == []
 
 
+@pytest.mark.long
 def test_the_same_is_said_once_a_day_and_added_up_once_in_an_interval(
     partitions: list[Partition],
     caplog: pytest.LogCaptureFixture,

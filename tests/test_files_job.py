@@ -77,6 +77,7 @@ def test_a_file_that_is_cut_short_leaves_the_others_whole_and_is_named_at_the_en
     assert sorted(set(ids(job)) - set(found)) == sorted(set(named("cut", 3000)) - set(read))
 
 
+@pytest.mark.long
 def test_a_file_replaced_under_its_name_stops_itself_only_and_loses_nothing(job: Job) -> None:
     events = job.folder / "events"
     (events / "a.ndjson").write_bytes(lines("old", 300))
@@ -180,6 +181,7 @@ def peaks_bytes(pid: int) -> list[int]:
     return []
 
 
+@pytest.mark.long
 def test_a_line_of_a_gigabyte_takes_no_memory_and_is_one_reject_over_a_kill_in_its_middle(
     job: Job,
 ) -> None:

@@ -54,6 +54,7 @@ def test_a_topic_that_is_not_there_is_created_and_filled_every_time(broker: Brok
         assert there == orjson.loads(out)["messages"]
 
 
+@pytest.mark.long
 def test_properties_reach_librdkafka_and_a_broker_that_does_not_answer_is_told_with_the_reason(
     broker: Broker,
 ) -> None:

@@ -34,6 +34,7 @@ def _pins(name: str) -> dict[str, str]:
     return {pin: hashes.strip() for pin, hashes in found}
 
 
+@pytest.mark.long
 def test_what_an_image_build_may_see_is_what_the_wheel_is_made_from() -> None:
     tops = {path.parts[0] for path in context()}
     assert tops == {

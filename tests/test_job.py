@@ -87,6 +87,7 @@ def test_bytewax_run_gives_the_oracles_events(
     assert_exact(job, load)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("start", ["run", pytest.param("bytewax", marks=pytest.mark.long)])
 def test_sigterm_ends_with_a_snapshot_and_exit_0(job: Job, load: Generated, start: str) -> None:
     launch = getattr(job, start)
@@ -306,6 +307,7 @@ raise SystemExit(worker.main(0, []))
 """
 
 
+@pytest.mark.long
 def test_worker_collects_garbage_once_it_runs_and_not_before(
     make_job: MakeJob, tmp_path: Path
 ) -> None:

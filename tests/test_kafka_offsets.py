@@ -214,6 +214,7 @@ def test_a_job_without_a_supervisor_says_once_that_it_must_be_started_again(
     assert insert_ids(job) == ids({"i": range(20)})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "with_id", [True, pytest.param(False, marks=pytest.mark.long)], ids=["id", "no id"]
 )
@@ -250,6 +251,7 @@ def test_what_version_1_kept_tells_which_partitions_were_there(
     assert read_topic(Disk(), topic) == Topic(kept.id, None if with_id else 2)
 
 
+@pytest.mark.long
 def test_another_topic_is_refused_and_leaves_no_trace(make_job: MakeJob, broker: Broker) -> None:
     job, other = kafka_job(make_job, broker, 1), kafka_job(make_job, broker, 3)
     topic = topic_of(job)

@@ -118,7 +118,7 @@ def test_the_totals_are_those_of_the_oracle_partition_by_partition(spec: LoadSpe
         assert whole[name] == sum(told[name] for told in whole["partitions"].values())
 
 
-@settings(max_examples=cases(4, 10, 100))
+@settings(max_examples=cases(2, 10, 100))
 @given(SPECS)
 def test_the_decoder_counts_the_same_events_and_rejects(spec: LoadSpec) -> None:
     load = Load(spec)
@@ -132,7 +132,7 @@ def test_the_decoder_counts_the_same_events_and_rejects(spec: LoadSpec) -> None:
 # -- what the messages are ----------------------------------------------------------------------
 
 
-@settings(max_examples=cases(4, 10, 100))
+@settings(max_examples=cases(2, 10, 100))
 @given(SPECS)
 def test_the_same_spec_gives_the_same_bytes(spec: LoadSpec) -> None:
     assert parts_of(Load(spec)) == parts_of(Load(spec))
@@ -142,7 +142,7 @@ def test_another_seed_gives_another_load() -> None:
     assert parts_of(Load(SPEC)) != parts_of(Load(replace(SPEC, seed=SPEC.seed + 1)))
 
 
-@settings(max_examples=cases(4, 10, 100))
+@settings(max_examples=cases(2, 10, 100))
 @given(SPECS)
 def test_copies_are_the_same_bytes_after_the_original_in_the_same_partition(spec: LoadSpec) -> None:
     first: dict[tuple[str, str], tuple[int, bytes]] = {}
@@ -154,7 +154,7 @@ def test_copies_are_the_same_bytes_after_the_original_in_the_same_partition(spec
     assert len(first) == spec.events
 
 
-@settings(max_examples=cases(4, 10, 100))
+@settings(max_examples=cases(2, 10, 100))
 @given(SPECS)
 def test_every_message_can_be_a_line_of_a_file(spec: LoadSpec) -> None:
     for messages in parts_of(Load(spec)):
@@ -204,7 +204,7 @@ def test_messages_have_about_the_mean_size_asked_for(mean: int) -> None:
     assert load.totals["bytes"] / load.totals["messages"] == pytest.approx(mean, rel=0.05)
 
 
-@settings(max_examples=cases(4, 10, 100))
+@settings(max_examples=cases(2, 10, 100))
 @given(SPECS)
 def test_stream_time_stays_within_the_span_asked_for(spec: LoadSpec) -> None:
     load = Load(spec)

@@ -272,7 +272,10 @@ def test_a_reader_that_goes_ends_a_command_quietly(command: str, data: Path) -> 
         assert process.wait(WAIT_S) in (0, 141)
 
 
-@pytest.mark.parametrize("command", [("status",), ("sql", "select 1 as n from events")])
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(("status",), marks=pytest.mark.long), ("sql", "select 1 as n from events")],
+)
 def test_a_closed_standard_output_is_no_traceback(command: tuple[str, ...], data: Path) -> None:
     arguments = " ".join(f"'{one}'" for one in (*command, "--data-dir", str(data)))
     done = subprocess.run(

@@ -158,6 +158,7 @@ for command in {COMMANDS}:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.long
 def test_commands_that_read_need_no_engine(tmp_path: Path) -> None:
     """Over a data directory that an earlier version wrote."""
     with tarfile.open(ROOT / "tests" / "golden" / "1" / "data.tar.gz") as archive:

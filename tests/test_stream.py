@@ -40,7 +40,7 @@ ABANDONED = {
     "print(duckdb.sql('select id from rows limit 5'))",
 }
 
-QUICK = ("duckdb, kept", "pyarrow")
+QUICK = ("duckdb, kept",)
 
 
 @pytest.fixture(scope="module")

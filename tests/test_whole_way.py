@@ -232,7 +232,7 @@ class Expected:
         return [*self.names, *([RAW] if self.schema.raw else [])]
 
 
-QUICK = ("amplitude", "typed")
+QUICK = ("amplitude",)
 
 
 @pytest.fixture(
