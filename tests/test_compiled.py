@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CHILD = """
 import json, sys
 import numpy as np
-
-import pytest
-
 from forebay.storage.formats import payload
 from forebay.storage.formats.hashes import fold_bytes
 data = np.frombuffer(bytearray(b"some bytes to fold"), np.uint8)
