@@ -7,6 +7,9 @@ KILLS ?= 500
 LONG := long or spark
 PARALLEL := -n 3 --dist worksteal
 
+# Where it is set, each process that runs tests would rewrite their assertions anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup demo test test-long check torture fuzz kafka bench reference audit constraints clean
 
 help:
@@ -22,7 +25,7 @@ test: setup  ## run the tests (those of Kafka need Java 17 and Maven)
 	CPU_BUDGET_S=500 $(BIN)/python -m pytest $(PARALLEL) -m "not ($(LONG))"
 
 test-long: setup  ## run the tests that take long, or install packages, and more cases of others
-	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest $(PARALLEL) --timeout 1500 \
+	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest $(PARALLEL) --timeout 2700 \
 	  -m "$(LONG) or cases"
 
 check: setup  ## lint, types, layer contracts
