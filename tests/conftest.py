@@ -49,7 +49,7 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=SLOW_IS_FINE,
 )
-settings.register_profile("full", settings.get_profile("quick"), max_examples=60)
+settings.register_profile("full", settings.get_profile("quick"), max_examples=40)
 settings.register_profile(
     "long",
     settings.get_profile("quick"),
