@@ -66,9 +66,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("cases")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first: the quick tests on another Python."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes longest begins first: the quick tests on another Python. There FIRST_CASES is set:
+    of what is tried with many parameters, it has the first alone."""
     items.sort(key=lambda item: "each_other_python" not in item.name)
+    if os.environ.get("FIRST_CASES"):
+        first = set({one.nodeid.partition("[")[0]: one for one in reversed(items)}.values())
+        left_out = [item for item in items if item not in first]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item in first]
 
 
 @pytest.fixture(autouse=True)

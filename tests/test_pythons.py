@@ -23,7 +23,7 @@ from tests.image import ROOT
 from tests.job import Job
 from tests.pythons import claimed, environment, interpreter
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(0)]
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in claimed() if version != OWN]
@@ -57,7 +57,8 @@ def test_quick_tests_pass_on_each_other_python(version: str) -> None:
             name: text
             for name, text in os.environ.items()
             if not name.startswith(("PYTEST_", "HYPOTHESIS_"))
-        },
+        }
+        | {"FIRST_CASES": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-20_000:]
     *_, last = done.stdout.splitlines()
