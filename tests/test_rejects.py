@@ -33,7 +33,7 @@ from tests.partition import (
     NAME,
     Partition,
 )
-from tests.test_replay import BROKEN, CONFIG, SOURCE, decoded, message
+from tests.replayed import BROKEN, CONFIG, SOURCE, decoded, message
 
 ROOT = Path(__file__).parent.parent
 SMALL, LARGE = 100, 10_000

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
@@ -19,59 +18,37 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import forebay
 from forebay.operators.blocks import BlocksStep
-from forebay.operators.decode import DecodeConfig, Decoder
-from forebay.operators.sources.messages import Messages
 from forebay.storage.base import record
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption
 from forebay.storage.base.layout import Layout
-from forebay.storage.formats.frame import REASONS, REJECT_SCHEMA, Frame
+from forebay.storage.formats.frame import REASONS, REJECT_SCHEMA
 from forebay.storage.formats.rejects import ALL, RejectFilter
 from forebay.storage.formats.replay_request import ReplayRequest, ask, read_request
 from forebay.storage.formats.schema import RAW
 from forebay.storage.partition.offer import Offer
-from forebay.storage.partition.rules import Rules
 from tests import cases
 from tests.oracle import Oracle, Place
 from tests.partition import (
     GRACE_MS,
     NAME,
-    SCHEMA,
     SPAN_MS,
     START_MS,
     WINDOW_MS,
     OpenDisk,
     Partition,
 )
-
-SMALL, LARGE = 100, 10_000
-SOURCE = "s0"
-KEPT = replace(SCHEMA, raw=True)
-CONFIG = Rules(KEPT, SPAN_MS, WINDOW_MS, GRACE_MS)
-
-
-def decoder(bytes_max: int) -> Decoder:
-    return Decoder(DecodeConfig(KEPT, 10**9, bytes_max))
-
-
-def redecode(bytes_max: int) -> Callable[[pa.RecordBatch], list[Frame]]:
-    return decoder(bytes_max).decode_again
-
-
-def message(key: int, upload_ms: int, *, large: bool = False) -> bytes:
-    document = {"id": f"k{key // 2}", "part": key % 2, "time": START_MS + upload_ms}
-    return orjson.dumps({**document, **({"pad": "x" * SMALL} if large else {})})
-
-
-BROKEN = b'{"id":"\xff\xfe'
-
-
-def decoded(messages: Sequence[bytes], first: int, bytes_max: int) -> Frame:
-    """The frame of these messages, at offsets `first` and on; broker time is the offset."""
-    offsets = np.arange(first, first + len(messages), dtype=np.int64)
-    item = Messages(SOURCE, list(messages), offsets, START_MS + offsets, first + len(messages))
-    (frame,) = decoder(bytes_max).decode([item])
-    return replace(frame, partition=NAME)
+from tests.replayed import (
+    BROKEN,
+    CONFIG,
+    LARGE,
+    SMALL,
+    SOURCE,
+    decoded,
+    message,
+    redecode,
+    replay,
+)
 
 
 @pytest.fixture
@@ -79,13 +56,6 @@ def partition(tmp_path: Path) -> Iterator[Partition]:
     partition = Partition(tmp_path / "data", CONFIG)
     yield partition
     partition.files.close()
-
-
-def replay(partition: Partition, bytes_max: int, wanted: RejectFilter = ALL) -> None:
-    """Carry one request out to its end."""
-    number = partition.blocks.state.replays + 1
-    for offer in partition.blocks.replay(ReplayRequest(number, wanted, {}), redecode(bytes_max)):
-        partition.offers += [offer] if offer else []
 
 
 def listed(partition: Partition) -> list[tuple[int, str]]:

@@ -26,8 +26,8 @@ from tests import cases
 from tests.job import Job
 from tests.lane import Lane, Lanes, events, filled
 from tests.partition import GRACE_MS, Partition
+from tests.replayed import CONFIG, LARGE, SMALL, decoded, message, replay
 from tests.test_analytics_cli import taken
-from tests.test_replay import CONFIG, LARGE, SMALL, decoded, message, replay
 
 
 def offsets(frames: Iterator[pl.DataFrame]) -> list[int]:
