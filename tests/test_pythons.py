@@ -1,4 +1,5 @@
-"""Each Python that is claimed and to be had here passes the quick tests, as far as they concern it.
+"""Each Python that is claimed and to be had here passes the quick tests, as far as they concern it;
+of a test with many parameters, with the first.
 
 Where the engine has no wheels, tests that need it are skipped (`tests.engine`); what such a Python
 is for, to read what a job of another Python writes, is a test of its own.
