@@ -148,6 +148,20 @@ def test_no_longer_and_no_shorter_path_than_a_search_of_all_finds(
         assert found == expected(rows, reference)
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("c@0 a@0 a@1 b@2", [1, 1, 1]),
+        ("c@0 a@0 a@1 a@2 b@3", [1, 1, 0]),
+        ("c@0 a@0 a@1 x@2 b@3", [1, 1, 0]),
+    ],
+)
+def test_in_exact_order_a_step_is_left_to_the_next_second_where_that_makes_a_longer_path(
+    text: str, found: list[int]
+) -> None:
+    assert counts(events(text), [C, A, B], order="exact") == found
+
+
 class Totals:
     """The paths of all events of one user, each event taken in turn by a plain list of paths."""
 

@@ -18,6 +18,57 @@ from forebay.storage.base.compiled import compiled
 
 
 @compiled
+def _refill(
+    entry: int, group: int, level: int, most: int, masks: Any, starts: Any, filled: Any, own: Any
+) -> int:
+    """Fill steps `level`, ..., `most` - 1 with the events of one group alone; the level then."""
+    own[starts[group] : starts[group + 1]] = -1
+    if starts[group] <= entry < starts[group + 1]:
+        own[entry] = 0
+    return fill(masks, starts[group], starts[group + 1], level, most, filled, own)
+
+
+@compiled
+def _unbroken(
+    entry: int, group: int, units: Any, masks: Any, starts: Any, times: Any,
+    steps: int, window: int, filled: Any, places: Any, own: Any,
+) -> int:  # fmt: skip
+    """How many steps the path of an entry has in exact order, where each group between must have
+    one: fewer steps in one group may leave one for the next. Fills `filled` and `places`.
+
+    A group that can fill steps k, ..., m can fill any first part of them, and k + 1, ..., m. So
+    the highest level that can be reached before a group is the best to have come from."""
+    reached = np.zeros((steps, steps + 1), dtype=np.bool_)  # after so many groups more, the level
+    best, last = 0, 0
+    for n in range(steps):
+        at = group + n
+        if at == len(starts) - 1 or units[starts[at]] != units[entry]:
+            break
+        if times[starts[at]] - times[entry] > window or best == steps:
+            break
+        for before in range(1, steps):
+            if n and not reached[n - 1, before]:
+                continue
+            top = _refill(entry, at, before, steps, masks, starts, filled, own)
+            reached[n, before + min(n, 1) : top + 1] = True
+            if top > best:
+                best, last = top, n
+            if n == 0:
+                break
+    levels = np.ones(last + 2, dtype=np.int64)
+    levels[last + 1] = best
+    for n in range(last, 0, -1):
+        levels[n] = levels[n + 1] - 1
+        while not reached[n - 1, levels[n]]:
+            levels[n] -= 1
+    filled[1:] = -1
+    for n in range(last + 1):
+        _refill(entry, group + n, levels[n], levels[n + 1], masks, starts, filled, own)
+        places[levels[n] : levels[n + 1]] = group + n
+    return best
+
+
+@compiled
 def _sequence(
     entry: int, group: int, units: Any, masks: Any, starts: Any, times: Any, following: Any,
     steps: int, window: int, exact: bool, strict: bool, filled: Any, places: Any, own: Any,
@@ -49,6 +100,10 @@ def _sequence(
             break
         places[level:reached] = group
         level = reached
+    if exact and level < steps and places[level - 1] - places[0] + 1 < level:
+        return _unbroken(
+            entry, places[0], units, masks, starts, times, steps, window, filled, places, own
+        )
     return level
 
 
