@@ -66,9 +66,21 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("cases")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes longest begins first: the quick tests on another Python. There FIRST_CASES is set:
-    of what is tried with many parameters, it has the first alone."""
+    of what is tried with many parameters, it has the first alone. Of tests that are marked `few`,
+    what is not among the few, spread evenly, is of the long ones."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for same in tests.values():
+        (few,) = same[0].get_closest_marker("few").args
+        stay = {n * len(same) // few for n in range(few)}
+        for n, item in enumerate(same):
+            if n not in stay:
+                item.add_marker("long")
     items.sort(key=lambda item: "each_other_python" not in item.name)
     if os.environ.get("FIRST_CASES"):
         first = set({one.nodeid.partition("[")[0]: one for one in reversed(items)}.values())

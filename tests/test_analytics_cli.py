@@ -117,6 +117,7 @@ def as_json(line: str) -> Any:
     return orjson.loads(answered(f"{line} --json"))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("command", "words"), QUESTIONS.items())
 def test_the_program_that_is_shown_runs_and_answers_the_same(command: str, words: str) -> None:
     found: dict[str, Any] = {}

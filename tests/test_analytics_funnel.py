@@ -214,6 +214,7 @@ class Totals:
         found.append({0: row})
 
 
+@pytest.mark.few(4)
 @pytest.mark.cases
 @pytest.mark.parametrize(
     ("order", "reentry"),
@@ -240,6 +241,7 @@ def test_totals_are_those_of_a_list_of_open_paths(order: str, reentry: str) -> N
         assert found == [sum(length > step for length in lengths) for step in range(3)]
 
 
+@pytest.mark.few(3)
 @pytest.mark.cases
 @pytest.mark.parametrize("reentry", ["any", "first", "latest"])
 @pytest.mark.parametrize("exclusion", ["break", "drop"])
@@ -439,6 +441,7 @@ def test_what_cannot_be_asked_is_refused(options: dict[str, Any], said: str) -> 
         funnel(frame([]), ROLES, [A, B, C], PERIOD, **options)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("order", ["this", "exact", "any"])
 def test_events_that_make_no_difference_are_left_out_of_the_search(
     order: Any, monkeypatch: pytest.MonkeyPatch

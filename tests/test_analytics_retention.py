@@ -93,6 +93,7 @@ class Reference:
         return day_start(first, self.period.zone) + timedelta(days=units * self.step)
 
 
+@pytest.mark.few(3)
 @pytest.mark.cases
 @pytest.mark.parametrize("calendar", [False, True])
 @pytest.mark.parametrize("mode", ["on", "on or after", "brackets"])

@@ -72,6 +72,7 @@ def linear(values: list[float], share: float) -> float | None:
     return values[int(low)] + rest * (values[high] - values[int(low)])
 
 
+@pytest.mark.few(4)
 @pytest.mark.cases
 @pytest.mark.parametrize("measure", MEASURES)
 def test_each_bucket_and_group_has_the_value_of_its_rows(measure: Any) -> None:

@@ -233,6 +233,7 @@ def lost(error: Exception, *, made: bool) -> Answer:
 UNKNOWN = CommitStateUnknownException("502 Bad Gateway")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "error", [UNKNOWN, ConnectionResetError("reset by peer")], ids=["unknown", "reset"]
 )

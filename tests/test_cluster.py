@@ -94,6 +94,7 @@ def run(tmp_path: Path) -> Iterator[Callable[[str], Run]]:
 MakeRun = Callable[[str], Run]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("sham", "code", "well"),
     [
@@ -143,6 +144,7 @@ def test_a_stop_before_all_workers_have_built_is_at_once_and_leaves_all_as_it_wa
     assert layout.ended.exists() == ended
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("end", "said"),
     [
@@ -196,6 +198,7 @@ def test_an_error_that_would_come_again_ends_the_job_while_all_are_stopped_to_st
     assert not Layout(running.data).ended.exists()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("code", [0, 1, PERMANENT])
 def test_a_stop_while_all_are_stopped_to_start_again_ends_the_job(code: int, run: MakeRun) -> None:
     running = run(f"build again stop:0,build held:{code}")

@@ -323,6 +323,7 @@ def test_a_merge_that_fails_leaves_no_file_of_its_own(partition: Partition, room
     assert_agrees(partition, judge(messages))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("changes", range(12))
 def test_a_compaction_that_dies_at_any_change_loses_and_doubles_nothing(
     partition: Partition, changes: int

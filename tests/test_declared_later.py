@@ -211,6 +211,7 @@ def test_sql_has_the_same_values_with_a_filter_and_without(store: Stored) -> Non
     )
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("store", ["old chunks and logs"], indirect=True)
 @pytest.mark.parametrize(
     "text",

@@ -234,6 +234,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Counter[str]:
     return lived(tmp_path_factory.mktemp("calls"), Trouble("none", 0, 0))
 
 
+@pytest.mark.few(5)
 @pytest.mark.cases
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fault_at_any_call_loses_and_doubles_nothing(

@@ -123,6 +123,7 @@ def _names() -> Iterator[tuple[str, str]]:
                 yield field.alias or name, inner
 
 
+@pytest.mark.few(16)
 @pytest.mark.parametrize(("section", "inner"), list(_names()))
 def test_every_fault_that_a_setting_can_have_is_one_sentence_of_ours(
     section: str, inner: str

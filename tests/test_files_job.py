@@ -98,6 +98,7 @@ def test_a_file_replaced_under_its_name_stops_itself_only_and_loses_nothing(job:
     assert ids(job) == sorted(named("old", 400) + named("b", 600) + named("new", 900))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["renamed", "copied and longer", "compressed"])
 def test_a_file_that_begins_as_another_did_is_told_of(job: Job, kind: str) -> None:
     events = job.folder / "events"

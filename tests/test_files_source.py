@@ -332,6 +332,7 @@ def test_gzip_that_is_zstd_is_called_so(tmp_path: Path) -> None:
     assert "expected gzip data, as its name says, got zstd data" in unread()[0]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [name for name in PACKED if name != "a.ndjson"])
 @given(edits=st.lists(st.tuples(st.integers(0, 4_000), st.binary(max_size=3)), min_size=1))
 @example(edits=[(4, b"\xff")])

@@ -159,6 +159,7 @@ TEXTS = Schema(
 )
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("text", HOSTILE, ids=[ascii(text[:18]) for text in HOSTILE])
 def test_a_day_whose_greatest_text_is_hostile_is_handed_over(text: str, tmp_path: Path) -> None:
     """In each column that has text: the key, a declared one, `raw`."""
@@ -218,6 +219,7 @@ def _floored(at: datetime, unit_us: int) -> datetime:
     return at - timedelta(microseconds=at.microsecond % unit_us)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("floats", [[math.inf, -math.inf, math.nan], [math.nan] * 3, [-0.0, 0.0]])
 def test_times_at_both_ends_and_extreme_numbers_are_handed_over_as_they_came(
     floats: list[float], tmp_path: Path
@@ -299,6 +301,7 @@ NAMES = (
 )
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("type", ["string", pytest.param("int", marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_key_column_of_any_name_keeps_its_events_apart(

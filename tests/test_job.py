@@ -245,6 +245,7 @@ def test_copies_in_different_files_meet_when_divided_by_hash(
     assert "hash_partitions:" in job.told()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("packed", ["ndjson", "ndjson.gz", "ndjson.zst"])
 def test_real_github_events_come_out_once_each(
     make_job: MakeJob, tmp_path: Path, packed: str

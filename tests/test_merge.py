@@ -73,6 +73,7 @@ def read(path: Path) -> list[Row]:
     return table.set_column(2, "upload_time", times).to_pylist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("spread_ms", [1, 1000, 300_000])
 def test_rows_come_out_once_and_in_order_whatever_the_ranges(

@@ -177,6 +177,7 @@ def test_a_pipe_has_no_width_and_no_colours(command: str, data: Path) -> None:
     assert "\x1b" not in printed
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("columns", [40, 80, 300])
 @pytest.mark.parametrize("command", ["status", "disk", "disk --dry-run", "rejects list"])
 def test_no_cell_is_cut_at_a_terminal(command: str, columns: int, data: Path) -> None:
@@ -258,6 +259,7 @@ def test_status_names_partitions_of_which_no_message_was_read_yet(data: Path) ->
 # -- nobody reads it ----------------------------------------------------------------------------
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "command", ["status --watch", "sql --format csv", "sql --format parquet", "sql", "rejects list"]
 )
@@ -395,6 +397,7 @@ NESTED = f"select {'(' * 50_000}1{')' * 50_000}"
 ADDED = f"select {'-'.join(['1'] * 50_000)}"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("text", ["", "   ", "\n", ";", "select", "(" * 100_000, NESTED, ADDED])
 def test_what_is_no_query_is_a_line_or_a_few(text: str, data: Path) -> None:
     result = invoke("sql", text, "--data-dir", data)

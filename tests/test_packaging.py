@@ -133,6 +133,7 @@ def without_engine(*arguments: str, folder: Path) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("command", ["run", "demo", "verify"])
 def test_command_that_needs_the_engine_says_so_in_a_line(command: str, tmp_path: Path) -> None:
     done = without_engine(command, folder=tmp_path)

@@ -346,6 +346,7 @@ def verdicts(
     return found
 
 
+@pytest.mark.few(2)
 @pytest.mark.cases
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_byte_is_told_with_its_file_or_changes_nothing(kind: str, stored: Stored) -> None:
@@ -435,6 +436,7 @@ def test_a_flip_in_a_log_is_told_with_its_offset(stored: Stored) -> None:
         forebay.open(stored.root).scan().collect()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_partitions_that_are_whole_stay_readable_beside_a_broken_one(
     kind: str, stored: Stored

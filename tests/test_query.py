@@ -472,6 +472,7 @@ def test_several_sources_of_a_partition_have_no_one_next_offset_and_add_up_their
 # -- the boundary -------------------------------------------------------------------------------
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("until_ms", [-1, 0, 1, 130, 555, 1_000, 1_600, 10_000])
 def test_covered_events_are_in_no_answer_be_they_hot_or_cold(until_ms: int, lane: Lanes) -> None:
     one = filled(lane())
@@ -482,6 +483,7 @@ def test_covered_events_are_in_no_answer_be_they_hot_or_cold(until_ms: int, lane
     assert store.sql("select count(*) from events").item() == expected.height
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("bounds", [(100, 600), (600, 100), (None, 600), (600, None), (None, None)])
 def test_the_furthest_boundary_of_any_node_holds_for_all(
     bounds: tuple[int | None, int | None], lane: Lanes

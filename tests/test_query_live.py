@@ -337,6 +337,7 @@ def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("kept", [0, 1, 2])
 @pytest.mark.parametrize("more", [0, 1, 7, 8, 60])
 def test_a_torn_log_gives_its_whole_batches_however_often_it_is_read(
@@ -394,6 +395,7 @@ def rewrite(path: Path, kind: str, change: Callable[[dict[str, Any]], None]) -> 
     path.write_bytes(record.encode(kind, 2, body))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_manifest_cannot_name_a_log_outside_its_folder(name: str, lane: Lanes) -> None:
     one = filled(lane())
@@ -406,6 +408,7 @@ def test_a_manifest_cannot_name_a_log_outside_its_folder(name: str, lane: Lanes)
         forebay.open(one.root)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_catalog_cannot_name_a_chunk_outside_its_folder(name: str, lane: Lanes) -> None:
     one = filled(lane())
@@ -453,6 +456,7 @@ def everything(root: Path) -> None:
     store.partitions()
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("change", [c for _, c in WRONG], ids=[name for name, _ in WRONG])
 def test_a_manifest_with_a_field_of_another_kind_is_refused_not_a_crash(
     change: Callable[[dict[str, Any]], None], lane: Lanes

@@ -211,6 +211,7 @@ def test_an_answer_in_a_page_is_text(name: str, answers: dict[str, Answer]) -> N
     assert page.isprintable()
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(("name", "table"), EACH)
 def test_a_chart_has_its_rows_and_the_columns_that_it_shows(
     name: str, table: str, answers: dict[str, Answer]

@@ -460,6 +460,7 @@ def test_step_deletes_without_a_decoder_and_leaves_replays_out(tmp_path: Path) -
     files.close()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("other", ["expire", "beyond the bound"])
 @pytest.mark.parametrize("steps", range(4))
 def test_a_replay_during_which_files_expire_has_each_reject_once(

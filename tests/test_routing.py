@@ -179,6 +179,7 @@ def run_cluster(workers: int) -> Seen:
     return seen
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("workers", [2, 3, 4])
 def test_engine_agrees(workers: int) -> None:
     """In a process of its own, for the engine never gives its threads back."""

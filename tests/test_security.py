@@ -160,6 +160,7 @@ def live_log(data: Path) -> Path:
 # -- outside ------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "kind",
     ["log", "chunk", "reject log", "drop log", "hot folder", "chunks folder", "date folder"],
@@ -198,6 +199,7 @@ def test_a_partition_named_out_of_the_directory_is_refused(
         assert read_by_another(data).startswith("refused")
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("kind", ["hot", "evicted", "rejects", "drops", "chunk"])
 @pytest.mark.parametrize(
     "file", ["../p00/x.1.arrows", "/etc/passwd", "..", "a\0b", "x/../../y.arrows", "", "."]
@@ -215,6 +217,7 @@ def test_a_file_named_out_of_its_folder_is_refused(
     assert read_by_another(data).startswith("refused")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", ["log", "manifest", "batch"])
 @pytest.mark.parametrize("made", ["pipe", "device", "folder"])
 def test_what_is_no_file_is_refused_and_not_waited_for(
@@ -324,6 +327,7 @@ def test_nothing_of_ours_unpickles_or_evaluates() -> None:
 # -- memory -------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("size", [2**31, 2**40, 2**60, 2**63 - 1, -1, -(2**60)])
 @pytest.mark.parametrize("field", ["bytes", "rows"])
 def test_a_huge_declared_size_is_refused_or_read_as_what_is_there(
@@ -401,6 +405,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_password_is_never_in_the_workers_log(config: str, make_job: MakeJob) -> None:
     secrets = {"sasl.username": "someone", "sasl.password": SECRET, "ssl.keystore.password": SECRET}
@@ -533,6 +538,7 @@ def test_a_table_out_of_the_directory_is_refused(what: str, data: Path, tmp_path
         forebay.open(data).scan(layers="all")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "place",
     [
@@ -562,6 +568,7 @@ def test_a_list_of_manifests_out_of_the_directory_is_not_opened(data: Path, tmp_
         forebay.open(data).sql("select * from events_all")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b'{"format-version":2}', b"{" * 100_000])
 def test_a_damaged_table_is_told_by_its_name(
     content: bytes, data: Path, read_by_another: Reader

@@ -79,6 +79,7 @@ def test_there_are_statements_enough() -> None:
     assert len(STATEMENTS) > 150
 
 
+@pytest.mark.few(80)
 @pytest.mark.parametrize("text", STATEMENTS)
 def test_an_answer_is_what_duckdb_answers_over_an_export(
     store: forebay.Store, reference: duckdb.DuckDBPyConnection, text: str
@@ -235,6 +236,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(50)
 @pytest.mark.parametrize("text", REFUSED)
 def test_nothing_but_the_tables_can_be_reached(
     store: forebay.Store, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch

@@ -304,6 +304,7 @@ def test_without_standard_input_there_is_no_query(data: Path) -> None:
     assert done.stderr == "Error: query: expected a SQL query, got ''\n"
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("given", "value"),
     [

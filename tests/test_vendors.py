@@ -176,6 +176,7 @@ def test_lines_are_the_same_alone_and_when_rejects_are_read_again(form: Form) ->
         assert frame.rejects.equals(whole.rejects)
 
 
+@pytest.mark.few(6)
 def test_samples_are_deduplicated_merged_and_queried(form: Form, partition: Partition) -> None:
     partition.config, partition.blocks_per_chunk = rules(form), 1
     partition.start().take(form.frame)
@@ -221,6 +222,7 @@ def assert_queried(store: forebay.Store, form: Form) -> None:
     ]
 
 
+@pytest.mark.few(6)
 def test_copies_go_to_one_hash_partition_and_why_finds_all(
     form: Form, partition: Partition
 ) -> None:

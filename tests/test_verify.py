@@ -326,6 +326,7 @@ def test_the_rules_tell_what_is_a_value(kind: str, text: bytes, value: str | int
     assert len(in_key.rejects) == (value is None or cut)
 
 
+@pytest.mark.few(40)
 @pytest.mark.parametrize("field", [*values.HOSTILE, *values.HOSTILE_KEYS])
 def test_hostile_values_are_decoded_as_the_rules_say(field: bytes) -> None:
     """The rules share no code with what decodes; each is asked about one message."""
