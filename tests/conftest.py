@@ -71,12 +71,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """What takes longest begins first: the quick tests on another Python. There FIRST_CASES is set:
     of what is tried with many parameters, it has the first alone. Of tests that are marked `few`,
     what is not among the few, spread evenly, is of the long ones."""
-    tests: dict[str, list[pytest.Item]] = {}
+    tests: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("few"):
-            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for same in tests.values():
-        (few,) = same[0].get_closest_marker("few").args
+        if mark := item.get_closest_marker("few"):
+            tests.setdefault((item.nodeid.partition("[")[0], *mark.args), []).append(item)
+    for (_, few), same in tests.items():
         stay = {n * len(same) // few for n in range(few)}
         for n, item in enumerate(same):
             if n not in stay:
