@@ -31,7 +31,7 @@ from forebay import query
 from forebay.flows.batch_table import TIME, EventTable, Landed, attempts
 from forebay.flows.cross_partition import Duplicates, duplicates
 from forebay.flows.handoff import Handoff
-from forebay.flows.leftovers import Note, clean
+from forebay.flows.leftovers import RunNote, clean
 from forebay.flows.sections import BatchSettings
 from forebay.query.iceberg import scan_table
 from forebay.storage.base.errors import BadInput, Corruption
@@ -157,7 +157,7 @@ class _Run:
         changed that meanwhile, it is compared and written again.
         """
         landed, head = self._table.landed(self._seal), self._table.head
-        own: Note | None = None
+        own: RunNote | None = None
         if landed is None and self._was_completed:
             return {}, "completed before"
         for _ in attempts():
@@ -177,7 +177,7 @@ class _Run:
             raise self._table.not_now()
         return self._taken(landed, own)
 
-    def _taken(self, landed: Landed, own: Note | None) -> Result:
+    def _taken(self, landed: Landed, own: RunNote | None) -> Result:
         """What the table has for this seal, when it is what was counted."""
         self._require(int(landed.properties.get(ROWS, 0)), landed.rows)
         outcome: Outcome = "completed before" if self._was_completed else "taken up"
@@ -195,7 +195,7 @@ class _Run:
             return None
         return landed.files if landed else None
 
-    def _write(self, progress: Progress) -> tuple[Note, dict[str, str]]:
+    def _write(self, progress: Progress) -> tuple[RunNote, dict[str, str]]:
         """Files of what is sealed, and the properties of the snapshot that is to add them; they are
         deleted if that fails, for no table names them yet."""
         counts = self._counts()
@@ -205,7 +205,7 @@ class _Run:
         with work as found, ExitStack() as failed:
             copies = found.find(self._store().sealed(), self._known(counts), self._key)
             try:
-                note = Note(self._notes, self._seal)
+                note = RunNote(self._notes, self._seal)
                 failed.callback(note.drop, self._table.delete)
                 rows = self._write_files(found, counts, note, lambda done: progress(done, total))
             except OSError as error:
@@ -253,7 +253,7 @@ class _Run:
         self,
         found: Duplicates,
         counts: pl.DataFrame,
-        note: Note,
+        note: RunNote,
         progress: Callable[[int], None],
     ) -> int:
         """Files of one day each, sorted; the rows in them."""

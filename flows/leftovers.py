@@ -24,7 +24,7 @@ RUN_ID = "[0-9a-f]" * 32
 """A pattern of names."""
 
 
-class Note:
+class RunNote:
     """The files that one run makes for a seal, each on record before it is made."""
 
     def __init__(self, folder: Path, seal: str) -> None:

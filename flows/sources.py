@@ -15,7 +15,7 @@ from forebay.operators.sources.folder import FilesConfig, file_partitions
 from forebay.operators.sources.input_files import FileSource
 from forebay.operators.sources.kafka import KafkaSource
 from forebay.operators.sources.messages import Messages
-from forebay.operators.sources.topic import Broker, Found, partition_key, require_same_topic
+from forebay.operators.sources.topic import Broker, FoundTopic, partition_key, require_same_topic
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout, PartitionKey
@@ -116,7 +116,7 @@ def _kafka(
 
 
 def _require_same_source(
-    topic: str, kept: Topic | None, found: Found, known: Mapping[str, Source]
+    topic: str, kept: Topic | None, found: FoundTopic, known: Mapping[str, Source]
 ) -> None:
     """Raises BadInput if what was read before is not of this topic."""
     if kept and kept.id and found.id:

@@ -303,12 +303,15 @@ class Partition:
         return sum(chunk.rows for chunk in self.chunks)
 
     def require_files(self, directory: Directory) -> None:
-        """Raise MissingFile if a block log or chunk has gone, Corruption if a link leads out."""
+        """Raise MissingFile if a block log or chunk has gone, Corruption if one is no plain file or
+        a link leads out."""
         for log in (*self.reject_logs, *self.drop_logs):
             directory.require(log.path)
         for path in (*(log.path for log in self.block_logs), *self.chunk_paths):
             directory.require(path)
             if not path.is_file():
+                if path.exists():
+                    raise Corruption(f"{path}: expected a plain file")
                 raise MissingFile(f"{path} is missing")
 
 

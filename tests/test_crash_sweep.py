@@ -18,13 +18,13 @@ from forebay.verify.dying import Death
 from forebay.verify.feed import Traffic
 from forebay.verify.harness import Row, Story, Trial, play
 from forebay.verify.hostile import hostile
-from forebay.verify.reader import Report
+from forebay.verify.reader import Tally
 from forebay.verify.small_disk import FILE_BYTES_MAX
 from forebay.verify.stories import (
     STORIES,
     named_points,
     reading,
-    report_of,
+    tally_of,
 )
 from tests import LONG
 from tests.broken_reader import BUGS as READER_BUGS
@@ -58,7 +58,7 @@ def test_the_stories_have_at_least_fifty_kills_for_certain(
     kill = Mock()
     monkeypatch.setattr(stories, "_die", kill)
     monkeypatch.setattr(stories, "reading", lambda *_: nullcontext())
-    monkeypatch.setattr(stories, "report_of", lambda *_: Report())
+    monkeypatch.setattr(stories, "tally_of", lambda *_: Tally())
     for name in CRASHES:
         trial = Mock(rng=random.Random(SEED), rounds=range, settings={}, afterwards=[])
         trial.configure_mock(lost=0, doubled=0, **{"orphans.return_value": 0})
@@ -96,7 +96,7 @@ def evictions_under_a_reader(trial: Trial) -> None:
     with reading(trial, "60") as reader:
         trial.feed.send(6000, Traffic(step_ms=200))
         trial.ends(1)
-        report_of(trial, reader)
+        tally_of(trial, reader)
 
 
 def a_log_that_takes_no_more(trial: Trial) -> None:
@@ -236,7 +236,7 @@ def test_readers_that_are_broken_are_noticed_and_a_sound_one_beside_them_is_not(
         trial.dies(Death("catalog-publish", "after", 4), 1)
         trial.feed.send(1000, Traffic(step_ms=200))
         trial.ends(1)
-        reports = [report_of(trial, reader) for reader in (sound, *broken)]
+        reports = [tally_of(trial, reader) for reader in (sound, *broken)]
     wrong = [bool(report.lost or report.doubled) for report in reports]
     assert wrong == [False, *(True for _ in READER_BUGS)], reports
 

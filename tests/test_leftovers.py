@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from forebay.flows.leftovers import Note, clean
+from forebay.flows.leftovers import RunNote, clean
 
 MINE, EARLIER = "seal-2", "seal-1"
 FOREIGN = [b"{", b"\xff\xfe\n", b'{"a":1}\n', b'["seal-2"]\n', b'"seal-2"\n5\n', b"\n", b""]
@@ -21,15 +21,15 @@ def notes(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def made(notes: Path, seal: str, count: int = 2) -> Note:
+def made(notes: Path, seal: str, count: int = 2) -> RunNote:
     """A note with files that are there."""
-    note = Note(notes, seal)
+    note = RunNote(notes, seal)
     for number in range(count):
         add(note, number)
     return note
 
 
-def add(note: Note, number: int) -> str:
+def add(note: RunNote, number: int) -> str:
     file = note._path.parent.parent / f"{note.run}-{number}.parquet"
     note.add(str(file))
     file.touch()

@@ -62,7 +62,7 @@ class Seen:
 
 
 @dataclass
-class Report:
+class Tally:
     """`gone` counts the views whose files went before the grace period was over."""
 
     answers: int = 0
@@ -72,7 +72,7 @@ class Report:
     gone: int = 0
 
 
-def watch(data: Path, report: Report, grace_s: float | None = None) -> None:
+def watch(data: Path, tally: Tally, grace_s: float | None = None) -> None:
     """Ask until standard input ends."""
     store = query.open(data)
     partitions: dict[str, Seen] = defaultdict(Seen)
@@ -88,17 +88,17 @@ def watch(data: Path, report: Report, grace_s: float | None = None) -> None:
             try:
                 answer = events.collect()
             except (MissingFile, FileNotFoundError):
-                report.gone += time.monotonic() - taken_s < grace_s - CLOCKS_S
+                tally.gone += time.monotonic() - taken_s < grace_s - CLOCKS_S
                 continue
         rows = answer.select("_partition", "_offset").rows()
-        report.answers += 1
-        report.events = len(rows)
-        report.doubled += len(rows) - len(set(rows))
+        tally.answers += 1
+        tally.events = len(rows)
+        tally.doubled += len(rows) - len(set(rows))
         found: dict[str, set[int]] = defaultdict(set)
         for name, offset in rows:
             found[name].add(offset)
         for name, now in before.items():
-            report.lost += partitions[name].missing(found[name], now, after[name])
+            tally.lost += partitions[name].missing(found[name], now, after[name])
 
 
 def _stopped(wait_s: float) -> bool:
@@ -113,9 +113,9 @@ def _progress(view: View) -> dict[str, tuple[int, int]]:
 
 
 def main(arguments: list[str]) -> None:
-    report = Report()
-    watch(Path(arguments[0]), report, *map(float, arguments[1:]))
-    os.write(1, json.dumps(vars(report)).encode() + b"\n")
+    tally = Tally()
+    watch(Path(arguments[0]), tally, *map(float, arguments[1:]))
+    os.write(1, json.dumps(vars(tally)).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from forebay.verify.feed import START_MS, Traffic
 from forebay.verify.harness import Failure, Story, Trial
 from forebay.verify.hostile import hostile_input, rejects_replayed
 from forebay.verify.oracle import FUTURE_SKEW_MS, Place
-from forebay.verify.reader import Report
+from forebay.verify.reader import Tally
 from forebay.verify.small_disk import small_disk
 
 TRIES = 6
@@ -217,9 +217,9 @@ def readers_during_change(trial: Trial) -> None:
             _die(trial, trial.death(*POINTS, MOMENT))
         trial.ends()
         for reader in (one, other):
-            report = report_of(trial, reader)
-            trial.lost += report.lost
-            trial.doubled += report.doubled
+            tally = tally_of(trial, reader)
+            trial.lost += tally.lost
+            trial.doubled += tally.doubled
 
 
 def torn_log(trial: Trial) -> None:
@@ -366,17 +366,17 @@ def reading(
         reader.communicate()
 
 
-def report_of(trial: Trial, reader: subprocess.Popen[bytes]) -> Report:
+def tally_of(trial: Trial, reader: subprocess.Popen[bytes]) -> Tally:
     """What a reader has to tell at its end, which is now."""
     line, _ = reader.communicate(timeout=READ_S)
     if reader.returncode:
         raise Failure(f"a reader failed:\n{trial.told()}")
-    report = Report(**json.loads(line))
-    if not report.answers:
+    tally = Tally(**json.loads(line))
+    if not tally.answers:
         raise Failure("expected answers, a reader got none")
-    if report.gone:
-        raise Failure(f"expected files to stay for the grace period, {report.gone} views lost some")
-    return report
+    if tally.gone:
+        raise Failure(f"expected files to stay for the grace period, {tally.gone} views lost some")
+    return tally
 
 
 def _damage(

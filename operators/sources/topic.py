@@ -123,7 +123,7 @@ class Broker:
         )
         return asked[topic]
 
-    def topic(self, known: str | None, partitions_min: int) -> Found | None:
+    def topic(self, known: str | None, partitions_min: int) -> FoundTopic | None:
         """The topic as it is now; waits for the broker, for the topic, and, if it is the `known`
         one, for as many partitions, since a broker may be behind. None if asked to stop meanwhile.
         """
@@ -131,7 +131,7 @@ class Broker:
             id = None if str(answer.topic_id) == NO_ID else str(answer.topic_id)
             count = len(answer.partitions)
             if count >= max(1, partitions_min) or (count and (id is None or id != known)):
-                return Found(id, count, self._absent)
+                return FoundTopic(id, count, self._absent)
             self._tell(0, f"it has {count} partitions, expected {max(1, partitions_min)}")
             if wait(RETRY_S_MAX):
                 break
@@ -204,7 +204,7 @@ def refused() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundTopic:
     """A topic as a broker knows it; `id` is None if the broker has no ids (Kafka before 2.8).
     `new`: there was none when it was first asked for."""
 

@@ -45,7 +45,7 @@ from forebay.query.analytics.groups import (
     without_group,
 )
 from forebay.query.analytics.period import Period
-from forebay.query.analytics.sequences import Paths, Rules, paths
+from forebay.query.analytics.sequences import PathRules, UnitPaths, paths
 from forebay.storage.base.errors import BadInput
 
 Order = Literal["this", "exact", "any"]
@@ -109,7 +109,7 @@ def funnel(
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     _check(steps, order, window, count, reentry, resolution, attribution, exclude, exclusion)
     window_ms = window // timedelta(milliseconds=1)
-    rules = Rules(
+    rules = PathRules(
         steps=len(steps),
         window=window_ms,
         resolution=resolution // timedelta(milliseconds=1),
@@ -218,7 +218,7 @@ def _events(
 
 def _counted(
     rows: pl.DataFrame,
-    found: Paths,
+    found: UnitPaths,
     period: Period,
     by: str | None,
     attribution: str | int,

@@ -24,7 +24,7 @@ GROUP_EVENTS = 100
 
 
 @dataclass(frozen=True)
-class Rules:
+class PathRules:
     """What is a path: `window` and `resolution` in milliseconds; `bounds` has for each exclusion
     the steps (from 0) that it lies between; `drop` chooses paths without regard to exclusions;
     `edges` are those of the buckets of entry."""
@@ -40,7 +40,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Paths:
+class UnitPaths:
     """A row a path: its length without and with exclusions, the row of the event of each step (-1
     where there is none), and whether it is the one path of its unit."""
 
@@ -49,7 +49,9 @@ class Paths:
     longest: npt.NDArray[np.bool_]
 
 
-def paths(units: pl.DataFrame, instants: I64, masks: U64, rules: Rules, *, totals: bool) -> Paths:
+def paths(
+    units: pl.DataFrame, instants: I64, masks: U64, rules: PathRules, *, totals: bool
+) -> UnitPaths:
     """The paths of all units, which are the distinct rows of `units`; `instants` in milliseconds.
     With `totals` all of them, each with events of its own; else one a unit and bucket of entry.
 
@@ -57,12 +59,12 @@ def paths(units: pl.DataFrame, instants: I64, masks: U64, rules: Rules, *, total
     codes, firsts = number(units)
     threads = pl.thread_pool_size() if len(codes) > SHARED_ROWS else 1
 
-    def share(part: int) -> Paths:
+    def share(part: int) -> UnitPaths:
         rows = np.flatnonzero(codes % threads == part)
         own = codes[rows] // threads
         rows = rows[order(own, instants[rows], len(firsts) // threads + 1)]
         found = _of_units(codes[rows], instants[rows], masks[rows], rules, totals)
-        return Paths(
+        return UnitPaths(
             found.lengths, np.where(found.events < 0, -1, rows[found.events]), found.longest
         )
 
@@ -70,14 +72,14 @@ def paths(units: pl.DataFrame, instants: I64, masks: U64, rules: Rules, *, total
         return share(0)
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(share, range(threads)))
-    return Paths(*(np.concatenate(same) for same in zip(*map(_fields, parts), strict=True)))
+    return UnitPaths(*(np.concatenate(same) for same in zip(*map(_fields, parts), strict=True)))
 
 
-def _fields(found: Paths) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
+def _fields(found: UnitPaths) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
     return found.lengths, found.events, found.longest
 
 
-def _of_units(codes: I64, instants: I64, masks: U64, rules: Rules, totals: bool) -> Paths:
+def _of_units(codes: I64, instants: I64, masks: U64, rules: PathRules, totals: bool) -> UnitPaths:
     """The paths of events in order of unit and time."""
     strict, step_ms = rules.resolution == 0, max(1, rules.resolution)
     times = (instants + step_ms // 2) // step_ms * step_ms
@@ -87,7 +89,7 @@ def _of_units(codes: I64, instants: I64, masks: U64, rules: Rules, totals: bool)
         if len(kept) < len(codes):
             found = _of_units(codes[kept], instants[kept], masks[kept], rules, totals)
             events = np.where(found.events < 0, -1, kept[found.events])
-            return Paths(found.lengths, events, found.longest)
+            return UnitPaths(found.lengths, events, found.longest)
     bounds = np.array(rules.bounds, dtype=np.int64).reshape(-1, 2)
     bits = rules.steps + len(bounds)
     links = following(codes, masks, starts, bits, True)
@@ -96,9 +98,9 @@ def _of_units(codes: I64, instants: I64, masks: U64, rules: Rules, totals: bool)
             codes, masks, times, starts, links, rules.steps, rules.window, rules.order,
             strict, rules.reentry, bounds,
         )  # fmt: skip
-        return Paths(lengths, events, np.ones(len(lengths), dtype=np.bool_))
+        return UnitPaths(lengths, events, np.ones(len(lengths), dtype=np.bool_))
     back = following(codes, masks, starts, bits, False) if rules.order == ANY else links
-    return Paths(
+    return UnitPaths(
         *longest_paths(
             codes, masks, times, instants, starts, links, back, rules.steps, rules.window,
             rules.order, strict, rules.reentry, bounds, rules.drop, rules.edges,
@@ -106,7 +108,7 @@ def _of_units(codes: I64, instants: I64, masks: U64, rules: Rules, totals: bool)
     )  # fmt: skip
 
 
-def _needed(starts: I64, instants: I64, masks: U64, rules: Rules) -> npt.NDArray[np.bool_]:
+def _needed(starts: I64, instants: I64, masks: U64, rules: PathRules) -> npt.NDArray[np.bool_]:
     """Whether an event can make a difference, so that a user's thousands in a second cost no search
     each: of those of one group, mask and bucket (as entries), the first `steps` fill all steps."""
     group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))

@@ -41,7 +41,7 @@ of more than so many digits, zeros at its end left out, or an escape."""
 
 
 @dataclass(frozen=True)
-class Found:
+class ExactNumber:
     """What the text of one message says of a column: the exact integer (of the column's unit), or
     None for what is not an integer."""
 
@@ -75,7 +75,7 @@ class Exact:
             found |= as_mask(pc.match_substring_regex(messages, pattern))
         return np.flatnonzero(found)
 
-    def found(self, row: int, message: bytes) -> list[Found]:
+    def found(self, row: int, message: bytes) -> list[ExactNumber]:
         """What the message at `row` says of the columns, where it has a number or text that they
         can't just be read from."""
         try:
@@ -83,14 +83,14 @@ class Exact:
             document = json.loads(text, strict=False, parse_float=_decimal, parse_int=_decimal)
         except (ValueError, RecursionError):
             # None but the most lenient reader takes it, so nothing in it is known to be exact.
-            return [Found(row, n, None) for n, _ in self._columns]
+            return [ExactNumber(row, n, None) for n, _ in self._columns]
         found = []
         for n, column in self._columns:
             value = _value_at(document, column.path)
             if isinstance(value, Decimal):
-                found.append(Found(row, n, _integer(value)))
+                found.append(ExactNumber(row, n, _integer(value)))
             elif isinstance(value, str) and column.type != "int" and is_finer(value, column):
-                found.append(Found(row, n, None))
+                found.append(ExactNumber(row, n, None))
         return found
 
 

@@ -36,7 +36,7 @@ from forebay.storage.decoding.documents import (
     kind_of,
     object_of,
 )
-from forebay.storage.decoding.exact import Exact, Found, is_finer
+from forebay.storage.decoding.exact import Exact, ExactNumber, is_finer
 from forebay.storage.decoding.json_reader import READ_TYPES, Reader, misread
 from forebay.storage.decoding.mend import HALF, Mender, with_text_at
 from forebay.storage.decoding.time_units import EXPECTED, moments
@@ -263,7 +263,7 @@ def _odd(column: pa.Array) -> tuple[str, Mask | None]:
 
 
 def _replaced(
-    column: pa.Array, declared: Column, found: Sequence[Found], faults: Faults
+    column: pa.Array, declared: Column, found: Sequence[ExactNumber], faults: Faults
 ) -> pa.Array:
     """The column with the exact values found, null for those that are none."""
     where: Mask = np.zeros(len(column), dtype=bool)

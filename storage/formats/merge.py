@@ -243,7 +243,7 @@ Place = tuple[int, str, int]
 
 
 @dataclass(frozen=True)
-class _Part:
+class _InputPart:
     """A part of the input: what reads it again, and the first and last of its rows in order."""
 
     again: Again
@@ -278,7 +278,9 @@ def _bytes(batches: dict[Again, pa.RecordBatch]) -> int:
     return sum(batch.nbytes for batch in batches.values())
 
 
-def _cuts(parts: Sequence[_Part], samples: list[tuple[Place, int]], rows_max: int) -> list[Place]:
+def _cuts(
+    parts: Sequence[_InputPart], samples: list[tuple[Place, int]], rows_max: int
+) -> list[Place]:
     """Where to cut the order of all rows, so that a range has about `rows_max` rows at most; where
     a part begins, if that leaves the range half of them, for it is not cut then."""
     starts, cuts = {part.first for part in parts}, []
@@ -294,7 +296,7 @@ def _cuts(parts: Sequence[_Part], samples: list[tuple[Place, int]], rows_max: in
     return cuts
 
 
-def _sampled(group: Group) -> tuple[list[_Part], list[tuple[Place, int]]]:
+def _sampled(group: Group) -> tuple[list[_InputPart], list[tuple[Place, int]]]:
     """The parts of a group; and some of its rows, in order, each with how many it stands for. The
     first row of each part is among them."""
     parts, samples = [], []
@@ -304,7 +306,7 @@ def _sampled(group: Group) -> tuple[list[_Part], list[tuple[Place, int]]]:
             ends = [
                 _places(batch, np.flatnonzero(times == end)) for end in (times.min(), times.max())
             ]
-            parts.append(_Part(again, min(ends[0]), max(ends[1])))
+            parts.append(_InputPart(again, min(ends[0]), max(ends[1])))
             step = -(-len(times) // SAMPLES)
             some = _places(batch, np.arange(step // 2, len(times), step))
             samples += [(parts[-1].first, 0), *((place, step) for place in some)]
