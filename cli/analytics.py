@@ -207,14 +207,20 @@ class Question:
         held = self.frame.select(property_of(name, schema).alias("held"))
         if name in schema or held.drop_nulls().head(1).collect(engine="streaming").height:
             return
-        messages = self.frame.select(RAW).head(SAMPLED).collect(engine="streaming").to_series()
-        known = {key for message in messages for key in _keys(message)}
-        near = did_you_mean(name, sorted({*schema.names(), *known}))
+        sample = self.frame.head(SAMPLED).collect(engine="streaming")
+        near = did_you_mean(name, properties(sample))
         raise BadInput(f"property: expected one that an event has, got {name!r}{near}")
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def properties(events: pl.DataFrame) -> list[str]:
+    """What these events have: their columns, and the paths in their messages, to the second
+    level."""
+    messages = events[RAW] if RAW in events.columns else []
+    return sorted({*events.columns, *(key for message in messages for key in _keys(message))})
 
 
 def _keys(message: bytes | None) -> Iterator[str]:

@@ -91,8 +91,8 @@ def sql(
           where upload_time > now() - interval '5 minutes' group by all"
     """
     kind = _format(kind, output, spreadsheet)
-    parameters = _parameters(given)
     asked = None if text is None and file is None and _at_terminal() else _text(text, file)
+    parameters = _parameters(given, asked or "")
     if asked is None and (output is not None or given or not sys.stdout.isatty()):
         raise click.UsageError("expected a query: as TEXT, with --file, or - for standard input")
     store = query.open(
@@ -181,10 +181,11 @@ def _at_terminal() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
-def _parameters(given: Sequence[str]) -> Parameters:
+def _parameters(given: Sequence[str], text: str) -> Parameters:
+    """What stands before = is a name where the query has $ with a name."""
     if not given:
         return None
-    pairs = [_named(one) for one in given]
+    pairs = [_named(one) if re.search(r"\$[A-Za-z_]", text) else ("", one) for one in given]
     names = [name for name, _ in pairs]
     if not any(names):
         return [_value(value) for _, value in pairs]

@@ -15,7 +15,8 @@ import click
 import polars as pl
 from rich.cells import cell_len
 
-from forebay.cli.analytics import example
+import forebay
+from forebay.cli.analytics import example, properties
 from forebay.cli.event import events, filters
 from forebay.cli.options import data_dirs_option
 from forebay.cli.output import GAP, time_text
@@ -24,7 +25,7 @@ from forebay.query.analytics import Event, Where, read_roles
 from forebay.query.analytics.events import any_of, property_of
 from forebay.query.tail import Tail
 from forebay.storage.base.errors import BadInput
-from forebay.storage.base.text import plain
+from forebay.storage.base.text import did_you_mean, plain
 from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
 
 LOOK_MS = 100
@@ -72,7 +73,10 @@ def tail(
     out = sys.stdout.buffer
     show = {"table": _table(roots, columns, out), "json": _json(out), "raw": _raw(out)}[kind]
     try:
-        show(found.last(count))
+        newest = found.last(count)
+        if not newest.height:
+            _warn_of_kinds(roots, kinds)
+        show(newest)
         out.flush()
         while follow:
             _wait()
@@ -82,7 +86,7 @@ def tail(
             out.flush()
             if found.missed > missed:
                 told = f"{found.missed - missed:,} events went by while nothing was printed"
-                click.echo(f"Warning: {told}: see `forebay sql`", err=True)
+                _warn(f"{told}: see `forebay sql`")
     except KeyboardInterrupt:
         return
 
@@ -113,6 +117,23 @@ def _wanted(
     return wanted
 
 
+def _warn_of_kinds(roots: Sequence[Path], kinds: Sequence[Event]) -> None:
+    """Of events that there never was one of, for they may be misspelt."""
+    named = [one.name for one in kinds if one.name is not None]
+    if not named:
+        return
+    event = pl.col(read_roles(*roots).event)
+    events = forebay.open(*roots).scan().select(event.unique())
+    known = events.collect(engine="streaming").to_series().drop_nulls().sort().to_list()
+    for name in named:
+        if name not in known:
+            _warn(f"no event {name!r} so far{did_you_mean(name, known)}")
+
+
+def _warn(told: str) -> None:
+    click.echo(f"Warning: {plain(told)}", err=True)
+
+
 def _table(roots: Sequence[Path], columns: Sequence[str], out: BinaryIO) -> Print:
     """Lines of columns that grow as wide as they must."""
     widths: list[int] = []
@@ -127,6 +148,10 @@ def _table(roots: Sequence[Path], columns: Sequence[str], out: BinaryIO) -> Prin
             for time, row in zip(frame[UPLOAD_TIME], frame.select(values).rows(), strict=True)
         ]
         if not widths:
+            for n, name in enumerate(named):
+                if name not in frame.columns and all(row[n + 1] == "-" for row in cells):
+                    near = did_you_mean(name, properties(frame))
+                    _warn(f"no property {name!r} in the newest events{near}")
             widths.extend([0] * (len(named) + 1))
             cells.insert(0, (UPLOAD_TIME, *map(plain, named)))
         for row in cells:

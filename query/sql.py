@@ -19,10 +19,11 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import gettempdir, mkdtemp
 from typing import Any, cast
 
@@ -38,6 +39,9 @@ from forebay.storage.base.errors import BadInput, ForebayError
 
 HEARD_S = 0.1
 """How long Ctrl-C may go unheard."""
+ENDED_S = 1.0
+"""So long the engine is waited for that was told to end. It looks up between two vectors of rows
+only, and one value may take it minutes; then its thread is left alone."""
 Waited = Callable[[Callable[[], Any]], Any]
 
 USERS = (
@@ -118,25 +122,24 @@ class Engine:
     ) -> Iterator[tuple[duckdb.DuckDBPyConnection, Waited]]:
         """A cursor that has begun to answer, until the deadline; and how its calls are waited for:
         the engine works on another thread, for it may not hear a signal for as long as it works."""
+        _require_text(parameters)
         cursor = self._cursor()
         deadline = time.monotonic() + self._limits.seconds
-        thread = ThreadPoolExecutor(1)
+        thread = _Thread()
 
         def waited(call: Callable[[], Any]) -> Any:
             asked = thread.submit(call)
             try:
-                while not wait([asked], HEARD_S).done:
-                    # Polars' handler of signals lets a wait go on: Python hears of it after.
-                    if time.monotonic() > deadline:
-                        cursor.interrupt()
+                # Polars' handler of signals lets a wait go on: Python hears of it after.
+                while not wait([asked], HEARD_S).done and time.monotonic() <= deadline:
+                    pass
             except KeyboardInterrupt:
-                while not wait([asked], HEARD_S).done:
-                    cursor.interrupt()  # is forgotten by a query that begins after it
+                _end(cursor, asked)
                 raise
-            answer = asked.result()
             if time.monotonic() > deadline:
+                _end(cursor, asked)
                 raise duckdb.InterruptException
-            return answer
+            return asked.result()
 
         datasets = [one for relation in relations.values() for one in relation.datasets.values()]
         try:
@@ -153,8 +156,8 @@ class Engine:
                     raise dataset.failure from error
             raise self._told(error, time.monotonic() > deadline) from error
         finally:
-            thread.shutdown()
-            cursor.close()
+            if thread.end():
+                cursor.close()
 
     def _told(self, error: Exception, late: bool) -> BaseException:
         """The engine's error as ours: it is NotRead where files may be at fault."""
@@ -190,6 +193,9 @@ class Engine:
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
                 "allow_community_extensions": False,
+                # What a join knows of its keys it would ask of datasets in filters of kinds that
+                # pyarrow has not.
+                "disabled_optimizers": "join_filter_pushdown",
             },
         )
         folders = ", ".join(literal(f"{folder}/") for folder in self._folders.values())
@@ -207,6 +213,52 @@ class Engine:
         instance.execute("set enable_external_access = false")
         instance.execute("set lock_configuration = true")
         return instance
+
+
+def _require_text(parameters: Parameters) -> None:
+    """Raise BadInput for text that is none in Unicode, such as half of a pair."""
+    given = parameters.values() if isinstance(parameters, Mapping) else parameters or ()
+    for value in given:
+        try:
+            value.encode() if isinstance(value, str) else None
+        except UnicodeEncodeError as error:
+            raise BadInput(f"parameters: expected Unicode text, got {error}") from error
+
+
+class _Thread:
+    """Makes calls, one after the other. The process may end while one goes on."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._asked: Future[Any] | None = None
+        threading.Thread(target=self._run, name="forebay-sql", daemon=True).start()
+
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        self._asked = Future()
+        self._calls.put((self._asked, call))
+        return self._asked
+
+    def end(self) -> bool:
+        """Take no more calls; whether none goes on."""
+        self._calls.put(None)
+        return self._asked is None or self._asked.done()
+
+    def _run(self) -> None:
+        while (given := self._calls.get()) is not None:
+            asked, call = given
+            try:
+                asked.set_result(call())
+            except BaseException as error:  # noqa: BLE001  # who asked has it raised
+                asked.set_exception(error)
+            del given, asked, call  # what was answered is not kept until the next call
+
+
+def _end(cursor: duckdb.DuckDBPyConnection, asked: Future[Any]) -> None:
+    """Interrupt a call until it has ended, for a query that begins after it forgets that, but for a
+    bounded time."""
+    until = time.monotonic() + ENDED_S
+    while not wait([asked], HEARD_S).done and time.monotonic() < until:
+        cursor.interrupt()
 
 
 def _half_of_memory() -> int:

@@ -26,6 +26,8 @@ TABLE_FUNCTIONS = frozenset({
 })  # fmt: skip
 """Those that make rows of their arguments, or of a table of ours."""
 
+OF_A_TABLE = frozenset({"histogram", "histogram_values"})
+
 BLOCKED_FUNCTIONS = frozenset({
     "add_parquet_key", "currval", "current_setting", "getenv", "getvariable", "nextval",
     "write_log",
@@ -95,8 +97,19 @@ def parse(text: object) -> Statement:
 
 @cache
 def _parser() -> duckdb.DuckDBPyConnection:
-    """Of texts alone: it runs none, and has no tables."""
-    return duckdb.connect(":memory:", config={"threads": 1})
+    """Of texts alone: it runs none, has no tables, and opens nothing. (To see the statements of an
+    IMPORT DATABASE, it would read them from a file.)"""
+    fenced = dict.fromkeys(
+        (
+            "allow_community_extensions",
+            "autoinstall_known_extensions",
+            "autoload_known_extensions",
+            "enable_external_access",
+            "python_enable_replacements",
+        ),
+        False,
+    )
+    return duckdb.connect(":memory:", config={"threads": 1, **fenced, "lock_configuration": True})
 
 
 @cache
@@ -150,7 +163,10 @@ class _Check:
     def _reading(self, at: int) -> Node:
         """The tree of the text from `at` on, every node of which is known to be harmless."""
         row = _parser().cursor().execute("select json_serialize_sql(?)", [self._utf8[at:].decode()])
-        tree: Node = json.loads(row.fetchall()[0][0])
+        try:
+            tree: Node = json.loads(row.fetchall()[0][0])
+        except RecursionError as error:
+            raise BadInput("query: expected one less deep, such as IN (…) for many ORs") from error
         if tree["error"]:
             where = tree.get("position")
             said_so = tree["error_message"] if where else f"expected {READS} in it"
@@ -178,11 +194,7 @@ class _Check:
         if kind == "BASE_TABLE":
             self._table(node, at)
         elif kind == "TABLE_FUNCTION":
-            name = str(node["function"].get("function_name", ""))
-            if name.casefold() not in TABLE_FUNCTIONS or node["function"].get("schema") not in (
-                "", "main"
-            ):  # fmt: skip
-                self._refuse(f"expected one of {', '.join(TABLES)}; got {name}(…)", at)
+            self._table_function(node["function"], at)
         elif kind == "SHOW_REF" and node.get("query") is None:
             self._refuse("expected SHOW TABLES, DESCRIBE or SUMMARIZE of a table or query", at)
         elif node.get("class") == "FUNCTION":
@@ -199,41 +211,57 @@ class _Check:
             got = shortened(repr(whole), 100)
             self._refuse(f"expected one of {', '.join(TABLES)}; got {got}{near}", at)
 
+    def _table_function(self, function: Node, at: int | None) -> None:
+        name = str(function.get("function_name", ""))
+        if name.casefold() not in TABLE_FUNCTIONS or function.get("schema") not in ("", "main"):
+            self._refuse(f"expected one of {', '.join(TABLES)}; got {name}(…)", at)
+        if name.casefold() in OF_A_TABLE:
+            first = next(iter(function.get("children", ())), {})
+            table = ".".join(first.get("column_names", ())).casefold()
+            if table not in TABLES:
+                self._refuse(f"expected {name}({'|'.join(TABLES)}, …)", at)
+            self._tables.add(table)
+            self._whole = True
+
     def _function(self, name: str, at: int | None) -> None:
         if name.casefold() in BLOCKED_FUNCTIONS:
             self._refuse(f"expected functions of values alone, got {name}", at)
 
     def _explained(self) -> int:
-        """Where the statement begins that EXPLAIN is of."""
-        tokens = [(at, kind.name) for at, kind in duckdb.tokenize(self._text)]
+        """Where the statement begins that EXPLAIN is of, after options such as (FORMAT json)."""
+        words = self._words()
         depth = 0
-        for (at, _), word in zip(tokens, self._words(), strict=True):
-            depth += {"(": 1, ")": -1}.get(word, 0)
-            if depth or word in (")", "explain", "analyze", "analyse", "verbose"):
-                continue
-            return int(at)
+        for n, (at, word) in enumerate(words):
+            option = len(words) > n + 1 and words[n + 1][1] in EXPLAINED
+            depth += 1 if word == "(" and (depth or option) else -1 if word == ")" else 0
+            if not depth and word not in (")", "explain", *EXPLAINED):
+                return at
         return len(self._utf8)
 
-    def _words(self) -> list[str]:
-        """The tokens, folded; without what is between them, but for comments."""
+    def _words(self) -> list[tuple[int, str]]:
+        """The tokens, folded, and where each begins; without what is between them."""
         starts = [at for at, _ in duckdb.tokenize(self._text)]
-        return [
-            self._utf8[at:end].decode().split("--")[0].split("/*")[0].strip().casefold()
-            for at, end in zip(starts, [*starts[1:], len(self._utf8)], strict=True)
-        ]
+        ends = [*starts[1:], len(self._utf8)]
+        tokens = [self._utf8[at:end].decode() for at, end in zip(starts, ends, strict=True)]
+        return [(at, _token(one)) for at, one in zip(starts, tokens, strict=True)]
 
     def _pivot(self) -> None:
         """A PIVOT that looks up its own values has no tree to look at: the parser has made several
-        statements of it. So its words are looked at, and what they might name is refused."""
+        statements of it. So its words are looked at, and what they might name is refused; that it
+        is one statement shows in that no semicolon is in it, but at its end."""
         self._whole = True
-        words = self._words()
+        words = [word for _, word in self._words()]
+        while words and words[-1] == ";":
+            words.pop()
+        if ";" in words:
+            self._refuse("expected one statement, got several")
         for word, following in zip(words, [*words[1:], ""], strict=True):
             bare = word.strip('"')
             if following == "(" and bare in _table_functions() - TABLE_FUNCTIONS:
                 self._refuse(f"expected one of {', '.join(TABLES)}; got {bare}(…)")
             if following == "(":
                 self._function(bare, None)
-            if bare.startswith(CATALOGS) or _names_file(word):
+            if bare.startswith(CATALOGS) or _is_own(bare) or _names_file(word, following):
                 self._refuse(
                     f"expected one of {', '.join(TABLES)}; got {shortened(word, 100)} in a PIVOT"
                     " without IN (…)"
@@ -247,17 +275,43 @@ class _Check:
 
 
 CATALOGS = ("duckdb_", "information_schema", "pg_", "pragma_", "sqlite_")
+QUOTE = '"'
 FILE_ENDS = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".db", ".duckdb", ".txt",
              ".gz", ".zst", ".arrow", ".avro", ".xlsx")  # fmt: skip
 
 
+TOKEN = re.compile(
+    r"""e'(?:[^'\\]|''|\\.)*' | [bxn]?'(?:[^']|'')*' | "(?:[^"]|"")*" | \$(\w*)\$.*?\$\1\$""",
+    re.DOTALL | re.IGNORECASE | re.VERBOSE,
+)
+"""One that may have anything in it."""
+EXPLAINED = ("analyse", "analyze", "format", "verbose")
+
+
+def _token(text: str) -> str:
+    """The token that a text begins with, folded. Others have no space, and end before a comment."""
+    quoted = TOKEN.match(text)
+    found = quoted[0] if quoted else re.split(r"\s|--|/\*", text, maxsplit=1)[0]
+    return found.casefold()
+
+
 def _elsewhere(name: str) -> bool:
-    """Whether a name that is not ours could be a file's or a catalog's where no CTE has it."""
-    return "." in name or "/" in name or name.startswith(CATALOGS)
+    """Whether a name that is not ours could be a file's, a catalog's or that of a table's part
+    where no CTE has it."""
+    return "." in name or "/" in name or name.startswith(CATALOGS) or _is_own(name)
 
 
-def _names_file(word: str) -> bool:
-    return word[:1] in ("'", '"', "$", "e") and any(end in word for end in FILE_ENDS)
+def _is_own(name: str) -> bool:
+    """Whether it is as those of the parts of which tables are made, such as "events hot 0"."""
+    table, space, _ = name.partition(" ")
+    return bool(space) and table in TABLES
+
+
+def _names_file(word: str, following: str) -> bool:
+    if word == ".":
+        return f".{following.strip(QUOTE)}" in FILE_ENDS
+    escaped = word[:2] == "e'" and "\\" in word
+    return word[:1] in ("'", '"', "$", "e") and (escaped or any(end in word for end in FILE_ENDS))
 
 
 def _shows_tables(tree: Node) -> bool:

@@ -91,7 +91,21 @@ def test_lifecycle_divides_the_users_of_each_bucket() -> None:
         assert [(one[0].date(), *one[1:]) for one in found.rows()] == expected
 
 
-def followed(rows: list[Row], steps: int, window_ms: int, collapse: bool) -> list[list[str]]:
+def test_what_came_in_the_first_bucket_before_the_period_is_of_the_bucket_before() -> None:
+    """The period is from Wednesday to Sunday, by week."""
+    monday, thursday = 2 * DAY_MS, 5 * DAY_MS
+    rows = [Row("only before", "a", monday), Row("both", "a", monday), Row("both", "a", thursday)]
+    rows.append(Row("new", "a", thursday))
+    period = Period(date(2024, 4, 3), date(2024, 4, 8), "week")
+    found = lifecycle(frame(rows), ROLES, period).over_time
+    assert found.drop("bucket").rows(named=True) == [
+        {"new": 1, "returning": 1, "resurrected": 0, "dormant": 1}
+    ]
+
+
+def followed(
+    rows: list[Row], steps: int, window_ms: int, collapse: bool, among: set[str]
+) -> list[list[str]]:
     """The names of each user's path; one with fewer than `steps` has dropped off."""
     found = []
     for mine in by_user(rows).values():
@@ -102,7 +116,8 @@ def followed(rows: list[Row], steps: int, window_ms: int, collapse: bool) -> lis
         if not starts:
             continue
         first = mine[starts[0]]
-        names = [row.event for row in mine[starts[0] :] if row.ms - first.ms <= window_ms]
+        after = [row for row in mine[starts[0] + 1 :] if row.ms - first.ms <= window_ms]
+        names = ["a", *(row.event for row in after if row.event in among)]
         if collapse:
             names = [n for at, n in enumerate(names) if at == 0 or n != names[at - 1]]
         found.append(names[:steps])
@@ -118,11 +133,13 @@ def test_paths_name_the_events_of_most_users_at_each_step(collapse: bool) -> Non
         rows = list({(row.user, row.ms): row for row in rows}.values())
         steps, limit, window_ms = rng.randrange(1, 6), rng.randrange(1, 4), rng.choice([1, 60])
         window_ms *= HOUR_MS
+        among = rng.choice([[], [A, X], [Event("b"), X]])
         found = paths(
             frame(rows), ROLES, A, DAYS, steps=steps, limit=limit, collapse=collapse,
-            window=timedelta(milliseconds=window_ms),
+            window=timedelta(milliseconds=window_ms), among=among,
         )  # fmt: skip
-        walks = followed(rows, steps, window_ms, collapse)
+        names = {event.name or "" for event in among} or {*"abcx"}
+        walks = followed(rows, steps, window_ms, collapse, names)
         named = []
         for step in range(steps):
             counts = Counter(walk[step] for walk in walks if len(walk) > step)

@@ -247,3 +247,13 @@ def test_clickhouse_retains_the_same_users(clickhouse: Engine, mode: Any) -> Non
             frame(rows), ROLES, A, B, period, mode=mode, days=DAYS, calendar=True, now=now
         ).cohorts
         assert [found["out_of"][0], *found["count"][1:]] == [int(n) for n in answer[0][0]]
+
+
+def test_an_event_of_a_clock_ahead_completes_no_cohort() -> None:
+    """What is asked about is the time up to the newest event that is not in the future."""
+    rows = [Row("u", "a", 0), Row("v", "a", DAY_MS)]
+    ahead = [*rows, Row("w", "x", 50 * 365 * DAY_MS)]
+    period = Period(date(2024, 3, 30), date(2024, 4, 2))
+    expected = retention(frame(rows), ROLES, A, B, period, days=1).overall.rows()
+    assert retention(frame(ahead), ROLES, A, B, period, days=1).overall.rows() == expected
+    assert expected[0][-2:] != expected[1][-2:]

@@ -233,6 +233,20 @@ REFUSED = [
     "from summary((from '{chunk}'))",
     "select * from (show tables), events", "", "  ", ";", "-- nothing", "select", "selec 1",
     "from events where", "select \ud800", "select ${x}",
+    "create table memory.main.t as select 1; select 1", "create temp table t (n int); from events",
+    "create or replace macro main.decode(x) as null; select count(raw) from events",
+    "create temp table t (n int); pragma functions", "create sequence s; select 1",
+    "create temp table t (n int); from '{chunk}'", "create temporary secret (type s3); select 1",
+    "pivot events on text using count(*); pivot events on text using count(*)",
+    "pivot (from '{folder}/*/*.parquet') on text using count(*)",
+    "pivot (from $${folder}/*/*.parquet$$) on text using count(*)",
+    "pivot (from e'{chunk}\\x41') on text using count(*)",
+    "pivot chunks.parquet on text using count(*)",
+    'pivot "events hot 0" on text using count(*)',
+    'select (with "events hot 0" as (select 1) select 1), (select count(*) from "events hot 0")',
+    "pragma import_database('{folder}')", "import database 'https://127.0.0.1:1/x'",
+    "from histogram(duckdb_settings, name)", "from histogram('{chunk}', text)",
+    "select " + " || ".join(["'a'"] * 900),
 ]  # fmt: skip
 
 

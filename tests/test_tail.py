@@ -287,6 +287,19 @@ def test_a_name_steers_no_terminal(tmp_path: Path, lane: Lanes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [
+        (["purchas"], "Warning: no event 'purchas' so far; did you mean 'purchase'?\n"),
+        (["-n", "2", "--columns", "kind,contry"], "no property 'contry' in the newest events"),
+    ],
+)
+def test_what_is_misspelt_is_warned_of(data: Path, arguments: list[str], warned: str) -> None:
+    result = invoke(data, *arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (0, 1)
+    assert warned in result.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["--where", "price >> 1"], 1, "such as price > 10"),

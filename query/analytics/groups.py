@@ -73,9 +73,11 @@ def ms_of_time(roles: Roles) -> pl.Expr:
 
 
 def latest(frame: pl.LazyFrame, roles: Roles) -> int:
-    """The time of the newest event in milliseconds, 0 if there is none."""
+    """The time of the newest event that is not in the future, in milliseconds; 0 if there is
+    none."""
     require_roles(frame.collect_schema(), roles)
-    found = frame.select(pl.col(roles.time).max().dt.epoch("ms")).collect(engine="streaming")
+    past = frame.filter(pl.col(roles.time) <= time_of(now_ms()))
+    found = past.select(pl.col(roles.time).max().dt.epoch("ms")).collect(engine="streaming")
     return found.item() or 0
 
 

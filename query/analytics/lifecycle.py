@@ -2,7 +2,8 @@
 
 A user who is active in a bucket is new if the frame has no event of the kind before it, returning
 if there is one in the bucket before, else resurrected. Dormant are those who were active in the
-bucket before and are not in this one (Amplitude, Lifecycle; PostHog's "dormant" is the same).
+bucket before and are not in this one (Amplitude, Lifecycle; PostHog's "dormant" is the same). The
+bucket before the first one ends where the period begins.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def lifecycle(
     question = {"period": period, "event": event}
     rows, _ = matched(frame, roles, [event or Event()])
     edges = np.insert(period.edges_ms, 0, period.before.edges_ms[-2])
+    edges[1] = period.start_ms
     place = pl.lit(pl.Series(edges)).search_sorted(pl.col("ms"), side="right").cast(pl.Int32) - 2
     kept = pl.col("place")
     found = (

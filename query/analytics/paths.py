@@ -52,8 +52,8 @@ def paths(
     among: Sequence[Event] = (),
 ) -> Paths:
     """What follows `start` in `steps` steps, as the module says. `limit` is the number of events
-    that are named at each step; only events of `among` are steps, if there are any. Raises
-    BadInput."""
+    that are named at each step; after the first, only events of `among` are steps, if there are any.
+    Raises BadInput."""
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     if not 1 <= steps <= STEPS_MAX:
         raise BadInput(f"steps: expected 1 to {STEPS_MAX}, got {steps}")
@@ -64,6 +64,7 @@ def paths(
     columns = [
         pl.col(roles.user).alias("user"), ms_of_time(roles), pl.col(roles.event).alias("event"),
         (found[0] & period.within(roles.time)).alias("starts"),
+        pl.any_horizontal(found[1:]).alias("among"),
     ]  # fmt: skip
     rows = rows.filter(period.within(roles.time, after_ms=window_ms)).select(columns)
     followed = _followed(rows.drop_nulls("event").collect(engine="streaming"), window_ms, collapse)
@@ -89,13 +90,14 @@ def _followed(rows: pl.DataFrame, window_ms: int, collapse: bool) -> pl.DataFram
     begun = mine.filter("starts").unique("unit", keep="first", maintain_order=True)
     begun = begun.select("unit", first="at", first_ms="ms")
     mine = mine.join(begun, on="unit", maintain_order="left").filter(
-        pl.col("at") >= pl.col("first"), pl.col("ms") - pl.col("first_ms") <= window_ms
+        (pl.col("at") == pl.col("first")) | ((pl.col("at") > pl.col("first")) & pl.col("among")),
+        pl.col("ms") - pl.col("first_ms") <= window_ms,
     )
     if collapse:
         changed = (pl.col("event") != pl.col("event").shift()) | (pl.col("at") == pl.col("first"))
         mine = mine.filter(changed.fill_null(True))
     runs = mine["unit"].rle().struct.field("len").to_numpy() if mine.height else np.array([], int)
-    begins = np.repeat(np.cumsum(runs) - runs, runs)
+    begins = np.repeat(np.cumsum(runs, dtype=np.int64) - runs, runs)
     return mine.select("user", pl.Series("step", np.arange(1, mine.height + 1) - begins), "event")
 
 

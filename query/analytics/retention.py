@@ -78,7 +78,7 @@ def retention(
 ) -> Retention:
     """Who came back on days 0 to `days`, as the module says. `segment` filters start events, `by`
     divides cohorts by a property of the start event; `now` is the time of asking, by default that
-    of the newest event. Raises BadInput."""
+    of the newest event that is not in the future. Raises BadInput."""
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     bounds = _bounds(period, mode, days, brackets)
     now_ms = latest(frame, roles) + 1 if now is None else ms_of(now)
