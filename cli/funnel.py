@@ -1,12 +1,13 @@
 """`forebay funnel`: how many users go from one step to the next."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
 import click
 
 from forebay.cli.analytics import Question, Table, by_options, choice, example, length, question
-from forebay.cli.event import events, filters
+from forebay.cli.event import events, filters, parsed_event
 from forebay.query.analytics import Event, Exclusion
 from forebay.query.analytics.funnel import Order, Reentry
 
@@ -22,6 +23,18 @@ ATTRIBUTIONS = ("entry", "first touch", "last touch", "all steps")
 
 def attribution(_context: click.Context, _option: click.Parameter, text: str) -> str | int:
     return int(text) if text.isdecimal() else text
+
+
+def exclusions(
+    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> list[Exclusion]:
+    """Of EVENT, or 1-2:EVENT."""
+    found = []
+    for text in given:
+        steps = re.match(r"\s*(\d+)-(\d+):", text)
+        event = parsed_event(text[steps.end() :] if steps else text)
+        found.append(Exclusion(event, int(steps[1]), int(steps[2])) if steps else Exclusion(event))
+    return found
 
 
 @click.command(epilog=example(EXAMPLE))
@@ -40,7 +53,14 @@ def attribution(_context: click.Context, _option: click.Parameter, text: str) ->
 )  # fmt: skip
 @click.option("--where", "segment", multiple=True, callback=filters, help="Of the first step only.")
 @click.option("--hold", metavar="PROPERTY", help="The same value at each step.")
-@click.option("--exclude", multiple=True, callback=events, help="No such event between the steps.")
+@click.option(
+    "--exclude", multiple=True, callback=exclusions, metavar="[N-M:]EVENT",
+    help="No such event between the steps, or between steps N and M.",
+)
+@click.option(
+    "--exclusion", type=click.Choice(("break", "drop")), default="break", show_default=True,
+    help="What an excluded event does: ends a path, or drops its user.",
+)  # fmt: skip
 @click.option(
     "--attribution", default="entry", callback=attribution, show_default=True,
     help=f"Of --by: {', '.join(ATTRIBUTIONS)}, or the number of a step.",
@@ -48,11 +68,10 @@ def attribution(_context: click.Context, _option: click.Parameter, text: str) ->
 @by_options
 @question(TABLES)
 def funnel(
-    asked: Question, steps: list[Event], exclude: list[Event], window: timedelta, **options: Any
+    asked: Question, steps: list[Event], window: timedelta, **options: Any
 ) -> None:
     """How many users do these EVENTs one after the other, and how long it takes them.
 
     An EVENT is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'.
     """
-    options |= {"window": window, "exclude": [Exclusion(one) for one in exclude]}
-    asked.answer("funnel", steps, asked.period, **options)
+    asked.answer("funnel", steps, asked.period, window=window, **options)

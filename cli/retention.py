@@ -19,6 +19,21 @@ def _by_day(cohorts: pl.DataFrame) -> pl.DataFrame:
     return days.pivot("from_day", index=keys, values="share", maintain_order=True)
 
 
+def brackets(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> list[tuple[int, int]] | None:
+    """Of 0,1-3,4-7: ranges of days, the last one included."""
+    if text is None:
+        return None
+    found = []
+    for one in text.split(","):
+        low, dash, high = one.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise click.BadParameter(f"expected days such as 0,1-3,4-7; got {text!r}")
+        found.append((int(low), int(high if dash else low) + 1))
+    return found
+
+
 TABLES = {"overall": Table("share"), "cohorts": Table(shape=_by_day)}
 EXAMPLE = "forebay retention signup purchase --days 7 --table cohorts"
 
@@ -28,6 +43,9 @@ EXAMPLE = "forebay retention signup purchase --days 7 --table cohorts"
 @click.argument("back", metavar="[RETURN]", default="*", callback=events)
 @click.option("--mode", **choice(Literal["on", "on or after"]), help="A day, or it and later.")
 @click.option("--days", type=click.IntRange(0), default=30, show_default=True)
+@click.option(
+    "--brackets", metavar="DAYS", callback=brackets, help="In place of --days, such as 0,1-3,4-7."
+)
 @click.option("--calendar", is_flag=True, help="Days of the zone, not 24 hours from the start.")
 @click.option("--where", "segment", multiple=True, callback=filters, help="Of START only.")
 @by_options

@@ -25,7 +25,7 @@ def _named(kinds: list[Event]) -> Callable[[pl.DataFrame], pl.DataFrame]:
     return shape
 
 
-TABLES = {"over_time": Table("value"), "overall": Table("value")}
+TABLES = {"over_time": Table("value"), "overall": Table("value"), "before": Table("value")}
 EXAMPLE = "forebay segment purchase --measure sum --of price --by country --interval week"
 
 
@@ -35,6 +35,7 @@ EXAMPLE = "forebay segment purchase --measure sum --of price --by country --inte
 @click.option("--of", metavar="PROPERTY", help="Of sum, mean, median, percentile, distinct.")
 @click.option("--percentile", type=click.FloatRange(0, 100), default=90.0, show_default=True)
 @click.option("--formula", help='In place of a measure, such as "UNIQUES(B) / UNIQUES(A)".')
+@click.option("--compare", is_flag=True, help="With the table before: the period before.")
 @click.option("--where", "segment", multiple=True, callback=filters, help="Of all events.")
 @by_options
 @question(TABLES)
@@ -43,6 +44,7 @@ def segment(asked: Question, kinds: list[Event], formula: str | None, **options:
 
     An EVENT is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'; `*` is any.
     """
+    options["compare"] |= asked.table == "before"
     kinds = kinds or [Event()]
     shaped = {name: replace(table, shape=_named(kinds)) for name, table in TABLES.items()}
     asked = replace(asked, tables=shaped)
@@ -51,4 +53,6 @@ def segment(asked: Question, kinds: list[Event], formula: str | None, **options:
         return
     if options.pop("measure") != "uniques":
         raise click.UsageError("--formula has measures of its own: leave --measure out")
+    if options.pop("compare"):
+        raise click.UsageError("--formula is of this period alone: leave --compare out")
     asked.answer("formula", kinds, formula, asked.period, **options)

@@ -1,5 +1,6 @@
 """`forebay sessions`: how many sessions there are, and how long they take."""
 
+from datetime import timedelta
 from typing import Any
 
 import click
@@ -11,11 +12,29 @@ TABLES = {"over_time": Table("sessions"), "overall": Table(), "lengths": Table("
 EXAMPLE = "forebay sessions --gap 30m --by platform --table overall"
 
 
+def bins(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> list[int] | None:
+    """Lengths in milliseconds."""
+    if text is None:
+        return None
+    lengths = [length(context, option, one.strip()) for one in text.split(",")]
+    return [one // timedelta(milliseconds=1) for one in lengths if one is not None]
+
+
 @click.command(epilog=example(EXAMPLE))
 @click.option(
     "--gap", callback=length, help="After such a pause a new one begins.  [default: by their ids]"
 )
 @click.option("--to-midnight", is_flag=True, help="With --gap, a day of the zone ends them.")
+@click.option(
+    "--longest", default="1d", callback=length, show_default=True,
+    help="How far outside the period their events are looked for.",
+)  # fmt: skip
+@click.option(
+    "--bins", "bins_ms", metavar="LENGTH,...", callback=bins,
+    help="Lower ends of the table lengths, such as 0s,1m,10m.",
+)  # fmt: skip
 @click.option("--where", multiple=True, callback=filters, help="Of their events.")
 @by_options
 @question(TABLES)

@@ -159,6 +159,27 @@ def test_retention_has_a_row_a_cohort_with_the_share_of_each_day() -> None:
     ]
 
 
+def test_days_can_be_taken_together_and_exclusions_lie_between_two_steps() -> None:
+    brackets = as_json("retention search purchase --brackets 0,1-2")["overall"]
+    assert [(one["from_day"], one["to_day"]) for one in brackets] == [(0, 1), (1, 3)]
+    steps = "funnel search signup search --window 1d"
+    excluded = {
+        more: [step["count"] for step in as_json(f"{steps} {more}")["steps"]]
+        for more in ("--exclude 2-3:purchase", "--exclude 1-2:purchase",
+                     "--exclude 1-2:purchase --exclusion drop")
+    }  # fmt: skip
+    assert [*excluded.values()] == [[6, 6, 4], [6, 3, 2], [3, 3, 2]]
+    lengths = as_json("sessions --gap 30m --bins 0s,1m,10m --longest 2h")["lengths"]
+    assert [one["from_ms"] for one in lengths] == [0, 60_000, 600_000]
+
+
+def test_a_period_is_compared_with_the_one_before() -> None:
+    line = "segment search --from 2024-05-02 --to 2024-05-03"
+    assert as_json(f"{line} --compare")["before"][0]["bucket"].startswith("2024-05-01")
+    assert "2024-05-01" in answered(f"{line} --table before")
+    assert "before" not in as_json(line)
+
+
 def test_several_events_are_named_by_the_letters_of_formulas() -> None:
     lines = answered("segment search purchase --interval month").splitlines()
     assert [line.split() for line in lines[1:]] == [
@@ -234,6 +255,9 @@ def test_a_fault_is_a_sentence(line: str, said: str) -> None:
         ("segment --formula 'UNIQUES(A)' --measure sum", "leave --measure out"),
         ("segment --measure sums", "'sums' is not one of"),
         ("cohorts search", "no such command 'cohorts'"),
+        ("retention search --brackets 0,x", "expected days such as 0,1-3,4-7; got '0,x'"),
+        ("sessions --gap 30m --bins 1m,x", "expected a time such as"),
+        ("segment search --formula 'UNIQUES(A)' --compare", "leave --compare out"),
     ],
 )
 def test_a_command_line_that_is_not_valid_ends_with_2(line: str, said: str) -> None:
