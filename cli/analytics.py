@@ -219,8 +219,10 @@ def _text(value: object) -> str | None:
 def properties(events: pl.DataFrame) -> list[str]:
     """What these events have: their columns, and the paths in their messages, to the second
     level."""
-    messages = events[RAW] if RAW in events.columns else []
-    return sorted({*events.columns, *(key for message in messages for key in _keys(message))})
+    found = set(events.columns)
+    for message in events[RAW] if RAW in found else ():
+        found.update(_keys(message))
+    return sorted(found)
 
 
 def _keys(message: bytes | None) -> Iterator[str]:

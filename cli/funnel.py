@@ -54,7 +54,10 @@ def exclusions(
 @click.option("--where", "segment", multiple=True, callback=filters, help="Of the first step only.")
 @click.option("--hold", metavar="PROPERTY", help="The same value at each step.")
 @click.option(
-    "--exclude", multiple=True, callback=exclusions, metavar="[N-M:]EVENT",
+    "--exclude",
+    multiple=True,
+    callback=exclusions,
+    metavar="[N-M:]EVENT",
     help="No such event between the steps, or between steps N and M.",
 )
 @click.option(
@@ -67,9 +70,7 @@ def exclusions(
 )  # fmt: skip
 @by_options
 @question(TABLES)
-def funnel(
-    asked: Question, steps: list[Event], window: timedelta, **options: Any
-) -> None:
+def funnel(asked: Question, steps: list[Event], window: timedelta, **options: Any) -> None:
     """How many users do these EVENTs one after the other, and how long it takes them.
 
     An EVENT is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'.

@@ -12,9 +12,7 @@ TABLES = {"over_time": Table("sessions"), "overall": Table(), "lengths": Table("
 EXAMPLE = "forebay sessions --gap 30m --by platform --table overall"
 
 
-def bins(
-    context: click.Context, option: click.Parameter, text: str | None
-) -> list[int] | None:
+def bins(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
     """Lengths in milliseconds."""
     if text is None:
         return None

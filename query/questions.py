@@ -227,7 +227,7 @@ class Questions(Dataset):
     ) -> Paths:
         """What users do after their first `start` of the period, in `steps` steps within `window`;
         each names its `limit` most frequent events. `collapse`: an event that is repeated at once
-        is one step. `among`: only these events are steps."""
+        is one step. `among`: after the first, only these are steps."""
         return self._asked(analytics.paths, locals(), "start", "among")
 
     def lifecycle(

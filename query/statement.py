@@ -216,7 +216,7 @@ class _Check:
         if name.casefold() not in TABLE_FUNCTIONS or function.get("schema") not in ("", "main"):
             self._refuse(f"expected one of {', '.join(TABLES)}; got {name}(…)", at)
         if name.casefold() in OF_A_TABLE:
-            first = next(iter(function.get("children", ())), {})
+            first: Node = next(iter(function.get("children", ())), {})
             table = ".".join(first.get("column_names", ())).casefold()
             if table not in TABLES:
                 self._refuse(f"expected {name}({'|'.join(TABLES)}, …)", at)

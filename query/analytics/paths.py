@@ -52,8 +52,8 @@ def paths(
     among: Sequence[Event] = (),
 ) -> Paths:
     """What follows `start` in `steps` steps, as the module says. `limit` is the number of events
-    that are named at each step; after the first, only events of `among` are steps, if there are any.
-    Raises BadInput."""
+    that are named at each step; after the first, only events of `among`, if there are any, are
+    steps. Raises BadInput."""
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     if not 1 <= steps <= STEPS_MAX:
         raise BadInput(f"steps: expected 1 to {STEPS_MAX}, got {steps}")
