@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, cast
 
 import numpy as np
@@ -78,8 +79,13 @@ def column_types(schema: pa.Schema) -> dict[str, str]:
 
 def parse_types(types: dict[str, str]) -> pa.Schema:
     """Undo `column_types`. Raises ValueError on a type Forebay does not write."""
+    return _parsed(tuple(types.items()))
+
+
+@lru_cache
+def _parsed(types: tuple[tuple[str, str], ...]) -> pa.Schema:
     fields = []
-    for name, text in types.items():
+    for name, text in types:
         if text not in _TYPES_BY_NAME:
             raise ValueError(
                 f"column {name!r}: expected one of {sorted(_TYPES_BY_NAME)}, got {text!r}"
