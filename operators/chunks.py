@@ -64,9 +64,11 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
 
 @dataclass
 class ChunksSink(FixedPartitionedSink[Offer, None]):
-    """Chunks of all partitions that this run may see."""
+    """Chunks of all partitions that this run may see, of which this process has its `own`: those
+    whose blocks it has, which may be on no other host."""
 
     partitions: list[str]
+    own: list[str]
     layout: Layout
     disk: Disk
     _: KW_ONLY
@@ -82,7 +84,7 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
 
     @override
     def list_parts(self) -> list[str]:
-        return self.partitions
+        return self.own
 
     @override
     def part_fn(self, item_key: str) -> int:
