@@ -4,12 +4,17 @@ import gc
 import logging
 import os
 import signal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import click
 
 from forebay import __version__
 from forebay.cli.engine import require_engine
 from forebay.storage.base.errors import PERMANENT, ForebayError
+
+if TYPE_CHECKING:
+    from forebay.flows.settings import Settings
 
 
 def _open_standard_streams() -> None:
@@ -21,6 +26,19 @@ def _open_standard_streams() -> None:
         except OSError:
             lowest_free = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(lowest_free, True)
+
+
+def _exported(settings: "Settings") -> Callable[[], Mapping[str, str]]:
+    """Let Prometheus ask from now on; what workers need for it."""
+    from forebay.flows.exporter import Exporter  # which a job without metrics does not have
+    from forebay.flows.hosts import Address
+    from forebay.flows.metrics import Published, ends_of
+    from forebay.storage.base.layout import Layout
+
+    published = Published(Layout(settings.data_dir), ends_of(settings))
+    exporter = Exporter(Address.parse(settings.metrics), published)
+    exporter.open()
+    return exporter.renew
 
 
 _HOSTS = """Run the job over several hosts, each with a data directory of its own: the same list on
@@ -46,7 +64,7 @@ def run(workers: int, named: str | None, host: int | None) -> None:
     # nothing has begun. It stays, so the garbage collector need not look through it.
     gc.disable()
     from forebay.flows.cluster import Cluster
-    from forebay.flows.company import shared
+    from forebay.flows.hello import shared
     from forebay.flows.hosts import Hosts
     from forebay.flows.open_files import require_open_files
     from forebay.flows.settings import load, require_source
@@ -66,7 +84,10 @@ def run(workers: int, named: str | None, host: int | None) -> None:
             # Else it would be made before a worker finds that there is nothing to read.
             file_partitions(FilesConfig(settings.files.path, leave_out=settings.data_dir))
         same = {**shared(settings), "version": __version__}
-        code = Cluster(settings.data_dir, workers, hosts=hosts, shared=same).run()
+        measured = _exported(settings) if settings.metrics else None
+        code = Cluster(
+            settings.data_dir, workers, hosts=hosts, shared=same, measured=measured
+        ).run()
     except ForebayError as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(PERMANENT) from error

@@ -31,13 +31,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from forebay.flows.clock import LOOK_S, RESTART_S, Clock
-from forebay.flows.company import Alone, Company, Kind, Said, company_of
+from forebay.flows.company import Alone, Company, Kind, Said
+from forebay.flows.convener import Convener
+from forebay.flows.guest import Guest
+from forebay.flows.hello import hello
 from forebay.flows.hosts import Hosts
 from forebay.flows.link import Heard
 from forebay.flows.recovery import begin, init_recovery, join_hosts, take_data_directory
@@ -89,14 +92,17 @@ class Cluster:
         output: BinaryIO | None = None,
         hosts: Hosts | None = None,
         shared: Mapping[str, Any] | None = None,
+        measured: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         """Workers run `module` in `environment`; what they print goes to `output`, by default to
-        where this process prints. Of several `hosts`, all have the `shared` settings."""
+        where this process prints. Of several `hosts`, all have the `shared` settings. At
+        each start `measured` is asked for more of the workers' environment."""
         self._layout = Layout(data_dir)
         self._disk = Disk()
         self._module = module
         self._environment = {**WORKER_ENVIRONMENT, **environment}
         self._output = output
+        self._measured = measured
         self._events: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[socket.socket] = []
@@ -108,7 +114,11 @@ class Cluster:
         self._hosts = hosts
         self._company: Company = Alone(workers)
         if hosts:
-            self._company = company_of(hosts, shared or {}, self._layout, self._events.put)
+            side = Guest if hosts.number else Convener
+            settings = shared or {}
+            self._company = side(
+                hosts, lambda: hello(hosts, settings, self._layout), self._events.put
+            )
 
     def run(self) -> int:
         """Exit code of the job: 0 when the input has ended or a stop was asked for; INCOMPLETE when
@@ -317,6 +327,7 @@ class Cluster:
     def _start(self) -> None:
         self._run += 1
         addresses = self._company.addresses()
+        environment = {**self._environment, **(self._measured() if self._measured else {})}
         for number in self._company.processes:
             ours, theirs = socket.socketpair()
             self._channels.append(ours)
@@ -326,7 +337,7 @@ class Cluster:
                     stdin=theirs.fileno(),
                     stdout=self._output,
                     stderr=self._output,
-                    env={"PYTHONSAFEPATH": "1", **self._environment},  # no modules of this folder
+                    env={"PYTHONSAFEPATH": "1", **environment},  # no modules of this folder
                 )
             self._processes.append(process)
             threading.Thread(

@@ -29,9 +29,10 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Address:
+        """Raises BadInput."""
         found = _ADDRESS.fullmatch(text)
         if not found or not 0 < int(found["port"]) <= PORT_MAX:
-            raise BadInput(f"hosts: expected NAME:PORT of each, such as a:2101, got {text!r}")
+            raise BadInput(f"expected NAME:PORT, such as a:2101, got {text!r}")
         return cls(found["name"].strip("[]"), int(found["port"]))
 
     def __str__(self) -> str:
@@ -54,7 +55,10 @@ class Hosts:
     @classmethod
     def parse(cls, text: str, number: int, workers: int) -> Hosts:
         """Raises BadInput if these are no hosts, or if two would have the same port."""
-        addresses = tuple(Address.parse(one.strip()) for one in text.split(","))
+        try:
+            addresses = tuple(Address.parse(one.strip()) for one in text.split(","))
+        except BadInput as error:
+            raise BadInput(f"hosts: {error}") from error
         if len(addresses) < 2:
             raise BadInput(f"hosts: expected at least two, such as a:2101,b:2101, got {text!r}")
         if not 0 <= number < len(addresses):

@@ -7,12 +7,14 @@ offers again whatever the catalog does not cover. A merge that fails fails the j
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from typing_extensions import override
 
+from forebay.operators.measures import count_merges
 from forebay.operators.process import PerThread, failure, note, noted, stopping
 from forebay.operators.routing import partition_name
 from forebay.storage.base.disk import Disk
@@ -38,7 +40,10 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
     def _take(self, offer: Offer) -> None:
         """Its time is when its turn has come: what it replaces stays for a grace period from then
         on."""
+        before, started_s = self.chunks.merged, time.perf_counter()
         self.chunks.take(offer, steady_ms())
+        if count := self.chunks.merged - before:
+            count_merges(count, time.perf_counter() - started_s)
 
     @override
     @noted
