@@ -106,7 +106,8 @@ class Cluster:
         self._events: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[socket.socket] = []
-        self._run = 0
+        self._run = self._unbuilt = self._left = self._code = 0
+        self._begun = False
         self._stopped = self._restarting = False
         self._failure: str | None = None
         self._lock: BinaryIO | None = None
@@ -196,56 +197,71 @@ class Cluster:
         return said
 
     def _supervise(self) -> int:
-        """Until all workers have ended, or one has failed."""
-        unbuilt = left = len(self._processes)
-        begun, code, deadline = False, 0, math.inf
+        """Until all workers have ended, or one has failed: the exit code."""
+        self._unbuilt = self._left = len(self._processes)
+        self._begun, self._code, deadline = False, 0, math.inf
         while True:
             try:
                 event = self._next(deadline)
             except queue.Empty:
                 log.error("workers did not stop within %.0f s; killing them", STOP_S)
                 return 1
-            said = None
+            end, said = None, None
             if event is None:
                 self._stopped = True
             elif isinstance(event, Heard):
                 said = self._company.hear(event)
             elif event[0] == self._run:
-                told = event[1]
-                if told == STEPPED:
-                    if self._stopped or not begun:
-                        continue
-                    self._restarting = True
-                    return 0  # as after a crash
-                self._restarting |= told == AGAIN
-                if told == BUILT:
-                    unbuilt -= 1
-                    said = None if unbuilt else self._company.built(self._layout)
-                elif isinstance(told, int):
-                    left -= 1
-                    if told not in (0, INCOMPLETE):
-                        return self._cause(told)
-                    code = max(code, told)
-                    said = self._company.ended(code) if begun and not left else None
-            if said and said.kind == Kind.GO:
-                begun = True
-                self._let_go()
-            elif said and said.kind == Kind.DONE:
-                self._note_end()
-                return said.code
-            elif said and said.kind == Kind.STOP:
-                self._restarting = True
-            elif said:
-                self._failure = said.reason
-                return PERMANENT if said.kind == Kind.REFUSED else 1
-            if not begun and (self._stopped or left < len(self._processes)):
+                end, said = self._take(event[1])
+            if said:
+                end = self._follow(said)
+            if end is not None:
+                return end
+            if not self._begun and (self._stopped or self._left < len(self._processes)):
                 return 0  # nothing has begun
             if (self._stopped or self._restarting) and deadline == math.inf:
-                log.info("stopping %d worker%s", left, "s" if left > 1 else "")
+                log.info("stopping %d worker%s", self._left, "s" if self._left > 1 else "")
                 deadline = time.monotonic() + STOP_S
                 self._company.stop()
                 for process in self._processes:
                     process.send_signal(signal.SIGTERM)
+
+    def _take(self, told: bytes | int) -> tuple[int | None, Said | None]:
+        """What a worker or the clock says: with which exit code the run ends by that, and what the
+        company says to it."""
+        if told == STEPPED:
+            if self._stopped or not self._begun:
+                return None, None
+            self._restarting = True
+            return 0, None  # as after a crash
+        self._restarting |= told == AGAIN
+        if told == BUILT:
+            self._unbuilt -= 1
+            return None, None if self._unbuilt else self._company.built(self._layout)
+        if not isinstance(told, int):
+            return None, None
+        self._left -= 1
+        if told not in (0, INCOMPLETE):
+            return self._cause(told), None
+        self._code = max(self._code, told)
+        well = self._begun and not self._left
+        return None, self._company.ended(self._code) if well else None
+
+    def _follow(self, said: Said) -> int | None:
+        """Do what the company says; with which exit code the run ends by that."""
+        match said.kind:
+            case Kind.GO:
+                self._begun = True
+                self._let_go()
+                return None
+            case Kind.STOP:
+                self._restarting = True
+                return None
+            case Kind.DONE:
+                self._note_end()
+                return said.code
+        self._failure = said.reason
+        return PERMANENT if said.kind == Kind.REFUSED else 1
 
     def _let_go(self) -> None:
         """All begin."""

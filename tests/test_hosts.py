@@ -4,10 +4,12 @@ in any order; what a query over all of them finds is the oracle's.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,10 +20,10 @@ import pytest
 from forebay.cli.load import LoadSpec
 from forebay.flows.hosts import Hosts
 from forebay.flows.recovery import begin, init_recovery, join_hosts, take_data_directory
-from forebay.storage.base.errors import PERMANENT, BadInput, MissingFile
+from forebay.storage.base.errors import INCOMPLETE, PERMANENT, BadInput, MissingFile
 from forebay.storage.base.layout import Layout
 from tests import engine
-from tests.broker import Broker, BrokerProcess, missing
+from tests.broker import Broker, BrokerProcess, _free_port, missing
 from tests.hosts import Several, in_namespaces, network, on_loopback
 from tests.job import Generated, Job, assert_exact, generated, taken
 from tests.test_cluster import until_written
@@ -30,7 +32,7 @@ engine.need()
 
 NOW_MS = time.time_ns() // 1_000_000
 SPEC = LoadSpec(
-    events=24_000,
+    events=16_000,
     partitions=5,
     seed=13,
     start_ms=NOW_MS - 3_600_000,
@@ -246,6 +248,137 @@ def _produce(broker: Broker, topic: str, partition: int, messages: list[bytes]) 
         producer.produce(topic, message, partition=partition)
         producer.poll(0)
     assert producer.flush(60) == 0
+
+
+# -- supervisors over workers that do as they are told ---------------------------------------------
+
+
+class Shams:
+    """Two supervisors in processes of their own; SHAM has the steps of the one worker of each."""
+
+    def __init__(self, folder: Path, sham: str) -> None:
+        self.folder, self.done = folder, folder / "done"
+        self.done.touch()
+        port = _free_port()
+        self.named = f"127.0.0.1:{port},127.0.0.2:{port}"
+        self.environment = {**os.environ, "SHAM": sham, "SHAM_LOG": str(self.done)}
+        self.processes = [self.start(0), self.start(1)]
+
+    def start(self, number: int) -> subprocess.Popen[bytes]:
+        code = (
+            "import logging, sys\n"
+            "from pathlib import Path\n"
+            "from forebay.flows.cluster import Cluster\n"
+            "from forebay.flows.hosts import Hosts\n"
+            "logging.basicConfig(level=logging.INFO)\n"
+            f"hosts = Hosts.parse({self.named!r}, {number}, 1)\n"
+            f"sys.exit(Cluster(Path({str(self.data(number))!r}), 1,"
+            " module='tests.sham_worker', hosts=hosts).run())\n"
+        )
+        with self.log(number).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", code], env=self.environment, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def data(self, number: int) -> Path:
+        return self.folder / f"data-{number}"
+
+    def log(self, number: int) -> Path:
+        return self.folder / f"log-{number}"
+
+    def told(self) -> str:
+        return "".join(self.log(number).read_text() for number in range(2))
+
+    def until(self, text: str, count: int = 1) -> None:
+        until_written(self.done, text, count, self.processes[0])
+
+    def codes(self) -> list[int]:
+        return [process.wait(60) for process in self.processes]
+
+    def ended(self) -> list[bool]:
+        return [Layout(self.data(number)).ended.exists() for number in range(2)]
+
+
+@pytest.fixture
+def shams(tmp_path: Path) -> Iterator[Callable[[str], Shams]]:
+    made: list[Shams] = []
+
+    def make(sham: str) -> Shams:
+        made.append(Shams(tmp_path, sham))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for process in one.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+MakeShams = Callable[[str], Shams]
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize(
+    ("sham", "code", "well"),
+    [
+        ("build stop:0,build exit:78", PERMANENT, False),
+        ("build exit:0,build exit:65", INCOMPLETE, True),
+        ("build exit:78,build stop:0", PERMANENT, False),
+        ("hang,exit:78", PERMANENT, False),
+        ("build exit:0,build exit:0", 0, True),
+    ],
+)
+def test_hosts_end_with_the_same_exit_code(
+    sham: str, code: int, well: bool, shams: MakeShams
+) -> None:
+    running = shams(sham)
+    assert running.codes() == [code, code], running.told()
+    assert running.ended() == [well, well]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "sham", ["build stop:0,build again stop:0", "build again stop:0,build stop:0"]
+)
+def test_when_a_worker_of_one_host_asks_all_hosts_start_again_at_once(
+    sham: str, shams: MakeShams
+) -> None:
+    running = shams(sham)
+    running.until("runs", 4)
+    assert running.done.read_text().count("stops") == 2
+    assert "ERROR" not in running.told()
+    for process in running.processes:
+        process.send_signal(signal.SIGTERM)
+    assert running.codes() == [0, 0], running.told()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("failing", [0, 1])
+def test_when_a_worker_of_one_host_fails_all_hosts_start_again(
+    failing: int, shams: MakeShams
+) -> None:
+    steps = ["build stop:0", "build stop:0"]
+    steps[failing] = "build exit:1"
+    running = shams(",".join(steps))
+    running.until(f"{1 - failing} runs", 2)
+    assert running.told().count("all start again in 1 s") == 2
+    assert f"host {failing} at" in running.log(1 - failing).read_text()
+    for process in running.processes:
+        process.send_signal(signal.SIGTERM)
+    assert set(running.codes()) <= {0, 1}
+
+
+@pytest.mark.long
+def test_a_stop_before_all_hosts_have_built_begins_nothing(shams: MakeShams) -> None:
+    running = shams("build stop:0,hang")
+    running.until("hangs")
+    for process in reversed(running.processes):
+        process.send_signal(signal.SIGTERM)
+    codes = running.codes()
+    assert "runs" not in running.done.read_text()
+    assert codes[1] == 0, running.told()
 
 
 # -- hosts that don't fit together --------------------------------------------------------------

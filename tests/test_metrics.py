@@ -86,6 +86,7 @@ def scraped(
         time.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.kafka
 @pytest.mark.executed
 def test_metrics_of_a_job_are_the_oracles_over_sigkill_and_tell_stalled_from_idle(
