@@ -81,10 +81,11 @@ def build(
     disk: Disk | None = None,
     restart: Callable[[], None] | None = None,
     place: Place | None = None,
+    met: Callable[[], None] = lambda: None,
 ) -> Dataflow:
     """The dataflow of these settings, over `disk` (by default the real one), for the process at
-    this `place` among several; `restart`, waiting and errors as in `open_source`, and BadInput if
-    the settings don't fit the data directory."""
+    this `place` among several, which calls `met` when it has found all others; `restart`, waiting
+    and errors as in `open_source`, and BadInput if the settings don't fit the data directory."""
     stop_on_signals()
     disk, layout = disk or Disk(), Layout(settings.data_dir)
     disk.make_directory(layout.root)
@@ -139,6 +140,7 @@ def build(
         grace_ms=settings.grace,
         merge_bytes=settings.merge_memory,
         compacted_ms=span_ms(settings.retention, settings.retention_bytes),
+        met=met,
     )
     flow = Dataflow("forebay")
     messages = op.input("messages", flow, source)

@@ -45,6 +45,7 @@ GARBAGE_OBJECTS = 100_000
 """New objects before the collector looks for cycles among them: more than there are messages in a
 poll, which have none."""
 LISTEN_S, LISTEN_LOOK_S = 5.0, 0.005
+UNMET_S = 10.0
 _SOCKETS, _LISTENING = Path("/proc/net/tcp"), "0A"
 _STORE_ERRORS = (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError)
 
@@ -73,13 +74,16 @@ def main(process: int, addresses: list[str], disk: Disk | None = None) -> int:
             str(Layout(settings.data_dir).recovery), backup_interval=timedelta(0)
         )
         place = Place(process, len(addresses)) if len(addresses) > 1 else None
-        flow = build(settings, disk, lambda: _say(AGAIN), place)
+        met = threading.Event()
+        flow = build(settings, disk, lambda: _say(AGAIN), place, met.set)
         gc.freeze()
         gc.set_threshold(GARBAGE_OBJECTS)
         gc.enable()
         _say(BUILT)
         _go.get()
-        _wait_for_listeners(addresses[:process], of=addresses[process])
+        if place:
+            threading.Thread(target=_tell_unmet, args=(met, addresses), daemon=True).start()
+            _wait_for_listeners(addresses[:process], of=addresses[process])
         cluster_main(
             flow,
             addresses if len(addresses) > 1 else [],
@@ -174,6 +178,15 @@ def _listen() -> None:
     while os.read(sys.stdin.fileno(), 1):
         _go.put(None)
     os._exit(1)
+
+
+def _tell_unmet(met: threading.Event, addresses: list[str]) -> None:
+    """Say so until all have met: the engine tries for ever, and not always says it."""
+    while not met.wait(UNMET_S):
+        log.warning(
+            "the workers at %s have not found each other: each must reach the ports of all others",
+            ", ".join(addresses),
+        )
 
 
 def _wait_for_listeners(addresses: list[str], of: str) -> None:

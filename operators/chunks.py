@@ -8,6 +8,7 @@ offers again whatever the catalog does not cover. A merge that fails fails the j
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 
@@ -81,6 +82,8 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
     grace_ms: int
     merge_bytes: int
     compacted_ms: int
+    met: Callable[[], None] = lambda: None
+    """Called when the engine asks for partitions: all its processes have found each other then."""
 
     def __post_init__(self) -> None:
         self.partitions = sorted(self.partitions)
@@ -89,6 +92,7 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
 
     @override
     def list_parts(self) -> list[str]:
+        self.met()
         return self.own
 
     @override

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +22,6 @@ from tests import engine
 from tests.broker import _free_port
 from tests.job import Job
 from tests.oracle import Place
-
-_EXECUTED = subprocess.Popen
-"""Not forked: it is another program."""
 
 
 @dataclass
@@ -47,6 +44,14 @@ class Several(Job):
         """On all of them, started in this order."""
         started = {n: self.run_host(n, workers) for n in order or range(len(self.hosts))}
         return [started[n] for n in sorted(started)]
+
+    def until(
+        self,
+        process: _Process,
+        reached: Callable[[pl.DataFrame], bool],
+        look_s: float = 0.2,  # each look takes CPU that the hosts need
+    ) -> pl.DataFrame:
+        return super().until(process, reached, look_s)
 
     def ends_all(self, processes: list[_Process]) -> list[int]:
         return [self.ends(one) for one in processes]

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from forebay.cli.load import LoadSpec
+from forebay.flows.cluster import BUILT, GO
 from forebay.flows.hosts import Hosts
 from forebay.flows.recovery import begin, init_recovery, join_hosts, take_data_directory
 from forebay.storage.base.errors import INCOMPLETE, PERMANENT, BadInput, MissingFile
@@ -75,25 +76,39 @@ def make_several(tmp_path: Path) -> Iterator[MakeSeveral]:
 # -- begun, killed, stopped ---------------------------------------------------------------------
 
 
-def test_two_hosts_are_exact_over_sigkill_of_either_and_a_restart_in_the_other_order(
-    make_several: MakeSeveral, events: Path, load: Generated
+@pytest.mark.few(1)
+@pytest.mark.parametrize("victims", [(1,), (0,), (1, 0, 1)])
+def test_two_hosts_are_exact_over_sigkill_of_either_and_its_return(
+    victims: tuple[int, ...], make_several: MakeSeveral, events: Path, load: Generated
 ) -> None:
     """The supervisor of the other stays, and waits."""
     several = make_several(FILES__PATH=str(events))
-    first, second = several.run_all()
-    several.until(first, lambda found: taken(found) > load.count / 6)
-    several.hosts[1].kill(second)
-    until_written(several.hosts[0].log, "host 1 at", by=first)
-    second = several.run_host(1)
-    several.until(first, lambda found: taken(found) > load.count / 3)
-    several.hosts[0].kill(first)
-    until_written(several.hosts[1].log, "host 0 at", by=second)
-    first = several.run_host(0)
-    assert several.ends_all([first, second]) == [0, 0], several.told()
+    processes = several.run_all()
+    for turn, victim in enumerate(victims, 1):
+        goal = load.count * turn // 6
+        several.until(processes[0], lambda found, goal=goal: taken(found) > goal)  # type: ignore[misc]
+        several.hosts[victim].kill(processes[victim])
+        other = several.hosts[1 - victim]
+        until_written(other.log, f"host {victim} at", turn, processes[1 - victim])
+        processes[victim] = several.run_host(victim)
+    assert several.ends_all(processes) == [0, 0], several.told()
     assert_exact(several, load)
     for host in several.hosts:
         assert host.partitions().height
         assert Layout(host.data).ended.exists()
+
+
+@pytest.mark.long
+def test_hosts_that_were_all_killed_come_back_in_the_other_order(
+    make_several: MakeSeveral, events: Path, load: Generated
+) -> None:
+    several = make_several(3, FILES__PATH=str(events))
+    processes = several.run_all()
+    several.until(processes[0], lambda found: taken(found) > load.count / 4)
+    for host, process in zip(several.hosts, processes, strict=True):
+        host.kill(process)
+    assert several.ends_all(several.run_all([2, 1, 0])) == [0, 0, 0], several.told()
+    assert_exact(several, load)
 
 
 @pytest.mark.long
@@ -153,6 +168,28 @@ def test_by_hand_as_the_engine_documents_it_two_hosts_are_exact_over_sigkill_of_
     processes = [start(number) for number in (1, 0)]
     assert several.ends_all(processes) == [0, 0], several.told()
     assert_exact(several, load)
+
+
+@pytest.mark.long
+def test_a_worker_says_that_others_cannot_be_reached_though_their_supervisors_can(
+    tmp_path: Path, events: Path
+) -> None:
+    job = Job(tmp_path / "job", {"FILES__PATH": str(events)})
+    init_recovery(Layout(job.data).recovery)
+    port = _free_port()
+    addresses = [f"127.0.0.{number}:{port}" for number in (1, 2)]
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "forebay.flows.worker", "1", *addresses],
+            env=job.environment, stdin=theirs.fileno(), stdout=log, stderr=log,
+        )  # fmt: skip
+        assert ours.recv(1) == BUILT
+        ours.send(GO)
+        said = f"the workers at {', '.join(addresses)} have not found each other"
+        until_written(tmp_path / "log", said, by=process)
+        process.kill()
+        process.wait()
 
 
 # -- in network namespaces ----------------------------------------------------------------------
