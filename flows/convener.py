@@ -99,7 +99,7 @@ class Convener(Company):
 
     def _probe(self, link: Link) -> None:
         """Ask who has the place of a host that has not come."""
-        if self._apart or self._together:
+        if self._apart or self._together or link.ended:
             link.close()
         else:
             self._probes.append(link)
@@ -117,8 +117,8 @@ class Convener(Company):
         assert link is not None
         assert message is not None
         if self._apart:
-            self._early = [one for one in self._early if one.link and not one.link.ended]
-            self._early.append(heard)
+            early = (one for one in self._early if one.link and not one.link.ended)
+            self._early = [*(one for one in early if one.link is not link), heard]
             return None
         try:
             other = HELLO.validate_python(message.get("hello"))

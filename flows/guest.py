@@ -63,6 +63,8 @@ class Guest(Company):
             else:
                 self._link = link
                 link.send("hello", hello=asdict(self._greeting()))
+                if link.ended:  # that was heard before the link was
+                    return self._lost("the connection was closed")
             return None
         if link is not self._link or self._apart:
             return None

@@ -50,6 +50,7 @@ class Link:
         self._hear = hear
         self._sending = threading.Lock()
         self._ended = threading.Event()
+        self._left = False
         connection.settimeout(SILENT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -64,7 +65,9 @@ class Link:
         self._write(orjson.dumps({"word": word, **more}) + b"\n")
 
     def take_leave(self) -> None:
-        """Nothing more will be sent. The other reads all that was, and closes the connection."""
+        """Nothing more will be sent, or heard but the end. The other reads all that was sent, and
+        closes the connection."""
+        self._left = True
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
 
@@ -95,7 +98,7 @@ class Link:
         try:
             with self._connection, self._connection.makefile("rb") as lines:
                 while line := lines.readline(MESSAGE_BYTES_MAX):
-                    if line == b"\n":
+                    if line == b"\n" or self._left:
                         continue
                     message = orjson.loads(line)
                     if not isinstance(message, dict) or not isinstance(message.get("word"), str):
