@@ -33,7 +33,7 @@ engine.need()
 
 NOW_MS = time.time_ns() // 1_000_000
 SPEC = LoadSpec(
-    events=16_000,
+    events=12_000,
     partitions=5,
     seed=13,
     start_ms=NOW_MS - 3_600_000,
@@ -356,7 +356,7 @@ def shams(tmp_path: Path) -> Iterator[Callable[[str], Shams]]:
 MakeShams = Callable[[str], Shams]
 
 
-@pytest.mark.few(1)
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sham", "code", "well"),
     [
@@ -421,7 +421,7 @@ def test_a_stop_before_all_hosts_have_built_begins_nothing(shams: MakeShams) -> 
 # -- hosts that don't fit together --------------------------------------------------------------
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
