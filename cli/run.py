@@ -4,11 +4,17 @@ import gc
 import logging
 import os
 import signal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import click
 
+from forebay import __version__
 from forebay.cli.engine import require_engine
 from forebay.storage.base.errors import PERMANENT, ForebayError
+
+if TYPE_CHECKING:
+    from forebay.flows.settings import Settings
 
 
 def _open_standard_streams() -> None:
@@ -22,10 +28,31 @@ def _open_standard_streams() -> None:
             os.set_inheritable(lowest_free, True)
 
 
+def _exported(settings: "Settings") -> Callable[[], Mapping[str, str]]:
+    """Let Prometheus ask from now on; what workers need for it."""
+    from forebay.flows.exporter import Exporter  # which a job without metrics does not have
+    from forebay.flows.hosts import Address
+    from forebay.flows.metrics import Published, ends_of
+    from forebay.storage.base.layout import Layout
+
+    published = Published(Layout(settings.data_dir), ends_of(settings))
+    exporter = Exporter(Address.parse(settings.metrics), published)
+    exporter.open()
+    return exporter.renew
+
+
+_HOSTS = """Run the job over several hosts, each with a data directory of its own: the same list on
+all of them. Host 0 is met at its port, and each has a port above its own for each worker."""
+
+
 @click.command()
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
-def run(workers: int) -> None:
+@click.option("--hosts", "named", metavar="A:PORT,B:PORT", help=_HOSTS)
+@click.option("--host", type=int, help="Which of --hosts this is, counted from 0.")
+def run(workers: int, named: str | None, host: int | None) -> None:
     """Run the job until its input ends or SIGTERM. Workers may be more or fewer in another run."""
+    if (named is None) != (host is None):
+        raise click.UsageError("expected both --hosts and --host, or neither")
     _open_standard_streams()
     require_engine("run")
     stops = [signal.SIGTERM, signal.SIGINT]
@@ -37,6 +64,8 @@ def run(workers: int) -> None:
     # nothing has begun. It stays, so the garbage collector need not look through it.
     gc.disable()
     from forebay.flows.cluster import Cluster
+    from forebay.flows.handshake import shared
+    from forebay.flows.hosts import Hosts
     from forebay.flows.open_files import require_open_files
     from forebay.flows.settings import load, require_source
     from forebay.operators.sources.folder import FilesConfig, file_partitions
@@ -47,13 +76,18 @@ def run(workers: int) -> None:
         level=logging.INFO, format="%(asctime)s supervisor %(levelname)s %(message)s"
     )
     try:
+        hosts = None if named is None or host is None else Hosts.parse(named, host, workers)
         settings = load()
         require_source(settings)
         require_open_files(workers)
         if settings.source == "files" and not settings.data_dir.exists():
             # Else it would be made before a worker finds that there is nothing to read.
             file_partitions(FilesConfig(settings.files.path, leave_out=settings.data_dir))
-        code = Cluster(settings.data_dir, workers).run()
+        same = {**shared(settings), "version": __version__}
+        measured = _exported(settings) if settings.metrics else None
+        code = Cluster(
+            settings.data_dir, workers, hosts=hosts, shared=same, measured=measured
+        ).run()
     except ForebayError as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(PERMANENT) from error

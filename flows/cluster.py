@@ -1,5 +1,8 @@
 """The cluster: N one-worker processes that run the dataflow as one, and their supervisor.
 
+Where the job is one of several hosts, the workers of all hosts are one cluster, and each host has a
+supervisor for its own, which does nothing of what follows without the others (see `group`).
+
 What always holds:
 
 - The recovery store is there, whole, before a worker starts.
@@ -9,6 +12,7 @@ What always holds:
   back-off; never fewer than N go on.
 - A stop (SIGTERM or SIGINT) is forwarded; each worker then closes its last epoch with a snapshot.
 - An error that a restart would meet again ends the job, during a stop as well.
+- A stop of one host stops all; those that were not asked to stop wait for it, and start again.
 - When a worker asks for it, all are stopped, and start again at once. When the wall clock has
   stepped back (see `clock`), all are ended and start again at once.
 - Exit code 0 means that the last run ended with a last snapshot, or had not begun.
@@ -27,16 +31,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from forebay.flows.clock import LOOK_S, RESTART_S, Clock
-from forebay.flows.recovery import begin, init_recovery, take_data_directory
+from forebay.flows.coordinator import Coordinator
+from forebay.flows.group import Alone, Group, Kind, Said
+from forebay.flows.handshake import handshake
+from forebay.flows.hosts import Hosts
+from forebay.flows.link import Heard
+from forebay.flows.member import Member
+from forebay.flows.recovery import begin, init_recovery, join_hosts, take_data_directory
 from forebay.operators.process import stop_signals
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.errors import INCOMPLETE, PERMANENT
+from forebay.storage.base.errors import INCOMPLETE, PERMANENT, ForebayError
 from forebay.storage.base.layout import Layout
 
 STOP_S, SETTLE_S = 60.0, 2.0
@@ -64,9 +74,9 @@ log = logging.getLogger("forebay.cluster")
 
 STEPPED = b"c"
 """What no worker says: the wall clock has stepped back so far that all must start again."""
-_Event = tuple[int, bytes | int]
+_Event = tuple[int, bytes | int] | Heard
 """The run, for an old one's workers may still speak, and what one of its worker processes has said,
-or the exit code with which it has ended."""
+or the exit code with which it has ended; or what was heard of another host."""
 
 
 class Cluster:
@@ -80,22 +90,36 @@ class Cluster:
         module: str = "forebay.flows.worker",
         environment: Mapping[str, str] = os.environ,
         output: BinaryIO | None = None,
+        hosts: Hosts | None = None,
+        shared: Mapping[str, Any] | None = None,
+        measured: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         """Workers run `module` in `environment`; what they print goes to `output`, by default to
-        where this process prints."""
-        self._data_dir = data_dir
+        where this process prints. Of several `hosts`, all have the `shared` settings. At
+        each start `measured` is asked for more of the workers' environment."""
+        self._layout = Layout(data_dir)
         self._disk = Disk()
-        self._workers = workers
         self._module = module
         self._environment = {**WORKER_ENVIRONMENT, **environment}
         self._output = output
+        self._measured = measured
         self._events: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._channels: list[socket.socket] = []
-        self._run = 0
+        self._run = self._unbuilt = self._left = self._code = 0
+        self._begun = False
         self._stopped = self._restarting = False
+        self._failure: str | None = None
         self._lock: BinaryIO | None = None
         self._clock = Clock()
+        self._hosts = hosts
+        self._group: Group = Alone(workers)
+        if hosts:
+            side = Member if hosts.number else Coordinator
+            settings = shared or {}
+            self._group = side(
+                hosts, lambda: handshake(hosts, settings, self._layout), self._events.put
+            )
 
     def run(self) -> int:
         """Exit code of the job: 0 when the input has ended or a stop was asked for; INCOMPLETE when
@@ -105,13 +129,11 @@ class Cluster:
         backoff_s = BACKOFF_S
         while True:
             started_s = time.monotonic()
-            try:
-                code = self.once()
-                failure = f"a worker {_end_of(code)}, without a last snapshot"
-            except OSError as error:  # a disk that is full, or read-only
-                code, failure = 1, str(error)
+            code, failure = self._tried()
             if code == 0 and self._restarting and not self._stopped:
                 continue
+            if code == PERMANENT and self._failure:
+                log.error("%s", failure)
             if code in (0, INCOMPLETE, PERMANENT):
                 return code
             if self._stopped:
@@ -125,70 +147,143 @@ class Cluster:
                 return 1
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
 
+    def _tried(self) -> tuple[int, str]:
+        """One run: its exit code, and what to say of it if that is none of a job that has ended."""
+        failure: str | None = None
+        code = 1
+        try:
+            code = self.once()
+            failure = self._failure or f"a worker {_end_of(code)}, without a last snapshot"
+        except OSError as error:  # a disk that is full, or read-only
+            failure = str(error)
+        except ForebayError as error:
+            code, failure = PERMANENT, str(error)
+            raise
+        finally:
+            well = code in (0, INCOMPLETE)
+            self._group.part(None if well else failure, permanent=code == PERMANENT)
+        return code, failure
+
     def once(self) -> int:
         """One run of all workers: 0 or INCOMPLETE if all ended well, else the first bad exit code;
         1 if they did not end in time. Raises OSError if the data directory can't be written."""
-        layout = Layout(self._data_dir)
-        self._lock = self._lock or take_data_directory(layout)
-        init_recovery(layout.recovery)
+        self._restarting, self._failure = False, None
+        self._lock = self._lock or take_data_directory(self._layout, self._hosts)
+        together = self._gather()
+        if together is None:
+            return 0  # nothing has begun
+        if self._hosts:
+            join_hosts(self._layout, self._hosts, together.job)
+        init_recovery(self._layout.recovery, self._hosts)
         self._start()
         try:
-            return self._supervise(layout)
+            return self._supervise()
         finally:
             self._end()
 
-    def _supervise(self, layout: Layout) -> int:
-        """Until all workers have ended, or one has failed."""
-        self._restarting = False
-        unbuilt = left = self._workers
-        code, deadline = 0, math.inf
-        while left:
+    def _gather(self) -> Said | None:
+        """Wait until all hosts are there; None if asked to stop meanwhile."""
+        said = self._group.meet()
+        while said is None or said.kind != Kind.TOGETHER:
+            try:
+                event = self._next(self._group.due_s())
+            except queue.Empty:
+                self._group.remind()
+                continue
+            if event is None:
+                self._stopped = True
+                return None
+            said = self._group.hear(event) if isinstance(event, Heard) else None
+        return said
+
+    def _supervise(self) -> int:
+        """Until all workers have ended, or one has failed: the exit code."""
+        self._unbuilt = self._left = len(self._processes)
+        self._begun, self._code, deadline = False, 0, math.inf
+        while True:
             try:
                 event = self._next(deadline)
             except queue.Empty:
                 log.error("workers did not stop within %.0f s; killing them", STOP_S)
                 return 1
-            run, told = event or (self._run, None)
-            if run != self._run:
-                continue
-            self._stopped |= event is None
-            if told == STEPPED:
-                if self._stopped or unbuilt:
-                    continue
-                self._restarting = True
-                return 0  # as after a crash
-            self._restarting |= told == AGAIN
-            if told == BUILT:
-                unbuilt -= 1
-                if not unbuilt:
-                    begin(layout)
-                    for channel in self._channels:
-                        with suppress(OSError):  # of a worker that has ended; its exit code comes
-                            channel.send(GO)
-            elif isinstance(told, int):
-                left -= 1
-                if told not in (0, INCOMPLETE):
-                    return self._cause(told)
-                code = max(code, told)
-            if unbuilt and (self._stopped or left < self._workers):
+            end, said = None, None
+            if event is None:
+                self._stopped = True
+            elif isinstance(event, Heard):
+                said = self._group.hear(event)
+            elif event[0] == self._run:
+                end, said = self._take(event[1])
+            if said:
+                end = self._follow(said)
+            if end is not None:
+                return end
+            if not self._begun and (self._stopped or self._left < len(self._processes)):
                 return 0  # nothing has begun
             if (self._stopped or self._restarting) and deadline == math.inf:
-                log.info("stopping %d worker%s", left, "s" if left > 1 else "")
+                log.info("stopping %d worker%s", self._left, "s" if self._left > 1 else "")
                 deadline = time.monotonic() + STOP_S
+                self._group.stop()
                 for process in self._processes:
                     process.send_signal(signal.SIGTERM)
+
+    def _take(self, told: bytes | int) -> tuple[int | None, Said | None]:
+        """What a worker or the clock says: with which exit code the run ends by that, and what the
+        group says to it."""
+        if told == STEPPED:
+            if self._stopped or not self._begun:
+                return None, None
+            self._restarting = True
+            return 0, None  # as after a crash
+        self._restarting |= told == AGAIN
+        if told == BUILT:
+            self._unbuilt -= 1
+            return None, None if self._unbuilt else self._group.built(self._layout)
+        if not isinstance(told, int):
+            return None, None
+        self._left -= 1
+        if told not in (0, INCOMPLETE):
+            return self._cause(told), None
+        self._code = max(self._code, told)
+        well = self._begun and not self._left
+        return None, self._group.ended(self._code) if well else None
+
+    def _follow(self, said: Said) -> int | None:
+        """Do what the group says; with which exit code the run ends by that."""
+        match said.kind:
+            case Kind.GO:
+                self._begun = True
+                self._let_go()
+                return None
+            case Kind.STOP:
+                self._restarting = True
+                return None
+            case Kind.DONE:
+                self._note_end()
+                return said.code
+        self._failure = said.reason
+        return PERMANENT if said.kind == Kind.REFUSED else 1
+
+    def _let_go(self) -> None:
+        """All begin."""
+        begin(self._layout)
+        for channel in self._channels:
+            with suppress(OSError):  # of a worker that has ended; its exit code comes
+                channel.send(GO)
+
+    def _note_end(self) -> None:
+        """All workers ended with a last snapshot."""
         try:
-            self._disk.touch(layout.ended)
+            self._disk.touch(self._layout.ended)
         except OSError as error:
             reason = error.strerror or error
             raise OSError(
-                f"all workers ended with a last snapshot, but {layout.ended}, which tells that,"
-                f" could not be made: {reason}"
+                f"all workers ended with a last snapshot, but {self._layout.ended}, which tells"
+                f" that, could not be made: {reason}"
             ) from error
-        return code
 
     def close(self) -> None:
-        """Let the data directory go. (The end of the process does as well.)"""
+        """Let the data directory and the ports go. (The end of the process does as well.)"""
+        self._group.close()
         if self._lock:
             self._lock.close()
             self._lock = None
@@ -199,7 +294,18 @@ class Cluster:
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
-        return PERMANENT if any(p.returncode == PERMANENT for p in self._processes) else code
+        if any(p.returncode == PERMANENT for p in self._processes):
+            return PERMANENT
+        # One of another host may be the peer that was lost; its supervisor says why it has ended.
+        deadline = time.monotonic() + (SETTLE_S if self._hosts else 0.0)
+        with suppress(queue.Empty):
+            while event := self._next(deadline):
+                said = self._group.hear(event) if isinstance(event, Heard) else None
+                if said and said.kind in (Kind.LOST, Kind.REFUSED):
+                    self._failure = said.reason
+                    return PERMANENT if said.kind == Kind.REFUSED else code
+            self._stopped = True
+        return code
 
     def _next(self, deadline: float) -> _Event | None:
         """What a worker has done next, or the clock; None for a stop. Raises queue.Empty at the
@@ -228,15 +334,17 @@ class Cluster:
         """Whether a stop is asked for before so long has passed."""
         deadline = time.monotonic() + seconds
         with suppress(queue.Empty):
-            while self._next(deadline):
-                pass
+            while event := self._next(deadline):
+                if isinstance(event, Heard):
+                    self._group.hear(event)
             return True
         return False
 
     def _start(self) -> None:
         self._run += 1
-        addresses = _free_addresses(self._workers)
-        for number in range(self._workers):
+        addresses = self._group.addresses()
+        environment = {**self._environment, **(self._measured() if self._measured else {})}
+        for number in self._group.processes:
             ours, theirs = socket.socketpair()
             self._channels.append(ours)
             with theirs, _deaf_to_interrupts():
@@ -245,14 +353,16 @@ class Cluster:
                     stdin=theirs.fileno(),
                     stdout=self._output,
                     stderr=self._output,
-                    env={"PYTHONSAFEPATH": "1", **self._environment},  # no modules of this folder
+                    env={"PYTHONSAFEPATH": "1", **environment},  # no modules of this folder
                 )
             self._processes.append(process)
             threading.Thread(
                 target=self._watch, args=(self._run, process, ours), daemon=True
             ).start()
-        plural = "s" if self._workers > 1 else ""
-        log.info("started %d worker%s on %s", self._workers, plural, self._data_dir)
+        count = len(self._processes)
+        where = f", of {self._hosts.named(self._hosts.number)}" if self._hosts else ""
+        plural = "s" if count > 1 else ""
+        log.info("started %d worker%s on %s%s", count, plural, self._layout.root, where)
 
     def _watch(self, run: int, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
         with suppress(OSError):  # a worker that was killed
@@ -286,12 +396,3 @@ def _end_of(code: int) -> str:
         return f"ended with {code}"
     memory = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
     return f"was ended by signal {-code} ({signal.strsignal(-code)}){memory}"
-
-
-def _free_addresses(count: int) -> list[str]:
-    """So many addresses on this host on which nothing listens now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]

@@ -8,7 +8,6 @@ Step ids and state keys name the state in the recovery store: they never change.
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import BinaryIO
@@ -26,7 +25,13 @@ from forebay.operators.blocks import BlocksStep
 from forebay.operators.chunks import ChunksSink
 from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.operators.process import noted, stop_on_signals
-from forebay.operators.routing import hash_partitions, is_hash_partition, repartition, state_key
+from forebay.operators.routing import (
+    Place,
+    hash_partitions,
+    is_hash_partition,
+    repartition,
+    state_key,
+)
 from forebay.operators.sources.messages import Messages
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
@@ -45,22 +50,42 @@ def __getattr__(name: str) -> Dataflow:
         settings = load()
         require_open_files(1)
         warn_of_steps()
-        # One of a cluster, whose members share the data, is told its number.
-        if "BYTEWAX_PROCESS_ID" not in os.environ and not {"-i", "--process-id"} & {*sys.argv}:
+        # One of a cluster, whose members may share the data, is told its number.
+        place = _place()
+        if place is None:
             layout = Layout(settings.data_dir)
             _locks.append(take_data_directory(layout))
             begin(layout)
             if note := note_of(settings):
                 log.warning(note)
-        return build(settings)
+        return build(settings, place=place)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def _place() -> Place | None:
+    """Where in a cluster of several processes this one is, as the engine's command line and
+    environment say; None if it is the only one."""
+    if getattr(sys.modules["__main__"].__spec__, "name", None) != "bytewax.run":
+        return None
+    from bytewax.run import _parse_args
+
+    given = _parse_args()
+    if given.process_id is None:
+        return None
+    processes = len(given.addresses.split(";"))
+    return Place(given.process_id, processes, given.workers_per_process or 1)
+
+
 def build(
-    settings: Settings, disk: Disk | None = None, restart: Callable[[], None] | None = None
+    settings: Settings,
+    disk: Disk | None = None,
+    restart: Callable[[], None] | None = None,
+    place: Place | None = None,
+    met: Callable[[], None] = lambda: None,
 ) -> Dataflow:
-    """The dataflow of these settings, over `disk` (by default the real one); `restart`, waiting and
-    errors as in `open_source`, and BadInput if the settings don't fit the data directory."""
+    """The dataflow of these settings, over `disk` (by default the real one), for the process at
+    this `place` among several, which calls `met` when it has found all others; `restart`, waiting
+    and errors as in `open_source`, and BadInput if the settings don't fit the data directory."""
     stop_on_signals()
     disk, layout = disk or Disk(), Layout(settings.data_dir)
     disk.make_directory(layout.root)
@@ -104,15 +129,18 @@ def build(
         # What passes a replay may belong to another hash partition than the reject did.
         redecode=None if settings.hash_partitions else decoder.decode_again,
     )
+    # A partition that the source no longer has still has blocks to merge.
+    names = sorted({*keys, *layout.partitions()})
     chunks = ChunksSink(
-        # A partition that the source no longer has still has blocks to merge.
-        sorted({*keys, *layout.partitions()}),
+        names,
+        [name for name in names if place is None or name not in keys or place.has(keys[name])],
         layout,
         disk,
         blocks_per_chunk=settings.blocks_per_chunk,
         grace_ms=settings.grace,
         merge_bytes=settings.merge_memory,
         compacted_ms=span_ms(settings.retention, settings.retention_bytes),
+        met=met,
     )
     flow = Dataflow("forebay")
     messages = op.input("messages", flow, source)

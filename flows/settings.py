@@ -24,6 +24,7 @@ from pydantic_settings import (
 from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from forebay.flows.fault import NAMED, faults, sections_with
+from forebay.flows.hosts import Address
 from forebay.flows.schemas import PRESETS, Preset, parse_key, parse_path
 from forebay.flows.secrets import without_secrets
 from forebay.flows.sections import (
@@ -176,6 +177,10 @@ class Settings(Section, BaseSettings):
     """Messages in a batch. More: cheaper; fewer: fresher."""
     message_bytes_max: Annotated[Size, size_within(1)] = ByteSize(MIB)
     """A larger message is a reject. Memory while files are read grows with it."""
+    metrics: str = ""
+    """Where Prometheus may ask `forebay run` for metrics, as ADDRESS:PORT, such as
+    "127.0.0.1:9464"; nowhere by default. There is no password: elsewhere than on this host, whoever
+    reaches the port reads them."""
     hash_partitions: Number = Field(0, ge=0, le=4096, validate_default=True)
     """Not 0: divide events by a hash of the dedup key, for topics whose producers don't key. Costs
     a copy of each batch between workers."""
@@ -194,6 +199,11 @@ class Settings(Section, BaseSettings):
             near = did_you_mean(value, (*PRESETS, "none"))
             raise ValueError(f"expected one of {', '.join(PRESETS)}, or none; got {value!r}{near}")
         return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        return value and str(Address.parse(value))
 
     @field_validator("columns")
     @classmethod

@@ -11,7 +11,7 @@ from bytewax.inputs import FixedPartitionedSource
 
 from forebay.flows.settings import Settings
 from forebay.operators.sources.content import head
-from forebay.operators.sources.folder import FilesConfig, file_partitions
+from forebay.operators.sources.folder import FilesConfig, file_key, file_partitions
 from forebay.operators.sources.input_files import FileSource
 from forebay.operators.sources.kafka import KafkaSource
 from forebay.operators.sources.messages import Messages
@@ -33,7 +33,7 @@ from forebay.storage.formats.source import (
 log = logging.getLogger("forebay.kafka")
 
 Opened = tuple[FixedPartitionedSource[Messages, Any], Sequence[PartitionKey]]
-"""A source, and its partitions that are there."""
+"""A source, and its partitions, those that were read before and are gone too."""
 
 
 def open_source(
@@ -77,8 +77,8 @@ def _files(settings: Settings, layout: Layout, disk: Disk) -> Opened:
                     same[0],
                 )
     known = claim_sources(disk, layout, wanted)
-    gone = sorted(set(known) - {key.name for key in paths})
-    return FileSource(config, paths, gone), sorted(paths)
+    gone = {file_key(name) for name in known} - {*paths}
+    return FileSource(config, paths, sorted(key.name for key in gone)), sorted({*paths, *gone})
 
 
 def _kafka(

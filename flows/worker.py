@@ -45,6 +45,7 @@ GARBAGE_OBJECTS = 100_000
 """New objects before the collector looks for cycles among them: more than there are messages in a
 poll, which have none."""
 LISTEN_S, LISTEN_LOOK_S = 5.0, 0.005
+UNMET_S = 10.0
 _SOCKETS, _LISTENING = Path("/proc/net/tcp"), "0A"
 _STORE_ERRORS = (InconsistentPartitionsError, MissingPartitionsError, NoPartitionsError)
 
@@ -61,6 +62,7 @@ def main(process: int, addresses: list[str], disk: Disk | None = None) -> int:
     from forebay.flows.in_force import note_of
     from forebay.flows.realtime import build
     from forebay.flows.settings import load
+    from forebay.operators.routing import Place
 
     logging.basicConfig(format=f"%(asctime)s worker {process} %(levelname)s %(message)s")
     threading.Thread(target=_listen, daemon=True).start()
@@ -71,13 +73,17 @@ def main(process: int, addresses: list[str], disk: Disk | None = None) -> int:
         recovery = RecoveryConfig(
             str(Layout(settings.data_dir).recovery), backup_interval=timedelta(0)
         )
-        flow = build(settings, disk, lambda: _say(AGAIN))
+        place = Place(process, len(addresses)) if len(addresses) > 1 else None
+        met = threading.Event()
+        flow = build(settings, disk, lambda: _say(AGAIN), place, met.set)
         gc.freeze()
         gc.set_threshold(GARBAGE_OBJECTS)
         gc.enable()
         _say(BUILT)
         _go.get()
-        _wait_for_listeners(addresses[:process])
+        if place:
+            threading.Thread(target=_tell_unmet, args=(met, addresses), daemon=True).start()
+            _wait_for_listeners(addresses[:process], of=addresses[process])
         cluster_main(
             flow,
             addresses if len(addresses) > 1 else [],
@@ -174,10 +180,21 @@ def _listen() -> None:
     os._exit(1)
 
 
-def _wait_for_listeners(addresses: list[str]) -> None:
-    """Until these peers listen, to which the engine connects: it would tell of each refusal. They
-    are not connected to, for they count whoever comes."""
-    ports = {int(address.rpartition(":")[2]) for address in addresses}
+def _tell_unmet(met: threading.Event, addresses: list[str]) -> None:
+    """Say so until all have met: the engine tries for ever, and not always says it."""
+    while not met.wait(UNMET_S):
+        log.warning(
+            "the workers at %s have not found each other: each must reach the ports of all others",
+            ", ".join(addresses),
+        )
+
+
+def _wait_for_listeners(addresses: list[str], of: str) -> None:
+    """Until those of these peers that are on the host `of` this one listen, to which the engine
+    connects: it would tell of each refusal. They are not connected to, for they count whoever
+    comes."""
+    here = of.rpartition(":")[0]
+    ports = {int(port) for host, _, port in (a.rpartition(":") for a in addresses) if host == here}
     deadline = time.monotonic() + LISTEN_S
     while ports and time.monotonic() < deadline:
         try:

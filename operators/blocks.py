@@ -28,6 +28,7 @@ from bytewax.operators import StatefulBatchLogic
 from typing_extensions import override
 
 from forebay.operators.disk_watch import DiskWatch
+from forebay.operators.measures import measured
 from forebay.operators.process import PerThread, noted, stopping
 from forebay.operators.reject_watch import RejectWatch
 from forebay.storage.base.disk import Disk
@@ -79,8 +80,9 @@ class _Worker:
         """Make all that was taken in durable, the logs of all partitions at once."""
         if not self.appended:
             return
-        logs = [log for blocks in self.partitions for log in blocks.flush()]
-        list(self.pool.map(lambda log: log.sync(), logs))
+        with measured("sync"):
+            logs = [log for blocks in self.partitions for log in blocks.flush()]
+            list(self.pool.map(lambda log: log.sync(), logs))
         self.appended = False
 
     def from_ms(self, boundary: Boundary) -> int | None:
@@ -193,8 +195,9 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
     def snapshot(self) -> bytes:
         if self._blocks is None:
             raise AssertionError("bug: a snapshot was asked for before the first frame")
-        self._step.worker.sync()
-        committed = self._blocks.snapshot()
+        with measured("snapshot"):
+            self._step.worker.sync()
+            committed = self._blocks.snapshot()
         self._step.disk.step("snapshot-return")
         return committed
 

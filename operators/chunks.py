@@ -7,12 +7,15 @@ offers again whatever the catalog does not cover. A merge that fails fails the j
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 from typing_extensions import override
 
+from forebay.operators.measures import count_merges
 from forebay.operators.process import PerThread, failure, note, noted, stopping
 from forebay.operators.routing import partition_name
 from forebay.storage.base.disk import Disk
@@ -38,7 +41,10 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
     def _take(self, offer: Offer) -> None:
         """Its time is when its turn has come: what it replaces stays for a grace period from then
         on."""
+        before, started_s = self.chunks.merged, time.perf_counter()
         self.chunks.take(offer, steady_ms())
+        if count := self.chunks.merged - before:
+            count_merges(count, time.perf_counter() - started_s)
 
     @override
     @noted
@@ -64,9 +70,11 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
 
 @dataclass
 class ChunksSink(FixedPartitionedSink[Offer, None]):
-    """Chunks of all partitions that this run may see."""
+    """Chunks of all partitions that this run may see, of which this process has its `own`: those
+    whose blocks it has, which may be on no other host."""
 
     partitions: list[str]
+    own: list[str]
     layout: Layout
     disk: Disk
     _: KW_ONLY
@@ -74,6 +82,8 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
     grace_ms: int
     merge_bytes: int
     compacted_ms: int
+    met: Callable[[], None] = lambda: None
+    """Called when the engine asks for partitions: all its processes have found each other then."""
 
     def __post_init__(self) -> None:
         self.partitions = sorted(self.partitions)
@@ -82,7 +92,8 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
 
     @override
     def list_parts(self) -> list[str]:
-        return self.partitions
+        self.met()
+        return self.own
 
     @override
     def part_fn(self, item_key: str) -> int:

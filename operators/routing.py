@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -35,6 +35,19 @@ MODULUS = 27_720
 _SEPARATOR = "~"
 _ZERO_KEY = bytes(16)
 _DIGITS_MAX = 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """One of the engine's `processes`, each of which has as many workers, `threads`."""
+
+    process: int
+    processes: int
+    threads: int = 1
+
+    def has(self, key: str) -> bool:
+        """Whether the state of this key is in it."""
+        return route(key) % (self.processes * self.threads) // self.threads == self.process
 
 
 def hash_partitions(count: int) -> list[PartitionKey]:

@@ -239,7 +239,8 @@ class Broker:
 class BrokerProcess(Broker):
     """A real Kafka broker, a child of this process, in its own directory.
 
-    `brief` is for one that lives for minutes, under little load.
+    `brief` is for one that lives for minutes, under little load. `lan` is an address of this
+    machine at which it listens too, on `lan_address`.
     """
 
     def __init__(
@@ -249,6 +250,7 @@ class BrokerProcess(Broker):
         port: int | None = None,
         settings: Mapping[str, str] = NO_SETTINGS,
         brief: bool = False,
+        lan: str | None = None,
     ) -> None:
         self.directory = directory.resolve()
         self._jvm = (*JVM, *BRIEF) if brief else JVM
@@ -256,6 +258,9 @@ class BrokerProcess(Broker):
         super().__init__(f"127.0.0.1:{self.port}")
         self.log = self.directory / "broker.log"
         self._controller = _free_port({self.port})
+        self.lan_address = f"{lan}:{_free_port({self.port, self._controller})}"
+        if lan:
+            settings = {**settings, **self._also_at(self.lan_address)}
         self._settings = dict(settings)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -323,6 +328,16 @@ class BrokerProcess(Broker):
         self._process.kill()
         self._process.wait()
         self._process = None
+
+    def _also_at(self, address: str) -> dict[str, str]:
+        listeners = f"PLAINTEXT://{self.address},LAN://{address}"
+        return {
+            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{self._controller}",
+            "advertised.listeners": listeners,
+            "inter.broker.listener.name": "PLAINTEXT",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,LAN:PLAINTEXT,"
+            "CONTROLLER:PLAINTEXT",
+        }
 
     def _properties(self) -> dict[str, str]:
         own = {

@@ -38,6 +38,8 @@ class Job:
     settings: dict[str, str]
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     started_before: int = 0
+    prefix: tuple[str, ...] = ()
+    """A program that starts the others, such as `ip netns exec NAME`."""
 
     @property
     def data(self) -> Path:
@@ -84,7 +86,7 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*self.prefix, sys.executable, *arguments],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -19,8 +19,8 @@ from forebay.storage.partition.offer import Offer
 def sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChunksSink:
     monkeypatch.setattr(process, "_noted", [])
     return ChunksSink(
-        ["p"], Layout(tmp_path), Disk(), blocks_per_chunk=2, grace_ms=1000, merge_bytes=1 << 26,
-        compacted_ms=DAY_MS,
+        ["p"], ["p"], Layout(tmp_path), Disk(), blocks_per_chunk=2, grace_ms=1000,
+        merge_bytes=1 << 26, compacted_ms=DAY_MS,
     )  # fmt: skip
 
 

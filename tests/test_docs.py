@@ -174,6 +174,18 @@ def _composed(block: Block) -> None:
             check_compose(command)
 
 
+def _several_hosts(block: Block) -> None:
+    """There is one host here: the commands are of ours, or the engine's, with options that they
+    have. (`tests/test_hosts.py` runs both ways.)"""
+    for command in block.commands:
+        words = shlex.split(command, comments=True)
+        if words[0] == "forebay":
+            assert_parses(words[1:])
+        else:
+            assert words[:2] == ["python", "-m"]
+            assert words[2] in ("bytewax.recovery", "bytewax.run")
+
+
 def _picture(block: Block) -> None:
     """A picture of the data flow: each step is a module."""
     steps = {"decode", "blocks", "chunks"}
@@ -193,6 +205,8 @@ def _help(block: Block) -> None:
 
 CHECKED: dict[tuple[str, str], Callable[[Block], None]] = {
     (README, "make demo"): _in_ci,
+    (README, "forebay run --hosts"): _several_hosts,
+    (README, "python -m bytewax.recovery store"): _several_hosts,
     (DOCKER, "docker compose up"): _composed,
     (DOCKER, "WORKERS=4 JOB_MEMORY=8g docker compose"): _composed,
     (ARCHITECTURE, "Kafka ─► source"): _picture,

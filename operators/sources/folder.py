@@ -56,10 +56,12 @@ def file_partitions(config: FilesConfig) -> dict[PartitionKey, Path]:
         raise BadInput(f"files.path: {problem}, got: {error.strerror}") from error
     if not found:
         raise BadInput(f"files.path: {problem}")
-    return {
-        PartitionKey(name := _name(relative), zlib.crc32(name.encode())): entry
-        for relative, entry in found.items()
-    }
+    return {file_key(_name(relative)): entry for relative, entry in found.items()}
+
+
+def file_key(name: str) -> PartitionKey:
+    """The partition of this name, whether its file is there or not."""
+    return PartitionKey(name, zlib.crc32(name.encode()))
 
 
 def _below(config: FilesConfig) -> Iterator[tuple[str, Path]]:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -148,6 +148,21 @@ class Broker:
         )
         answer = self._answer(lambda: ask()[place])
         return None if answer is None else int(answer.offset)
+
+    def ends(self, numbers: Iterable[int], wait_s: float) -> dict[int, int]:
+        """Where these partitions end now, as far as the broker says so in time."""
+        self._client.poll(0)
+        latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+        asked = self._client.list_offsets(
+            {TopicPartition(self.config.topic, number): latest for number in numbers},
+            isolation_level=self.config.isolation,
+            request_timeout=wait_s,
+        )
+        found = {}
+        for place, answer in asked.items():
+            with suppress(KafkaException, TimeoutError):
+                found[place.partition] = int(answer.result(2 * wait_s).offset)
+        return found
 
     def _answer(self, ask: Callable[[], Future[T]]) -> T | None:
         """The first answer; asks again, with back-off, until there is one. None if asked to stop.

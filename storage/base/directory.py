@@ -10,7 +10,7 @@ from pathlib import Path
 from forebay.storage.base.errors import BadInput
 
 ENTRIES = frozenset(
-    ("batch", "batch.json", "batch.lock", "chunks", "drops", "ended", "form", "hot", "lock",
+    ("batch", "batch.json", "batch.lock", "chunks", "drops", "ended", "form", "host", "hot", "lock",
      "recovery", "rejects", "replay", "sources", "topics"),
 )  # fmt: skip
 """What may be in a data directory (see `storage.base.layout`)."""

@@ -111,6 +111,10 @@ class Layout:
         return self.root / "form"
 
     @property
+    def host(self) -> Path:
+        return self.root / "host"
+
+    @property
     def sources(self) -> Path:
         return self.root / "sources"
 

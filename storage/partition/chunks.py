@@ -74,6 +74,8 @@ class Chunks:
         self._boundary = watched_boundary(disk, layout)
         self._doomed: dict[str, int] = {}
         self._compactions = 0
+        self.merged = 0
+        """How often blocks were merged into a chunk."""
         self._apart: set[str] = set()
         self._resumed = False
 
@@ -90,6 +92,7 @@ class Chunks:
         while blocks := self._due():
             self._merge(blocks, offer.incarnation)
             self._forget(blocks)
+            self.merged += 1
         if offer.tick is not None:
             self._drop(offer.tick, offer)
             self._doom(now_ms)
