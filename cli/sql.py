@@ -117,8 +117,9 @@ def _answer(
     output: Path | None,
     force: bool,
 ) -> None:
-    from forebay.cli.rows import WRITERS, shown
-    from forebay.cli.rows import spreadsheet as write_spreadsheet
+    from forebay.cli.rows import shown
+    from forebay.query.rows import WRITERS
+    from forebay.query.rows import spreadsheet as write_spreadsheet
 
     began = time.monotonic()
     with _out(output, force) as out:

@@ -24,8 +24,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from forebay.cli.main import main
-from forebay.cli.rows import WRITERS
 from forebay.cli.sql import FORMATS, SUFFIXES
+from forebay.query.rows import WRITERS
 from tests.lane import Lane, filled
 
 ROOT = Path(__file__).parent.parent
