@@ -72,7 +72,7 @@ class Asked:
     def __init__(self, config: Config) -> None:
         self._config = config
         limits = Limits(
-            seconds=config.seconds, rows=config.rows, memory_bytes=config.memory_bytes // 2
+            seconds=2 * config.seconds, rows=config.rows, memory_bytes=config.memory_bytes // 2
         )
         self._store = query.open(
             *config.roots, limits=limits, iceberg=config.catalog, time_zone=config.time_zone

@@ -65,6 +65,7 @@ class Asking:
             log.debug("%s: the client has gone", self._name)
         except Cut as cut:
             # Without its end, the server closes the connection: the answer is not whole.
+            self._metrics.cut.inc()
             log.warning("%s: cut off: %s", self._name, cut)
         finally:
             self._metrics.requests.labels(self._name, str(status)).inc()

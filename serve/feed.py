@@ -168,11 +168,11 @@ class Feed:
                     client.end(Problem(502, "expected events, got the end of their process"))
                 self._process = None
 
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill("stop")
+    async def close(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
+        if self._process is not None:
+            await self._process.end("stop")
 
 
 def _asked(scope: Scope) -> bytes:

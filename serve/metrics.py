@@ -50,6 +50,7 @@ class Metrics:
         self.waiting = Gauge(
             "forebay_serve_waiting", "Questions that wait for a worker.", registry=own
         )
+        self.busy = Gauge("forebay_serve_busy", "Questions that workers are at.", registry=own)
         self.workers = Gauge("forebay_serve_workers", "Query workers that are ready.", registry=own)
         self.streams = Gauge("forebay_serve_streams", "Clients that follow events.", registry=own)
 

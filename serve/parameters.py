@@ -278,7 +278,7 @@ class Form:
             fields[own] = (kind, _default(default))
             if _is_list(kind) and hint != Parameters:
                 self._lists.add(own)
-            if hint in (str, str | None) or any(hint is one for one in KINDS):
+            if hint in (str, str | None) or (hint in KINDS and hint != Parameters):
                 self._texts.add(own)
         config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
         self.path = tuple(path)

@@ -82,9 +82,8 @@ class Pool:
     async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
             task.cancel()
-        for worker in self._all:
-            worker.process.kill("stop")
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        ending = [worker.process.end("stop") for worker in self._all]
+        await asyncio.gather(*ending, *self._tasks, return_exceptions=True)
 
     @property
     def ready(self) -> bool:
@@ -97,9 +96,11 @@ class Pool:
 
         If it has not been answered in full when the context is left, nobody waits for the rest."""
         worker = await self._taken()
+        self._metrics.busy.inc()
         try:
             yield worker
         finally:
+            self._metrics.busy.dec()
             self._later(self._back(worker))
 
     async def _taken(self) -> Worker:

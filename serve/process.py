@@ -54,7 +54,7 @@ class Process:
             if kind != READY:
                 raise Problem.decode(payload) if kind == PROBLEM else Ended(None)
         except BaseException:
-            made.kill("start")
+            await made.end("start")
             raise
         return made
 
@@ -84,6 +84,11 @@ class Process:
         if self.killed is None and self._process.returncode is None:
             self.killed = reason
             self._process.kill()
+
+    async def end(self, reason: str) -> None:
+        """Kill it, and wait until it has ended."""
+        self.kill(reason)
+        await self.wait()
 
     async def wait(self) -> None:
         await self._process.wait()

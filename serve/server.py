@@ -10,8 +10,10 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -60,8 +62,17 @@ def serve(config: Config, told: Callable[[str], None]) -> int:
     BadInput."""
     require_safe(config)
     tokens = None if config.tokens is None else Tokens(config.tokens)
+    if config.tls_cert is not None:
+        _require_certificate(config.tls_cert, config.tls_key)
     with _listening(config) as listening:
         return asyncio.run(_serve(config, tokens, listening, told))
+
+
+def _require_certificate(certificate: Path, key: Path | None) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        raise BadInput(f"--tls-cert: expected a certificate and its key, got {error}") from error
 
 
 def _listening(config: Config) -> socket.socket:
@@ -105,8 +116,14 @@ async def _serve(
     except Problem as problem:
         raise BadInput(problem.detail) from problem
     finally:
-        feed.close()
+        await feed.close()
     return ended.result() if ended.done() else 0
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that an answer was cut off, which is said with the reason, or ends with the server."""
+    ended = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not ended and "without completing response" not in record.getMessage()
 
 
 def _server(
@@ -124,12 +141,5 @@ def _server(
         ssl_certfile=config.tls_cert,
         ssl_keyfile=config.tls_key,
     )
-    # It says so of each answer that is cut off, which is said with the reason.
-    logging.getLogger("uvicorn.error").addFilter(
-        lambda record: "without completing response" not in record.getMessage()
-    )
-    try:
-        made.load()
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--tls-cert: expected a certificate and its key, got {error}") from error
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     return _Server(made)

@@ -30,6 +30,8 @@ SMALL_BYTES = 1 << 20
 SHARED_S = 1.0
 SHARED_MAX = 64
 """Answers that are held at most, beside those that are sent."""
+OF_THE_QUESTION = (406, 422)
+"""Problems that would be the same if it were asked again."""
 AHEAD = 4
 """Frames of a large answer that are read before the client takes them."""
 log = logging.getLogger("forebay.serve")
@@ -66,7 +68,9 @@ class _Running:
         self.claimed = False
 
     def serves(self, question: Question) -> bool:
-        """Whether its answer is one to that question too."""
+        """Whether its answer is one to that question too: not where it was only our own trouble."""
+        if self.problem is not None and self.problem.status not in OF_THE_QUESTION:
+            return False
         known = self.question.known
         return self.large is None and (not known or known == question.known)
 
@@ -228,8 +232,6 @@ class Answers:
         if running.large is None:
             running.problem = problem
             return
-        log.warning("an answer was cut off: %s", problem)
-        self._metrics.cut.inc()
         while running.large.full():
             running.large.get_nowait()
         running.large.put_nowait((CUT, problem.detail.encode()))
