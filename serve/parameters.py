@@ -55,6 +55,8 @@ def _filters(value: object) -> tuple[Where, ...]:
         raise BadInput(f"expected filters, got {value!r}")
     found: list[Where] = []
     for one in given:
+        if one == "":
+            raise BadInput("expected a filter such as price > 10, got empty text")
         plain = _object(one)
         found += parsed_filters(plain) if isinstance(plain, str) else parse_filters([plain])
     return tuple(found)

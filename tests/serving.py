@@ -93,7 +93,7 @@ class Server:
     def ask(
         self,
         path: str,
-        query: object = (),
+        query: Mapping[str, Any] | None = None,
         *,
         method: str | None = None,
         body: object = None,
@@ -117,11 +117,11 @@ class Server:
         return self.ask("/v1/sql", {"text": text}, headers=headers)
 
     @contextmanager
-    def asked(self, path: str, query: object) -> Iterator[socket.socket]:
+    def asked(self, path: str, query: Mapping[str, Any]) -> Iterator[socket.socket]:
         """A client that has asked, and reads when it wants to."""
         client = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT_S)
         with client:
-            address = f"{path}?{urlencode(query, doseq=True)}"  # type: ignore[arg-type]
+            address = f"{path}?{urlencode(query, doseq=True)}"
             client.sendall(f"GET {address} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             yield client
 

@@ -87,6 +87,7 @@ def test_a_question_ends_at_its_deadline_with_its_worker(start: Start) -> None:
     server.until(replaced("deadline"), 1)
 
 
+@pytest.mark.long
 def test_a_question_that_takes_too_much_memory_ends_with_its_worker(start: Start) -> None:
     server = start("--workers", "1", "--memory", "450MiB")
     answer = server.sql("select sum(length(repeat('x' || range, 100000000))) from range(16)")
@@ -105,6 +106,7 @@ def test_nobody_works_for_a_client_that_has_left(start: Start) -> None:
     assert server.sql(SMALL).status == 200
 
 
+@pytest.mark.long
 def test_a_question_that_others_wait_for_goes_on_without_the_first(start: Start) -> None:
     server = start("--workers", "1")
     text = "select count(*) as n from range(400000000) where range % 7 = 3"
@@ -116,6 +118,7 @@ def test_a_question_that_others_wait_for_goes_on_without_the_first(start: Start)
     assert server.metric(replaced("left")) == 0
 
 
+@pytest.mark.long
 def test_what_is_too_much_at_once_is_told_when_to_ask_again(start: Start) -> None:
     server = start("--workers", "1", "--max-waiting", "0")
     with server.asked("/v1/sql", {"text": LONG}):
@@ -126,6 +129,7 @@ def test_what_is_too_much_at_once_is_told_when_to_ask_again(start: Start) -> Non
     assert server.sql(SMALL).status == 200
 
 
+@pytest.mark.long
 def test_a_slow_client_holds_up_nobody_and_no_memory(start: Start) -> None:
     server = start("--workers", "2")
     assert server.sql(SMALL).status == 200
@@ -143,6 +147,7 @@ def test_a_slow_client_holds_up_nobody_and_no_memory(start: Start) -> None:
     assert size > WIDE_BYTES
 
 
+@pytest.mark.long
 def test_an_answer_that_breaks_off_is_never_whole(start: Start) -> None:
     server = start("--workers", "1", "--max-rows", "300000")
     text = "select range as n, md5(range::varchar) as text from range(400000)"
@@ -155,6 +160,7 @@ def test_an_answer_that_breaks_off_is_never_whole(start: Start) -> None:
     server.until("forebay_serve_cut_total", 5)
 
 
+@pytest.mark.long
 def test_a_client_that_can_t_tell_the_end_gets_no_large_answer(start: Start) -> None:
     server = start("--workers", "1")
     with server.asked("/livez", {}) as client:
@@ -166,7 +172,8 @@ def test_a_client_that_can_t_tell_the_end_gets_no_large_answer(start: Start) -> 
     assert server.sql(SMALL).status == 200
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_process_is_left_however_the_server_ends(start: Start, number: int) -> None:
     server = start("--workers", "1")
     with (
@@ -179,7 +186,8 @@ def test_no_process_is_left_however_the_server_ends(start: Start, number: int) -
         assert len(workers) == 3
         code = server.stop(number)
     assert ended(workers)
-    assert code == {signal.SIGTERM: 0, signal.SIGINT: 130}.get(number, -number)
+    codes: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
+    assert code == codes.get(number, -number)
     assert server.process.stderr is not None
     assert b"Traceback" not in server.process.stderr.read()
 
@@ -197,6 +205,7 @@ def test_a_follower_that_reads_too_slowly_is_told_what_it_missed() -> None:
     assert client.taken() == b'data: {"n":1}\n\n'
 
 
+@pytest.mark.long
 def test_a_stream_of_events_goes_on_with_another_process(start: Start) -> None:
     server = start("--workers", "1")
     for _ in range(2):
