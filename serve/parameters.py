@@ -99,8 +99,8 @@ def _period(value: object) -> Period:
 
 
 def _length(value: object) -> timedelta:
-    if not isinstance(value, str):
-        raise BadInput(f"expected a length of time such as 30m, got {value!r}")
+    if not isinstance(value, str) or not value[-1:].isalpha():
+        raise BadInput(f"expected a length of time with its unit, such as 30m, got {value!r}")
     try:
         return timedelta(milliseconds=duration_ms(value))
     except OverflowError as error:

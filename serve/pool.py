@@ -105,7 +105,8 @@ class Pool:
 
     async def _taken(self) -> Worker:
         if self._slots.locked() and self._waiting >= self._config.waiting:
-            raise _busy(f"{self._config.workers} at once and {self._config.waiting} that wait")
+            at_once, waiting = self._config.workers, self._config.waiting
+            raise _busy(f"at most {at_once} questions at once and {waiting} that wait, got more")
         self._waiting += 1
         self._metrics.waiting.set(self._waiting)
         try:
@@ -119,7 +120,8 @@ class Pool:
                     self._slots.release()
                     raise
         except TimeoutError as error:
-            raise _busy(f"a worker within {self._config.waiting_seconds:g} s") from error
+            seconds = self._config.waiting_seconds
+            raise _busy(f"a worker that is free within {seconds:g} s, got none") from error
         finally:
             self._waiting -= 1
             self._metrics.waiting.set(self._waiting)
@@ -184,4 +186,4 @@ class Pool:
 
 
 def _busy(expected: str) -> Problem:
-    return Problem(429, f"expected {expected} at most, got more: try again", {"Retry-After": "1"})
+    return Problem(429, f"expected {expected}: ask again", {"Retry-After": "1"})

@@ -10,7 +10,7 @@ import orjson
 MEDIA_TYPE = "application/problem+json"
 
 
-@dataclass
+@dataclass(eq=False)
 class Problem(Exception):
     """An answer that is none: `status` of HTTP, `detail` in a sentence, and more `headers`."""
 

@@ -194,7 +194,7 @@ def test_equal_questions_at_once_are_answered_once(server: Server) -> None:
         ("/v1/sql", {"text": "select foo from events"}, '"foo" not found'),
         ("/v1/funnel", {"step": "a"}, "step: expected one of steps, .*did you mean 'steps'"),
         ("/v1/funnel", {"steps": "a where"}, "steps: event: expected a name"),
-        ("/v1/funnel", {"steps": "a", "window": "1"}, "window: expected a time with its unit"),
+        ("/v1/funnel", {"steps": "a", "window": "1"}, "window: expected a length of time with its"),
         ("/v1/stickiness", {"limit": "many"}, "limit: expected a valid integer.* got 'many'"),
         ("/v1/stickiness", {"limit": ["1", "2"]}, "limit: expected it once, got it 2 times"),
         ("/v1/stickiness", {"period": "2024"}, "period: expected START/END"),

@@ -67,6 +67,7 @@ def memory(pid: int) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_costs_its_own_question_only(start: Start) -> None:
     server = start("--workers", "2")
     long = Asked(server, LONG)
@@ -100,8 +101,7 @@ def test_a_question_that_takes_too_much_memory_ends_with_its_worker(start: Start
 def test_nobody_works_for_a_client_that_has_left(start: Start) -> None:
     server = start("--workers", "1", "--max-waiting", "1")
     with server.asked("/v1/sql", {"text": LONG}):
-        worker = server.busiest()
-    assert ended([worker])
+        server.until("forebay_serve_busy", 1)
     server.until(replaced("left"), 1)
     assert server.sql(SMALL).status == 200
 
