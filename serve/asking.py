@@ -117,9 +117,11 @@ class Asking:
             raise Problem(415, "Content-Type: expected application/json, got none")
         try:
             text = (data or b"{}").decode()
-            if not isinstance(orjson.loads(text), dict):
+            found = orjson.loads(text)
+            if not isinstance(found, dict):
                 raise Problem(400, "body: expected an object of JSON, got another value")
-        except ValueError as error:
+            orjson.dumps(found)  # of what is nested too deep, no question could be told
+        except (ValueError, orjson.JSONEncodeError) as error:
             raise Problem(400, f"body: expected JSON, got what is none: {error}") from error
         return text
 

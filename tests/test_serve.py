@@ -226,6 +226,8 @@ def test_bodies_that_are_no_question_are_refused(server: Server) -> None:
     assert status(b'{"text": "select 1"}', **{"Content-Type": "text/plain"}) == 415
     assert status(b'{"text": "' + b"x" * (1 << 20) + b'"}') == 413
     assert status(b'{"text": 1}') == 422
+    assert status(b'{"text": "select 1", "parameters": ' + b"[" * 500 + b"]" * 500 + b"}") == 400
+    assert status(b"[" * 5000) == 400
     assert server.ask("/v1/sql?x=1", body={"text": "select 1"}).status == 400
     assert server.ask("/v1/nothing").status == 404
     assert server.ask("/v1/sql", method="PUT", body={}).status == 405
