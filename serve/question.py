@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import orjson
 
@@ -24,7 +23,7 @@ class Question:
     path: dict[str, str] = field(default_factory=dict)
     known: tuple[str, ...] = ()
 
-    @cached_property
+    @property
     def key(self) -> bytes:
         """Equal for equal questions."""
         parsed = None if self.body is None else orjson.loads(self.body)
