@@ -26,7 +26,6 @@ from forebay.cli.code import parts, python
 from forebay.cli.export import readable
 from forebay.cli.options import data_dirs_option, json_option, settings
 from forebay.cli.output import echo_json
-from forebay.flows.sections import duration_ms
 from forebay.query.analytics import Event, Period, Roles, Where
 from forebay.query.analytics.events import property_of
 from forebay.query.analytics.groups import DAYS, GROUPS_MAX, require_roles
@@ -34,7 +33,7 @@ from forebay.query.analytics.period import PARTS_MS, Interval, zone_of
 from forebay.query.questions import Layers
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import did_you_mean
-from forebay.storage.base.times import now_ms, time_of
+from forebay.storage.base.times import duration_ms, now_ms, time_of
 from forebay.storage.formats.schema import RAW
 
 SAMPLED = 1000

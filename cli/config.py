@@ -14,7 +14,6 @@ from forebay.cli.options import json_option
 from forebay.cli.output import echo_json
 from forebay.flows.in_force import note_of, schema_in_force
 from forebay.flows.secrets import HIDDEN, masked, shown_property
-from forebay.flows.sections import duration_text
 from forebay.flows.settings import (
     ENV_PREFIX,
     NO_SOURCE,
@@ -29,7 +28,7 @@ from forebay.query.view import take_view
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, ForebayError
 from forebay.storage.base.text import plain
-from forebay.storage.base.times import DAY_MS
+from forebay.storage.base.times import DAY_MS, duration_text
 from forebay.storage.formats.columns import arrow_schema
 
 

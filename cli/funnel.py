@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from forebay.cli.analytics import Question, Table, by_options, choice, example, length, question
-from forebay.cli.event import events, filters, parsed_event
+from forebay.cli.event import events, filters
 from forebay.query.analytics import Event, Exclusion
 from forebay.query.analytics.funnel import Order, Reentry
+from forebay.query.analytics.grammar import parsed_event
 
 TABLES = {
     "steps": Table("count"),

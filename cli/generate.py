@@ -25,8 +25,7 @@ from forebay.cli.load import Load, LoadSpec
 from forebay.cli.options import time_ms, time_option
 from forebay.cli.outlet import PARTITIONS, SUFFIXES, Outlet, files, topic_of
 from forebay.cli.output import echo_json
-from forebay.flows.sections import duration_ms
-from forebay.storage.base.times import now_ms
+from forebay.storage.base.times import duration_ms, now_ms
 
 START = "2024-05-01T00:00:00Z"
 SPAN = "1h"

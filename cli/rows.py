@@ -1,109 +1,17 @@
-"""Rows of any query in the formats that `forebay sql` writes: for people, and for other programs.
-
-A table or Markdown is for people: at most so many rows, text that can't steer a terminal. The other
-formats have all rows, batch by batch, and values as they are. In JSON, times are RFC 3339,
-intervals ISO 8601, NaN and the infinities null, and bytes text, in which those that are not UTF-8
-are replaced; lists and structs are JSON in CSV too.
-"""
+"""Rows of any query as a table or Markdown, for people: at most so many rows, and text that can't
+steer a terminal. What other programs read is written by `forebay.query.rows`."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
-from decimal import Decimal
-from itertools import chain
-from typing import Any, BinaryIO
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
-import orjson
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from forebay.cli.output import text_table
-from forebay.query.frames import on_calendar
-from forebay.query.sql_types import distinct, known
+from forebay.query.rows import flat, frames
 from forebay.storage.base.text import plain
-
-FORMULA = r"^[=+\-@\t\r]"
-"""How text begins that a spreadsheet takes for a formula."""
-
-
-def frames(batches: pa.RecordBatchReader) -> Iterator[pl.DataFrame]:
-    """The rows in types that can be written; at least one frame, for its columns."""
-    names = distinct(batches.schema.names)
-    none = [pa.nulls(0, field.type) for field in batches.schema]
-    empty = pa.RecordBatch.from_arrays(none, schema=batches.schema)
-    for batch in chain([empty], batches):
-        columns = [known(column) for column in batch.columns]
-        yield on_calendar(pl.DataFrame(pa.Table.from_arrays(columns, names)))
-
-
-def parquet(batches: pa.RecordBatchReader, out: BinaryIO) -> int:
-    rows, writer = 0, None
-    for frame in frames(batches):
-        table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-        writer = writer or pq.ParquetWriter(out, table.schema, compression="zstd")
-        if frame.height:
-            writer.write_table(table.cast(writer.schema))
-        rows += frame.height
-    if writer is not None:
-        writer.close()
-    return rows
-
-
-def ndjson(batches: pa.RecordBatchReader, out: BinaryIO) -> int:
-    rows = 0
-    for frame in frames(batches):
-        out.writelines(_json(row) + b"\n" for row in frame.iter_rows(named=True))
-        rows += frame.height
-    return rows
-
-
-def json(batches: pa.RecordBatchReader, out: BinaryIO) -> int:
-    rows = 0
-    out.write(b"[")
-    for frame in frames(batches):
-        for row in frame.iter_rows(named=True):
-            out.write((b",\n" if rows else b"\n") + _json(row))
-            rows += 1
-    out.write(b"\n]\n")
-    return rows
-
-
-def csv(batches: pa.RecordBatchReader, out: BinaryIO) -> int:
-    return _csv(batches, out, lambda frame: frame)
-
-
-def spreadsheet(batches: pa.RecordBatchReader, out: BinaryIO) -> int:
-    """CSV in which no text or heading is a formula: such text has an apostrophe before it."""
-    return _csv(batches, out, _harmless)
-
-
-def _harmless(frame: pl.DataFrame) -> pl.DataFrame:
-    names = [name for name, dtype in frame.schema.items() if dtype == pl.String]
-    guarded = [
-        pl.when(pl.col(name).str.contains(FORMULA))
-        .then(pl.concat_str(pl.lit("'"), pl.col(name)))
-        .otherwise(pl.col(name))
-        .alias(name)
-        for name in names
-    ]
-    headings = {one: f"'{one}" for one in frame.columns if re.match(FORMULA, one)}
-    return frame.with_columns(guarded).rename(headings)
-
-
-def _csv(
-    batches: pa.RecordBatchReader,
-    out: BinaryIO,
-    changed: Callable[[pl.DataFrame], pl.DataFrame],
-) -> int:
-    rows = 0
-    for number, frame in enumerate(frames(batches)):
-        # Written by us: the error of a pipe without a reader is Python's own then.
-        out.write(changed(_flat(frame)).write_csv(include_header=not number).encode())
-        rows += frame.height
-    return rows
 
 
 def shown(
@@ -118,7 +26,7 @@ def shown(
         if rows > rows_max:
             break
     found = pl.concat(held)
-    cells = [[_cell(value) for value in row] for row in _flat(found.head(rows_max)).rows()]
+    cells = [[_cell(value) for value in row] for row in flat(found.head(rows_max)).rows()]
     numbers = [name for name, dtype in found.schema.items() if dtype.is_numeric()]
     if markdown:
         lines = _markdown(found.columns, cells, numbers)
@@ -137,40 +45,6 @@ def _markdown(
     return [line(headings), line(rule), *map(line, rows)]
 
 
-def _flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """With text for what CSV and a table have no type for."""
-    nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
-    return frame.with_columns(
-        pl.Series(
-            name,
-            [None if v is None else _json(v).decode() for v in frame[name].to_list()],
-            pl.String,
-        )
-        for name in nested
-    ).with_columns(
-        pl.col(pl.Binary).map_elements(lambda v: v.decode(errors="replace"), pl.String),
-        pl.col(pl.Categorical, pl.Enum, pl.Decimal).cast(pl.String),
-        pl.col(pl.Duration).dt.to_string("iso"),
-    )
-
-
-def _json(value: object) -> bytes:
-    return orjson.dumps(
-        value, default=_known_to_json, option=orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
-    )
-
-
-def _known_to_json(value: object) -> Any:
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, Decimal):
-        whole = value == value.to_integral_value() and abs(value) < 2**63
-        return int(value) if whole else float(value)
-    if isinstance(value, timedelta):
-        return pl.select(pl.lit(value).dt.to_string("iso")).item()
-    return str(value)
-
-
 def _cell(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -178,8 +52,3 @@ def _cell(value: object) -> str:
         text = str(value).removesuffix("+00:00")
         return text[:-3] if value.microsecond and value.microsecond % 1000 == 0 else text
     return plain(str(value))
-
-
-WRITERS: dict[str, Callable[[pa.RecordBatchReader, BinaryIO], int]] = {
-    "json": json, "ndjson": ndjson, "csv": csv, "parquet": parquet,
-}  # fmt: skip

@@ -19,10 +19,10 @@ from forebay.query.tables import Limits, Parameters
 from forebay.storage.base.errors import BadInput
 
 TEXTS = ("table", "markdown")
-FORMATS = ("table", "json", "ndjson", "csv", "parquet", "markdown")
+FORMATS = ("table", "json", "ndjson", "csv", "parquet", "arrow", "markdown")
 SUFFIXES = {
     ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv",
-    ".parquet": "parquet", ".md": "markdown", ".txt": "table",
+    ".parquet": "parquet", ".arrow": "arrow", ".md": "markdown", ".txt": "table",
 }  # fmt: skip
 WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,37})")
 """Whole numbers are as exact as the engine's."""
@@ -117,8 +117,9 @@ def _answer(
     output: Path | None,
     force: bool,
 ) -> None:
-    from forebay.cli.rows import WRITERS, shown
-    from forebay.cli.rows import spreadsheet as write_spreadsheet
+    from forebay.cli.rows import shown
+    from forebay.query.rows import WRITERS
+    from forebay.query.rows import spreadsheet as write_spreadsheet
 
     began = time.monotonic()
     with _out(output, force) as out:

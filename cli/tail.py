@@ -20,9 +20,9 @@ from forebay.cli.analytics import example, properties
 from forebay.cli.event import events, filters
 from forebay.cli.options import data_dirs_option
 from forebay.cli.output import GAP, time_text
-from forebay.cli.rows import WRITERS
 from forebay.query.analytics import Event, Where, read_roles
 from forebay.query.analytics.events import any_of, property_of
+from forebay.query.rows import WRITERS
 from forebay.query.tail import Tail
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import did_you_mean, plain

@@ -25,17 +25,11 @@ from forebay.operators.blocks import BlocksStep
 from forebay.operators.chunks import ChunksSink
 from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.operators.process import noted, stop_on_signals
-from forebay.operators.routing import (
-    Place,
-    hash_partitions,
-    is_hash_partition,
-    repartition,
-    state_key,
-)
+from forebay.operators.routing import Place, hash_partitions, repartition, state_key
 from forebay.operators.sources.messages import Messages
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
-from forebay.storage.base.layout import Layout, PartitionKey
+from forebay.storage.base.layout import Layout, PartitionKey, is_hash_partition
 from forebay.storage.formats.frame import Frame
 from forebay.storage.partition.compaction import span_ms
 from forebay.storage.partition.rules import Rules

@@ -23,11 +23,10 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from forebay.flows.schemas import parse_path
 from forebay.storage.base.text import size_text
-from forebay.storage.base.times import DAY_MS, HOUR_MS, MINUTE_MS
+from forebay.storage.base.times import duration_ms, duration_text
 from forebay.storage.formats.schema import RESERVED, RESERVED_ELSEWHERE, Column, ColumnType
 
 MIB = 1 << 20
-UNITS_MS = {"ms": 1, "s": 1000, "m": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS}
 BROKER = "broker"
 OWNED = (
     "bootstrap.servers", "group.id", "enable.auto.commit", "enable.auto.offset.store",
@@ -39,23 +38,6 @@ _BROKER = re.compile(
     r"(?:(?:PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)://)?"
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.%]+\]):(?P<port>[0-9]{1,5})"
 )
-
-
-def duration_ms(value: object) -> int:
-    """Milliseconds of "500ms", "90s", "10m", "2h", "1d". Only 0 needs no unit."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", str(value))
-    if isinstance(value, bool) or found is None or len(found[1]) > 15:
-        raise ValueError("expected a time such as '500ms', '90s', '10m' or '7d'")
-    number = float(found[1])
-    if found[2] is None and number:
-        raise ValueError("expected a time with its unit, such as '500ms', '90s', '10m' or '7d'")
-    return round(number * UNITS_MS[found[2] or "s"])
-
-
-def duration_text(ms: int) -> str:
-    """The shortest text that `duration_ms` reads back."""
-    unit = max((u for u in UNITS_MS if ms % UNITS_MS[u] == 0), key=UNITS_MS.__getitem__)
-    return f"{ms // UNITS_MS[unit]}{unit}" if ms else "0s"
 
 
 Duration = Annotated[int, BeforeValidator(duration_ms), PlainSerializer(duration_text)]

@@ -42,14 +42,13 @@ from forebay.flows.sections import (
     TimeType,
     UploadPaths,
     at_least,
-    duration_text,
     size_within,
 )
 from forebay.flows.toml import read_toml
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import did_you_mean, plain
-from forebay.storage.base.times import DAY_MS, HOUR_MS, MINUTE_MS
+from forebay.storage.base.times import DAY_MS, HOUR_MS, MINUTE_MS, duration_text
 from forebay.storage.formats.schema import (
     AS_WRITTEN,
     TEXT,

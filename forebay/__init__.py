@@ -12,7 +12,7 @@ batch layer of one's own; what can go wrong is in `errors`. Times are aware date
 whole milliseconds since 1970 where a name ends in `_ms`.
 
 The rest of the package is what the `forebay` command is made of, and may change. In a checkout its
-folders are links to `flows`, `operators`, `storage`, `query`, `cli` and `verify`.
+folders are links to `flows`, `operators`, `storage`, `query`, `serve`, `cli` and `verify`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ least common multiple of 1 to 12: right for 1 to 12 workers, and never in need o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -52,10 +51,6 @@ class Place:
 
 def hash_partitions(count: int) -> list[PartitionKey]:
     return [PartitionKey(f"hash-{number:05d}-of-{count:05d}", number) for number in range(count)]
-
-
-def is_hash_partition(name: str) -> bool:
-    return re.fullmatch(r"hash-\d{5}-of-\d{5}", name) is not None
 
 
 def repartition(frame: Frame, key: tuple[str, ...], targets: Sequence[PartitionKey]) -> list[Frame]:

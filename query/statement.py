@@ -34,6 +34,12 @@ BLOCKED_FUNCTIONS = frozenset({
 })  # fmt: skip
 """Functions that reach settings, variables, or something outside the query."""
 
+UNSTEADY = frozenset({
+    "current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "now",
+    "sample", "tablesample", "today", "tomorrow", "yesterday",
+})  # fmt: skip
+"""Words that ask for the time or a sample, and are no functions to the engine's list."""
+
 NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
 FROM = frozenset({"BASE_TABLE", "COLUMN_DATA", "EMPTY", "EXPRESSION_LIST", "JOIN", "PIVOT",
                   "SHOW_REF", "SUBQUERY", "TABLE_FUNCTION"})  # fmt: skip
@@ -123,6 +129,26 @@ def _table_functions() -> frozenset[str]:
         )
     )
     return frozenset(name for (name,) in rows.fetchall())
+
+
+def steady(text: str) -> bool:
+    """Whether the same rows give the same answer whenever it is asked: no word of the text is a
+    function of time or chance."""
+    return _unsteady().isdisjoint(WORD.findall(text.casefold()))
+
+
+@cache
+def _unsteady() -> frozenset[str]:
+    rows = (
+        _parser()
+        .cursor()
+        .execute(
+            "select distinct function_name from duckdb_functions() where stability is null"
+            " and function_type = 'macro' and macro_definition ~ 'now|current_|random'"
+            " or stability <> 'CONSISTENT'"
+        )
+    )
+    return frozenset(name for (name,) in rows.fetchall()) | UNSTEADY
 
 
 class _Check:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 import pyarrow as pa
@@ -172,6 +173,22 @@ class View:
     def _boundaries(self) -> list[Boundary]:
         """Of the nodes that answered."""
         return [node.boundary for node in self.nodes if node.boundary is not None]
+
+    @property
+    def version(self) -> bytes:
+        """Equal for views of the same data: a hash of boundaries, manifests and chunks that count,
+        and of what is left out."""
+        found = blake2b(digest_size=16)
+        for node in self.nodes:
+            boundary = b"" if node.boundary is None else node.boundary.encode()
+            parts = [str(node.root).encode(), boundary, repr(node.silent).encode()]
+            for one in node.partitions:
+                ids = [chunk.id for chunk in one.chunks]
+                rows = one.handed_off_rows, one.expired_rows
+                parts += [one.state.encode(), repr((ids, rows)).encode()]
+            for part in parts:
+                found.update(len(part).to_bytes(8, "big") + part)
+        return found.digest()
 
     @property
     def key(self) -> tuple[str, ...]:

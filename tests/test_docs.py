@@ -109,6 +109,11 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay funnel": _says(r"2 +search +[1-9]", r"3 +purchase +\d"),
     "forebay retention": _says(r"from_day", r"0 +1 +[1-9]"),
     "forebay segment": _says(r"answer = store\.segmentation\(", r"by='country'"),
+    "forebay token add": _says(r"^forebay_[\w-]{43}\n"),
+    "forebay token list": _says(r"dashboards +read"),
+    "curl -s 'http://localhost:8080/v1/funnel": _says(r'^\{"steps":\[', '"event":"search"'),
+    "curl -s 'http://localhost:8080/v1/sql": _says(r"^n\n[1-9]\d+\n"),
+    "curl -s http://localhost:8080/v1/partitions": _says('"partition":"part-00000"'),
     "forebay disk": _says(r"goes: \d+ of"),
     "forebay rejects list": _says("bad json"),
     "forebay rejects replay": _says("no rejects to replay"),
@@ -150,7 +155,13 @@ def _watch_shows_totals(stranger: Stranger) -> None:
     watch.stop(signal.SIGINT)
 
 
+def _server_answers(stranger: Stranger) -> None:
+    """It goes on while the blocks after it run."""
+    stranger.start("forebay serve").until("is served at http://127.0.0.1:8080")
+
+
 LASTING: dict[str, Callable[[Stranger], None]] = {
+    "forebay serve": _server_answers,
     "make kafka": _broker_answers,
     "forebay run --workers 2": _job_takes_all,
     "forebay status --watch": _watch_shows_totals,
@@ -193,6 +204,13 @@ def _picture(block: Block) -> None:
     assert all((ROOT / "operators" / f"{step}.py").exists() for step in steps)
 
 
+def _processes(block: Block) -> None:
+    """A picture of a server: each of its parts is a module."""
+    for part in ("front", "worker", "feed", "asked"):
+        assert part in block.text
+        assert (ROOT / "serve" / f"{part}.py").exists()
+
+
 def _layout(block: Block) -> None:
     """What is on disk: checked when README.md has been followed, see `assert_layout`."""
     assert all(line.startswith("DATA/") for line in block.text.splitlines())
@@ -210,6 +228,7 @@ CHECKED: dict[tuple[str, str], Callable[[Block], None]] = {
     (DOCKER, "docker compose up"): _composed,
     (DOCKER, "WORKERS=4 JOB_MEMORY=8g docker compose"): _composed,
     (ARCHITECTURE, "Kafka ─► source"): _picture,
+    (ARCHITECTURE, "client ─HTTP─► front"): _processes,
     (ARCHITECTURE, "DATA/lock"): _layout,
     (REFERENCE.name, "Usage: forebay"): _help,
 }

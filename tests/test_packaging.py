@@ -32,7 +32,7 @@ from tests.image import HOSTS_OWN, KEPT, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PROJECT_VERSION = importlib.metadata.version("forebay")
-FOLDERS = ("cli", "flows", "operators", "query", "storage", "verify")
+FOLDERS = ("cli", "flows", "operators", "query", "serve", "storage", "verify")
 EVENTS = 2000
 COUNT = "select count(*) as n from events"
 NO_ENGINE = "import sys; sys.modules['bytewax'] = None; sys.argv[0] = 'forebay'\n"

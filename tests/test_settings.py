@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ByteSize
 
-from forebay.flows.sections import OWNED, duration_ms, duration_text
+from forebay.flows.sections import OWNED
 from forebay.flows.settings import Settings, load, shown
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import size_text
+from forebay.storage.base.times import duration_ms, duration_text
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.schema import UPLOAD_TIME, Column
 

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import orjson
 import polars as pl
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
 from forebay.cli.main import main
-from forebay.cli.rows import WRITERS
 from forebay.cli.sql import FORMATS, SUFFIXES
+from forebay.query.rows import WRITERS
 from tests.lane import Lane, filled
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +121,12 @@ def cells(number: int) -> tuple[object, str, str]:
     return value, in_csv, in_csv if in_table is None else in_table
 
 
+def frame(kind: str, data: bytes) -> pl.DataFrame:
+    if kind == "arrow":
+        return pl.DataFrame(pa.ipc.open_stream(data).read_all())
+    return pl.read_parquet(io.BytesIO(data))
+
+
 EVERY = f"select {', '.join(f'{one} as v{n}' for n, (one, *_) in enumerate(VALUES))} from events"
 
 
@@ -137,8 +143,8 @@ def test_each_format_has_each_kind_of_value(kind: str, data: Path) -> None:
         [names, row] = list(csv.reader(io.StringIO(text, newline="")))
         assert names == [f"v{number}" for number in range(len(VALUES))]
         assert row == [cell for _, cell, _ in expected]
-    elif kind == "parquet":
-        found = pl.read_parquet(io.BytesIO(printed.stdout_bytes))
+    elif kind in ("parquet", "arrow"):
+        found = frame(kind, printed.stdout_bytes)
         assert found.shape == (1, len(VALUES))
         assert found["v2"].item() == 7
         assert str(found["v4"].item()) == "1.50"
@@ -158,8 +164,8 @@ def test_each_format_has_each_kind_of_value(kind: str, data: Path) -> None:
 def test_an_answer_without_rows_has_its_columns(kind: str, data: Path) -> None:
     text = "select _offset, [1] as l, union_value(k := 1) as u, row(1, 2) as r from events limit 0"
     printed = answered(text, "--format", kind, "--data-dir", data)
-    if kind == "parquet":
-        assert pl.read_parquet(io.BytesIO(printed.stdout_bytes)).shape == (0, 4)
+    if kind in ("parquet", "arrow"):
+        assert frame(kind, printed.stdout_bytes).shape == (0, 4)
     elif kind == "json":
         assert orjson.loads(printed.stdout) == []
     else:
@@ -189,8 +195,8 @@ def test_many_batches_are_one_answer(data: Path) -> None:
     text = "select range as n, [range] as l from range(300000)"
     for kind in WRITERS:
         printed = answered(text, "--format", kind, "--data-dir", data).stdout_bytes
-        if kind == "parquet":
-            assert pq.read_table(io.BytesIO(printed))["n"].to_pylist() == list(range(300_000))
+        if kind in ("parquet", "arrow"):
+            assert frame(kind, printed)["n"].to_list() == list(range(300_000))
         elif kind == "json":
             assert [row["n"] for row in orjson.loads(printed)] == list(range(300_000))
         else:
@@ -226,8 +232,8 @@ def test_the_name_of_the_file_chooses_the_format(suffix: str, data: Path, tmp_pa
     assert (result.exit_code, result.stdout) == (0, "")
     assert re.fullmatch(rf"1 row in {re.escape(str(path))}, \d+\.\d\d s\n", result.stderr)
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
-    if suffix == ".parquet":
-        assert pl.read_parquet(path)["n"].to_list() == [1]
+    if suffix in (".parquet", ".arrow"):
+        assert frame(SUFFIXES[suffix], path.read_bytes())["n"].to_list() == [1]
     else:
         assert (
             path.read_text()
@@ -255,7 +261,10 @@ def test_a_query_that_fails_leaves_no_file(data: Path, tmp_path: Path) -> None:
 
 def test_a_name_that_says_nothing_needs_a_format(data: Path, tmp_path: Path) -> None:
     said = refused("select 1", "--output", tmp_path / "out.xlsx", "--data-dir", data)
-    assert "expected a name that ends in .json, .ndjson, .jsonl, .csv, .parquet, .md, .txt" in said
+    assert (
+        "expected a name that ends in .json, .ndjson, .jsonl, .csv, .parquet, .arrow, .md, .txt"
+        in said
+    )
     path = tmp_path / "out.dat"
     asked = ("select 1 as n", "--output", path, "--format", "csv", "--data-dir", data)
     assert invoke(*asked).exit_code == 0

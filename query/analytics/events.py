@@ -69,6 +69,12 @@ class Where:
                 f"filter on {self.property}: expected an operator among"
                 f" {', '.join(get_args(Operator))}; got {self.op!r}{near}"
             )
+        for value in self.values:
+            if not isinstance(value, Value):
+                raise BadInput(
+                    f"filter on {self.property}: expected text, numbers, booleans or times as"
+                    f" values, got {value!r}"
+                )
         least, most = _VALUES.get(self.op, (1, None))
         if len(self.values) < least or (most is not None and len(self.values) > most):
             wanted = f"{least}" if least == most else "at least one"

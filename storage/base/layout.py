@@ -213,3 +213,7 @@ def checked(relative: str) -> str:
     if not _RELATIVE.match(relative):
         raise BadInput(f"file name: expected a plain relative path, got {relative!r}")
     return relative
+
+
+def is_hash_partition(name: str) -> bool:
+    return re.fullmatch(r"hash-\d{5}-of-\d{5}", name) is not None

@@ -1,0 +1,51 @@
+"""`forebay token`: who may ask a server."""
+
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from forebay.cli.output import echo_table
+from forebay.serve.tokens import FILE, Scope, add_token, read_tokens, remove_token
+
+file_option = click.option(
+    "--file", "path", type=click.Path(path_type=Path), default=FILE, show_default=True,
+    help="That forebay serve --tokens is given.",
+)  # fmt: skip
+
+
+@click.group()
+def token() -> None:
+    """Add, list or remove the tokens of `forebay serve`."""
+
+
+@token.command()
+@click.argument("name")
+@click.option(
+    "--scope", type=click.Choice(get_args(Scope)), default="read", show_default=True,
+    help="read asks; admin may also replay rejects.",
+)  # fmt: skip
+@file_option
+def add(name: str, scope: Scope, path: Path) -> None:
+    """Make a token for NAME, and print it: it is shown this once. The file has its hash."""
+    click.echo(add_token(path, name, scope))
+
+
+@token.command(name="list")
+@file_option
+def list_(path: Path) -> None:
+    """The names of tokens, what each may do, and when it was made."""
+    rows = [(one.name, one.scope, one.created) for one in read_tokens(path)]
+    if rows:
+        echo_table(("name", "scope", "created"), rows)
+    else:
+        click.echo("no tokens")
+
+
+@token.command()
+@click.argument("name")
+@file_option
+def remove(name: str, path: Path) -> None:
+    """Remove a token: from the next request on nobody has it."""
+    remove_token(path, name)
+    click.echo(f"{name} is removed")

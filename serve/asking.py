@@ -1,0 +1,184 @@
+"""One request over HTTP that asks a question: read, asked, answered.
+
+What always holds: no more of a body is read than a question may have; as soon as the client has
+gone, nobody works for it; an answer that can't be ended well is cut off, so that its client sees
+that it is not whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from contextlib import aclosing
+from typing import TypeVar
+
+import orjson
+from starlette.datastructures import Headers, QueryParams
+from starlette.types import Receive, Scope, Send
+
+from forebay.serve.config import Config
+from forebay.serve.gate import answer_problem
+from forebay.serve.metrics import Metrics
+from forebay.serve.problems import Problem
+from forebay.serve.question import Question
+from forebay.serve.routes import MEDIA_TYPES, format_of
+from forebay.serve.sharing import Answers, Cut, Reply
+
+BODY_S = 30.0
+log = logging.getLogger("forebay.serve")
+T = TypeVar("T")
+
+
+class Gone(Exception):
+    """The client has left."""
+
+
+class Asking:
+    """An ASGI application that answers one kind of question, `name`."""
+
+    def __init__(self, name: str, answers: Answers, config: Config, metrics: Metrics) -> None:
+        self._name = name
+        self._answers = answers
+        self._config = config
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began, status = time.monotonic(), 499
+        try:
+            question = await self._question(scope, receive)
+            client = Client(receive)
+            try:
+                reply = await client.unless_gone(self._answers.ask(question))
+                if reply.stream is not None and scope["http_version"] == "1.0":
+                    await _closed(reply)
+                    raise Problem(505, "expected HTTP/1.1 for an answer of this size, got 1.0")
+                status = 304 if reply.same else 200
+                await self._send(reply, question.format, scope["method"] == "HEAD", client, send)
+            finally:
+                client.close()
+        except Problem as problem:
+            status = problem.status
+            await answer_problem(problem, send)
+        except Gone:
+            log.debug("%s: the client has gone", self._name)
+        except Cut as cut:
+            # Without its end, the server closes the connection: the answer is not whole.
+            self._metrics.cut.inc()
+            log.warning("%s: cut off: %s", self._name, cut)
+        finally:
+            self._metrics.requests.labels(self._name, str(status)).inc()
+            self._metrics.seconds.labels(self._name).observe(time.monotonic() - began)
+
+    async def _question(self, scope: Scope, receive: Receive) -> Question:
+        headers = Headers(scope=scope)
+        query: dict[str, list[str]] = {}
+        try:
+            for name, value in QueryParams(scope["query_string"]).multi_items():
+                name.encode(), value.encode()
+                query.setdefault(name, []).append(value)
+            path = {name: str(value) for name, value in scope["path_params"].items()}
+            "".join(path.values()).encode()
+        except UnicodeError as error:
+            raise Problem(400, f"expected UTF-8 in the address, got {error}") from error
+        kind = format_of(query.pop("format", []), ", ".join(headers.getlist("accept")))
+        tags = ",".join(headers.getlist("if-none-match")).split(",")
+        known = tuple(sorted({one.strip() for one in tags} - {""}))
+        body = None
+        if scope["method"] == "POST":
+            body = await self._body(headers, receive)
+            if query:
+                raise Problem(
+                    400, f"expected parameters in the body, got {', '.join(query)!r} in the address"
+                )
+        return Question(self._name, kind, query, body, path, known)
+
+    async def _body(self, headers: Headers, receive: Receive) -> str:
+        kind = headers.get("content-type", "").partition(";")[0].strip().casefold()
+        if kind and kind != "application/json":
+            raise Problem(415, f"Content-Type: expected application/json, got {kind!r}")
+        limit = self._config.body_bytes
+        data = bytearray()
+        try:
+            async with asyncio.timeout(BODY_S):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Gone
+                    data += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(data) > limit:
+                        raise Problem(413, f"body: expected at most {limit:,} bytes, got more")
+        except TimeoutError as error:
+            raise Problem(408, f"body: expected all of it within {BODY_S:g} s") from error
+        if data and not kind:
+            raise Problem(415, "Content-Type: expected application/json, got none")
+        try:
+            text = (data or b"{}").decode()
+            found = orjson.loads(text)
+            if not isinstance(found, dict):
+                raise Problem(400, "body: expected an object of JSON, got another value")
+            orjson.dumps(found)  # of what is nested too deep, no question could be told
+        except (ValueError, orjson.JSONEncodeError) as error:
+            raise Problem(400, f"body: expected JSON, got what is none: {error}") from error
+        return text
+
+    async def _send(self, reply: Reply, kind: str, bare: bool, client: Client, send: Send) -> None:
+        headers = {"content-type": MEDIA_TYPES[kind]}
+        if reply.etag is not None:
+            headers["etag"] = reply.etag
+        if reply.whole is not None and not reply.same:
+            headers["content-length"] = str(len(reply.whole))
+        if reply.same:
+            del headers["content-type"]
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        status = 304 if reply.same else 200
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        if reply.stream is None or bare:
+            await _closed(reply)
+            body = b"" if bare or reply.whole is None else reply.whole
+            self._metrics.sent.inc(len(body))
+            await send({"type": "http.response.body", "body": body})
+            return
+        async with aclosing(reply.stream) as stream:
+            while (part := await client.unless_gone(anext(stream, None))) is not None:
+                self._metrics.sent.inc(len(part))
+                await client.unless_gone(
+                    send({"type": "http.response.body", "body": part, "more_body": True})
+                )
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _closed(reply: Reply) -> None:
+    if reply.stream is not None:
+        await reply.stream.aclose()
+
+
+class Client:
+    """Who asks, watched for leaving."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._gone = asyncio.create_task(_left(receive))
+
+    async def unless_gone(self, work: Awaitable[T]) -> T:
+        """What it comes to. Raises Gone, and ends it, if the client leaves before."""
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([task, self._gone], return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise Gone
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    def close(self) -> None:
+        self._gone.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,46 @@
+"""What a server is started with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """`roots` are data directories; the rest is as the options of `forebay serve` say: `seconds`,
+    `memory_bytes` and `rows` bound one answer, `body_bytes` what is asked, `workers` how many are
+    asked at once, and `waiting` how many more may wait, each for `waiting_seconds`; `streams` how
+    many follow events. `hosts` are names by which the server may be called."""
+
+    roots: tuple[Path, ...]
+    host: str = "127.0.0.1"
+    port: int = 8080
+    hosts: tuple[str, ...] = ()
+    workers: int = 2
+    seconds: float = 60.0
+    memory_bytes: int = 2 << 30
+    rows: int = 10_000_000
+    body_bytes: int = 1 << 20
+    waiting: int = 32
+    waiting_seconds: float = 10.0
+    streams: int = 16
+    tokens: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    behind_proxy: bool = False
+    catalog: Mapping[str, str] = field(default_factory=dict)
+    time_zone: str = "UTC"
+
+    @property
+    def loopback(self) -> bool:
+        return self.host in LOOPBACK
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of hosts that a request may be for."""
+        own = LOOPBACK if self.loopback else (self.host,)
+        return frozenset(name.casefold() for name in (*own, *self.hosts))

@@ -1,0 +1,40 @@
+"""Problems: errors as RFC 9457 has them, each with what was expected and what came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import orjson
+
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(eq=False)
+class Problem(Exception):
+    """An answer that is none: `status` of HTTP, `detail` in a sentence, and more `headers`."""
+
+    status: int
+    detail: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.detail
+
+    @property
+    def body(self) -> bytes:
+        said = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)
+
+    def encode(self) -> bytes:
+        """As it passes from a worker to the front."""
+        return orjson.dumps({"status": self.status, "detail": self.detail})
+
+    @classmethod
+    def decode(cls, data: bytes) -> Problem:
+        return cls(**orjson.loads(data))

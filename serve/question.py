@@ -1,0 +1,39 @@
+"""A question as it passes from the front to a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import orjson
+
+OPENAPI = "openapi"
+"""Name of the question for the document that describes all others."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: `name` of what, `format` and `table` of the answer, and parameters: `given`
+    texts by name, or an object of JSON as it was sent (`body`), and those of the path. `known` are
+    tags of answers that the asker has."""
+
+    name: str
+    format: str = "json"
+    given: dict[str, list[str]] = field(default_factory=dict)
+    body: str | None = None
+    path: dict[str, str] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> bytes:
+        """Equal for equal questions."""
+        parsed = None if self.body is None else orjson.loads(self.body)
+        asked = [self.name, self.format, self.given, parsed, self.path]
+        return orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+
+    def encode(self) -> bytes:
+        return orjson.dumps(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Question:
+        found = orjson.loads(data)
+        return cls(**{**found, "known": tuple(found["known"])})

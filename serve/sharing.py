@@ -1,0 +1,254 @@
+"""Answers, shared by all who ask the same within a second, or while it is answered.
+
+What always holds:
+
+- A small answer is held whole before any of it is sent: so no slow client keeps a worker, and what
+  goes wrong in it is a problem. What is larger goes to one client as it is made, no faster than
+  that client reads; the others who asked the same ask a worker each.
+- A question that nobody waits for any more ends. One that takes longer than it may ends too.
+- An answer that ends early is never taken for a whole one: its stream raises Cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import orjson
+
+from forebay.serve.config import Config
+from forebay.serve.metrics import Metrics
+from forebay.serve.pool import Pool, Worker
+from forebay.serve.problems import Problem
+from forebay.serve.process import Ended
+from forebay.serve.question import Question
+from forebay.serve.wire import CUT, DATA, END, HEAD, PROBLEM, SAME, Frame
+
+SMALL_BYTES = 1 << 20
+SHARED_S = 1.0
+SHARED_MAX = 64
+"""Answers that are held at most, beside those that are sent."""
+OF_THE_QUESTION = (406, 422)
+"""Problems that would be the same if it were asked again."""
+AHEAD = 4
+"""Frames of a large answer that are read before the client takes them."""
+log = logging.getLogger("forebay.serve")
+
+
+class Cut(Exception):
+    """An answer ended before it was whole."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The head of an answer, and what it has: nothing where the asker has it already (`same`),
+    `whole`, or a stream that has to be read to its end."""
+
+    etag: str | None
+    same: bool = False
+    whole: bytes | None = None
+    stream: Stream | None = None
+
+
+class _Running:
+    """One question on its way. `settled` once it is known how it is answered."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.watchers = 0
+        self.settled = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+        self.head: bytes | None = None
+        self.same = False
+        self.parts = bytearray()
+        self.problem: Problem | None = None
+        self.large: asyncio.Queue[Frame] | None = None
+        self.claimed = False
+
+    def serves(self, question: Question) -> bool:
+        """Whether its answer is one to that question too: not where it was only our own trouble."""
+        if self.problem is not None and self.problem.status not in OF_THE_QUESTION:
+            return False
+        known = self.question.known
+        return self.large is None and (not known or known == question.known)
+
+
+class Stream:
+    """The parts of an answer as they are made. Raises Cut where it ends before it is whole. It must
+    be closed, for a worker makes it."""
+
+    def __init__(self, parts: asyncio.Queue[Frame], leave: Callable[[], None]) -> None:
+        self._parts = parts
+        self._leave: Callable[[], None] | None = leave
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        kind, payload = await self._parts.get()
+        if kind == END:
+            raise StopAsyncIteration
+        if kind == CUT:
+            raise Cut(payload.decode())
+        return payload
+
+    async def aclose(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
+
+class Answers:
+    """The answers of one server."""
+
+    def __init__(self, pool: Pool, config: Config, metrics: Metrics) -> None:
+        self._pool = pool
+        self._config = config
+        self._metrics = metrics
+        self._shared: dict[bytes, _Running] = {}
+
+    async def ask(self, question: Question) -> Reply:
+        """The answer. Whoever is given a stream must close it. Raises Problem."""
+        key = question.key
+        running = self._shared.get(key)
+        if running is not None and running.serves(question):
+            self._metrics.shared.inc()
+        else:
+            running = self._begin(key, question)
+        running.watchers += 1
+        try:
+            await running.settled.wait()
+        except BaseException:
+            self._leave(running)
+            raise
+        if running.large is not None:
+            if running.claimed:
+                self._leave(running)
+                return await self._alone(question)
+            running.claimed = True
+            return Reply(_etag(running), stream=self._stream(running))
+        self._leave(running)
+        if running.problem is not None:
+            raise running.problem
+        etag = _etag(running)
+        if running.same or (etag is not None and etag in question.known):
+            return Reply(etag, same=True)
+        return Reply(etag, whole=bytes(running.parts))
+
+    async def _alone(self, question: Question) -> Reply:
+        """The answer to one asker only."""
+        running = _Running(question)
+        running.task = asyncio.create_task(self._run(running))
+        running.watchers = 1
+        try:
+            await running.settled.wait()
+        except BaseException:
+            self._leave(running)
+            raise
+        if running.large is not None:
+            return Reply(_etag(running), stream=self._stream(running))
+        if running.problem is not None:
+            raise running.problem
+        return Reply(_etag(running), same=running.same, whole=bytes(running.parts))
+
+    def _begin(self, key: bytes, question: Question) -> _Running:
+        running = _Running(question)
+        self._shared[key] = running
+        running.task = asyncio.create_task(self._run(running))
+        loop = asyncio.get_running_loop()
+        running.task.add_done_callback(
+            lambda _: loop.call_later(max(0.0, began + SHARED_S - loop.time()), forget)
+        )
+        began = loop.time()
+
+        def forget() -> None:
+            if self._shared.get(key) is running:
+                del self._shared[key]
+
+        if len(self._shared) > SHARED_MAX:
+            settled = [one for one, held in self._shared.items() if held.settled.is_set()]
+            for one in settled[: len(self._shared) - SHARED_MAX]:
+                del self._shared[one]
+        return running
+
+    def _leave(self, running: _Running) -> None:
+        running.watchers -= 1
+        if not running.watchers and running.task is not None and not running.task.done():
+            running.task.cancel()
+            for key, one in list(self._shared.items()):
+                if one is running:
+                    del self._shared[key]
+
+    def _stream(self, running: _Running) -> Stream:
+        assert running.large is not None
+        return Stream(running.large, lambda: self._leave(running))
+
+    async def _run(self, running: _Running) -> None:
+        """Ask a worker, and take in what it answers."""
+        try:
+            async with self._pool.lent() as worker:
+                try:
+                    async with asyncio.timeout(self._config.seconds):
+                        await self._take_in(running, worker)
+                except TimeoutError:
+                    worker.process.kill("deadline")
+                    self._fail(running, self._problem_of("deadline"))
+                except Ended as error:
+                    self._fail(running, self._problem_of(error.reason))
+        except Problem as problem:
+            self._fail(running, problem)
+        except Exception:  # those who wait must be told
+            log.exception("a bug")
+            self._fail(running, Problem(500, "expected an answer, got an error: see the log"))
+        finally:
+            running.settled.set()
+
+    async def _take_in(self, running: _Running, worker: Worker) -> None:
+        worker.ask(running.question.encode())
+        while True:
+            kind, payload = await worker.next()
+            if kind == PROBLEM:
+                raise Problem.decode(payload)
+            if kind in (HEAD, SAME):
+                running.head, running.same = payload, kind == SAME
+            elif kind == CUT and running.large is None:
+                raise Problem.decode(payload)
+            elif running.large is not None:
+                await running.large.put((kind, payload))
+            elif kind == DATA:
+                running.parts += payload
+                if len(running.parts) > SMALL_BYTES:
+                    running.large = asyncio.Queue(AHEAD)
+                    await running.large.put((DATA, bytes(running.parts)))
+                    running.parts.clear()
+                    running.settled.set()
+            if not worker.asked:
+                return
+
+    def _fail(self, running: _Running, problem: Problem) -> None:
+        """What went wrong is a problem; in a stream its end, in place of what was not taken."""
+        if running.large is None:
+            running.problem = problem
+            return
+        while running.large.full():
+            running.large.get_nowait()
+        running.large.put_nowait((CUT, problem.detail.encode()))
+
+    def _problem_of(self, reason: str | None) -> Problem:
+        if reason == "deadline":
+            return Problem(504, f"expected an answer in {self._config.seconds:g} s, got none")
+        if reason == "memory":
+            mib = self._config.memory_bytes >> 20
+            return Problem(
+                507,
+                f"expected an answer that takes at most {mib} MiB of memory, got one that takes"
+                " more: aggregate or filter",
+            )
+        return Problem(502, "expected an answer, got the end of the process that made it")
+
+
+def _etag(running: _Running) -> str | None:
+    found: str | None = None if running.head is None else orjson.loads(running.head)["etag"]
+    return found

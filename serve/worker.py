@@ -1,0 +1,175 @@
+"""A query worker: one Store, asked one question after another over its standard streams.
+
+What always holds: it ends when its standard input does, whatever it does then; nothing but frames
+gets into its output; memory holds no more of an answer than a batch and what one frame takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+from queue import SimpleQueue
+from typing import BinaryIO, cast
+
+import orjson
+
+from forebay.serve.config import Config
+from forebay.serve.problems import Problem
+from forebay.serve.question import OPENAPI, Question
+from forebay.serve.wire import (
+    CONFIG,
+    CUT,
+    DATA,
+    DATA_BYTES,
+    END,
+    HEAD,
+    PROBLEM,
+    QUESTION,
+    READY,
+    SAME,
+    frame,
+    read_frame,
+)
+from forebay.storage.base.errors import BadInput, ForebayError
+
+PR_SET_PDEATHSIG = 1
+log = logging.getLogger("forebay.serve.worker")
+
+
+class Out:
+    """The answer as a file to write to: frames of a bounded size. What goes wrong before the first
+    is sent can still be a problem."""
+
+    def __init__(self, pipe: BinaryIO, head: bytes) -> None:
+        self._pipe = pipe
+        self._head = head
+        self._held = bytearray()
+        self.begun = False
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        size = len(memoryview(data).cast("B"))
+        self._held += data
+        while len(self._held) >= DATA_BYTES:
+            self._send(DATA_BYTES)
+        return size
+
+    def writelines(self, lines: object) -> None:
+        for line in lines:  # type: ignore[attr-defined]
+            self.write(line)
+
+    def _send(self, size: int) -> None:
+        if not self.begun:
+            self._pipe.write(frame(HEAD, self._head))
+            self.begun = True
+        self._pipe.write(frame(DATA, bytes(self._held[:size])))
+        del self._held[:size]
+        self._pipe.flush()
+
+    def end(self) -> None:
+        self._send(len(self._held))
+        self._pipe.write(frame(END))
+        self._pipe.flush()
+
+    def flush(self) -> None:
+        """Nothing: frames are sent when they are full."""
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def problem_of(error: BaseException) -> Problem:
+    """What is told of an error; of a bug, that it is one."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, BadInput):
+        return Problem(422, str(error))
+    if isinstance(error, ForebayError):
+        return Problem(500, str(error))
+    log.error("a bug", exc_info=error)
+    return Problem(500, "expected an answer, got an error that the log of the server has")
+
+
+class Worker:
+    """Answers questions from `questions` into `pipe`."""
+
+    def __init__(self, config: Config, pipe: BinaryIO) -> None:
+        from forebay.serve.asked import Asked  # takes a while to load
+
+        self._pipe = pipe
+        self._asked = Asked(config)
+
+    def answer(self, data: bytes) -> None:
+        out = None
+        try:
+            question = Question.decode(data)
+            if question.name == OPENAPI:
+                from forebay.serve.openapi import document
+
+                out = Out(self._pipe, orjson.dumps({"etag": None}))
+                out.write(orjson.dumps(document(self._asked.kinds)))
+                out.end()
+                return
+            prepared = self._asked.prepare(question)
+            head = orjson.dumps({"etag": prepared.etag})
+            if prepared.etag is not None and prepared.etag in question.known:
+                self._tell(SAME, head)
+                return
+            out = Out(self._pipe, head)
+            prepared.write(cast(BinaryIO, out))
+            out.end()
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the next question must be answered
+            problem = problem_of(error)
+            self._tell(CUT if out is not None and out.begun else PROBLEM, problem.encode())
+
+    def _tell(self, kind: bytes, payload: bytes) -> None:
+        self._pipe.write(frame(kind, payload))
+        self._pipe.flush()
+
+
+def streams() -> tuple[BinaryIO, BinaryIO]:
+    """The two pipes; what else writes to standard output writes to standard error from now on. The
+    process ends with the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the front ends this process
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    pipe = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    return sys.stdin.buffer, pipe
+
+
+def main() -> None:
+    given, pipe = streams()
+    found = read_frame(given)
+    if found is None or found[0] != CONFIG:
+        raise SystemExit(f"expected to be started by forebay serve, got {found!r}")
+    try:
+        worker = Worker(pickle.loads(found[1]), pipe)
+    except ForebayError as error:
+        pipe.write(frame(PROBLEM, problem_of(error).encode()))
+        pipe.flush()
+        return
+    questions: SimpleQueue[bytes] = SimpleQueue()
+
+    def listen() -> None:
+        while (found := read_frame(given)) is not None:
+            if found[0] == QUESTION:
+                questions.put(found[1])
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    pipe.write(frame(READY))
+    pipe.flush()
+    while True:
+        worker.answer(questions.get())
+
+
+if __name__ == "__main__":
+    main()
