@@ -39,7 +39,7 @@ def test_what_an_image_build_may_see_is_what_the_wheel_is_made_from() -> None:
     tops = {path.parts[0] for path in context()}
     assert tops == {
         "constraints.txt", "constraints-build.txt", "pyproject.toml", "README.md", "LICENSE",
-        "forebay", "flows", "operators", "storage", "query", "cli", "verify",
+        "forebay", "flows", "operators", "storage", "query", "cli", "serve", "verify",
     }  # fmt: skip
     assert not [path for path in context() if "__pycache__" in path.parts]
 
