@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -44,3 +46,14 @@ class Config:
         """The names of hosts that a request may be for."""
         own = LOOPBACK if self.loopback else (self.host,)
         return frozenset(name.casefold() for name in (*own, *self.hosts))
+
+    def encode(self) -> bytes:
+        """As JSON, for the server's processes."""
+        return _JSON.dump_json(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Config:
+        return _JSON.validate_json(data)
+
+
+_JSON = TypeAdapter(Config)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import sys
 from pathlib import Path
 
@@ -49,7 +48,7 @@ class Process:
             )
         )
         try:
-            made.write(frame(CONFIG, pickle.dumps(config)))
+            made.write(frame(CONFIG, config.encode()))
             kind, payload = await made.read()
             if kind != READY:
                 raise Problem.decode(payload) if kind == PROBLEM else Ended(None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,7 +114,7 @@ def main() -> None:
     found = read_frame(given)
     if found is None or found[0] != CONFIG:
         raise SystemExit(f"expected to be started by forebay serve, got {found!r}")
-    tailing = Tailing(pickle.loads(found[1]), pipe)
+    tailing = Tailing(Config.decode(found[1]), pipe)
     pipe.write(frame(READY))
     pipe.flush()
     # Unbuffered from here on, so that what poll says is all that there is.

@@ -2,7 +2,7 @@
 
     frame   kind (1 byte), length (4 bytes, big-endian), payload
 
-    to a worker     CONFIG (pickled `Config`, once), QUESTION (a `Question`)
+    to a worker     CONFIG (a `Config`, once), QUESTION (a `Question`)
     from a worker   READY or PROBLEM (once), and for each question one of
                       HEAD (of the answer, JSON), DATA…, END
                       HEAD, DATA…, CUT (what went wrong, JSON)

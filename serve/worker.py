@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -151,7 +150,7 @@ def main() -> None:
     if found is None or found[0] != CONFIG:
         raise SystemExit(f"expected to be started by forebay serve, got {found!r}")
     try:
-        worker = Worker(pickle.loads(found[1]), pipe)
+        worker = Worker(Config.decode(found[1]), pipe)
     except ForebayError as error:
         pipe.write(frame(PROBLEM, problem_of(error).encode()))
         pipe.flush()
