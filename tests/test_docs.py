@@ -113,7 +113,7 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay token list": _says(r"dashboards +read"),
     "curl -s 'http://localhost:8080/v1/funnel": _says(r'^\{"steps":\[', '"event":"search"'),
     "curl -s 'http://localhost:8080/v1/sql": _says(r"^n\n[1-9]\d+\n"),
-    "curl -s http://localhost:8080/v1/partitions": _says('"partition":"part-00000"'),
+    "curl -s http://localhost:8080/v1/partitions": _says('"partition":"part-00000.ndjson"'),
     "forebay disk": _says(r"goes: \d+ of"),
     "forebay rejects list": _says("bad json"),
     "forebay rejects replay": _says("no rejects to replay"),
