@@ -87,9 +87,10 @@ def test_two_hosts_are_exact_over_sigkill_of_either_and_its_return(
     for turn, victim in enumerate(victims, 1):
         goal = load.count * turn // 6
         several.until(processes[0], lambda found, goal=goal: taken(found) > goal)  # type: ignore[misc]
+        other, named = several.hosts[1 - victim], f"host {victim} at"
+        before = other.log.read_text().count(named)
         several.hosts[victim].kill(processes[victim])
-        other = several.hosts[1 - victim]
-        until_written(other.log, f"host {victim} at", turn, processes[1 - victim])
+        until_written(other.log, named, before + 1, processes[1 - victim])
         processes[victim] = several.run_host(victim)
     assert several.ends_all(processes) == [0, 0], several.told()
     assert_exact(several, load)
