@@ -406,6 +406,17 @@ class BrokerProcess(Broker):
         return self.log.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
 
 
+def produce(broker: Broker, topic: str, partition: int, messages: list[bytes]) -> None:
+    """Send messages to one partition, and wait until all are acknowledged."""
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": broker.address, "linger.ms": 20})
+    for message in messages:
+        producer.produce(topic, message, partition=partition)
+        producer.poll(0)
+    assert producer.flush(60) == 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one broker until SIGINT or SIGTERM; the one line on stdout is its address."""
     parser = argparse.ArgumentParser(prog="python -m tests.broker", description=main.__doc__)

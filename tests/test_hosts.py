@@ -24,7 +24,7 @@ from forebay.flows.recovery import begin, init_recovery, join_hosts, take_data_d
 from forebay.storage.base.errors import INCOMPLETE, PERMANENT, BadInput, MissingFile
 from forebay.storage.base.layout import Layout
 from tests import engine
-from tests.broker import Broker, BrokerProcess, _free_port, missing
+from tests.broker import Broker, BrokerProcess, _free_port, missing, produce
 from tests.hosts import Several, in_namespaces, network, on_loopback
 from tests.job import Generated, Job, assert_exact, generated, taken
 from tests.test_cluster import until_written
@@ -241,12 +241,12 @@ def test_two_hosts_in_namespaces_take_a_topic_exactly_over_sigkill_and_new_parti
             processes = several.run_all()
             parts = list(load.messages.values())
             for number in range(SPEC.partitions - 1):
-                _produce(broker, topic, number, parts[number])
+                produce(broker, topic, number, parts[number])
             several.until(processes[0], lambda found: taken(found) > load.count / 4)
             several.hosts[0].kill(processes[0])
             processes[0] = several.run_host(0)
             broker.add_partitions(topic, SPEC.partitions)
-            _produce(broker, topic, SPEC.partitions - 1, parts[-1])
+            produce(broker, topic, SPEC.partitions - 1, parts[-1])
             several.until(processes[0], lambda found: taken(found) == load.count)
             for process in processes:
                 process.send_signal(signal.SIGTERM)
@@ -265,7 +265,7 @@ def test_two_hosts_take_a_topic_exactly_over_sigkill_of_one(
     load = generated(SPEC, f"{topic}-{{:05d}}", NOW_MS)
     broker.create_topic(topic, SPEC.partitions)
     for number, messages in enumerate(load.messages.values()):
-        _produce(broker, topic, number, messages)
+        produce(broker, topic, number, messages)
     several = make_several(SOURCE="kafka", KAFKA__BOOTSTRAP=broker.address, KAFKA__TOPIC=topic)
     processes = several.run_all([1, 0])
     several.until(processes[0], lambda found: taken(found) > load.count / 4)
@@ -276,16 +276,6 @@ def test_two_hosts_take_a_topic_exactly_over_sigkill_of_one(
         process.send_signal(signal.SIGTERM)
     assert several.ends_all(processes) == [0, 0], several.told()
     assert_exact(several, load)
-
-
-def _produce(broker: Broker, topic: str, partition: int, messages: list[bytes]) -> None:
-    from confluent_kafka import Producer
-
-    producer = Producer({"bootstrap.servers": broker.address, "linger.ms": 20})
-    for message in messages:
-        producer.produce(topic, message, partition=partition)
-        producer.poll(0)
-    assert producer.flush(60) == 0
 
 
 # -- supervisors over workers that do as they are told ---------------------------------------------

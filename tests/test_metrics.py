@@ -27,9 +27,8 @@ from forebay.flows.settings import load as load_settings
 from forebay.storage.base.errors import PERMANENT, BadInput
 from forebay.storage.base.layout import Layout
 from tests import engine
-from tests.broker import Broker, _free_port
+from tests.broker import Broker, _free_port, produce
 from tests.job import STALL_S, Job, generated, taken
-from tests.test_hosts import _produce
 from tests.test_job import children
 
 engine.need()
@@ -96,8 +95,8 @@ def test_metrics_of_a_job_are_the_oracles_over_sigkill_and_tell_stalled_from_idl
     load = generated(SPEC, f"{topic}-{{:05d}}", NOW_MS)
     (first, messages), (second, others) = load.messages.items()
     broker.create_topic(topic, SPEC.partitions)
-    _produce(broker, topic, 0, messages[:-100])
-    _produce(broker, topic, 1, others)
+    produce(broker, topic, 0, messages[:-100])
+    produce(broker, topic, 1, others)
     port = _free_port()
     job = make_job(
         SOURCE="kafka", KAFKA__BOOTSTRAP=broker.address, KAFKA__TOPIC=topic,
@@ -118,7 +117,7 @@ def test_metrics_of_a_job_are_the_oracles_over_sigkill_and_tell_stalled_from_idl
 
     [worker] = children(process.pid)
     os.kill(worker, signal.SIGSTOP)
-    _produce(broker, topic, 0, messages[-100:])
+    produce(broker, topic, 0, messages[-100:])
     stalled = scraped(
         process, job, port,
         lambda found: found.value("forebay_stalled_seconds", partition=first) > 0.2,
