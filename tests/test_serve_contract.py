@@ -26,7 +26,7 @@ def test_it_keeps_to_its_own_document(tmp_path: Path) -> None:
     """All checks on all paths but that of events as they come, of which an answer has no end."""
     partition = filled(tmp_path / "data")
     (tmp_path / "expected.toml").write_text(EXPECTED)
-    server = Server(partition.root, "--workers", "2")
+    server = Server(partition.root, "--workers", "2", "--timeout", "300s")  # a first one compiles
     try:
         done = subprocess.run(
             [
@@ -35,7 +35,7 @@ def test_it_keeps_to_its_own_document(tmp_path: Path) -> None:
                 f"http://127.0.0.1:{server.port}/openapi.json",
                 *("--exclude-path", "/v1/events", "--max-examples", str(EXAMPLES)),
                 *("--phases", "examples,coverage,fuzzing", "--checks", "all", "--no-shrink"),
-                *("--workers", "2", "--request-timeout", "90", "--seed", "1"),
+                *("--workers", "2", "--request-timeout", "600", "--seed", "1"),
                 *("--continue-on-failure", "--no-color"),
             ],
             cwd=tmp_path,
