@@ -31,6 +31,7 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout, PartitionKey, is_hash_partition
 from forebay.storage.formats.frame import Frame
+from forebay.storage.formats.schema import Schema
 from forebay.storage.partition.compaction import span_ms
 from forebay.storage.partition.rules import Rules
 
@@ -102,16 +103,7 @@ def build(
         return [part for frame in frames for part in repartition(frame, schema.key, owners)]
 
     blocks = BlocksStep(
-        Rules(
-            schema,
-            settings.block_span,
-            settings.dedup_window,
-            settings.grace,
-            settings.conflicts,
-            settings.drops_bytes,
-            settings.rejects_bytes,
-            settings.rejects_retention,
-        ),
+        _rules(settings, schema),
         layout,
         disk,
         publish_interval_s=settings.publish_interval / 1000,
@@ -143,6 +135,19 @@ def build(
     offers = op.stateful_batch("blocks", keyed, blocks)
     op.output("chunks", offers, chunks)
     return flow
+
+
+def _rules(settings: Settings, schema: Schema) -> Rules:
+    return Rules(
+        schema,
+        settings.block_span,
+        settings.dedup_window,
+        settings.grace,
+        settings.conflicts,
+        settings.drops_bytes,
+        settings.rejects_bytes,
+        settings.rejects_retention,
+    )
 
 
 def _require_same_division(found: list[str], owners: Sequence[PartitionKey], count: int) -> None:

@@ -208,12 +208,17 @@ def test_a_follower_that_reads_too_slowly_is_told_what_it_missed() -> None:
 @pytest.mark.long
 def test_a_stream_of_events_goes_on_with_another_process(start: Start) -> None:
     server = start("--workers", "1")
+    feeds = set()
     for _ in range(2):
         with server.asked("/v1/events", {"last": "1"}) as client:
-            received = client.recv(65536)
+            received = b""
             while b"data: " not in received:
-                received += client.recv(65536)
+                more = client.recv(65536)
+                assert more, received
+                received += more
             feed = max(server.children)
+            feeds.add(feed)
             os.kill(feed, signal.SIGKILL)
             while received := client.recv(65536):
                 pass
+    assert len(feeds) == 2
