@@ -35,7 +35,7 @@ def test_it_keeps_to_its_own_document(tmp_path: Path) -> None:
                 f"http://127.0.0.1:{server.port}/openapi.json",
                 *("--exclude-path", "/v1/events", "--max-examples", str(EXAMPLES)),
                 *("--phases", "examples,coverage,fuzzing", "--checks", "all", "--no-shrink"),
-                *("--workers", "2", "--request-timeout", "600", "--seed", "1"),
+                *("--workers", "1", "--request-timeout", "600", "--seed", "1"),
                 *("--continue-on-failure", "--no-color"),
             ],
             cwd=tmp_path,

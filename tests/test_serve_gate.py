@@ -19,7 +19,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from forebay.cli.main import main
+from forebay.serve.config import Config
 from forebay.serve.routes import format_of
+from forebay.serve.server import _listening
 from forebay.serve.tokens import Tokens, add_token, read_tokens, remove_token
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
@@ -223,6 +225,16 @@ def test_an_address_that_is_in_use_is_one_error(root: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
+def test_no_answer_waits_for_an_acknowledgement() -> None:
+    """An answer is its head, and then its body: Nagle's algorithm would hold the body back."""
+    with (
+        _listening(Config((), port=0)) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_it_speaks_tls(root: Path, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate}"

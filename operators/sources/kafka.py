@@ -58,6 +58,12 @@ IDLE_POLL_S, IDLE_POLL_S_MAX, IDLE_SHARE = 0.005, 0.05, 0.1
 that for which it has been empty; within bounds."""
 COMMIT_EVERY_S = 5.0
 TELL_EVERY_S = 10.0
+NO_TOPIC = {
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+}
+"""Errors that say that the broker is there, and the topic is not."""
 CLOSE_S = 1.0
 """How long a consumer may take to close: it waits for a broker that is away."""
 
@@ -254,11 +260,14 @@ class _Reader:
             self._told(error)
 
     def _told(self, error: KafkaError) -> None:
-        """Say that the broker is away, now and then; librdkafka goes on trying, with back-off."""
+        """Say that broker or topic is away, now and then; librdkafka goes on trying, with
+        back-off."""
         now = time.monotonic()
         if now >= self._told_due:
             self._told_due = now + TELL_EVERY_S
-            log.warning("kafka %s is away; waiting: %s", self.config.bootstrap, error.str())
+            gone = f": topic {self.config.topic}" if error.code() in NO_TOPIC else ""
+            told = "kafka %s%s is away; waiting: %s"
+            log.warning(told, self.config.bootstrap, gone, error.str())
 
     def _close_gap(self, queue: _Queue) -> None:
         """Go on where the partition begins now, or raise OffsetGone. Nothing, on a stop."""
