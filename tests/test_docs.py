@@ -31,7 +31,8 @@ from tests.stranger import Block, Stranger, blocks
 from tests.test_vendors import BROKER, FORMS, Form
 
 README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"
-PAGES = (README, DOCKER, ARCHITECTURE, "CHANGELOG.md", REFERENCE.name)
+DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
+PAGES = (README, DOCKER, ARCHITECTURE, "CHANGELOG.md", REFERENCE.name, *DOCS)
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 KAFKA = "## Run it on your topic"
 """From this heading of README.md on, blocks need a broker."""
@@ -350,7 +351,7 @@ def assert_layout(data: Path) -> None:
     assert not unknown, f"{ARCHITECTURE}: expected every file to be named there, got {unknown[:3]}"
 
 
-@pytest.mark.parametrize("name", [DOCKER, ARCHITECTURE, "CHANGELOG.md", REFERENCE.name])
+@pytest.mark.parametrize("name", PAGES[1:])
 def test_each_block_that_is_not_run_has_a_check_of_its_own(name: str) -> None:
     for block in _blocks(name):
         check = check_of(block)
@@ -371,6 +372,35 @@ def test_each_command_that_a_page_names_exists(name: str) -> None:
             if first in groups and rest:
                 for one in rest[0].split("|"):
                     assert f"{first} {one}" in known, f"{name}: forebay {words}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_link_of_a_page_leads_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", TEXT[name], flags=re.S)):
+        path, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        page = (ROOT / name).parent / path if path else ROOT / name
+        assert page.exists(), f"{name}: {target}"
+        if heading:
+            assert heading in map(_anchor, _headings(page)), f"{name}: {target}"
+
+
+def _headings(page: Path) -> list[str]:
+    return re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.casefold()).replace(" ", "-")
+
+
+def test_each_page_of_docs_is_linked_by_another() -> None:
+    linked = set()
+    for name in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)", TEXT[name]):
+            linked.add(((ROOT / name).parent / target).resolve())
+    assert {(ROOT / name).resolve() for name in DOCS} <= linked
 
 
 @pytest.mark.parametrize("name", PAGES)
