@@ -14,7 +14,6 @@ import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import altair
@@ -211,8 +210,9 @@ def test_each_error_is_in_errors_has_a_docstring_and_one_base() -> None:
                 assert own or not bases & names, f"{path}: {node.name}"
 
 
-def test_what_the_readme_uses_of_forebay_is_in_the_interface() -> None:
-    readme = Path(ROOT / "README.md").read_text()
-    used = set(re.findall(r"\bforebay\.([A-Za-z_]\w*)\(", readme))
+def test_what_the_guide_uses_of_forebay_is_in_the_interface() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    guide = "\n".join(page.read_text() for page in pages)
+    used = set(re.findall(r"\bforebay\.([A-Za-z_]\w*)\(", guide))
     assert "open" in used
     assert used <= set(forebay.__all__)

@@ -34,14 +34,16 @@ README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md
 DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
 PAGES = (README, DOCKER, ARCHITECTURE, "CHANGELOG.md", REFERENCE.name, *DOCS)
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
-KAFKA = "## Run it on your topic"
-"""From this heading of README.md on, blocks need a broker."""
-
-
-def _blocks(name: str, *, kafka: bool = False) -> list[Block]:
-    """Those of a page; of README.md, those before or after the heading KAFKA."""
-    begins = TEXT[README][: TEXT[README].index(KAFKA)].count("\n")
-    return [b for b in blocks(name) if name != README or (b.line > begins) == kafka]
+WITHOUT_KAFKA = (
+    README,
+    *(
+        f"docs/{name}.md"
+        for name in ("run", "query", "analytics", "serve", "batch-layer", "counters")
+    ),
+)
+"""Pages that a stranger follows one after the other, in one terminal."""
+ON_KAFKA = ("docs/kafka.md",)
+GUIDE = "\n\n".join(TEXT[name] for name in PAGES if name == README or name.startswith("docs/"))
 
 
 # What a block's commands must have said or done, by the command's beginning.
@@ -205,6 +207,11 @@ def _picture(block: Block) -> None:
     assert all((ROOT / "operators" / f"{step}.py").exists() for step in steps)
 
 
+def _tables(block: Block) -> None:
+    """The same for a newcomer: tables are named as queries name them."""
+    assert set(re.findall(r"events\w*", block.text)) <= set(TABLES)
+
+
 def _processes(block: Block) -> None:
     """A picture of a server: each of its parts is a module."""
     for part in ("front", "worker", "feed", "asked"):
@@ -223,9 +230,10 @@ def _help(block: Block) -> None:
 
 
 CHECKED: dict[tuple[str, str], Callable[[Block], None]] = {
+    (README, "Kafka ─► decode"): _tables,
     (README, "make demo"): _in_ci,
-    (README, "forebay run --hosts"): _several_hosts,
-    (README, "python -m bytewax.recovery store"): _several_hosts,
+    ("docs/hosts.md", "forebay run --hosts"): _several_hosts,
+    ("docs/hosts.md", "python -m bytewax.recovery store"): _several_hosts,
     (DOCKER, "docker compose up"): _composed,
     (DOCKER, "WORKERS=4 JOB_MEMORY=8g docker compose"): _composed,
     (ARCHITECTURE, "Kafka ─► source"): _picture,
@@ -310,19 +318,21 @@ def do(stranger: Stranger, block: Block, command: str) -> None:
 
 
 @pytest.mark.long
-def test_readme_works_word_for_word_without_kafka(stranger: Stranger) -> None:
-    follow(stranger, _blocks(README))
+def test_the_guide_works_word_for_word_without_kafka(stranger: Stranger) -> None:
+    for name in WITHOUT_KAFKA:
+        follow(stranger, list(blocks(name)))
     assert_layout(stranger.folder / "data")
 
 
 @pytest.mark.long
 @pytest.mark.kafka
-def test_readme_works_word_for_word_on_kafka(tmp_path: Path) -> None:
+def test_the_guide_works_word_for_word_on_kafka(tmp_path: Path) -> None:
     stranger = Stranger(tmp_path, _free_port())
     try:
         stranger.have_jars()
         stranger.run("source .venv/bin/activate")
-        follow(stranger, _blocks(README, kafka=True))
+        for name in ON_KAFKA:
+            follow(stranger, list(blocks(name)))
         kafka, job, _ = stranger.terminals
         assert job.stop(signal.SIGTERM) == 0, job.told
         assert_layout(stranger.folder / "data")
@@ -351,9 +361,9 @@ def assert_layout(data: Path) -> None:
     assert not unknown, f"{ARCHITECTURE}: expected every file to be named there, got {unknown[:3]}"
 
 
-@pytest.mark.parametrize("name", PAGES[1:])
+@pytest.mark.parametrize("name", sorted({*PAGES} - {*WITHOUT_KAFKA, *ON_KAFKA}))
 def test_each_block_that_is_not_run_has_a_check_of_its_own(name: str) -> None:
-    for block in _blocks(name):
+    for block in blocks(name):
         check = check_of(block)
         assert check, f"{block}: expected a check in CHECKED, for no test runs this page"
         check(block)
@@ -425,14 +435,14 @@ def test_each_setting_that_a_page_names_exists(name: str) -> None:
         assert setting in known | inner, f"{name}: {setting}"
 
 
-def test_tables_and_columns_are_those_that_the_readme_has() -> None:
+def test_tables_and_columns_are_those_that_the_guide_has() -> None:
     found = _rows("table")
     assert found == list(TABLES)
     assert _rows("column of rejects") == REJECT_SCHEMA.names
     assert sorted(_rows("column")) == sorted(_PARTITION_SCHEMA)
 
 
-def test_schemas_are_those_that_the_readme_has() -> None:
+def test_schemas_are_those_that_the_guide_has() -> None:
     forms: dict[str, list[str]] = {}
     for name in FORMS:
         preset, _, form = name.partition(".")
@@ -456,7 +466,7 @@ def _accepted(name: str) -> bool:
     return any("event" in one for one in Form(name).expected)
 
 
-def test_exit_codes_are_those_that_the_readme_has() -> None:
+def test_exit_codes_are_those_that_the_guide_has() -> None:
     ours = {
         code
         for module in (errors, forebay.cli.main)
@@ -468,13 +478,14 @@ def test_exit_codes_are_those_that_the_readme_has() -> None:
     assert {int(row) for row in rows} == {0, 1, 2, *ours}
 
 
-def test_secrets_in_the_readme_are_settings_that_take_them() -> None:
+def test_secrets_in_the_guide_are_settings_that_take_them() -> None:
     assert "librdkafka" in type(Settings.model_fields["kafka"].default).model_fields
 
 
 def _table(heading: str) -> str:
-    """The table of README.md whose first heading this is."""
-    return TEXT[README].split(f"\n| {heading} |", 1)[1].split("\n\n", 1)[0]
+    """The one table of the guide whose first heading this is."""
+    _, found = GUIDE.split(f"\n| {heading} |")
+    return found.split("\n\n", 1)[0]
 
 
 def _rows(heading: str) -> list[str]:

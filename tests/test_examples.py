@@ -33,7 +33,7 @@ def test_a_notebook_is_stored_without_outputs(notebook: Path) -> None:
     code = [cell for cell in cells(notebook) if cell["cell_type"] == "code"]
     assert code
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
-    assert f"examples/{notebook.name}" in (ROOT / "README.md").read_text()
+    assert f"examples/{notebook.name}" in (ROOT / "docs" / "analytics.md").read_text()
 
 
 @pytest.mark.long
