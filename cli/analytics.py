@@ -279,7 +279,9 @@ def _options(tables: Mapping[str, Table], interval: Interval | None, ends: bool)
         days = click.IntRange(0, 6)
         yield click.option("--week-start", type=days, default=0, help="0, the default, is Monday.")
         yield click.option("--interval", **choice(Interval, default=interval))
-    yield click.option("--zone", default="UTC", show_default=True, help="Such as Europe/Berlin.")
+    yield click.option(
+        "--zone", default="UTC", show_default=True, help="A time zone, such as Europe/Berlin."
+    )
     first = f"  [default: {DAYS} days before, or of the first event]" if ends else ""
     last = "  [default: after the newest event]" if ends else ""
     yield click.option("--to", "until", metavar="TIME", help=f"The same, not included.{last}")
@@ -292,17 +294,16 @@ def by_options(command: Callable[..., None]) -> Callable[..., None]:
     named = click.IntRange(1, GROUPS_MAX)
     for option in (
         click.option(
-            "--limit", type=named, default=100, show_default=True, help="Groups that are named."
+            "--limit",
+            type=named,
+            default=100,
+            show_default=True,
+            help="How many groups are named; the rest is one group.",
         ),
-        click.option("--by", metavar="PROPERTY", help="Divide by its values."),
+        click.option("--by", metavar="PROPERTY", help="Group by its values."),
     ):
         command = option(command)
     return command
-
-
-def example(line: str) -> str:
-    """The end of a command's help."""
-    return f"\b\nExample:\n  {line}"
 
 
 def length(_context: click.Context, _option: click.Parameter, text: str | None) -> timedelta | None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from forebay import query
+from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option, force_option, json_option, settings, time_option
 from forebay.cli.output import echo_json
 from forebay.cli.target import new_file
@@ -37,7 +38,7 @@ def batch() -> None:
     """Hand days over to a batch layer. Each command may be given again, and by any scheduler."""
 
 
-@batch.command()
+@batch.command(epilog=example("forebay batch seal --through 2024-05-02"))
 @through_option
 @data_dirs_option()
 def seal(until_ms: int, roots: list[Path]) -> None:
@@ -52,7 +53,7 @@ def seal(until_ms: int, roots: list[Path]) -> None:
             click.echo(f"sealed until {utc_text(until_ms)}, seal {number}")
 
 
-@batch.command()
+@batch.command(epilog=example("forebay batch complete --through 2024-05-02 --late"))
 @through_option
 @click.option("--late", is_flag=True, help="The batch layer has taken the late table as well.")
 @data_dirs_option()
@@ -65,7 +66,7 @@ def complete(until_ms: int, late: bool, roots: list[Path]) -> None:
             click.echo(f"batch {found.number}, covered until {utc_text(until_ms)}")
 
 
-@batch.command()
+@batch.command(epilog=example("forebay batch show --json"))
 @json_option("As one JSON object.")
 @data_dirs_option()
 def show(as_json: bool, roots: list[Path]) -> None:
@@ -104,7 +105,7 @@ def show(as_json: bool, roots: list[Path]) -> None:
             click.echo(f"{node}: batch {one['number']} {since}")
 
 
-@batch.command()
+@batch.command(epilog=example("forebay batch late --export late.parquet --force"))
 @click.option(
     "--export", "file", type=click.Path(path_type=Path, dir_okay=False),
     help="Write the late table to this Parquet file.",
@@ -124,7 +125,7 @@ def late(file: Path | None, force: bool, roots: list[Path]) -> None:
     click.echo(f"{int(found['events'].sum()):,} late events")
 
 
-@batch.command()
+@batch.command(epilog=example("forebay batch run --catch-up"))
 @click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="The day (UTC) to hand over.")
 @click.option("--catch-up", is_flag=True, help="All days that are over and not handed over.")
 @json_option("One JSON object a day.")

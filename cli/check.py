@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option, json_option
 from forebay.cli.output import echo_json, echo_table
 from forebay.query.check import Report
@@ -12,7 +13,7 @@ from forebay.query.check import check as checked
 from forebay.storage.base.disk import Disk
 
 
-@click.command()
+@click.command(epilog=example("forebay check --json"))
 @json_option("As one JSON object.")
 @data_dirs_option()
 def check(as_json: bool, roots: list[Path]) -> None:

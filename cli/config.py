@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, KafkaException
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from forebay.cli.example import example
 from forebay.cli.options import json_option
 from forebay.cli.output import echo_json
 from forebay.flows.in_force import note_of, schema_in_force
@@ -37,7 +38,7 @@ def config() -> None:
     """Check or show the settings."""
 
 
-@config.command()
+@config.command(epilog=example("forebay config check --connect"))
 @click.option(
     "--connect", is_flag=True,
     help="Ask the broker, or look at the files, and try the schema on a few messages.",
@@ -162,7 +163,7 @@ def _reported(settings: Settings, error: KafkaException) -> str:
     return plain(text)
 
 
-@config.command()
+@config.command(epilog=example("forebay config show --json"))
 @json_option("As JSON, without defaults and reasons.")
 def show(as_json: bool) -> None:
     """The effective values as a forebay.toml, secrets hidden, each with its trade-off."""

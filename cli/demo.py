@@ -29,6 +29,7 @@ from rich.table import Table
 
 from forebay import query
 from forebay.cli.engine import require_engine
+from forebay.cli.example import example
 from forebay.cli.load import COUNTS, Load, LoadSpec
 from forebay.cli.outlet import files
 from forebay.cli.output import PipedConsole
@@ -98,7 +99,7 @@ class _Job:
             )
 
 
-@click.command()
+@click.command(epilog=example("forebay demo --events 100000"))
 @click.option(
     "--dir", "folder", type=click.Path(path_type=Path), default=Path("build/demo"),
     show_default=True, help="A new or empty folder, or that of an earlier demo, which is replaced.",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option, json_option, settings
 from forebay.cli.output import echo_json, echo_table
 from forebay.flows.settings import Settings
@@ -43,7 +44,7 @@ class _Item:
     reason: str
 
 
-@click.command()
+@click.command(epilog=example("forebay disk --dry-run"))
 @click.option("--dry-run", is_flag=True, help="Only what would go now, each with its reason.")
 @click.option(
     "--limit", type=click.IntRange(min=0), default=20, show_default=True,

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from forebay import query
+from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option, force_option, settings
 from forebay.cli.target import new_file
 from forebay.query.store import STREAMED
@@ -33,7 +34,7 @@ LINES = 4096
 """Rows that are held as text, or as Python's objects."""
 
 
-@click.command()
+@click.command(epilog=example("forebay export events.parquet --force"))
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--table", type=click.Choice(STREAMED), default="events", show_default=True)
 @force_option

@@ -7,13 +7,14 @@ import click
 import orjson
 
 from forebay import query
+from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option, json_option
 from forebay.cli.output import echo_json, echo_table, time_text
 
 HEADINGS = ("partition", "rows", "bytes", "first", "last", "only", "path")
 
 
-@click.command()
+@click.command(epilog=example("forebay files --table events --json"))
 @click.option(
     "--table", type=click.Choice(("events", "events_late")), default="events", show_default=True
 )

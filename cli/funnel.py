@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from forebay.cli.analytics import Question, Table, by_options, choice, example, length, question
+from forebay.cli.analytics import Question, Table, by_options, choice, length, question
 from forebay.cli.event import events, filters
+from forebay.cli.example import example
 from forebay.query.analytics import Event, Exclusion
 from forebay.query.analytics.funnel import Order, Reentry
 from forebay.query.analytics.grammar import parsed_event
@@ -42,7 +43,11 @@ def exclusions(
 @click.argument("steps", metavar="EVENT...", nargs=-1, required=True, callback=events)
 @click.option("--order", **choice(Order))
 @click.option(
-    "--window", default="1d", callback=length, show_default=True, help="From first to last step."
+    "--window",
+    default="1d",
+    callback=length,
+    show_default=True,
+    help="The time from the first to the last step.",
 )
 @click.option(
     "--count", type=click.Choice(("uniques", "totals")), default="uniques", show_default=True
@@ -50,10 +55,14 @@ def exclusions(
 @click.option("--reentry", **choice(Reentry), help="Which entry a path begins with.")
 @click.option(
     "--resolution", default="1s", callback=length, show_default=True,
-    help="Events so close are simultaneous.",
+    help="Events at most this far apart are simultaneous.",
 )  # fmt: skip
-@click.option("--where", "segment", multiple=True, callback=filters, help="Of the first step only.")
-@click.option("--hold", metavar="PROPERTY", help="The same value at each step.")
+@click.option(
+    "--where", "segment", multiple=True, callback=filters, help="A filter on the first step only."
+)
+@click.option(
+    "--hold", metavar="PROPERTY", help="A property that must have the same value at each step."
+)
 @click.option(
     "--exclude",
     multiple=True,

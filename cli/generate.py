@@ -21,6 +21,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+from forebay.cli.example import example
 from forebay.cli.load import Load, LoadSpec
 from forebay.cli.options import time_ms, time_option
 from forebay.cli.outlet import PARTITIONS, SUFFIXES, Outlet, files, topic_of
@@ -65,7 +66,7 @@ def _pairs(properties: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-@click.command()
+@click.command(epilog=example("forebay generate --out load --events 10000 --duplicates 0.1"))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Write files here.")
 @click.option("--bootstrap", metavar="HOST:PORT", help="Send to Kafka instead.")
 @click.option("--topic", help="The topic; created if there is none.")
@@ -74,24 +75,38 @@ def _pairs(properties: tuple[str, ...]) -> dict[str, str]:
     help="A property of librdkafka, such as security.protocol=SSL; repeat for more.",
 )  # fmt: skip
 @click.option("--compress", type=click.Choice(list(SUFFIXES)), default="none", show_default=True)
-@click.option("--events", type=int, required=True, help="How many, each good and unique.")
+@click.option("--events", type=int, required=True, help="How many good, unique events.")
 @click.option("--partitions", type=int, help=f"[default: {PARTITIONS}, or as the topic has]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--rate", type=click.FloatRange(0), default=0, help="Events/s; 0: no limit [default]")
 @time_option("--start", "start", metavar="TIME", help=f"The first upload time.  [default: {START}]")
-@click.option("--span", type=_duration, help=f"How long uploads go on.  [default: {SPAN}]")
+@click.option(
+    "--span",
+    type=_duration,
+    metavar="DURATION",
+    help=f"The time that uploads span.  [default: {SPAN}]",
+)
 @click.option("--now", is_flag=True, help="Upload times are those of sending; needs --rate.")
 @click.option("--bytes", type=int, default=440, show_default=True, help="Mean size of a message.")
 @click.option("--duplicates", type=float, default=0.02, show_default=True, help="Share of copies.")
 @click.option(
-    "--redeliver-span", "redeliver_ms", type=_duration, default="3m", show_default=True,
+    "--redeliver-span", "redeliver_ms", type=_duration, metavar="DURATION", default="3m",
+    show_default=True,
     help="A batch is redelivered within this.",
 )  # fmt: skip
 @click.option("--late", type=float, default=0.01, show_default=True, help="Share of late events.")
 @click.option("--broken", type=float, default=0.002, show_default=True, help="Share of rejects.")
-@click.option("--disorder", "disorder_ms", type=_duration, default="2s", show_default=True)
 @click.option(
-    "--window", "window_ms", type=_duration, default="10m", show_default=True, help="For dedup."
+    "--disorder", "disorder_ms", type=_duration, metavar="DURATION", default="2s", show_default=True
+)
+@click.option(
+    "--window",
+    "window_ms",
+    type=_duration,
+    metavar="DURATION",
+    default="10m",
+    show_default=True,
+    help="The dedup window that is assumed.",
 )
 def generate(
     out: Path | None, bootstrap: str | None, topic: str | None, properties: tuple[str, ...],

@@ -2,8 +2,9 @@
 
 import click
 
-from forebay.cli.analytics import Question, Table, example, question
+from forebay.cli.analytics import Question, Table, question
 from forebay.cli.event import events
+from forebay.cli.example import example
 from forebay.query.analytics import Event
 
 EXAMPLE = "forebay lifecycle purchase --interval week"

@@ -83,10 +83,15 @@ def reject_filter_options(command: F) -> F:
     """The command takes which rejects are meant, as keywords for `RejectFilter`."""
     reasons, offsets = click.Choice(REASONS), click.IntRange(0, 2**53 - 1)
     for option in (
-        time_option("--until", "until_ms", help="Broker time, not included."),
-        time_option("--since", "since_ms", help="Broker time, included."),
+        time_option("--until", "until_ms", help="Broker time, exclusive."),
+        time_option("--since", "since_ms", help="Broker time, inclusive."),
         click.option("--offset", "offsets", multiple=True, type=offsets, help="Repeatable."),
-        click.option("--partition", "partitions", multiple=True, help="It came from; repeatable."),
+        click.option(
+            "--partition",
+            "partitions",
+            multiple=True,
+            help="The partition they came from; repeatable.",
+        ),
         click.option("--reason", "reasons", multiple=True, type=reasons, help="Repeatable."),
     ):
         command = option(command)

@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from forebay.cli.analytics import Question, Table, example, length, question
+from forebay.cli.analytics import Question, Table, length, question
 from forebay.cli.event import events
+from forebay.cli.example import example
 from forebay.query.analytics import Event
 from forebay.query.analytics.paths import STEPS_MAX
 
@@ -22,11 +23,13 @@ EXAMPLE = "forebay paths search --steps 3 --limit 5 --collapse"
     type=click.IntRange(1),
     default=10,
     show_default=True,
-    help="Events that a step names.",
+    help="How many events each step names.",
 )
 @click.option("--window", default="1d", callback=length, show_default=True)
-@click.option("--collapse", is_flag=True, help="An event repeated at once is one step.")
-@click.option("--among", multiple=True, callback=events, help="Only these are steps; repeatable.")
+@click.option("--collapse", is_flag=True, help="Immediate repetitions of an event are one step.")
+@click.option(
+    "--among", multiple=True, callback=events, help="Only these events are steps; repeatable."
+)
 @question(TABLES, interval=None)
 def paths(asked: Question, start: Event, window: timedelta, **options: Any) -> None:
     """What users do after their first EVENT of the period: the most frequent events of each step,

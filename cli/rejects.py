@@ -10,6 +10,7 @@ import click
 import polars as pl
 
 from forebay import query
+from forebay.cli.example import example
 from forebay.cli.export import json_line, write_rows
 from forebay.cli.options import data_dirs_option, force_option, json_option, reject_filter_options
 from forebay.cli.output import echo_table, time_text
@@ -36,7 +37,7 @@ def rejects() -> None:
     """List, show, export, replay or delete the messages that could not become events."""
 
 
-@rejects.command(name="list")
+@rejects.command(name="list", epilog=example('forebay rejects list --reason "bad json" --limit 10'))
 @reject_filter_options
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True)
 @json_option("As NDJSON, as `export` writes it.")
@@ -67,7 +68,7 @@ def list_(limit: int, as_json: bool, roots: list[Path], **options: Any) -> None:
         click.echo(line, err=True)
 
 
-@rejects.command()
+@rejects.command(epilog=example("forebay rejects show part-00000.ndjson 17"))
 @click.argument("partition")
 @click.argument("offset", type=int)
 @click.option("--raw", is_flag=True, help="The message alone, byte for byte.")
@@ -93,7 +94,7 @@ def show(partition: str, offset: int, raw: bool, roots: list[Path]) -> None:
         click.echo(plain_lines(message.decode(errors="backslashreplace")))
 
 
-@rejects.command()
+@rejects.command(epilog=example("forebay rejects export rejects.ndjson --force"))
 @reject_filter_options
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 @force_option
@@ -112,7 +113,7 @@ def export(file: Path, force: bool, roots: list[Path], **options: Any) -> None:
     click.echo(f"{rows} rejects in {file}")
 
 
-@rejects.command()
+@rejects.command(epilog=example('forebay rejects replay --reason "too large"'))
 @reject_filter_options
 @data_dirs_option(multiple=False)
 def replay(roots: list[Path], **options: Any) -> None:
@@ -144,9 +145,9 @@ def replay(roots: list[Path], **options: Any) -> None:
         _tell(disk, layout, request, count)
 
 
-@rejects.command()
+@rejects.command(epilog=example('forebay rejects delete --reason "bad json" --dry-run'))
 @reject_filter_options
-@click.option("--dry-run", is_flag=True, help="Only how many there are of each reason.")
+@click.option("--dry-run", is_flag=True, help="Only count them, by reason.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @data_dirs_option(multiple=False)
 def delete(dry_run: bool, yes: bool, roots: list[Path], **options: Any) -> None:

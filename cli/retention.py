@@ -5,8 +5,9 @@ from typing import Any, Literal
 import click
 import polars as pl
 
-from forebay.cli.analytics import Question, Table, by_options, choice, example, question
+from forebay.cli.analytics import Question, Table, by_options, choice, question
 from forebay.cli.event import events, filters
+from forebay.cli.example import example
 from forebay.query.analytics import Event
 
 
@@ -41,13 +42,15 @@ EXAMPLE = "forebay retention signup purchase --days 7 --table cohorts"
 @click.command(epilog=example(EXAMPLE))
 @click.argument("start", metavar="START", callback=events)
 @click.argument("back", metavar="[RETURN]", default="*", callback=events)
-@click.option("--mode", **choice(Literal["on", "on or after"]), help="A day, or it and later.")
+@click.option(
+    "--mode", **choice(Literal["on", "on or after"]), help="On that day, or on it or later."
+)
 @click.option("--days", type=click.IntRange(0), default=30, show_default=True)
 @click.option(
     "--brackets", metavar="DAYS", callback=brackets, help="In place of --days, such as 0,1-3,4-7."
 )
 @click.option("--calendar", is_flag=True, help="Days of the zone, not 24 hours from the start.")
-@click.option("--where", "segment", multiple=True, callback=filters, help="Of START only.")
+@click.option("--where", "segment", multiple=True, callback=filters, help="A filter on START only.")
 @by_options
 @question(TABLES)
 def retention(asked: Question, start: Event, back: Event, **options: Any) -> None:

@@ -11,6 +11,7 @@ import click
 
 from forebay import __version__
 from forebay.cli.engine import require_engine
+from forebay.cli.example import example
 from forebay.storage.base.errors import PERMANENT, ForebayError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ _HOSTS = """Run the job over several hosts, each with a data directory of its ow
 all of them. Host 0 is met at its port, and each has a port above its own for each worker."""
 
 
-@click.command()
+@click.command(epilog=example("forebay run --workers 2"))
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--hosts", "named", metavar="A:PORT,B:PORT", help=_HOSTS)
 @click.option("--host", type=int, help="Which of --hosts this is, counted from 0.")

@@ -7,8 +7,9 @@ from typing import Any
 import click
 import polars as pl
 
-from forebay.cli.analytics import Question, Table, by_options, choice, example, question
+from forebay.cli.analytics import Question, Table, by_options, choice, question
 from forebay.cli.event import events, filters
+from forebay.cli.example import example
 from forebay.query.analytics import Event
 from forebay.query.analytics.segmentation import Measure
 
@@ -35,8 +36,8 @@ EXAMPLE = "forebay segment purchase --measure sum --of price --by country --inte
 @click.option("--of", metavar="PROPERTY", help="Of sum, mean, median, percentile, distinct.")
 @click.option("--percentile", type=click.FloatRange(0, 100), default=90.0, show_default=True)
 @click.option("--formula", help='In place of a measure, such as "UNIQUES(B) / UNIQUES(A)".')
-@click.option("--compare", is_flag=True, help="With the table before: the period before.")
-@click.option("--where", "segment", multiple=True, callback=filters, help="Of all events.")
+@click.option("--compare", is_flag=True, help="Add the table `before`: the preceding period.")
+@click.option("--where", "segment", multiple=True, callback=filters, help="A filter on all events.")
 @by_options
 @question(TABLES)
 def segment(asked: Question, kinds: list[Event], formula: str | None, **options: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from forebay.cli.example import example
 from forebay.cli.interrupt import INTERRUPTED
 from forebay.cli.options import data_dirs_option, settings
 from forebay.serve.config import Config
@@ -40,12 +41,12 @@ def size(_context: click.Context, _option: click.Parameter, text: str) -> int:
     return found
 
 
-@click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.command(epilog=example("forebay serve --port 8081 --timeout 30s"))
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
 @click.option(
     "--allow-host", "hosts", multiple=True, metavar="NAME",
-    help="By which clients may call it, beside its address; repeatable.",
+    help="Another name by which clients may address it; repeatable.",
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=2, show_default=True,
@@ -63,12 +64,12 @@ def size(_context: click.Context, _option: click.Parameter, text: str) -> int:
 )  # fmt: skip
 @click.option(
     "--tokens", type=click.Path(path_type=Path), metavar="FILE",
-    help="Only who has a token of this file may ask; see forebay token.",
+    help="Only holders of a token in this file may ask; see forebay token.",
 )  # fmt: skip
 @click.option("--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="As PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="As PEM.")
-@click.option("--behind-proxy", is_flag=True, help="A proxy before it has TLS.")
-@click.option("--time-zone", default="UTC", show_default=True, help="In which SQL makes days.")
+@click.option("--behind-proxy", is_flag=True, help="A proxy in front of it terminates TLS.")
+@click.option("--time-zone", default="UTC", show_default=True, help="The time zone of days in SQL.")
 @data_dirs_option()
 def serve(
     host: str, port: int, hosts: tuple[str, ...], workers: int, timeout: float, memory: int,

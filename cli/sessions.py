@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
-from forebay.cli.analytics import Question, Table, by_options, example, length, question
+from forebay.cli.analytics import Question, Table, by_options, length, question
 from forebay.cli.event import filters
+from forebay.cli.example import example
 
 TABLES = {"over_time": Table("sessions"), "overall": Table(), "lengths": Table("sessions")}
 EXAMPLE = "forebay sessions --gap 30m --by platform --table overall"
@@ -22,7 +23,9 @@ def bins(context: click.Context, option: click.Parameter, text: str | None) -> l
 
 @click.command(epilog=example(EXAMPLE))
 @click.option(
-    "--gap", callback=length, help="After such a pause a new one begins.  [default: by their ids]"
+    "--gap",
+    callback=length,
+    help="The pause after which a new session begins.  [default: sessions by their ids]",
 )
 @click.option("--to-midnight", is_flag=True, help="With --gap, a day of the zone ends them.")
 @click.option(
@@ -33,7 +36,7 @@ def bins(context: click.Context, option: click.Parameter, text: str | None) -> l
     "--bins", "bins_ms", metavar="LENGTH,...", callback=bins,
     help="Lower ends of the table lengths, such as 0s,1m,10m.",
 )  # fmt: skip
-@click.option("--where", multiple=True, callback=filters, help="Of their events.")
+@click.option("--where", multiple=True, callback=filters, help="A filter on their events.")
 @by_options
 @question(TABLES)
 def sessions(asked: Question, **options: Any) -> None:

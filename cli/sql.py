@@ -12,6 +12,7 @@ import click
 import orjson
 
 from forebay import query
+from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option, force_option, settings
 from forebay.cli.output import terminal_width
 from forebay.cli.target import new_file
@@ -28,7 +29,12 @@ WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,37})")
 """Whole numbers are as exact as the engine's."""
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        'forebay sql "select count(*) from events'
+        " where upload_time > now() - interval '5 minutes'\""
+    )
+)
 @click.argument("text", required=False)
 @click.option("--file", "file", type=click.Path(path_type=Path), help="Read the query from a file.")
 @click.option(
@@ -55,18 +61,16 @@ WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,37})")
     help="How many rows a table shows.",
 )
 @click.option("--spreadsheet", is_flag=True, help="CSV in which no text is taken for a formula.")
-@click.option("--time-zone", default="UTC", show_default=True, help="In which days are made.")
+@click.option("--time-zone", default="UTC", show_default=True, help="The time zone of days.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=Limits().seconds,
     show_default=True,
-    help="How long it may take; keep it below the job's grace.",
+    help="Time limit in seconds; keep it below the grace period of the job.",
 )
 @data_dirs_option()
-@click.option(
-    "--verify", is_flag=True, help="First check every byte of chunks against its checksum."
-)
+@click.option("--verify", is_flag=True, help="Verify the checksums of whole chunks first.")
 def sql(
     text: str | None,
     file: Path | None,
@@ -86,9 +90,6 @@ def sql(
 
     TEXT is the query; `-` reads it from standard input, as does a pipe without TEXT. At a terminal
     and without TEXT, a prompt asks for queries until Ctrl-D.
-
-        forebay sql "select event_type, count(*) from events
-          where upload_time > now() - interval '5 minutes' group by all"
     """
     kind = _format(kind, output, spreadsheet)
     asked = None if text is None and file is None and _at_terminal() else _text(text, file)

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from forebay import query
+from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option, json_option
 from forebay.cli.output import (
     PipedConsole,
@@ -65,9 +66,9 @@ def _require_one(_what: str, roots: Sequence[Path]) -> None:
         require_data_directory(root)
 
 
-@click.command()
+@click.command(epilog=example("forebay status --json"))
 @json_option("As one JSON object; with --watch one a line.")
-@click.option("--watch", is_flag=True, help="Again every second, with the rate, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh every second, with the rate, until Ctrl-C.")
 @data_dirs_option(_require_one)
 def status(as_json: bool, watch: bool, roots: list[Path]) -> None:
     """Show totals, and each partition's stream time, next offset and lag. Exit code 1 if a node

@@ -4,8 +4,9 @@ from typing import Any
 
 import click
 
-from forebay.cli.analytics import Question, Table, by_options, example, question
+from forebay.cli.analytics import Question, Table, by_options, question
 from forebay.cli.event import events
+from forebay.cli.example import example
 from forebay.query.analytics import Event
 
 TABLES = {"overall": Table("users"), "over_time": Table("users")}
@@ -14,7 +15,7 @@ EXAMPLE = "forebay stickiness purchase --interval month --at-least"
 
 @click.command(epilog=example(EXAMPLE))
 @click.argument("kind", metavar="[EVENT]", default="*", callback=events)
-@click.option("--at-least", is_flag=True, help="So many days or more, not exactly so many.")
+@click.option("--at-least", is_flag=True, help="At least that many days, not exactly as many.")
 @by_options
 @question(TABLES, interval="week")
 def stickiness(asked: Question, kind: Event, **options: Any) -> None:

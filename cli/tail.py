@@ -16,8 +16,9 @@ import polars as pl
 from rich.cells import cell_len
 
 import forebay
-from forebay.cli.analytics import example, properties
+from forebay.cli.analytics import properties
 from forebay.cli.event import events, filters
+from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option
 from forebay.cli.output import GAP, time_text
 from forebay.query.analytics import Event, Where, read_roles
@@ -43,10 +44,12 @@ def names(_context: click.Context, _option: click.Parameter, text: str | None) -
 @click.argument("kinds", metavar="[EVENT]...", nargs=-1, callback=events)
 @click.option(
     "-n", "--lines", "count", type=click.IntRange(0), default=10, show_default=True,
-    help="Begin with so many.",
+    help="How many of the newest events to begin with.",
 )  # fmt: skip
-@click.option("-f", "--follow", is_flag=True, help="Go on with those that come, until Ctrl-C.")
-@click.option("--where", multiple=True, callback=filters, help="Of all events.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Then print events as they arrive, until Ctrl-C."
+)
+@click.option("--where", multiple=True, callback=filters, help="A filter on all events.")
 @click.option(
     "--columns", metavar="PROPERTY,...", callback=names,
     help="Of the table, beside the upload time.  [default: event and user]",

@@ -5,12 +5,13 @@ from typing import get_args
 
 import click
 
+from forebay.cli.example import example
 from forebay.cli.output import echo_table
 from forebay.serve.tokens import FILE, Scope, add_token, read_tokens, remove_token
 
 file_option = click.option(
     "--file", "path", type=click.Path(path_type=Path), default=FILE, show_default=True,
-    help="That forebay serve --tokens is given.",
+    help="The file that forebay serve --tokens reads.",
 )  # fmt: skip
 
 
@@ -19,7 +20,7 @@ def token() -> None:
     """Add, list or remove the tokens of `forebay serve`."""
 
 
-@token.command()
+@token.command(epilog=example("forebay token add dashboards --scope read"))
 @click.argument("name")
 @click.option(
     "--scope", type=click.Choice(get_args(Scope)), default="read", show_default=True,
@@ -31,7 +32,7 @@ def add(name: str, scope: Scope, path: Path) -> None:
     click.echo(add_token(path, name, scope))
 
 
-@token.command(name="list")
+@token.command(name="list", epilog=example("forebay token list"))
 @file_option
 def list_(path: Path) -> None:
     """The names of tokens, what each may do, and when it was made."""
@@ -42,7 +43,7 @@ def list_(path: Path) -> None:
         click.echo("no tokens")
 
 
-@token.command()
+@token.command(epilog=example("forebay token remove dashboards"))
 @click.argument("name")
 @file_option
 def remove(name: str, path: Path) -> None:

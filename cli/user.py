@@ -3,7 +3,8 @@
 import click
 import polars as pl
 
-from forebay.cli.analytics import Question, Table, example, question
+from forebay.cli.analytics import Question, Table, question
+from forebay.cli.example import example
 from forebay.cli.export import readable
 from forebay.query.analytics.timeline import LIMIT_MAX
 from forebay.storage.formats.schema import OFFSET, PARTITION, RAW
@@ -19,8 +20,8 @@ def _readable(events: pl.DataFrame) -> pl.DataFrame:
 @click.command(epilog=example("forebay user u42 --from -7d"))
 @click.argument("who", metavar="ID")
 @click.option("--limit", type=click.IntRange(1, LIMIT_MAX), default=100, show_default=True)
-@click.option("--offset", type=click.IntRange(0), default=0, help="So many are left out before.")
-@click.option("--earliest", is_flag=True, help="The earliest ones, not the newest.")
+@click.option("--offset", type=click.IntRange(0), default=0, help="How many to skip first.")
+@click.option("--earliest", is_flag=True, help="The earliest events instead of the newest.")
 @question({"events": Table(shape=_readable)}, interval=None, ends=False)
 def user(asked: Question, who: str, limit: int, offset: int, earliest: bool) -> None:
     """The newest events of the user ID, in order of time. --json has whole messages."""

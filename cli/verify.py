@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from forebay.cli.engine import require_engine
+from forebay.cli.example import example
 from forebay.cli.options import json_option
 from forebay.cli.output import echo_json
 from forebay.verify.harness import Row, play
@@ -23,14 +24,14 @@ from forebay.verify.stories import STORIES
 COLUMNS = ("events", "kills", "lost", "doubled", "seconds")
 
 
-@click.command()
+@click.command(epilog=example('forebay verify --story "torn log"'))
 @json_option("The table as a JSON list.")
-@click.option("--long", is_flag=True, help="Go on with new seeds until stopped.")
-@click.option("--minutes", type=click.FloatRange(0), help="With --long: stop after so many.")
-@click.option("--kills", type=click.IntRange(1), help="With --long: stop after so many.")
+@click.option("--long", is_flag=True, help="Continue with new seeds until stopped.")
+@click.option("--minutes", type=click.FloatRange(0), help="With --long: stop after this many.")
+@click.option("--kills", type=click.IntRange(1), help="With --long: stop after this many.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
-    "--story", "names", multiple=True, type=click.Choice(list(STORIES)), help="Only this."
+    "--story", "names", multiple=True, type=click.Choice(list(STORIES)), help="Tell only this one."
 )
 @click.option(
     "--dir", "folder", type=click.Path(path_type=Path),

@@ -7,6 +7,7 @@ import click
 import orjson
 
 from forebay import query
+from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option, settings
 from forebay.cli.output import echo_json, time_text
 from forebay.query.why import Copy, Explanation, key_names
@@ -14,7 +15,7 @@ from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import plain
 
 
-@click.command()
+@click.command(epilog=example('forebay why --json \'{"device_id": "d1", "insert_id": "i1"}\''))
 @click.argument("key", nargs=-1)
 @click.option("--json", "text", help='The key as {"device_id": "d1", "insert_id": "i1"}.')
 @click.option("--format", "kind", type=click.Choice(("text", "json")), default="text")

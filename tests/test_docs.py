@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import polars as pl
 import pytest
 from click.testing import CliRunner
@@ -43,6 +44,8 @@ WITHOUT_KAFKA = (
 )
 """Pages that a stranger follows one after the other, in one terminal."""
 ON_KAFKA = ("docs/kafka.md",)
+PATIENT_S = 1200
+"""For dozens of commands, each a process that loads what it needs."""
 GUIDE = "\n\n".join(TEXT[name] for name in PAGES if name == README or name.startswith("docs/"))
 
 
@@ -318,6 +321,7 @@ def do(stranger: Stranger, block: Block, command: str) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(PATIENT_S)
 def test_the_guide_works_word_for_word_without_kafka(stranger: Stranger) -> None:
     for name in WITHOUT_KAFKA:
         follow(stranger, list(blocks(name)))
@@ -325,6 +329,7 @@ def test_the_guide_works_word_for_word_without_kafka(stranger: Stranger) -> None
 
 
 @pytest.mark.long
+@pytest.mark.timeout(PATIENT_S)
 @pytest.mark.kafka
 def test_the_guide_works_word_for_word_on_kafka(tmp_path: Path) -> None:
     stranger = Stranger(tmp_path, _free_port())
@@ -421,6 +426,56 @@ def test_each_target_of_make_that_a_page_names_exists(name: str) -> None:
 
 def test_each_command_and_setting_is_in_the_reference_as_the_code_has_it() -> None:
     assert REFERENCE.read_text() == page(), "REFERENCE.md is not what the code says: make reference"
+
+
+def _example(words: tuple[str, ...]) -> str:
+    """The one in the help of a command."""
+    command: click.Command = main
+    for word in words:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), word)
+        assert found is not None
+        command = found
+    heading, line = str(command.epilog).removeprefix("\b\n").split("\n")
+    assert heading == "Example:", words
+    return line.strip()
+
+
+def test_each_command_has_an_example_of_itself_in_its_help() -> None:
+    groups = {words[:-1] for words in commands()}
+    for words in set(commands()) - groups:
+        assert_parses(shlex.split(_example(words))[1:])
+        assert _example(words).startswith(f"forebay {' '.join(words)}"), words
+
+
+@pytest.mark.long
+@pytest.mark.timeout(PATIENT_S)
+def test_each_example_does_what_it_says(tmp_path: Path) -> None:
+    """One after the other, in one folder."""
+    engine.need()
+    stranger = Stranger(tmp_path, _free_port())
+    stranger.run("source .venv/bin/activate && mkdir ~/examples && cd ~/examples && mkdir events")
+    stranger.run("forebay generate --out events --events 20000 --broken 0.01")
+    stranger.run("forebay run && forebay tail -n 1 --format json > tail.json")
+    last = json.loads((stranger.folder / "tail.json").read_text())
+    [reject, *_] = stranger.run("forebay rejects list --json").splitlines()
+    found = json.loads(reject)
+    meant = {
+        "d1": last["device_id"],
+        "i1": last["insert_id"],
+        "u42": last["user_id"],
+        "part-00000.ndjson 17": f"{found['_partition']} {found['_offset']}",
+        "tail -f": "tail",  # it would go on
+    }
+    order = [*(words for words in commands() if words[:1] == ("generate",)), *commands()]
+    groups = {words[:-1] for words in commands()}
+    for words in order:
+        if words in groups or words in (("serve",), ("generate",)):
+            continue
+        line = _example(words)
+        for text, value in meant.items():
+            line = line.replace(text, value)
+        assert stranger.run(line) or words == ("tail",), line
 
 
 @pytest.mark.parametrize("name", PAGES)
