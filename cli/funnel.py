@@ -19,7 +19,7 @@ TABLES = {
     "whole": Table(),
     "distribution": Table("count"),
 }
-EXAMPLE = "forebay funnel search 'purchase where price > 10' --window 1h --by country"
+EXAMPLE = "forebay funnel search 'item_view where event_properties.price > 10' --window 1h"
 ATTRIBUTIONS = ("entry", "first touch", "last touch", "all steps")
 
 

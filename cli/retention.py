@@ -36,7 +36,7 @@ def brackets(
 
 
 TABLES = {"overall": Table("share"), "cohorts": Table(shape=_by_day)}
-EXAMPLE = "forebay retention signup purchase --days 7 --table cohorts"
+EXAMPLE = "forebay retention sign_in purchase --days 7 --table cohorts"
 
 
 @click.command(epilog=example(EXAMPLE))

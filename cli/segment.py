@@ -27,7 +27,7 @@ def _named(kinds: list[Event]) -> Callable[[pl.DataFrame], pl.DataFrame]:
 
 
 TABLES = {"over_time": Table("value"), "overall": Table("value"), "before": Table("value")}
-EXAMPLE = "forebay segment purchase --measure sum --of price --by country --interval week"
+EXAMPLE = "forebay segment item_view --measure sum --of event_properties.price --by country"
 
 
 @click.command(epilog=example(EXAMPLE))

@@ -31,7 +31,7 @@ from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
 
 LOOK_MS = 100
 """Between two looks: the job publishes no more often."""
-EXAMPLE = "forebay tail -f 'purchase where price > 100' --columns user_id,price"
+EXAMPLE = "forebay tail -f 'item_view where event_properties.price > 50' --columns user_id,country"
 FORMATS = ("table", "json", "raw")
 Print = Callable[[pl.DataFrame], None]
 

@@ -117,19 +117,22 @@ class Answers:
             self._metrics.shared.inc()
         else:
             running = self._begin(key, question)
+        return await self._reply(running, question)
+
+    async def _reply(self, running: _Running, question: Question) -> Reply:
+        """What it answers, when that is known."""
         running.watchers += 1
         try:
             await running.settled.wait()
         except BaseException:
             self._leave(running)
             raise
-        if running.large is not None:
-            if running.claimed:
-                self._leave(running)
-                return await self._alone(question)
+        if running.large is not None and not running.claimed:
             running.claimed = True
             return Reply(_etag(running), stream=self._stream(running))
         self._leave(running)
+        if running.large is not None:
+            return await self._reply(self._started(question), question)
         if running.problem is not None:
             raise running.problem
         etag = _etag(running)
@@ -137,26 +140,14 @@ class Answers:
             return Reply(etag, same=True)
         return Reply(etag, whole=bytes(running.parts))
 
-    async def _alone(self, question: Question) -> Reply:
-        """The answer to one asker only."""
+    def _started(self, question: Question) -> _Running:
         running = _Running(question)
         running.task = asyncio.create_task(self._run(running))
-        running.watchers = 1
-        try:
-            await running.settled.wait()
-        except BaseException:
-            self._leave(running)
-            raise
-        if running.large is not None:
-            return Reply(_etag(running), stream=self._stream(running))
-        if running.problem is not None:
-            raise running.problem
-        return Reply(_etag(running), same=running.same, whole=bytes(running.parts))
+        return running
 
     def _begin(self, key: bytes, question: Question) -> _Running:
-        running = _Running(question)
-        self._shared[key] = running
-        running.task = asyncio.create_task(self._run(running))
+        running = self._shared[key] = self._started(question)
+        assert running.task is not None
         loop = asyncio.get_running_loop()
         running.task.add_done_callback(
             lambda _: loop.call_later(max(0.0, began + SHARED_S - loop.time()), forget)

@@ -455,7 +455,7 @@ def test_each_example_does_what_it_says(tmp_path: Path) -> None:
     engine.need()
     stranger = Stranger(tmp_path, _free_port())
     stranger.run("source .venv/bin/activate && mkdir ~/examples && cd ~/examples && mkdir events")
-    stranger.run("forebay generate --out events --events 20000 --broken 0.01")
+    stranger.run("forebay generate --out events --events 20000 --start 2024-05-01T23:30")
     stranger.run("forebay run && forebay tail -n 1 --format json > tail.json")
     last = json.loads((stranger.folder / "tail.json").read_text())
     [reject, *_] = stranger.run("forebay rejects list --json").splitlines()
