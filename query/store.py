@@ -376,7 +376,7 @@ class Store(Questions):
                 except NodeError as error:
                     if not self._partial or error.node in lost:
                         raise
-                    lost[error.node] = str(error)
+                    lost[error.node] = str(error).removeprefix(f"{error.node}: ")
         finally:
             self._answering.lost = None
         raise MissingFile(f"after {RETRIES} views: {failure}") from failure

@@ -300,7 +300,7 @@ def _offered(disk: Disk, node: Node, asked: Asked, partial: bool) -> list[NodeVi
         offer = Offer.decode(asked.read(), node.url)
     except ForebayError as error:
         if partial:
-            return [_missing(node, str(error))]
+            return [_missing(node, str(error).removeprefix(f"{node.url}: "))]
         raise
     several = len(offer.directories) > 1
     views = []

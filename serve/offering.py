@@ -6,11 +6,11 @@ rows, for who asks has one of its own, but that of time.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import BinaryIO
 
 import pyarrow as pa
 
-import forebay
 from forebay.query.exchange import Wanted
 from forebay.query.store import Store
 from forebay.serve.problems import Problem
@@ -20,7 +20,7 @@ COMPRESSION = "zstd"
 
 
 def write_offer(store: Store, out: BinaryIO) -> None:
-    out.write(store.offer(forebay.__version__).encode())
+    out.write(store.offer(version("forebay")).encode())
 
 
 def write_rows(store: Store, body: str, out: BinaryIO) -> None:

@@ -83,7 +83,7 @@ class Server:
         )
         assert self.process.stdout is not None
         told = self.process.stdout.readline().decode()
-        found = re.search(r"://(?:127\.0\.0\.1|localhost):(\d+)", told)
+        found = re.search(r"served at \w+://(?:127\.0\.0\.1|localhost):(\d+)", told)
         assert found, (told, self.process.communicate())
         self.port = int(found[1])
 
