@@ -148,7 +148,7 @@ class Wanted:
 
     `schema` has the columns that are read, of which `columns` are answered, for rows for which
     `where` may hold (Substrait, in base64, over the schema); `declared` are those that a message
-    may tell.
+    may tell. `fold`: equal rows may be one row, with how often it came in one more column.
     """
 
     table: str
@@ -161,6 +161,7 @@ class Wanted:
     declared: tuple[Column, ...] = ()
     rejects: RejectFilter = field(default_factory=RejectFilter)
     metadata: str | None = None
+    fold: bool = False
     protocol: int = PROTOCOL
 
     def encode(self) -> bytes:

@@ -25,9 +25,10 @@ from forebay.query.exchange import (
     Wanted,
     WantedPart,
 )
+from forebay.query.folded import can_fold, folded, with_times
 from forebay.query.frames import arrow_of, exported, polars_schema
 from forebay.query.iceberg import scan_table
-from forebay.query.partition import Directory, Partition
+from forebay.query.partition import Directory, Partition, VerifiedChunks
 from forebay.query.scans import Scans
 from forebay.query.view import View
 from forebay.storage.base.disk import Disk
@@ -46,29 +47,24 @@ SHOWN_CHARACTERS = 100
 
 
 def offer_of(view: View, version: str) -> Offer:
-    """What a view has, of this host's data directories. Raises BadInput for another node's."""
-    directories = []
-    for node in view.nodes:
-        if node.node is not None:
-            raise BadInput(
-                f"node: expected data directories, got the node {node.name}: ask that one itself"
-            )
-        directories.append(
-            OfferedDirectory(
-                str(node.root),
-                node.boundary,
-                tuple(map(OfferedPartition.of, node.partitions)),
-                {one.partition: one.reason for one in node.silent},
-            )
+    """What a view of this host's data directories has."""
+    directories = tuple(
+        OfferedDirectory(
+            str(node.root),
+            node.boundary,
+            tuple(map(OfferedPartition.of, node.partitions)),
+            {one.partition: one.reason for one in node.silent},
         )
-    return Offer(tuple(directories), version)
+        for node in view.nodes
+    )
+    return Offer(directories, version)
 
 
 def rows_of(
-    scans: Scans, disk: Disk, roots: Sequence[Path], wanted: Wanted
+    scans: Scans, disk: Disk, roots: Sequence[Path], chunks: VerifiedChunks, wanted: Wanted
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """The rows that are wanted, and their columns. Raises BadInput, MissingFile, Corruption; the
-    last also from the iterator."""
+    """The rows that are wanted, and their columns; `chunks` are those verified for other nodes.
+    Raises BadInput, MissingFile, Corruption; the last also from the iterator."""
     if wanted.table not in (EVENTS, REJECTS, BATCH):
         shown = plain(shortened(repr(wanted.table), SHOWN_CHARACTERS))
         raise BadInput(f"scan: table: expected {EVENTS}, {REJECTS} or {BATCH}; got {shown}")
@@ -83,10 +79,15 @@ def rows_of(
     answered = pa.schema([schema.field(name) for name in wanted.columns])
     if wanted.table == BATCH:
         return answered, _of_table(scans, disk, roots, wanted, declared)
-    for file in (file for one in partitions for file in one.chunk_files):
-        scans.chunks.require(file)
+    files = [file for one in partitions for file in one.chunk_files]
+    # Apart from those verified for this store's own queries: who asks says what a chunk should be.
+    chunks.keep(file.path for file in files)
+    for file in files:
+        chunks.require(file)
     where = wanted.filter()
     found = _filtered(_events(scans, partitions, wanted, schema), where, answered)
+    if wanted.fold and can_fold(answered):
+        return with_times(answered), folded(found, answered)
     return answered, found
 
 

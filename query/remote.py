@@ -28,6 +28,7 @@ from forebay.query.exchange import (
     WantedPart,
     substrait,
 )
+from forebay.query.folded import unfolded, with_times
 from forebay.query.node import Asked, Node
 from forebay.query.partition import Partition
 from forebay.storage.base.errors import NodeError
@@ -66,6 +67,7 @@ def remote_events(
         first_ms=between.first_ms,
         end_ms=between.end_ms,
         where=substrait(where, pa.schema([schema.field(name) for name in read])),
+        fold=True,
     )
     asked = []
     for (node, declared), some in _by_node(partitions).items():
@@ -163,14 +165,17 @@ def _batches(wanted: Sequence[tuple[Node, Wanted]], schema: pa.Schema) -> Iterat
 def _read(node: Node, answer: Asked, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The batches of an answer, which is whole when the last one is given."""
     reading: Callable[[], pa.RecordBatch] | None = None
+    fold = False
     while True:
         try:
             if reading is None:
                 found = pa.ipc.open_stream(answer)
-                if found.schema != schema:
+                fold = found.schema == with_times(schema)
+                if found.schema != schema and not fold:
                     raise NodeError(node.url, f"expected columns {schema}, got {found.schema}")
                 reading = found.read_next_batch
             batch = reading()
+            batches = [*unfolded(batch)] if fold else [batch]
         except StopIteration:
             break
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -178,6 +183,6 @@ def _read(node: Node, answer: Asked, schema: pa.Schema) -> Iterator[pa.RecordBat
             raise NodeError(
                 node.url, f"expected Arrow's stream of rows, got {plain(str(error))}"
             ) from error
-        yield batch
+        yield from batches
     if rest := answer.read(1):
         raise NodeError(node.url, f"expected the end of its rows, got {len(rest)} bytes more")

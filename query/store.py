@@ -121,6 +121,7 @@ class Store(Questions):
         self._roots = roots = [one for one in places if isinstance(one, Path)]
         self._partial = partial
         self._chunks = VerifiedChunks(whole=verify)
+        self._wanted_chunks = VerifiedChunks(whole=verify)
         self._cache = HotCache()
         self._answering = threading.local()
         """`lost`: the nodes that the answer on its way does without, and why."""
@@ -298,14 +299,19 @@ class Store(Questions):
 
     def offer(self, version: str) -> Offer:
         """What another node may read of these data directories, in a view taken now, without
-        partitions that can't be read; `version` is that of this build."""
-        view = take_view(self._disk, self._places, chunks=self._chunks, partial=True)
+        partitions that can't be read; `version` is that of this build. Raises BadInput where it
+        reads other nodes."""
+        if others := [one for one in self._places if not isinstance(one, Path)]:
+            raise BadInput(
+                f"node: expected data directories, got the node {others[0]}: ask that one itself"
+            )
+        view = take_view(self._disk, self._roots, chunks=self._chunks, partial=True)
         return offer_of(view, version)
 
     def rows_for(self, wanted: Wanted) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
         """The rows that another node wants of a view that it was offered. Raises BadInput;
         MissingFile if that is too old, or Corruption, also from the iterator."""
-        return rows_of(self._scans, self._disk, self._roots, wanted)
+        return rows_of(self._scans, self._disk, self._roots, self._wanted_chunks, wanted)
 
     def receipt(self) -> Receipt:
         """What the last answer covers."""
