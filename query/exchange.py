@@ -147,8 +147,9 @@ class Wanted:
     `end_ms`.
 
     `schema` has the columns that are read, of which `columns` are answered, for rows for which
-    `where` may hold (Substrait, in base64, over the schema); `declared` are those that a message
-    may tell. `fold`: equal rows may be one row, with how often it came in one more column.
+    `where` may hold (Substrait, in base64, over the schema as it is `compared`); `declared` are
+    those that a message may tell. `fold`: equal rows may be one row, with how often it came in one
+    more column.
     """
 
     table: str
@@ -179,8 +180,8 @@ class Wanted:
             ) from error
 
     def filter(self) -> pc.Expression | None:
-        """`where` as Arrow has it: over batches with exactly the columns of the schema, in order.
-        Raises BadInput."""
+        """`where` as Arrow has it: over batches with exactly the columns of the schema, in order,
+        as they are `compared`. Raises BadInput."""
         if self.where is None:
             return None
         try:
@@ -190,6 +191,15 @@ class Wanted:
             raise BadInput(
                 f"scan: where: expected an expression in Substrait, got {said}"
             ) from error
+
+
+def compared(schema: pa.Schema) -> pa.Schema:
+    """The columns in the types in which they are compared: times in microseconds, for Substrait has
+    no comparison of two units, and queries ask for those."""
+    times = pa.timestamp("us", "UTC")
+    return pa.schema(
+        [field.with_type(times) if pa.types.is_timestamp(field.type) else field for field in schema]
+    )
 
 
 def substrait(where: pc.Expression | None, schema: pa.Schema) -> str | None:

@@ -24,6 +24,7 @@ from forebay.query.exchange import (
     OfferedPartition,
     Wanted,
     WantedPart,
+    compared,
 )
 from forebay.query.folded import can_fold, folded, with_times
 from forebay.query.frames import arrow_of, exported, polars_schema
@@ -73,7 +74,8 @@ def rows_of(
     if wanted.table == REJECTS:
         batches = (b for one in partitions for b in one.rejects(wanted.rejects))
         return REJECT_SCHEMA, batches
-    schema = arrow_of(polars_schema(parse_types(wanted.schema)))
+    stored = parse_types(wanted.schema)
+    schema = arrow_of(polars_schema(stored))
     if unknown := sorted({*wanted.columns} - {*schema.names}):
         raise BadInput(f"scan: columns: expected some of the schema, got {plain(repr(unknown))}")
     answered = pa.schema([schema.field(name) for name in wanted.columns])
@@ -84,8 +86,7 @@ def rows_of(
     chunks.keep(file.path for file in files)
     for file in files:
         chunks.require(file)
-    where = wanted.filter()
-    found = _filtered(_events(scans, partitions, wanted, schema), where, answered)
+    found = _filtered(_events(scans, partitions, wanted, stored), wanted.filter(), answered)
     if wanted.fold and can_fold(answered):
         return with_times(answered), folded(found, answered)
     return answered, found
@@ -110,11 +111,11 @@ def _events(
     between = Between(wanted.first_ms, wanted.end_ms)
     for file in (file for one in partitions for file in one.chunk_files):
         yield from chunk_batches(file, between, schema)
-    used = polars_schema(pa.schema([*schema])) | {UPLOAD_TIME: _TIME}
+    used = polars_schema(schema) | {UPLOAD_TIME: _TIME}
     for frame in scans.hot.frames(partitions, used):
         for batch in exported(frame).to_batches(BATCH_ROWS):
             if (found := between.rows(batch)).num_rows:
-                yield found.select(schema.names)
+                yield found.select(schema.names).cast(schema)
 
 
 _TIME = polars_schema(pa.schema([(UPLOAD_TIME, pa.timestamp("ms", "UTC"))]))[UPLOAD_TIME]
@@ -125,15 +126,15 @@ def _filtered(
 ) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         if where is None:
-            yield batch.select(schema.names)
+            yield batch.select(schema.names).cast(schema)
             continue
         try:
-            found = pa.Table.from_batches([batch]).filter(where)
+            found = pa.Table.from_batches([batch.cast(compared(batch.schema))]).filter(where)
         except (pa.ArrowException, ValueError, KeyError, IndexError) as error:
             raise BadInput(
                 f"scan: where: expected a filter of its columns, got {plain(str(error))}"
             ) from error
-        yield from found.select(schema.names).combine_chunks().to_batches()
+        yield from found.select(schema.names).cast(schema).combine_chunks().to_batches()
 
 
 def _of_table(

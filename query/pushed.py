@@ -93,14 +93,14 @@ class _Reading:
         usual = self._schema.get(name) == pl.String() and texts
         if not usual or not all(isinstance(one, str) for one in texts):
             return None
-        return pc.field(name).isin(pa.array(texts, pa.large_string()))
+        return pc.field(name).isin(pa.array(texts, pa.string()))
 
     def _scalar(self, name: str, value: Json) -> pa.Scalar | None:
         """A value that the column can be compared with as it is."""
         dtype = self._schema.get(name)
         match value:
             case {"Literal": {"Scalar": {"String": str(text)}}} if dtype == pl.String():
-                return pa.scalar(text, pa.large_string())
+                return pa.scalar(text, pa.string())
             case {"Literal": {"Scalar": {"Boolean": bool(truth)}}} if dtype == pl.Boolean():
                 return pa.scalar(truth)
             case {"Literal": {"Scalar": {"Int64": int(number)}}} | {

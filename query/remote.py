@@ -26,6 +26,7 @@ from forebay.query.exchange import (
     SCAN,
     Wanted,
     WantedPart,
+    compared,
     substrait,
 )
 from forebay.query.folded import unfolded, with_times
@@ -60,13 +61,14 @@ def remote_events(
     NodeError; MissingFile if the view is too old, or Corruption."""
     named = [] if where is None else [one for one in schema.names if one in str(where)]
     read = [one for one in schema.names if one in {*columns, *named}]
+    stored = pa.schema([types.field(name) for name in read])
     table = Wanted(
         EVENTS,
         tuple(columns),
-        column_types(pa.schema([types.field(name) for name in read])),
+        column_types(stored),
         first_ms=between.first_ms,
         end_ms=between.end_ms,
-        where=substrait(where, pa.schema([schema.field(name) for name in read])),
+        where=substrait(where, compared(stored)),
         fold=True,
     )
     asked = []

@@ -209,6 +209,37 @@ def made_before(one: Directory) -> int:
     return sum(partition.manifest().counters.accepted for partition in one.partitions)
 
 
+def test_what_the_batch_layer_has_is_read_through_the_node_that_has_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    several, _ = nodes(tmp_path)
+    roots = [node.root for node in several]
+    for node in several:
+        node.partitions[0].layout.ended.touch()
+        node.close()
+    words = [word for root in roots for word in ("--data-dir", str(root))]
+    handed = run("batch", "run", "--day", "2024-05-01", *words)
+    assert handed.exit_code == 0, handed.output
+    servers = [Server(root) for root in roots[:2]]
+    try:
+        urls = [f"http://127.0.0.1:{server.port}" for server in servers]
+        store, here = forebay.open(*urls, roots[2]), forebay.open(*roots)
+        for text in (
+            "select * from events_all order by id",
+            "select kind, count(*) as n from events_all where visit = 0 group by all order by all",
+        ):
+            expected = here.sql(text)
+            assert expected.height
+            assert_frame_equal(store.sql(text), expected)
+        found, all_of = (one.scan("all").sort("id").collect() for one in (store, here))
+        assert_frame_equal(found, all_of)
+        assert all_of.height > here.scan().collect().height
+    finally:
+        for server in servers:
+            server.close()
+
+
 def test_nodes_that_share_a_directory_are_counted_once(made: Nodes) -> None:
     again = Server(made.several[0].root)
     try:
