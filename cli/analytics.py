@@ -275,7 +275,7 @@ def _options(tables: Mapping[str, Table], interval: Interval | None, ends: bool)
         yield click.option("--table", type=names, default=names.choices[0], show_default=True)
     for role in reversed(ROLES):
         yield click.option(f"--{role}", metavar="COLUMN", help=f"In place of the role {role}.")
-    yield places_option
+    yield places_option()
     both = "all: with the batch layer's."
     yield click.option("--layers", **choice(Layers), help=both)
     if interval is not None:

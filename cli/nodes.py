@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from forebay.cli.options import settings
+from forebay.cli.options import Check, settings
 from forebay.storage.base.directory import require_data_directories
+from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import plain
 from forebay.storage.base.times import duration_ms
 
@@ -58,8 +59,11 @@ class Places:
             click.echo(plain(f"Warning: the answer is without {one}"), err=True)
 
 
-def places_option(command: F) -> F:
-    """The command takes `places`."""
+def places_option(
+    check: Check = require_data_directories, *, partial: bool = True
+) -> Callable[[F], F]:
+    """The command takes `places`, of which `check` was called with the data directories; and
+    `--partial`, unless its answers are partial anyway."""
 
     def keep(context: click.Context, option: click.Parameter, value: Any) -> None:
         context.meta[f"forebay.{option.name}"] = value
@@ -71,19 +75,15 @@ def places_option(command: F) -> F:
             raise click.BadParameter(str(error)) from error
 
     def places(context: click.Context, _option: click.Parameter, named: Sequence[Path]) -> Places:
-        urls, each, partial = (
-            context.meta[f"forebay.{name}"] for name in ("nodes", "node_timeout", "partial")
-        )
-        roots = tuple(named) or (() if urls else (settings().data_dir,))
-        require_data_directories("--data-dir", roots)
-        return Places(roots, urls, each, partial)
+        urls, each = (context.meta[f"forebay.{name}"] for name in ("nodes", "node_timeout"))
+        if strange := [one for one in urls if "://" not in one]:
+            raise BadInput(f"--nodes: expected URLs such as https://a:8080, got {strange[0]!r}")
+        roots = [*named] or ([] if urls else [settings().data_dir])
+        check("--data-dir", roots)
+        return Places(tuple(roots), urls, each, context.meta.get("forebay.partial", True))
 
     early: dict[str, Any] = {"is_eager": True, "expose_value": False}
-    for option in (
-        click.option(
-            "--partial", is_flag=True, **early, callback=keep,
-            help="Answer without what can't be read, and say so.",
-        ),
+    options = [
         click.option(
             "--node-timeout", default="60s", show_default=True, **early, callback=seconds,
             help="Of each answer of a node.",
@@ -96,6 +96,16 @@ def places_option(command: F) -> F:
             "--data-dir", "places", multiple=True, type=click.Path(path_type=Path), callback=places,
             help="Repeat for several nodes.  [default: that of the settings]",
         ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+    ]  # fmt: skip
+    if partial:
+        help = "Answer without what can't be read, and say so."
+        options.insert(
+            0, click.option("--partial", is_flag=True, **early, callback=keep, help=help)
+        )
+
+    def made(command: F) -> F:
+        for option in options:
+            command = option(command)
+        return command
+
+    return made

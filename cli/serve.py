@@ -70,7 +70,7 @@ def size(_context: click.Context, _option: click.Parameter, text: str) -> int:
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="As PEM.")
 @click.option("--behind-proxy", is_flag=True, help="A proxy before it has TLS.")
 @click.option("--time-zone", default="UTC", show_default=True, help="In which SQL makes days.")
-@places_option
+@places_option()
 def serve(
     host: str, port: int, hosts: tuple[str, ...], workers: int, timeout: float, memory: int,
     max_rows: int, max_waiting: int, tokens: Path | None, tls_cert: Path | None,

@@ -64,7 +64,7 @@ WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,37})")
     show_default=True,
     help="How long it may take; keep it below the job's grace.",
 )
-@places_option
+@places_option()
 @click.option(
     "--verify", is_flag=True, help="First check every byte of chunks against its checksum."
 )

@@ -11,7 +11,6 @@ unencrypted to this host only.
 
 from __future__ import annotations
 
-import atexit
 import http.client
 import io
 import json
@@ -332,7 +331,7 @@ class Asked(io.RawIOBase):
         if response.length:  # bytes that a Content-Length has promised
             raise NodeError(
                 self._node.url,
-                f"expected {response.length:,} bytes more, got the end after {self._came:,} bytes",
+                f"expected a whole answer, got its end {response.length:,} bytes too early",
             )
         with self._changed:
             self._whole = True
@@ -365,9 +364,7 @@ def _refused(url: str, status: int, said: bytes) -> Exception:
 _open: WeakSet[Asked] = WeakSet()
 
 
-def _give_up() -> None:
+def give_up_all() -> None:
+    """Let nobody wait for an answer any more: the process ends."""
     for one in list(_open):
         one.give_up()
-
-
-atexit.register(_give_up)

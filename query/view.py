@@ -186,13 +186,15 @@ class View:
 
     @property
     def _with_table(self) -> NodeView | None:
-        """The node whose boundary is the furthest, with a table if one of these has one, here if
-        one of those is."""
+        """The node whose boundary is the furthest, with a table if one of these has one: where that
+        lies in a data directory, the node with that one, and else one of here if there is one."""
 
-        def order(node: NodeView) -> tuple[int, bool, bool]:
+        def order(node: NodeView) -> tuple[int, bool, bool, bool]:
             assert node.boundary is not None
-            until_ms = node.boundary.covered_until_ms or 0
-            return until_ms, node.boundary.table is not None, node.node is None
+            until_ms, table = node.boundary.covered_until_ms or 0, node.boundary.table
+            root = node.root.absolute() if node.node is None else node.root
+            held = table is not None and _is_below(table, root)
+            return until_ms, table is not None, held, node.node is None
 
         return max((n for n in self.nodes if n.boundary is not None), key=order, default=None)
 
@@ -238,6 +240,11 @@ class View:
             return unite([pa.schema(SYSTEM_FIELDS), *map(parse_types, types)])
         except ValueError as error:
             raise BadInput(str(error)) from error
+
+
+def _is_below(table: str, root: Path) -> bool:
+    """Whether a metadata file is in a data directory of its host."""
+    return Path(table.removeprefix("file://")).is_relative_to(root)
 
 
 def _came_late(until_ms: int, boundary: Boundary, part: Placed) -> bool:

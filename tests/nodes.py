@@ -116,6 +116,8 @@ class Line:
     def __init__(self, port: int, *, passes: int | None = None, stalls: bool = False) -> None:
         self.passes, self.stalls = passes, stalls
         self.scans = 0
+        self.scanned = threading.Event()
+        """That there was a scan."""
         self.carried = 0
         """Bytes of answers to scans."""
         self._to = "127.0.0.1", port
@@ -145,11 +147,14 @@ class Line:
             threading.Thread(target=_pass_on, args=(client, server), daemon=True).start()
             scan = request.startswith(SCANS)
             self.scans += scan
+            if scan:
+                self.scanned.set()
             left = self.passes if scan else None
             while data := server.recv(65536 if left is None else max(1, min(left, 65536))):
                 if left is not None and left <= 0:
                     if self.stalls:
                         self._ended.wait(WAIT_S)
+                    client.shutdown(socket.SHUT_RDWR)  # another thread reads it
                     return
                 client.sendall(data)
                 self.carried += len(data) if scan else 0

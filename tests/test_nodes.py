@@ -6,6 +6,8 @@ Nodes are real servers, lines to them real sockets.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ from forebay.serve.tokens import add_token
 from forebay.storage.base.errors import BadInput, NodeError
 from tests.nodes import NODES, Line, line, nodes
 from tests.nodes import Node as Directory
-from tests.serving import Server
+from tests.serving import WAIT_S, Server
 
 QUERIES = (
     "select count(*) as n from events",
@@ -77,6 +79,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         for node in (*several, one):
             stack.callback(node.close)
         yield Nodes(servers, several, one)
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[tuple[list[Directory], Directory]]:
+    """Nodes that are not served yet, and the directory of all."""
+    several, one = nodes(tmp_path)
+    yield several, one
+    for node in (*several, one):
+        node.close()
 
 
 def count(store: forebay.Store) -> int:
@@ -175,9 +186,9 @@ def test_only_what_a_query_needs_leaves_a_node(made: Nodes) -> None:
 
 
 def test_a_node_a_day_behind_in_its_handoff_does_not_double_or_lose_an_event(
-    tmp_path: Path,
+    fresh: tuple[list[Directory], Directory],
 ) -> None:
-    several, one = nodes(tmp_path)
+    several, one = fresh
     for node in (*several, one):
         node.seal(1)
     for number, node in enumerate(several):
@@ -210,10 +221,10 @@ def made_before(one: Directory) -> int:
 
 
 def test_what_the_batch_layer_has_is_read_through_the_node_that_has_its_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: tuple[list[Directory], Directory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    several, _ = nodes(tmp_path)
+    several, _ = fresh
     roots = [node.root for node in several]
     for node in several:
         node.partitions[0].layout.ended.touch()
@@ -272,8 +283,10 @@ def test_a_node_that_serves_several_directories_is_all_of_them(made: Nodes) -> N
 # -- nodes that fail -------------------------------------------------------------------------------
 
 
-def test_a_node_that_was_killed_is_an_error_or_said_to_be_missing(tmp_path: Path) -> None:
-    several, one = nodes(tmp_path)
+def test_a_node_that_was_killed_is_an_error_or_said_to_be_missing(
+    fresh: tuple[list[Directory], Directory],
+) -> None:
+    several, one = fresh
     server = Server(several[1].root)
     places: list[str | Path] = [several[0].root, f"http://127.0.0.1:{server.port}", several[2].root]
     try:
@@ -338,6 +351,22 @@ def test_a_reader_that_stops_half_way_leaves_its_node(made: Nodes) -> None:
         assert next(batches).num_rows
         del batches
     assert count(forebay.open(made.urls[0])) == count(forebay.open(made.several[0].root))
+
+
+def test_a_process_that_ends_waits_for_no_node(made: Nodes) -> None:
+    program = (
+        "import sys, threading, forebay;"
+        " store = forebay.open(forebay.Node(sys.argv[1], seconds=3600));"
+        " threading.Thread(target=lambda: [*store.to_batches()], daemon=True).start();"
+        " sys.stdin.read()"
+    )
+    with line(made.servers[0].port, passes=0, stalls=True) as to:
+        process = subprocess.Popen([sys.executable, "-c", program, to.url], stdin=subprocess.PIPE)
+        with process:
+            assert to.scanned.wait(WAIT_S)
+            assert process.stdin is not None
+            process.stdin.close()
+            assert process.wait(WAIT_S) == 0
 
 
 # -- who may ask, and what is understood -----------------------------------------------------------
@@ -431,8 +460,8 @@ def _grown(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     found = {name: _grown(one) for name, one in value.items()}
-    mappings = {"schema", "next_offsets", "end_offsets", "paths", "types", "roles", "silent"}
-    for name in mappings & value.keys():
+    mappings = "rejected schema next_offsets end_offsets paths types roles silent"
+    for name in {*mappings.split()} & value.keys():
         found[name] = value[name]
     return {**found, "of_a_later_version": {"a": [1]}}
 
@@ -545,6 +574,10 @@ def test_commands_ask_nodes(made: Nodes, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert run("sql", "--format", "csv", COUNT, *nodes).output == f"n\n{without(made.oracle, 2)}\n"
     code = run("segment", "search", "--show-code", *nodes).output
     assert f"forebay.open({made.urls[0]!r}, {made.urls[1]!r})" in code
+    status = orjson.loads(run("status", "--json", *both).output)
+    assert status["totals"]["accepted"] == count(made.oracle)
+    assert [node["job_runs"] for node in status["nodes"]] == [False, None, None]
+    assert "accepted" in run("status", *nodes).output
     refused = run("sql", COUNT, "--nodes", "data")
     assert (refused.exit_code, "nodes" in refused.output) == (1, True)
 
@@ -601,20 +634,20 @@ def compared(draw: st.DrawFn) -> pl.Expr:
     return found[kind]
 
 
-FILTERS = st.recursive(
-    compared(),
-    lambda inner: st.one_of(
-        st.tuples(inner, inner).map(lambda pair: pair[0] & pair[1]),
-        st.tuples(inner, inner).map(lambda pair: pair[0] | pair[1]),
-        inner.map(lambda one: ~one),
-        inner.map(lambda one: one.is_not_null()),
-    ),
-    max_leaves=5,
-)
+@st.composite
+def filters(draw: st.DrawFn, depth: int = 2) -> pl.Expr:
+    kind = draw(st.sampled_from(["plain", "and", "or", "not"])) if depth else "plain"
+    if kind == "plain":
+        return draw(compared())
+    inner = draw(filters(depth - 1))
+    if kind == "not":
+        return ~inner
+    other = draw(filters(depth - 1))
+    return inner & other if kind == "and" else inner | other
 
 
 @pytest.mark.cases
-@given(FILTERS)
+@given(filters())
 def test_what_a_node_leaves_out_no_filter_would_have_kept(predicate: pl.Expr) -> None:
     expected = FRAME.filter(predicate)
     where = pushed(predicate, dict(FRAME.schema))

@@ -51,7 +51,7 @@ def test_a_host_that_is_cut_off_is_named_and_the_others_answer(tmp_path: Path) -
             stack.callback(server.close)
             servers.append(server)
             url = f"https://{net.address(number)}:{server.port}"
-            places.append(forebay.Node(url, token, tmp_path / "cert.pem", seconds=5))
+            places.append(forebay.Node(url, token, tmp_path / "cert.pem", seconds=30))
 
         store, oracle = forebay.open(*places), forebay.open(one.root)
         partial = forebay.open(*places, partial=True)
