@@ -45,7 +45,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SECONDS = 60.0
 CONNECT_S, LOOK_S = 5.0, 10.0
 """How long a node may take to be reached, and to say what it has."""
-SMALL_BYTES, ANSWER_BYTES_MAX = 1 << 20, 64 << 30
+SMALL_BYTES, ANSWER_BYTES_MAX = 1 << 20, 16 << 30
 PART_BYTES = 128 << 10
 PROBLEM_BYTES_MAX = 64 << 10
 SAID_CHARACTERS = 500

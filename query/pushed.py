@@ -108,7 +108,7 @@ class _Reading:
             } if dtype == pl.Int64():
                 return pa.scalar(number, pa.int64())
             case {"Literal": {"Scalar": {"Datetime": [int(number), unit, {"inner": "UTC"}]}}} if (
-                isinstance(dtype, pl.Datetime) and unit in UNITS
-            ):
-                return pa.scalar(number, pa.timestamp(UNITS[unit], "UTC"))
+                isinstance(dtype, pl.Datetime) and UNITS.get(unit) == dtype.time_unit
+            ):  # of two units Polars takes the coarser, Arrow the finer
+                return pa.scalar(number, pa.timestamp(dtype.time_unit, "UTC"))
         return None

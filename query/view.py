@@ -218,7 +218,8 @@ class View:
             for one in node.partitions:
                 ids = [chunk.id for chunk in one.chunks]
                 rows = one.handed_off_rows, one.expired_rows
-                parts += [one.state.encode(), repr((ids, rows)).encode()]
+                hot = [block.id for block in one.hot]  # of a remote one, its state has none
+                parts += [one.state.encode(), repr((ids, rows, hot)).encode()]
             for part in parts:
                 found.update(len(part).to_bytes(8, "big") + part)
         return found.digest()
