@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property, wraps
-from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -24,7 +23,8 @@ from forebay import query
 from forebay.cli.answer import echo_answer
 from forebay.cli.code import parts, python
 from forebay.cli.export import readable
-from forebay.cli.options import data_dirs_option, json_option, settings
+from forebay.cli.nodes import Places, places_option
+from forebay.cli.options import json_option, settings
 from forebay.cli.output import echo_json
 from forebay.query.analytics import Event, Period, Roles, Where
 from forebay.query.analytics.events import property_of
@@ -56,7 +56,7 @@ class Question:
     is shown by default."""
 
     tables: Mapping[str, Table]
-    roots: list[Path]
+    places: Places
     layers: Layers
     user: str | None
     event: str | None
@@ -90,13 +90,16 @@ class Question:
             [*arguments, *given.values()], [given.get(name) for name in ("by", "of", "hold")]
         )
         if self.show_code:
-            roots = [str(root) for root in self.roots]
             if self.layers != "realtime":
                 given["layers"] = self.layers
-            code = python(roots, self._named, name, arguments, given, self.table)
+            code = python(
+                self.places.names, self._named, name, arguments, given, self.table,
+                partial=self.places.partial,
+            )  # fmt: skip
             click.echo(code, nl=False)
             return
         found = method(*arguments, **given, roles=self.roles, layers=self.layers)
+        self.places.tell_missing(self.store)
         if self.as_json:
             frames = {name: getattr(found, name) for name in self.tables}
             echo_json({n: readable(f).to_dicts() for n, f in frames.items() if f is not None})
@@ -106,7 +109,7 @@ class Question:
 
     @cached_property
     def store(self) -> query.Store:
-        return query.open(*self.roots, iceberg=settings().batch.catalog)
+        return self.places.open(iceberg=settings().batch.catalog)
 
     @cached_property
     def frame(self) -> pl.LazyFrame:
@@ -176,7 +179,7 @@ class Question:
         """The times of the first and the newest event."""
         first, newest = self._kinds["first"].min(), self._kinds["last"].max()
         if not isinstance(first, datetime) or not isinstance(newest, datetime):
-            raise BadInput(f"expected events with a user and a time, got none in {self.roots[0]}")
+            raise BadInput(f"expected events with a user and a time, got none in {self.places}")
         return first.astimezone(UTC), newest.astimezone(UTC)
 
     def _check(self, given: list[object], properties: list[object]) -> None:
@@ -272,7 +275,7 @@ def _options(tables: Mapping[str, Table], interval: Interval | None, ends: bool)
         yield click.option("--table", type=names, default=names.choices[0], show_default=True)
     for role in reversed(ROLES):
         yield click.option(f"--{role}", metavar="COLUMN", help=f"In place of the role {role}.")
-    yield data_dirs_option()
+    yield places_option()
     both = "all: with the batch layer's."
     yield click.option("--layers", **choice(Layers), help=both)
     if interval is not None:

@@ -13,21 +13,24 @@ def python(
     arguments: Sequence[object],
     options: Mapping[str, object],
     table: str,
+    *,
+    partial: bool = False,
 ) -> str:
-    """The program: data directories and named roles, the store's method with what it is called
-    with, and the table of the answer that is printed."""
+    """The program: data directories (or nodes) and named roles, the store's method with what it is
+    called with, and the table of the answer that is printed."""
     given = [*map(written, arguments), *(f"{name}={written(v)}" for name, v in options.items())]
     if named:
         roles = ", ".join(f"{name}={column!r}" for name, column in named.items())
         given.append(f"roles=store.roles({roles})")
     call = "".join(f"    {one},\n" for one in given)
     made = ", ".join(sorted({type(one).__name__ for one in parts([*arguments, *options.values()])}))
+    opened = [*map(repr, directories), *(["partial=True"] if partial else [])]
     lines = [
         *(["import datetime", ""] if re.search(r"\bdatetime\.", call) else []),
         "import forebay",
         *([f"from forebay import {made}"] if made else []),
         "",
-        f"store = forebay.open({', '.join(map(repr, directories))})",
+        f"store = forebay.open({', '.join(opened)})",
         f"answer = store.{method}(\n{call})",
         f"print(answer.{table})",
     ]

@@ -15,7 +15,7 @@ from forebay.storage.formats.replay_request import pending
 def pending_requests(view: View) -> list[dict[str, Any]]:
     """Each with its node, its number, what it asks for, of which rejects, and when it is done."""
     disk, found = Disk(), []
-    for node in view.nodes:
+    for node in (node for node in view.nodes if node.node is None):
         layout = Layout(node.root)
         done = [partition.state.replays for partition in node.partitions]
         for request in pending(disk, layout, done):

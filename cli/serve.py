@@ -11,7 +11,8 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from forebay.cli.example import example
 from forebay.cli.interrupt import INTERRUPTED
-from forebay.cli.options import data_dirs_option, settings
+from forebay.cli.nodes import Places, places_option
+from forebay.cli.options import settings
 from forebay.serve.config import Config
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import size_text
@@ -70,11 +71,11 @@ def size(_context: click.Context, _option: click.Parameter, text: str) -> int:
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="As PEM.")
 @click.option("--behind-proxy", is_flag=True, help="A proxy in front of it terminates TLS.")
 @click.option("--time-zone", default="UTC", show_default=True, help="The time zone of days in SQL.")
-@data_dirs_option()
+@places_option()
 def serve(
     host: str, port: int, hosts: tuple[str, ...], workers: int, timeout: float, memory: int,
     max_rows: int, max_waiting: int, tokens: Path | None, tls_cert: Path | None,
-    tls_key: Path | None, behind_proxy: bool, time_zone: str, roots: list[Path],
+    tls_key: Path | None, behind_proxy: bool, time_zone: str, places: Places,
 ) -> None:  # fmt: skip
     """Answer questions over HTTP: SQL, analytics, progress, rejects, and events as they come.
 
@@ -91,12 +92,13 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(levelname)s %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = Config(
-        tuple(root.absolute() for root in roots), host, port, hosts, workers, timeout, memory,
-        max_rows, waiting=max_waiting, tokens=tokens, tls_cert=tls_cert, tls_key=tls_key,
-        behind_proxy=behind_proxy, catalog=dict(settings().batch.catalog), time_zone=time_zone,
+        tuple(root.absolute() for root in places.roots), host, port, hosts, workers, timeout,
+        memory, max_rows, waiting=max_waiting, tokens=tokens, tls_cert=tls_cert, tls_key=tls_key,
+        behind_proxy=behind_proxy, nodes=places.urls,
+        node_seconds=min(places.seconds, timeout / 2), partial=places.partial,
+        catalog=dict(settings().batch.catalog), time_zone=time_zone,
     )  # fmt: skip
-    named = ", ".join(map(str, roots))
-    number = run(config, lambda address: click.echo(f"{named} is served at {address}"))
+    number = run(config, lambda address: click.echo(f"{places} is served at {address}"))
     if number == signal.SIGINT:
         raise SystemExit(INTERRUPTED)
     if number not in (0, signal.SIGTERM):

@@ -13,7 +13,8 @@ import orjson
 
 from forebay import query
 from forebay.cli.example import example
-from forebay.cli.options import data_dirs_option, force_option, settings
+from forebay.cli.nodes import Places, places_option
+from forebay.cli.options import force_option, settings
 from forebay.cli.output import terminal_width
 from forebay.cli.target import new_file
 from forebay.query.tables import Limits, Parameters
@@ -69,7 +70,7 @@ WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,37})")
     show_default=True,
     help="Time limit in seconds; keep it below the grace period of the job.",
 )
-@data_dirs_option()
+@places_option()
 @click.option("--verify", is_flag=True, help="Verify the checksums of whole chunks first.")
 def sql(
     text: str | None,
@@ -82,7 +83,7 @@ def sql(
     spreadsheet: bool,
     time_zone: str,
     seconds: float,
-    roots: list[Path],
+    places: Places,
     verify: bool,
 ) -> None:
     """Answer a query in SQL (DuckDB's) over the tables `events`, `events_all` (with the batch
@@ -96,16 +97,21 @@ def sql(
     parameters = _parameters(given, asked or "")
     if asked is None and (output is not None or given or not sys.stdout.isatty()):
         raise click.UsageError("expected a query: as TEXT, with --file, or - for standard input")
-    store = query.open(
-        *roots, verify=verify, iceberg=settings().batch.catalog, limits=Limits(seconds=seconds),
+    store = places.open(
+        verify=verify, iceberg=settings().batch.catalog, limits=Limits(seconds=seconds),
         time_zone=time_zone,
     )  # fmt: skip
     if asked is None:
         from forebay.cli.prompt import ask
 
-        ask(lambda one: _answer(store, one, None, kind, rows, spreadsheet, None, False), store)
+        def answer(one: str) -> None:
+            _answer(store, one, None, kind, rows, spreadsheet, None, False)
+            places.tell_missing(store)
+
+        ask(answer, store)
     else:
         _answer(store, asked, parameters, kind, rows, spreadsheet, output, force)
+        places.tell_missing(store)
 
 
 def _answer(

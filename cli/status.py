@@ -15,7 +15,8 @@ from rich.text import Text
 
 from forebay import query
 from forebay.cli.example import example
-from forebay.cli.options import data_dirs_option, json_option
+from forebay.cli.nodes import Places, places_option
+from forebay.cli.options import json_option
 from forebay.cli.output import (
     PipedConsole,
     echo_json,
@@ -48,7 +49,10 @@ def report(store: query.Store) -> dict[str, Any]:
         "batch_number": receipt.batch_number,
         "covered_until": receipt.covered_until,
         "nodes": [
-            {"node": str(node.root), "job_runs": job_runs(Disk(), Layout(node.root))}
+            {
+                "node": node.name,
+                "job_runs": job_runs(Disk(), Layout(node.root)) if node.node is None else None,
+            }
             for node in view.nodes
         ],
         "quiet_since": _quiet_since(view),
@@ -69,11 +73,11 @@ def _require_one(_what: str, roots: Sequence[Path]) -> None:
 @click.command(epilog=example("forebay status --json"))
 @json_option("As one JSON object; with --watch one a line.")
 @click.option("--watch", is_flag=True, help="Refresh every second, with the rate, until Ctrl-C.")
-@data_dirs_option(_require_one)
-def status(as_json: bool, watch: bool, roots: list[Path]) -> None:
+@places_option(_require_one, partial=False)
+def status(as_json: bool, watch: bool, places: Places) -> None:
     """Show totals, and each partition's stream time, next offset and lag. Exit code 1 if a node
     or partition can't be read."""
-    store = query.open(*roots, partial=True)
+    store = places.open()
     if watch:
         _watch(store, as_json)
         return
@@ -139,7 +143,9 @@ def _jobs(found: dict[str, Any]) -> list[str]:
     """Whether a job runs on each node, and since when nothing new was published."""
     since: datetime | None = found["quiet_since"]
     quiet = "" if since is None else f"; the newest data was published {time_text(since)}"
-    nodes = found["nodes"]
+    nodes = [node for node in found["nodes"] if node["job_runs"] is not None]
+    if not nodes:  # none of this host, whose job can be looked for
+        return []
     running = [node["node"] for node in nodes if node["job_runs"]]
     if len(running) in (0, len(nodes)):
         return [f"{'a job runs' if running else 'no job runs'}{quiet}"]
@@ -150,7 +156,8 @@ def _jobs(found: dict[str, Any]) -> list[str]:
 def _quiet_since(view: View) -> datetime | None:
     """When a partition published something new for the last time: a manifest is written only if it
     says something new."""
-    paths = [partition.layout.manifest(partition.name) for partition in view.partitions]
+    here = [partition for partition in view.partitions if partition.remote is None]
+    paths = [partition.layout.manifest(partition.name) for partition in here]
     times = [path.stat().st_mtime for path in paths if path.exists()]
     return datetime.fromtimestamp(max(times), UTC) if times else None
 
@@ -162,7 +169,8 @@ def _unread(view: View) -> list[str]:
         seen |= {partition.name, *partition.state.next_offsets}
     known: set[str] = set()
     for node in view.nodes:
-        if node.boundary is not None and (folder := Layout(node.root).sources).is_dir():
+        here = node.boundary is not None and node.node is None
+        if here and (folder := Layout(node.root).sources).is_dir():
             known |= {path.name for path in folder.iterdir()}
         seen |= {partition.partition for partition in node.silent}
     return sorted(known - seen)

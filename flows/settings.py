@@ -70,6 +70,9 @@ ROLE_TYPES: dict[str, frozenset[ColumnType]] = {
 """The types of columns that can play a role."""
 CONFIG_FILE = "forebay.toml"
 ENV_PREFIX = "FOREBAY_"
+NO_SETTINGS = ("CONFIG", "TOKEN", "CA")
+"""Names of variables that set nothing: the file of the settings, and what other nodes are asked
+with (see `query.node`)."""
 NO_SOURCE = 'source: expected source = "kafka" beside [kafka], got none; the default is files'
 
 
@@ -425,7 +428,7 @@ def shown(settings: Settings, schema: Schema | None = None) -> dict[str, Any]:
 def _unknown_variables() -> list[str]:
     """A fault for each variable that is meant for Forebay, but sets nothing."""
     names = _names()
-    top = ["CONFIG", *map(str.upper, names[""])]
+    top = [*NO_SETTINGS, *map(str.upper, names[""])]
     inner = [f"{one}__{name}".upper() for one in names if one for name in names[one]]
     found = []
     for name in sorted(name for name in os.environ if name.startswith(ENV_PREFIX)):

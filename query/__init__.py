@@ -16,7 +16,8 @@ from forebay.query.analytics import (
     Timeline,
     Where,
 )
-from forebay.query.receipt import PartitionReceipt, Receipt
+from forebay.query.node import Node
+from forebay.query.receipt import NodeReceipt, PartitionReceipt, Receipt
 from forebay.query.store import Store, open
 from forebay.query.tables import Limits
 from forebay.query.view import SilentPartition
@@ -31,6 +32,8 @@ __all__ = [
     "Funnel",
     "Lifecycle",
     "Limits",
+    "Node",
+    "NodeReceipt",
     "PartitionReceipt",
     "Paths",
     "Period",

@@ -21,6 +21,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from forebay.query.node import give_up_all
 from forebay.query.partition import ChunkFile, Partition
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.times import time_of
@@ -93,6 +94,7 @@ class Pulled(Iterator[pa.RecordBatch]):
     @classmethod
     def end_all(cls) -> None:
         """Let no more batches be read of any stream that was not read to its end."""
+        give_up_all()
         for one in (found := list(cls._open)):
             with one._turn:
                 one._ending = True

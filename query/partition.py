@@ -25,6 +25,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
+from forebay.query.node import Remote
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import Layout
@@ -226,7 +227,8 @@ class VerifiedChunks:
 @dataclass(frozen=True)
 class Partition:
     """A partition at one moment: what it has published, the blocks that no chunk covers, and the
-    chunks that count. `from_raw` has the columns that are declared, here or elsewhere."""
+    chunks that count. `from_raw` has the columns that are declared, here or elsewhere. One that is
+    `remote` is another node's: it has no files here, and its rows are asked for there."""
 
     disk: Disk
     layout: Layout
@@ -236,6 +238,7 @@ class Partition:
     handed_off_rows: int = 0
     expired_rows: int = 0
     from_raw: FromRaw = NONE_DECLARED
+    remote: Remote | None = None
 
     @classmethod
     def of(cls, directory: Directory, state: PartitionState, catalog: Catalog) -> Partition:
@@ -261,6 +264,8 @@ class Partition:
 
     @cached_property
     def block_logs(self) -> tuple[Log, ...]:
+        if self.remote is not None:
+            return ()
         return tuple(log for block in self.hot for log in self.logs_of(block))
 
     def logs_of(self, block: BlockState) -> list[Log]:
@@ -268,10 +273,14 @@ class Partition:
 
     @property
     def reject_logs(self) -> list[Log]:
+        if self.remote is not None:
+            return []
         return self._logs(self.layout.rejects(self.name), self.state.rejects)
 
     @property
     def drop_logs(self) -> list[Log]:
+        if self.remote is not None:
+            return []
         folder = self.layout.drops(self.name)
         return self._logs(folder, self.state.drops, torn_ok=True, optional=True)
 
@@ -285,6 +294,8 @@ class Partition:
 
     @cached_property
     def chunk_files(self) -> tuple[ChunkFile, ...]:
+        if self.remote is not None:
+            return ()
         folder = self.layout.chunks(self.name)
         return tuple(
             ChunkFile(self.disk, folder / chunk.file, chunk, self.from_raw) for chunk in self.chunks

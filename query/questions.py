@@ -12,9 +12,8 @@ period is the last 30 days of the data unless one is given.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import polars as pl
@@ -27,7 +26,7 @@ from forebay.query.analytics.lifecycle import Lifecycle
 from forebay.query.analytics.paths import Paths
 from forebay.query.analytics.period import Interval, Period
 from forebay.query.analytics.retention import Mode, Retention
-from forebay.query.analytics.roles import read_roles
+from forebay.query.analytics.roles import roles_of
 from forebay.query.analytics.segmentation import FREQUENCY, Measure, Segmentation
 from forebay.query.analytics.sessions import LENGTHS_MS, Sessions
 from forebay.query.analytics.stickiness import Stickiness
@@ -59,7 +58,9 @@ class Questions(Dataset):
     can't be asked, else what the other methods of a Store raise.
     """
 
-    _roots: list[Path]
+    @abstractmethod
+    def _published_roles(self) -> list[Mapping[str, str]]:
+        """The roles that each partition with events has."""
 
     @abstractmethod
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
@@ -69,7 +70,7 @@ class Questions(Dataset):
         """The columns that have the user, the event, its time and the session, as the job has
         published them; `named` ones (user=…, event=…, time=…, session=…) take their place. Raises
         BadInput where one is unknown or differs between data directories."""
-        return read_roles(*self._roots, **named)
+        return roles_of(self._published_roles(), **named)
 
     def funnel(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from forebay.query.partition import Partition
-from forebay.query.view import SilentPartition, View
+from forebay.query.view import NodeView, SilentPartition, View
 from forebay.storage.base.times import time_of, utc_text
 from forebay.storage.formats.boundary import Placed
 
@@ -32,13 +32,29 @@ class PartitionReceipt:
 
 
 @dataclass(frozen=True)
+class NodeReceipt:
+    """What one data directory, or node, has to do with the answer.
+
+    `batch_number` and `covered_until` are its own; where the latter is before that of the receipt,
+    its events between are hidden, for the batch layer has them once the handoff has come to this
+    node too. `missing` is why nothing of it is in the answer, None if something could be.
+    """
+
+    node: str
+    batch_number: int
+    covered_until: datetime | None
+    missing: str | None = None
+
+
+@dataclass(frozen=True)
 class Receipt:
     """What an answer covers. Rows are those of the view, before any filter.
 
     `batch_number` is how many handoffs were completed; before `covered_until` (UTC, None if there
     was none) the batch layer answers. `hot_rows` are in block logs, `cold_rows` in Parquet chunks;
-    `partitions` says how far each had come. `silent_nodes` and `silent_partitions` are what an
-    answer lacks that is `partial`.
+    `partitions` says how far each had come; one that several nodes have is counted once. `nodes`
+    has each that was asked. `silent_nodes` and `silent_partitions` are what an answer lacks that is
+    `partial`.
     """
 
     batch_number: int
@@ -48,6 +64,7 @@ class Receipt:
     partitions: tuple[PartitionReceipt, ...]
     silent_nodes: tuple[str, ...]
     silent_partitions: tuple[SilentPartition, ...]
+    nodes: tuple[NodeReceipt, ...] = ()
 
 
 def receipt_of(view: View) -> Receipt:
@@ -58,7 +75,7 @@ def receipt_of(view: View) -> Receipt:
         cold_rows=sum(partition.cold_rows for partition in view.partitions),
         partitions=tuple(
             PartitionReceipt(
-                str(node.root),
+                node.name,
                 partition.name,
                 _stream_time(partition),
                 dict(partition.state.next_offsets),
@@ -66,9 +83,18 @@ def receipt_of(view: View) -> Receipt:
             for node in view.nodes
             for partition in node.partitions
         ),
-        silent_nodes=tuple(str(node.root) for node in view.nodes if node.boundary is None),
+        silent_nodes=tuple(node.name for node in view.nodes if node.boundary is None),
         silent_partitions=tuple(view.silent_partitions),
+        nodes=tuple(map(_node, view.nodes)),
     )
+
+
+def _node(node: NodeView) -> NodeReceipt:
+    if node.boundary is None:
+        return NodeReceipt(node.name, 0, None, node.reason)
+    until_ms = node.boundary.covered_until_ms
+    until = None if until_ms is None else time_of(until_ms)
+    return NodeReceipt(node.name, node.boundary.number, until)
 
 
 def told_of(view: View) -> list[str]:
@@ -95,7 +121,7 @@ def _count(number: int, noun: str) -> str:
 
 def partitions_of(view: View) -> pl.DataFrame:
     """One row a partition: progress, counters, and what is hot and cold."""
-    rows = [_row(str(n.root), partition) for n in view.nodes for partition in n.partitions]
+    rows = [_row(n.name, partition) for n in view.nodes for partition in n.partitions]
     return pl.DataFrame(rows, schema=_PARTITION_SCHEMA)
 
 

@@ -13,13 +13,18 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+from polars.io.plugins import register_io_source
 
 from forebay.query.batches import Between
 from forebay.query.cold import scan_cold
-from forebay.query.frames import polars_schema, scan_frames
+from forebay.query.frames import PolarsSchema, arrow_of, polars_schema, scan_frames
 from forebay.query.hot import HotCache
 from forebay.query.iceberg import scan_table
+from forebay.query.node import Node
 from forebay.query.partition import Partition, VerifiedChunks
+from forebay.query.pushed import pushed
+from forebay.query.remote import remote, remote_events, remote_rejects, remote_table
 from forebay.query.tables import (
     ALL_EVENTS,
     BATCH_ROWS,
@@ -39,7 +44,7 @@ from forebay.storage.base.times import EPOCH, time_of
 from forebay.storage.formats.boundary import Placed
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.rejects import ALL, RejectFilter
-from forebay.storage.formats.schema import UPLOAD_TIME
+from forebay.storage.formats.schema import OFFSET, UPLOAD_TIME
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,23 @@ class Scans:
         if view.table is None:
             return None
         until, schema = view.covered_until or EPOCH, polars_schema(view.schema)
+        if view.table_node is not None:
+            return self._remote_table(view, view.table_node, view.table)
         return scan_table(
             view.table, schema, self.iceberg, self.roots, until=until, from_raw=view.from_raw
         )
+
+    def _remote_table(self, view: View, node: Node, table: str) -> pl.LazyFrame:
+        """The same where another node has it."""
+        types, schema = view.schema, polars_schema(view.schema)
+        until_ms, declared, read = view.covered_until_ms or 0, view.from_raw, arrow_of(schema)
+
+        def frames(used: PolarsSchema) -> Iterator[pl.DataFrame]:
+            columns = list(used) or [OFFSET]
+            for batch in remote_table(node, table, until_ms, declared, types, read, columns):
+                yield framed(batch)
+
+        return scan_frames(frames, schema, "the batch layer's table")
 
     def _scanned(self, view: View, partitions: list[Partition], between: Between) -> pl.LazyFrame:
         """The rows of blocks and chunks."""
@@ -97,6 +116,8 @@ class Scans:
             *scan_cold(files, schema, self.chunks),
             scan_frames(lambda used: self.hot.frames(partitions, used), schema, "hot blocks"),
         ]
+        if others := remote(partitions):
+            rows.append(scan_nodes(others, between, view.schema))
         return between.scanned(pl.concat(rows, how="vertical"))
 
     def relation(
@@ -121,8 +142,19 @@ class Scans:
             for frame in self.hot.frames(partitions, used):
                 yield from viewed(frame.select(columns)).to_batches(BATCH_ROWS)
 
+        read = arrow_of(dtypes)
+
+        def others(
+            partitions: list[Partition],
+            between: Between,
+            columns: Sequence[str],
+            where: pc.Expression | None,
+        ) -> Iterator[pa.RecordBatch]:
+            wanted = list(columns) or [OFFSET]
+            yield from remote_events(partitions, between, view.schema, read, wanted, where)
+
         files = ChunkTables(view.schema, self.chunks, located, asks)
-        return relation_of(name, parts(view, name), files, hot, empty)
+        return relation_of(name, parts(view, name), files, hot, empty, others, read)
 
 
 def parts(view: View, table: str) -> list[Part]:
@@ -143,7 +175,39 @@ def parts(view: View, table: str) -> list[Part]:
 
 def picked_rejects(view: View, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
     """Those meant, batch by batch."""
-    return chain.from_iterable(partition.rejects(wanted) for partition in view.partitions)
+    here = chain.from_iterable(partition.rejects(wanted) for partition in view.partitions)
+    return chain(here, remote_rejects(view.partitions, wanted))
+
+
+def scan_nodes(partitions: list[Partition], between: Between, types: pa.Schema) -> pl.LazyFrame:
+    """The rows of partitions of other nodes that are between, lazily; `types` has their columns."""
+    schema = polars_schema(types)
+    read = arrow_of(schema)
+
+    def rows(
+        with_columns: list[str] | None,
+        predicate: pl.Expr | None,
+        n_rows: int | None,
+        batch_size: int | None,
+    ) -> Iterator[pl.DataFrame]:
+        names = list(schema) if with_columns is None else with_columns
+        used = {*names, *(predicate.meta.root_names() if predicate is not None else ())}
+        columns = [name for name in schema if name in used] or [OFFSET]
+        where = pushed(predicate, schema)
+        for batch in remote_events(partitions, between, types, read, columns, where):
+            frame = framed(batch)
+            if n_rows is not None:
+                frame = frame.head(n_rows)
+                n_rows -= frame.height
+            yield (frame if predicate is None else frame.filter(predicate)).select(names)
+            if n_rows == 0:
+                return
+
+    return register_io_source(rows, schema=schema, is_pure=True, explain_name="other nodes")
+
+
+def framed(batch: pa.RecordBatch) -> pl.DataFrame:
+    return pl.DataFrame(pa.Table.from_batches([batch]))
 
 
 def scan_rejects(view: View, wanted: RejectFilter) -> pl.LazyFrame:

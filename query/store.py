@@ -13,6 +13,7 @@ catalog says, nor, with `verify`, before all of it was.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,8 +28,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from forebay.query.analytics.roles import published_roles
 from forebay.query.batches import event_batches
 from forebay.query.dataset import NotRead, reader
+from forebay.query.exchange import Offer, Wanted
 from forebay.query.frames import (
     arrow_of,
     exported,
@@ -36,9 +39,12 @@ from forebay.query.frames import (
 )
 from forebay.query.hot import HotCache
 from forebay.query.iceberg import can_read_tables
+from forebay.query.node import Node, places_of
+from forebay.query.offered import offer_of, rows_of
 from forebay.query.partition import Partition, VerifiedChunks
 from forebay.query.questions import Layers, Questions
 from forebay.query.receipt import Receipt, files_of, partitions_of, receipt_of, told_of
+from forebay.query.remote import remote, remote_events
 from forebay.query.scans import Scans, parts, picked_rejects, scan_rejects
 from forebay.query.tables import (
     ALL_EVENTS,
@@ -48,21 +54,22 @@ from forebay.query.tables import (
     TABLE,
     Limits,
     Parameters,
+    Part,
     Relation,
 )
 from forebay.query.view import View, take_view
 from forebay.query.why import Explanation, explain
 from forebay.storage.base.directory import (
-    data_directory,
     require_data_directories,
     require_distinct,
 )
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.errors import BadInput, Corruption, MissingFile
+from forebay.storage.base.errors import BadInput, Corruption, MissingFile, NodeError
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.text import plain, shortened
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.rejects import ALL, RejectFilter
+from forebay.storage.formats.schema import OFFSET
 
 if TYPE_CHECKING:
     from forebay.query.sql import Engine
@@ -96,7 +103,7 @@ class Store(Questions):
 
     def __init__(
         self,
-        roots: list[Path],
+        places: Sequence[Path | Node],
         *,
         partial: bool = False,
         verify: bool = False,
@@ -104,24 +111,28 @@ class Store(Questions):
         limits: Limits | None = None,
         time_zone: str = "UTC",
     ) -> None:
-        """`roots` are data directories; `partial`, `verify`, `iceberg`, `limits` and `time_zone`
-        are as in `open`, which checks them before."""
+        """`places` are data directories and other nodes; `partial`, `verify`, `iceberg`, `limits`
+        and `time_zone` are as in `open`, which checks them before."""
         super().__init__()
         self._limits = limits or Limits()
         self._time_zone = time_zone
         self._disk = Disk()
-        self._roots = roots
+        self._places = places
+        self._roots = roots = [one for one in places if isinstance(one, Path)]
         self._partial = partial
         self._chunks = VerifiedChunks(whole=verify)
+        self._wanted_chunks = VerifiedChunks(whole=verify)
         self._cache = HotCache()
+        self._answering = threading.local()
+        """`lost`: the nodes that the answer on its way does without, and why."""
         self._scans = Scans(self._chunks, self._cache, dict(iceberg or {}), roots)
         self.last_view = self.view()
         """The view that the last answer was made of; no part of the public interface."""
 
     def __repr__(self) -> str:
         """What the last answer covers, in lines of a terminal."""
-        roots = shortened(plain(", ".join(map(str, self._roots))), REPR_WIDTH - 10)
-        return "\n  ".join([f"Store of {roots}", *told_of(self.last_view)])
+        places = shortened(plain(", ".join(map(str, self._places))), REPR_WIDTH - 10)
+        return "\n  ".join([f"Store of {places}", *told_of(self.last_view)])
 
     def _repr_html_(self) -> str:
         """The same as HTML."""
@@ -139,7 +150,10 @@ class Store(Questions):
     def view(self) -> View:
         """Take a new view, which `last_view`, `receipt` and the next use of it refer to. What is in
         a view is no part of the public interface."""
-        view = take_view(self._disk, self._roots, chunks=self._chunks, partial=self._partial)
+        view = take_view(
+            self._disk, self._places, chunks=self._chunks, partial=self._partial,
+            without=getattr(self._answering, "lost", None),
+        )  # fmt: skip
         self._cache.keep(view)
         self._chunks.keep(file.path for file in view.chunk_files)
         self.last_view = view
@@ -167,8 +181,18 @@ class Store(Questions):
         view = self._readable()
         schema = arrow_of(polars_schema(view.schema))
         [part] = parts(view, TABLE)
+        return self._events(view, part, schema, columns, where)
+
+    def _events(
+        self, view: View, part: Part, schema: pa.Schema, columns: Sequence[str],
+        where: pc.Expression | None = None,
+    ) -> Iterator[pa.RecordBatch]:  # fmt: skip
+        """The rows of a part with these columns of `schema`, here and on other nodes."""
         wanted = pa.schema([schema.field(name) for name in columns])
-        return event_batches(*part, wanted, where)
+        yield from event_batches(*part, wanted, where)
+        names = list(columns) or [OFFSET]
+        for batch in remote_events(*part, view.schema, schema, names, where):
+            yield batch.select(list(columns))
 
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
         """All events of a view taken now: those of the real-time layer, from the boundary on, or
@@ -229,6 +253,7 @@ class Store(Questions):
 
         def answer() -> Explanation:
             view = self.view()
+            _require_here("why", view)
             table = self._scans.batch(view) if can_read_tables() else None
             return explain(view, key, paths or {}, table)
 
@@ -266,6 +291,28 @@ class Store(Questions):
         located, asks = self._engine.located, statement.asks_for
         return {name: self._scans.relation(view, name, located, asks) for name in sorted(names)}
 
+    def _published_roles(self) -> list[Mapping[str, str]]:
+        if len(self._roots) == len(self._places):
+            return published_roles(*self._roots)
+        partitions = self.last_view.partitions or self.view().partitions
+        return [one.state.roles for one in partitions if one.state.counters.accepted]
+
+    def offer(self, version: str) -> Offer:
+        """What another node may read of these data directories, in a view taken now, without
+        partitions that can't be read; `version` is that of this build. Raises BadInput where it
+        reads other nodes."""
+        if others := [one for one in self._places if not isinstance(one, Path)]:
+            raise BadInput(
+                f"node: expected data directories, got the node {others[0]}: ask that one itself"
+            )
+        view = take_view(self._disk, self._roots, chunks=self._chunks, partial=True)
+        return offer_of(view, version)
+
+    def rows_for(self, wanted: Wanted) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+        """The rows that another node wants of a view that it was offered. Raises BadInput;
+        MissingFile if that is too old, or Corruption, also from the iterator."""
+        return rows_of(self._scans, self._disk, self._roots, self._wanted_chunks, wanted)
+
     def receipt(self) -> Receipt:
         """What the last answer covers."""
         return receipt_of(self.last_view)
@@ -300,7 +347,9 @@ class Store(Questions):
         """
         if table not in (TABLE, LATE):
             raise BadInput(f"table: expected {TABLE} or {LATE}, got {table!r}")
-        [(partitions, between)] = parts(self._readable(), table)
+        view = self._readable()
+        _require_here("files", view)
+        [(partitions, between)] = parts(view, table)
         return files_of(partitions, between.first_ms, between.end_ms)
 
     def _stream(self, table: str) -> pa.RecordBatchReader:
@@ -311,7 +360,7 @@ class Store(Questions):
             return stream(self._scans.all(view), self._reported_as_ours)
         schema = arrow_of(polars_schema(view.schema))
         [part] = parts(view, table)
-        return reader(schema, event_batches(*part, schema))
+        return reader(schema, self._events(view, part, schema, schema.names))
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         """All events as a stream of batches, for DuckDB, pyarrow and others. It has the columns'
@@ -319,13 +368,23 @@ class Store(Questions):
         return self.stream().__arrow_c_stream__(requested_schema)
 
     def _retried(self, answer: Callable[[], T]) -> T:
-        """Ask again of a new view when a file of the old one has gone."""
-        for _ in range(RETRIES):
-            try:
-                with self._reported_as_ours():
-                    return answer()
-            except (MissingFile, FileNotFoundError) as error:
-                failure = error
+        """Ask again of a new view when a file of the old one has gone; with `partial`, also without
+        a node that did not answer to the end."""
+        lost: dict[str, str] = {}
+        self._answering.lost, tries = lost, 0
+        try:
+            while tries < RETRIES:
+                try:
+                    with self._reported_as_ours():
+                        return answer()
+                except (MissingFile, FileNotFoundError) as error:
+                    failure, tries = error, tries + 1
+                except NodeError as error:
+                    if not self._partial or error.node in lost:
+                        raise
+                    lost[error.node] = str(error).removeprefix(f"{error.node}: ")
+        finally:
+            self._answering.lost = None
         raise MissingFile(f"after {RETRIES} views: {failure}") from failure
 
     @contextmanager
@@ -342,14 +401,22 @@ class Store(Questions):
 
 
 def open(
-    *data_dirs: str | PathLike[str],
+    *data_dirs: str | PathLike[str] | Node,
     partial: bool = False,
     verify: bool = False,
     iceberg: Mapping[str, str] | None = None,
     limits: Limits | None = None,
     time_zone: str = "UTC",
+    token: str | Mapping[str, str] | None = None,
+    ca: str | PathLike[str] | None = None,
+    seconds: float | None = None,
 ) -> Store:
-    """The store of one data directory, or of several nodes' `data_dirs` read as one.
+    """The store of one data directory, or of several nodes' `data_dirs` read as one; one that is a
+    URL is another node, a `forebay serve`.
+
+    Of such nodes, `token` is the token of all, or a mapping of URLs to tokens (by default what the
+    variable FOREBAY_TOKEN has), `ca` the file of the authorities that vouch for them (FOREBAY_CA),
+    and `seconds` how long each of a node's answers may take (60); a `Node` has its own.
 
     With `partial`, a node or partition that can't be read is left out of answers, and the receipt
     says so. With `verify`, every byte of a chunk is verified before its first use; without, only
@@ -357,11 +424,12 @@ def open(
     the file system that the batch layer's table is on, if it needs any. `limits` are those of
     queries in SQL, and `time_zone` is the one in which these make days of times, such as
     "Europe/Berlin".
-    Raises BadInput if a directory can't be read.
+    Raises BadInput if a directory can't be read, NodeError if a node can't.
     """
     if not data_dirs:
         raise BadInput("forebay.open: expected at least one data directory, got none")
-    roots = [data_directory(one) for one in data_dirs]
+    places = places_of(data_dirs, token=token, ca=ca, seconds=seconds)
+    roots = [one for one in places if isinstance(one, Path)]
     if iceberg is not None and not isinstance(iceberg, Mapping):
         raise BadInput(f"forebay.open: iceberg: expected a mapping, got {type(iceberg).__name__}")
     if time_zone not in available_timezones():
@@ -370,13 +438,22 @@ def open(
         )
     (require_distinct if partial else require_data_directories)("forebay.open", roots)
     return Store(
-        roots,
+        places,
         partial=partial,
         verify=verify,
         iceberg=iceberg,
         limits=limits,
         time_zone=time_zone,
     )
+
+
+def _require_here(what: str, view: View) -> None:
+    """Raise BadInput if another node has a partition of the view."""
+    for partition in remote(view.partitions):
+        assert partition.remote is not None
+        raise BadInput(
+            f"{what}: expected data directories, got the node {partition.remote.node}: ask there"
+        )
 
 
 def _parsed(text: object) -> Statement:

@@ -121,9 +121,13 @@ def relation_of(
     tables: ChunkTables,
     hot: Callable[[list[Partition], Sequence[str], pc.Expression | None], Iterator[pa.RecordBatch]],
     hot_schema: pa.Schema,
+    others: Callable[
+        [list[Partition], Between, Sequence[str], pc.Expression | None], Iterator[pa.RecordBatch]
+    ],
+    others_schema: pa.Schema,
 ) -> Relation:
     """Events: those of chunk files, and hot ones, of which `hot` gives the columns that are asked
-    for."""
+    for, as `others` does of partitions of other nodes."""
     queries: list[str] = []
     datasets: dict[str, Made] = {}
     for number, (partitions, between) in enumerate(parts):
@@ -134,6 +138,10 @@ def relation_of(
         queries += [cold.text] if cold.text else []
         queries.append(_select(tables.schema, every, quoted(own), between))
         datasets |= {**cold.datasets, own: Made(hot_schema, partial(hot, partitions))}
+        if elsewhere := [one for one in partitions if one.remote is not None]:
+            own = f"{name} nodes {number}"
+            queries.append(_select(tables.schema, every, quoted(own)))
+            datasets[own] = Made(others_schema, partial(others, elsewhere, between))
     return Relation(" union all ".join(queries), datasets)
 
 

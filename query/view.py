@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -24,9 +24,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from forebay.query.exchange import NODE, Offer, identity_of
+from forebay.query.node import LOOK_S, Asked, Node, Remote
 from forebay.query.partition import ChunkFile, Directory, Partition, VerifiedChunks
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.errors import BadInput, ForebayError, MissingFile
+from forebay.storage.base.errors import BadInput, Corruption, ForebayError, MissingFile
+from forebay.storage.base.layout import Layout
 from forebay.storage.base.times import time_of
 from forebay.storage.decoding.from_raw import FromRaw, from_raw_of
 from forebay.storage.formats.boundary import Boundary, Placed, read_boundary
@@ -49,19 +52,30 @@ class SilentPartition:
 
 @dataclass(frozen=True)
 class NodeView:
-    """One data directory; `boundary` is None if it did not answer. `silent` ones are left out."""
+    """One data directory; `boundary` is None if it did not answer, for this `reason`. `silent` ones
+    are left out. `node` is the other node that has it, None if it is read from here."""
 
     root: Path
     boundary: Boundary | None
     partitions: tuple[Partition, ...] = ()
     silent: tuple[SilentPartition, ...] = ()
+    reason: str = ""
+    node: Node | None = None
+    name: str = ""
+    """By which people know it: that of the directory, or of the node that has it."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", str(self.root))
 
     def without(self, faults: Mapping[Path, str]) -> NodeView:
-        """Leaving out the partitions of these folders, for these reasons."""
+        """Leaving out the partitions of these folders of this host, for these reasons."""
+        if self.node is not None:
+            return self
         out = [p for p in self.partitions if p.folder in faults]
-        silent = (SilentPartition(str(self.root), p.name, faults[p.folder]) for p in out)
+        silent = (SilentPartition(self.name, p.name, faults[p.folder]) for p in out)
         kept = tuple(p for p in self.partitions if p.folder not in faults)
-        return NodeView(self.root, self.boundary, kept, (*self.silent, *silent))
+        return replace(self, partitions=kept, silent=(*self.silent, *silent))
 
 
 @dataclass(frozen=True)
@@ -162,8 +176,27 @@ class View:
     @property
     def table(self) -> str | None:
         """The metadata file of the batch layer's table, as of the boundary."""
-        known = [(b.covered_until_ms or 0, b.table is not None, b.table) for b in self._boundaries]
-        return max(known, key=lambda one: one[:2], default=(0, False, None))[2]
+        found = self._with_table
+        return None if found is None or found.boundary is None else found.boundary.table
+
+    @property
+    def table_node(self) -> Node | None:
+        """The other node that has it, None if it is to be read from here."""
+        return None if self._with_table is None else self._with_table.node
+
+    @property
+    def _with_table(self) -> NodeView | None:
+        """The node whose boundary is the furthest, with a table if one of these has one: where that
+        lies in a data directory, the node with that one, and else one of here if there is one."""
+
+        def order(node: NodeView) -> tuple[int, bool, bool, bool]:
+            assert node.boundary is not None
+            until_ms, table = node.boundary.covered_until_ms or 0, node.boundary.table
+            root = node.root.absolute() if node.node is None else node.root
+            held = table is not None and _is_below(table, root)
+            return until_ms, table is not None, held, node.node is None
+
+        return max((n for n in self.nodes if n.boundary is not None), key=order, default=None)
 
     @property
     def batch_number(self) -> int:
@@ -181,11 +214,12 @@ class View:
         found = blake2b(digest_size=16)
         for node in self.nodes:
             boundary = b"" if node.boundary is None else node.boundary.encode()
-            parts = [str(node.root).encode(), boundary, repr(node.silent).encode()]
+            parts = [node.name.encode(), boundary, repr(node.silent).encode()]
             for one in node.partitions:
                 ids = [chunk.id for chunk in one.chunks]
                 rows = one.handed_off_rows, one.expired_rows
-                parts += [one.state.encode(), repr((ids, rows)).encode()]
+                hot = [block.id for block in one.hot]  # of a remote one, its state has none
+                parts += [one.state.encode(), repr((ids, rows, hot)).encode()]
             for part in parts:
                 found.update(len(part).to_bytes(8, "big") + part)
         return found.digest()
@@ -209,6 +243,11 @@ class View:
             raise BadInput(str(error)) from error
 
 
+def _is_below(table: str, root: Path) -> bool:
+    """Whether a metadata file is in a data directory of its host."""
+    return Path(table.removeprefix("file://")).is_relative_to(root)
+
+
 def _came_late(until_ms: int, boundary: Boundary, part: Placed) -> bool:
     return boundary.in_late_table(part) and part.first_ms < until_ms
 
@@ -227,19 +266,92 @@ class _TooOld(MissingFile):
 
 def take_view(
     disk: Disk,
-    roots: Sequence[Path],
+    places: Sequence[Path | Node],
     *,
     chunks: VerifiedChunks | None = None,
     partial: bool = False,
+    without: Mapping[str, str] | None = None,
 ) -> View:
-    """The present view of all nodes. With `partial`, a node or partition that can't be read is left
-    out and named in the receipt; without, it is an error. `chunks` are those verified before.
+    """The present view of all nodes: of data directories, and of other nodes, which are asked all
+    at once. With `partial`, a node or partition that can't be read is left out and named in the
+    receipt; without, it is an error. `chunks` are those verified before; `without` are nodes (their
+    URLs) that are left out, for these reasons.
 
     Raises BadInput if a root is no directory, MissingFile if files stay missing, Corruption,
-    FormatVersion.
+    FormatVersion, NodeError.
     """
-    chunks = chunks or VerifiedChunks()
-    return View(tuple(_node(disk, root, chunks, partial) for root in roots)).declaring()
+    chunks, out = chunks or VerifiedChunks(), without or {}
+    with ExitStack() as stack:
+        asked = {
+            one: stack.enter_context(closing(one.ask(NODE, seconds=min(LOOK_S, one.seconds))))
+            for one in places
+            if isinstance(one, Node) and one.url not in out
+        }
+        found: list[NodeView] = []
+        for one in places:
+            if not isinstance(one, Node):
+                found.append(_node(disk, one, chunks, partial))
+            elif one.url in out:
+                found.append(_missing(one, out[one.url]))
+            else:
+                found += _offered(disk, one, asked[one], partial)
+    return View(tuple(_counted_once(found) if asked else found)).declaring()
+
+
+def _missing(node: Node, reason: str) -> NodeView:
+    return NodeView(Path(), None, reason=reason, node=node, name=node.url)
+
+
+def _offered(disk: Disk, node: Node, asked: Asked, partial: bool) -> list[NodeView]:
+    """What another node says that it has."""
+    try:
+        offer = Offer.decode(asked.read(), node.url)
+    except ForebayError as error:
+        if partial:
+            return [_missing(node, str(error).removeprefix(f"{node.url}: "))]
+        raise
+    several = len(offer.directories) > 1
+    views = []
+    for directory in offer.directories:
+        name = f"{node.url} {directory.root}" if several else node.url
+        for partition, reason in directory.silent.items():
+            if not partial:
+                raise Corruption(f"{name}: partition {partition}: {reason}")
+        layout = Layout(Path(directory.root))
+        partitions = tuple(
+            Partition(
+                disk, layout, one.state, one.hot, one.chunks, one.handed_off_rows,
+                one.expired_rows, remote=Remote(node, directory.root, one.identity),
+            )
+            for one in directory.partitions
+        )  # fmt: skip
+        silent = tuple(SilentPartition(name, *one) for one in directory.silent.items())
+        reason = "" if directory.boundary else "expected a data directory, got none"
+        views.append(
+            NodeView(
+                layout.root, directory.boundary, partitions, silent, reason, node=node, name=name
+            )
+        )
+    return views
+
+
+def _counted_once(nodes: Sequence[NodeView]) -> list[NodeView]:
+    """The same without partitions that another of them has too, for both have the same directory
+    or a copy of it: the one counts that has come furthest, and of equals that which is read from
+    here."""
+    best: dict[str, tuple[tuple[int, int, bool], Partition]] = {}
+    for partition in (one for node in nodes for one in node.partitions):
+        counters = partition.state.counters
+        come = counters.accepted + counters.duplicates
+        order = partition.state.incarnation, come, partition.remote is None
+        known = best.get(identity := identity_of(partition))
+        if known is None or order > known[0]:
+            best[identity] = order, partition
+    kept = {id(partition) for _, partition in best.values()}
+    return [
+        replace(node, partitions=tuple(one for one in node.partitions if id(one) in kept))
+        for node in nodes
+    ]
 
 
 def _node(disk: Disk, root: Path, chunks: VerifiedChunks, partial: bool) -> NodeView:
@@ -248,10 +360,10 @@ def _node(disk: Disk, root: Path, chunks: VerifiedChunks, partial: bool) -> Node
             with _readable(root):
                 node, faults = _read_node(disk, root, chunks)
         except _TooOld as error:
-            node, faults = NodeView(root, None), [error]
-        except ForebayError:
+            node, faults = NodeView(root, None, reason=str(error)), [error]
+        except ForebayError as error:
             if partial:
-                return NodeView(root, None)
+                return NodeView(root, None, reason=str(error))
             raise
         lasting = [fault for fault in faults if not isinstance(fault, _TooOld)]
         if lasting and not partial:

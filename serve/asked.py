@@ -7,7 +7,8 @@ before it, so that an answer with the same tag is never older than what the tag 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import blake2b
@@ -26,11 +27,12 @@ from forebay.query.statement import steady
 from forebay.query.store import Store
 from forebay.query.tables import Limits
 from forebay.serve.config import Config
+from forebay.serve.offering import write_offer, write_rows
 from forebay.serve.parameters import Form
 from forebay.serve.problems import Problem
 from forebay.serve.question import Question
 from forebay.storage.base.disk import Disk
-from forebay.storage.base.errors import BadInput
+from forebay.storage.base.errors import BadInput, NodeError
 from forebay.storage.base.layout import Layout, is_hash_partition
 from forebay.storage.base.times import MINUTE_MS, now_ms
 from forebay.storage.formats.frame import REJECT_SCHEMA
@@ -53,6 +55,14 @@ class Prepared:
 
     etag: str | None
     write: Callable[[BinaryIO], object]
+    missing: Callable[[], Sequence[str]] = tuple
+    """The nodes that the answer lacks, once it has begun."""
+
+    def head(self) -> bytes:
+        """What is said before it. What lacks a node has no tag, for the same question may soon have
+        more of an answer."""
+        missing = self.missing()
+        return orjson.dumps({"etag": None if missing else self.etag, "missing": missing})
 
 
 @dataclass(frozen=True)
@@ -74,18 +84,32 @@ class Asked:
         limits = Limits(
             seconds=2 * config.seconds, rows=config.rows, memory_bytes=config.memory_bytes // 2
         )
-        self._store = query.open(
-            *config.roots, limits=limits, iceberg=config.catalog, time_zone=config.time_zone
-        )
-        self._store.sql("select 1")  # the engine takes a while to load
+        self._open = partial(
+            query.open, *config.roots, *config.nodes, limits=limits, iceberg=config.catalog,
+            time_zone=config.time_zone, partial=config.partial, seconds=config.node_seconds,
+        )  # fmt: skip
+        self._opened: Store | None = None
+        with suppress(NodeError):  # whoever asks is told; it may be back by then
+            self._store.sql("select 1")  # the engine takes a while to load
         self.kinds = kinds()
+
+    @property
+    def _store(self) -> Store:
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
 
     def prepare(self, question: Question) -> Prepared:
         """Read the question. Raises Problem or an error of ours."""
+        if question.name == "offer":
+            return Prepared(None, partial(write_offer, self._store))
+        if question.name == "scan":
+            return Prepared(None, partial(write_rows, self._store, question.body or ""))
         kind = self.kinds[question.name]
         values = kind.form.read(question.given, question.body, question.path)
         etag = self._tag(question, values) if kind.steady(values) else None
-        return Prepared(etag, partial(self._write, kind, values, question))
+        write = partial(self._write, kind, values, question)
+        return Prepared(etag, write, lambda: self._store.receipt().silent_nodes)
 
     def _tag(self, question: Question, values: Values) -> str:
         found = blake2b(self._store.view().version, digest_size=16)
@@ -249,8 +273,9 @@ def _rejects(store: Store, values: Values) -> pa.RecordBatchReader:
 def _replay(store: Store, values: Values) -> dict[str, object]:
     """Ask the job; the number of the request, and how many rejects are meant."""
     view = store.view()
-    if len(view.nodes) != 1:
-        raise BadInput(f"replay: expected one data directory, got {len(view.nodes)}")
+    if len(view.nodes) != 1 or view.nodes[0].node is not None:
+        names = ", ".join(node.name for node in view.nodes)
+        raise BadInput(f"replay: expected one data directory, got {names}")
     if any(is_hash_partition(partition.name) for partition in view.partitions):
         raise BadInput(
             "replay: expected partitions that are the source's own, got hash partitions"

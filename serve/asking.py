@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable
 from contextlib import aclosing
 from typing import TypeVar
+from urllib.parse import quote
 
 import orjson
 from starlette.datastructures import Headers, QueryParams
@@ -23,7 +24,7 @@ from forebay.serve.gate import answer_problem
 from forebay.serve.metrics import Metrics
 from forebay.serve.problems import Problem
 from forebay.serve.question import Question
-from forebay.serve.routes import MEDIA_TYPES, format_of
+from forebay.serve.routes import MEDIA_TYPES, MISSING, SCAN_BYTES_MAX, format_of
 from forebay.serve.sharing import Answers, Cut, Reply
 
 BODY_S = 30.0
@@ -98,7 +99,7 @@ class Asking:
         kind = headers.get("content-type", "").partition(";")[0].strip().casefold()
         if kind and kind != "application/json":
             raise Problem(415, f"Content-Type: expected application/json, got {kind!r}")
-        limit = self._config.body_bytes
+        limit = SCAN_BYTES_MAX if self._name == "scan" else self._config.body_bytes
         data = bytearray()
         try:
             async with asyncio.timeout(BODY_S):
@@ -131,6 +132,8 @@ class Asking:
             headers["etag"] = reply.etag
         if reply.whole is not None and not reply.same:
             headers["content-length"] = str(len(reply.whole))
+        if reply.missing:
+            headers[MISSING] = ", ".join(quote(one, safe=":/[]") for one in reply.missing)
         if reply.same:
             del headers["content-type"]
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]

@@ -16,7 +16,9 @@ class Config:
     """`roots` are data directories; the rest is as the options of `forebay serve` say: `seconds`,
     `memory_bytes` and `rows` bound one answer, `body_bytes` what is asked, `workers` how many are
     asked at once, and `waiting` how many more may wait, each for `waiting_seconds`; `streams` how
-    many follow events. `hosts` are names by which the server may be called."""
+    many follow events. `hosts` are names by which the server may be called. `nodes` are URLs of
+    other servers, each of whose answers may take `node_seconds`; with `partial`, answers do without
+    those that are missing."""
 
     roots: tuple[Path, ...]
     host: str = "127.0.0.1"
@@ -34,6 +36,9 @@ class Config:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     behind_proxy: bool = False
+    nodes: tuple[str, ...] = ()
+    node_seconds: float = 30.0
+    partial: bool = False
     catalog: Mapping[str, str] = field(default_factory=dict)
     time_zone: str = "UTC"
 

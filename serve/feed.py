@@ -85,6 +85,10 @@ class Feed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client, status = Client(receive), 200
         try:
+            if self._config.nodes:
+                raise Problem(
+                    501, "events: expected data directories, got other nodes: follow each of them"
+                )
             asked = _asked(scope)
             if len(self._clients) >= self._config.streams:
                 raise Problem(

@@ -21,7 +21,7 @@ from forebay.serve.page import PAGE_POLICY, page
 from forebay.serve.pool import Pool
 from forebay.serve.problems import MEDIA_TYPE, Problem
 from forebay.serve.question import OPENAPI, Question
-from forebay.serve.routes import ASKED, EVENTS, REPLAY
+from forebay.serve.routes import ASKED, EVENTS, OFFER, REPLAY, SCAN
 from forebay.serve.sharing import Answers
 from forebay.serve.tokens import Tokens
 
@@ -69,6 +69,8 @@ def front(config: Config, tokens: Tokens | None, pool: Pool, feed: Feed, metrics
     app = Starlette(
         routes=[
             asked(REPLAY, "replay", ["POST"]),
+            asked(OFFER, "offer", ["GET"]),
+            asked(SCAN, "scan", ["POST"]),
             *(asked(path, name, ["GET", "POST"]) for name, path in ASKED.items()),
             Route(EVENTS, feed, methods=["GET"]),
             *(Route(path, answer) for path, answer in plain.items()),

@@ -26,6 +26,16 @@ ASKED = {
 object."""
 REPLAY = "/v1/rejects/replay"
 EVENTS = "/v1/events"
+OFFER = "/v1/node"
+SCAN = "/v1/node/scan"
+"""What other nodes ask: what there is here, and rows of it. Their paths stand in `query.exchange`
+too."""
+FRESH = ("offer", "scan")
+"""Questions whose answers are not shared: an answer of a second ago would be of an old view."""
+SCAN_BYTES_MAX = 32 << 20
+"""What names the blocks and chunks of a view takes some hundred bytes for each."""
+MISSING = "forebay-missing"
+"""The header of an answer that is partial: the nodes that it lacks."""
 MEDIA_TYPES = {
     "json": "application/json",
     "ndjson": "application/x-ndjson",

@@ -24,6 +24,7 @@ from forebay.serve.pool import Pool, Worker
 from forebay.serve.problems import Problem
 from forebay.serve.process import Ended
 from forebay.serve.question import Question
+from forebay.serve.routes import FRESH
 from forebay.serve.wire import CUT, DATA, END, HEAD, PROBLEM, SAME, Frame
 
 SMALL_BYTES = 1 << 20
@@ -43,10 +44,11 @@ class Cut(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """The head of an answer, and what it has: nothing where the asker has it already (`same`),
-    `whole`, or a stream that has to be read to its end."""
+    """The head of an answer, of which some nodes may be `missing`, and what it has: nothing where
+    the asker has it already (`same`), `whole`, or a stream that has to be read to its end."""
 
     etag: str | None
+    missing: tuple[str, ...] = ()
     same: bool = False
     whole: bytes | None = None
     stream: Stream | None = None
@@ -111,6 +113,8 @@ class Answers:
 
     async def ask(self, question: Question) -> Reply:
         """The answer. Whoever is given a stream must close it. Raises Problem."""
+        if question.name in FRESH:
+            return await self._reply(self._started(question), question)
         key = question.key
         running = self._shared.get(key)
         if running is not None and running.serves(question):
@@ -129,16 +133,16 @@ class Answers:
             raise
         if running.large is not None and not running.claimed:
             running.claimed = True
-            return Reply(_etag(running), stream=self._stream(running))
+            return Reply(*_head(running), stream=self._stream(running))
         self._leave(running)
         if running.large is not None:
             return await self._reply(self._started(question), question)
         if running.problem is not None:
             raise running.problem
-        etag = _etag(running)
+        etag, missing = _head(running)
         if running.same or (etag is not None and etag in question.known):
             return Reply(etag, same=True)
-        return Reply(etag, whole=bytes(running.parts))
+        return Reply(etag, missing, whole=bytes(running.parts))
 
     def _started(self, question: Question) -> _Running:
         running = _Running(question)
@@ -240,6 +244,7 @@ class Answers:
         return Problem(502, "expected an answer, got the end of the process that made it")
 
 
-def _etag(running: _Running) -> str | None:
-    found: str | None = None if running.head is None else orjson.loads(running.head)["etag"]
-    return found
+def _head(running: _Running) -> tuple[str | None, tuple[str, ...]]:
+    """The tag of the answer, and the nodes that are missing in it."""
+    head = {} if running.head is None else orjson.loads(running.head)
+    return head.get("etag"), tuple(head.get("missing", ()))

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import BinaryIO, cast
 
@@ -34,7 +35,7 @@ from forebay.serve.wire import (
     frame,
     read_frame,
 )
-from forebay.storage.base.errors import BadInput, ForebayError
+from forebay.storage.base.errors import BadInput, ForebayError, NodeError
 
 PR_SET_PDEATHSIG = 1
 log = logging.getLogger("forebay.serve.worker")
@@ -44,7 +45,8 @@ class Out:
     """The answer as a file to write to: frames of a bounded size. What goes wrong before the first
     is sent can still be a problem."""
 
-    def __init__(self, pipe: BinaryIO, head: bytes) -> None:
+    def __init__(self, pipe: BinaryIO, head: Callable[[], bytes]) -> None:
+        """`head` is asked for when the first frame is sent."""
         self._pipe = pipe
         self._head = head
         self._held = bytearray()
@@ -64,7 +66,7 @@ class Out:
 
     def _send(self, size: int) -> None:
         if not self.begun:
-            self._pipe.write(frame(HEAD, self._head))
+            self._pipe.write(frame(HEAD, self._head()))
             self.begun = True
         self._pipe.write(frame(DATA, bytes(self._held[:size])))
         del self._held[:size]
@@ -88,6 +90,8 @@ def problem_of(error: BaseException) -> Problem:
         return error
     if isinstance(error, BadInput):
         return Problem(422, str(error))
+    if isinstance(error, NodeError):
+        return Problem(502, str(error))
     if isinstance(error, ForebayError):
         return Problem(500, str(error))
     log.error("a bug", exc_info=error)
@@ -110,16 +114,15 @@ class Worker:
             if question.name == OPENAPI:
                 from forebay.serve.openapi import document
 
-                out = Out(self._pipe, orjson.dumps({"etag": None}))
+                out = Out(self._pipe, lambda: b"{}")
                 out.write(orjson.dumps(document(self._asked.kinds)))
                 out.end()
                 return
             prepared = self._asked.prepare(question)
-            head = orjson.dumps({"etag": prepared.etag})
             if prepared.etag is not None and prepared.etag in question.known:
-                self._tell(SAME, head)
+                self._tell(SAME, orjson.dumps({"etag": prepared.etag}))
                 return
-            out = Out(self._pipe, head)
+            out = Out(self._pipe, prepared.head)
             prepared.write(cast(BinaryIO, out))
             out.end()
         except BrokenPipeError:

@@ -74,16 +74,16 @@ class Reply:
 
 
 class Server:
-    """`forebay serve` on a port of its own choice."""
+    """`forebay serve` on a port of its own choice. `prefix` is a program that starts it."""
 
-    def __init__(self, root: Path, *options: str) -> None:
+    def __init__(self, root: Path, *options: str, prefix: Sequence[str] = ()) -> None:
         arguments = ["-m", "forebay", "serve", "--port", "0", "--data-dir", str(root), *options]
         self.process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*prefix, sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert self.process.stdout is not None
         told = self.process.stdout.readline().decode()
-        found = re.search(r"://(?:127\.0\.0\.1|localhost):(\d+)", told)
+        found = re.search(r"served at \w+://\S+:(\d+)\n", told)
         assert found, (told, self.process.communicate())
         self.port = int(found[1])
 

@@ -94,6 +94,7 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay status": _as_generated,
     "python -m bytewax.run": _as_generated,
     "forebay sql \"select event_type": _says("page_view"),
+    "forebay sql --nodes http://localhost:8080": _says(r"n +users\n *[1-9]\d+ +[1-9]\d+\n"),
     "forebay sql \"select count(*) from events where upload": _says(r"^count_star\(\)\s+0\s"),
     "forebay sql \"select time_bucket": _says("2024-05-01 23:30:00", "2024-05-02 00:20:00"),
     "forebay sql \"select raw->>": _says("platform", r"\n\w+ +\d+\n"),

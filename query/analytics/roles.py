@@ -6,7 +6,7 @@ that a reader needs no configuration.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
 
@@ -23,15 +23,26 @@ def read_roles(*data: str | PathLike[str], **named: str) -> Roles:
     """The roles that all data directories have in common; `named` ones (user, event, time, session)
     go before. Raises BadInput where one is unknown or differs, Corruption or FormatVersion if a
     manifest can't be read."""
-    known = {field.name for field in fields(Roles)}
-    if unknown := sorted(named.keys() - known):
-        raise BadInput(f"roles: expected names among {', '.join(sorted(known))}; got {unknown}")
+    return roles_of(published_roles(*data), **named)
+
+
+def published_roles(*data: str | PathLike[str]) -> list[Mapping[str, str]]:
+    """Those of each partition with events. Raises Corruption or FormatVersion."""
     disk, found = Disk(), list[Mapping[str, str]]()
     for root in map(data_directory, data):
         require_data_directory(root)
         directory = Directory(disk, root)
         states = map(directory.state, directory.layout.partitions())
         found += [state.roles for state in states if state is not None and state.counters.accepted]
+    return found
+
+
+def roles_of(found: Sequence[Mapping[str, str]], **named: str) -> Roles:
+    """The roles that all of these have in common; `named` ones go before. Raises BadInput where one
+    is unknown or differs."""
+    known = {field.name for field in fields(Roles)}
+    if unknown := sorted(named.keys() - known):
+        raise BadInput(f"roles: expected names among {', '.join(sorted(known))}; got {unknown}")
     roles = {}
     for name in known:
         columns = {named[name]} if name in named else {one[name] for one in found if name in one}

@@ -4,6 +4,7 @@
 `FormatVersion`   files of another version of Forebay
 `MissingFile`     a file that a committed state names is not on this host
 `BadInput`        configuration or arguments that cannot work
+`NodeError`       another node that does not answer, or not as it should
 
 A plain assertion or any other exception is a bug in Forebay.
 """
@@ -18,6 +19,7 @@ __all__ = [
     "ForebayError",
     "FormatVersion",
     "MissingFile",
+    "NodeError",
 ]
 
 PERMANENT = 78
@@ -49,3 +51,12 @@ class MissingFile(ForebayError):
 
 class BadInput(ForebayError, ValueError):
     """What the user asked for cannot be done; the message says what was expected."""
+
+
+class NodeError(ForebayError):
+    """Another node could not be reached, ended its answer too early, or gave one that can't be
+    used; the message names it, as `node` does."""
+
+    def __init__(self, node: str, message: str) -> None:
+        super().__init__(f"{node}: {message}")
+        self.node = node

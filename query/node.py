@@ -1,0 +1,370 @@
+"""Another node: a `forebay serve` that is asked for what its data directories have.
+
+An answer is fetched by a thread of its own, as fast as the node gives it, into memory, and beyond
+SMALL_BYTES into a temporary file. So a node's worker never waits for who reads the answer, however
+many answers of one node a query needs, and all nodes are asked at once.
+
+What always holds: an answer whose end has not come is an error for whoever reads it; no reader
+waits beyond the deadline, whatever the node does; a token goes nowhere but to its node, and
+unencrypted to this host only.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from os import PathLike
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from urllib.parse import urlsplit
+from weakref import WeakSet
+
+from forebay.storage.base.directory import data_directory
+from forebay.storage.base.errors import (
+    BadInput,
+    Corruption,
+    ForebayError,
+    MissingFile,
+    NodeError,
+)
+from forebay.storage.base.text import plain, shortened
+
+TOKEN, CA = "FOREBAY_TOKEN", "FOREBAY_CA"
+"""Variables of the environment: tokens, and the file of a certificate authority."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+SECONDS = 60.0
+CONNECT_S, LOOK_S = 5.0, 10.0
+"""How long a node may take to be reached, and to say what it has."""
+SMALL_BYTES, ANSWER_BYTES_MAX = 1 << 20, 16 << 30
+PART_BYTES = 128 << 10
+PROBLEM_BYTES_MAX = 64 << 10
+SAID_CHARACTERS = 500
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_TOKEN = re.compile(r"[\x21-\x7e]+\Z")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node by the `url` of its `forebay serve`, such as "https://a.example:8080".
+
+    `token` is one of that server's; `ca` a file of the authorities (PEM) that may vouch for it, in
+    place of the system's. `seconds` is how long each of its answers may take, until its last byte.
+    Raises BadInput for what is no such URL, or a token that would go over the network unencrypted.
+    """
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    ca: str | PathLike[str] | None = None
+    seconds: float = SECONDS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", _plain_url(self.url))
+        if self.token is not None and not _TOKEN.match(self.token):
+            raise BadInput(
+                f"{self.url}: token: expected one of forebay token add, got another text"
+            )
+        if not self.seconds > 0:
+            raise BadInput(f"{self.url}: seconds: expected more than 0, got {self.seconds!r}")
+        parts = urlsplit(self.url)
+        if self.token is not None and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+            raise BadInput(
+                f"{self.url}: expected https where a token is sent to another host, got http"
+            )
+
+    def __str__(self) -> str:
+        return self.url
+
+    def ask(self, path: str, body: bytes | None = None, *, seconds: float | None = None) -> Asked:
+        """Begin to ask for the path, by POST if there is a `body` of JSON; the answer is to be read
+        and closed."""
+        return Asked(self, path, body, self.seconds if seconds is None else seconds)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where a partition is that another node has: in its data directory `root`. `identity` is the
+    same wherever the partition is read."""
+
+    node: Node
+    root: str
+    identity: str
+
+
+def places_of(
+    given: Sequence[object],
+    *,
+    token: str | Mapping[str, str] | None = None,
+    ca: str | PathLike[str] | None = None,
+    seconds: float | None = None,
+) -> list[Path | Node]:
+    """Data directories as paths, and nodes, of what a caller named: paths, URLs or nodes.
+
+    For a URL, `token`, `ca` and `seconds` count; `token` may be a mapping of URLs to tokens. What
+    is not given comes from the environment: FOREBAY_CA, and FOREBAY_TOKEN, which is a token for all
+    nodes, or URL=TOKEN for each of several, with blanks between them. Raises BadInput."""
+    tokens = _tokens(token)
+    ca = ca if ca is not None else os.environ.get(CA) or None
+
+    def place(one: object) -> Path | Node:
+        if isinstance(one, Node):
+            return one
+        if isinstance(one, str) and _URL.match(one):
+            url = _plain_url(one)
+            mine = tokens.get(url, tokens.get(""))
+            return Node(url, mine, ca, SECONDS if seconds is None else seconds)
+        return data_directory(one)
+
+    places = [place(one) for one in given]
+    urls = [one.url for one in places if isinstance(one, Node)]
+    if len(set(urls)) < len(urls):
+        raise BadInput(f"forebay.open: expected each node once, got {', '.join(urls)}")
+    return places
+
+
+def _plain_url(url: object) -> str:
+    """The URL in one spelling. Raises BadInput."""
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        port = parts.port
+    except ValueError as error:
+        raise BadInput(f"node: expected a URL such as https://a:8080, got {error}") from error
+    host = parts.hostname
+    if parts.username is not None or parts.password is not None:
+        raise BadInput(
+            f"node: expected a URL without a user, got one for {host}: a token is given apart, or"
+            f" in {TOKEN}"
+        )
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        shown = plain(shortened(repr(url), SAID_CHARACTERS))
+        raise BadInput(f"node: expected a URL such as https://a:8080, got {shown}")
+    named = f"[{host}]" if ":" in host else host
+    at = "" if port is None else f":{port}"
+    return f"{parts.scheme}://{named}{at}{parts.path.rstrip('/')}"
+
+
+def _tokens(given: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Tokens by URL; below "" the one for all others."""
+    if given is None:
+        words = os.environ.get(TOKEN, "").split()
+        pairs = [one.rpartition("=") if _URL.match(one) else ("", "", one) for one in words]
+        return {url and _plain_url(url): token for url, _, token in pairs}
+    if isinstance(given, str):
+        return {"": given}
+    return {_plain_url(url): token for url, token in given.items()}
+
+
+@lru_cache(16)
+def _context(ca: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"ca: expected a file of certificates, got {ca}: {error}") from error
+
+
+class Asked(io.RawIOBase):
+    """An answer on its way, as a file to read: what has come can be read before the rest has.
+
+    Raises NodeError; MissingFile where the node says that what was asked for has gone; BadInput for
+    what it can't be asked; Corruption for what it can't read. Thread safety: one reader.
+    """
+
+    def __init__(self, node: Node, path: str, body: bytes | None, seconds: float) -> None:
+        super().__init__()
+        self._node = node
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+        self._held = SpooledTemporaryFile(SMALL_BYTES)  # noqa: SIM115  # closed by `close`
+        self._came = self._taken = 0
+        self._whole = False
+        self._failure: Exception | None = None
+        self._changed = threading.Condition()
+        self._socket: socket.socket | None = None
+        _open.add(self)
+        threading.Thread(
+            target=self._fetch, args=(path, body), name=f"forebay-node {node}", daemon=True
+        ).start()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to `size` bytes, as many as there are until the end; all, if it is negative."""
+        wanted = None if size is None or size < 0 else size
+        with self._changed:
+            while not self._whole and (wanted is None or self._came - self._taken < wanted):
+                if self._failure is not None:
+                    raise self._failure
+                left = self._until - time.monotonic()
+                if left <= 0:
+                    self._fail(NodeError(self._node.url, self._late))
+                else:
+                    self._changed.wait(left)
+            self._held.seek(self._taken)
+            data = self._held.read(-1 if wanted is None else wanted)
+            self._taken += len(data)
+            return data
+
+    def readinto(self, buffer: object, /) -> int:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    @property
+    def _late(self) -> str:
+        return f"expected an answer within {self._seconds:g} s, got {self._came:,} bytes of one"
+
+    def close(self) -> None:
+        """Take no more of it, however much is still to come."""
+        if not self.closed:
+            with self._changed:
+                self._fail(NodeError(self._node.url, "expected to be read, got closed"))
+                self._held.close()
+            _open.discard(self)
+        super().close()
+
+    def give_up(self) -> None:
+        """Let whoever reads it wait no longer."""
+        with self._changed:
+            self._fail(NodeError(self._node.url, "expected a process that goes on, got its end"))
+
+    def _fail(self, failure: Exception) -> None:
+        """With the lock held: the first failure counts, and none after the end."""
+        if not self._whole and self._failure is None:
+            self._failure = failure
+        if self._socket is not None:
+            try:  # of what is below TLS, for the thread may be reading
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            except OSError:
+                self._socket = None  # it has ended by itself
+        self._changed.notify_all()
+
+    def _fetch(self, path: str, body: bytes | None) -> None:
+        """What the thread does."""
+        try:
+            connection = self._connected()
+            try:
+                self._ask(connection, path, body)
+                self._take(connection)
+            finally:
+                connection.close()
+        except ForebayError as error:
+            failure: Exception = error
+        except TimeoutError:
+            failure = NodeError(self._node.url, self._late)
+        except Exception as error:  # noqa: BLE001  # who reads has it raised
+            came = f"{type(error).__name__}: {plain(str(error))}".removesuffix(": ")
+            failure = NodeError(
+                self._node.url, f"expected a whole answer, got {came} after {self._came:,} bytes"
+            )
+        else:
+            return
+        with self._changed:
+            self._fail(failure)
+
+    def _connected(self) -> http.client.HTTPConnection:
+        parts = urlsplit(self._node.url)
+        host, timeout = parts.hostname or "", min(CONNECT_S, self._seconds)
+        connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            context = _context(None if self._node.ca is None else os.fspath(self._node.ca))
+            connection = http.client.HTTPSConnection(
+                host, parts.port, timeout=timeout, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(host, parts.port, timeout=timeout)
+        try:
+            connection.connect()
+        except (OSError, UnicodeError) as error:
+            connection.close()
+            raise NodeError(
+                self._node.url, f"expected a server that can be reached, got {plain(str(error))}"
+            ) from error
+        with self._changed:
+            self._socket = connection.sock
+            # The reader looks at the deadline; this is for a thread that nobody waits for any more.
+            connection.sock.settimeout(self._seconds)
+            if self._failure is not None:
+                connection.close()
+                raise self._failure
+        return connection
+
+    def _ask(self, connection: http.client.HTTPConnection, path: str, body: bytes | None) -> None:
+        headers = {"Accept": "application/vnd.apache.arrow.stream, application/json;q=0.9"}
+        if self._node.token is not None:
+            headers["Authorization"] = f"Bearer {self._node.token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        prefix = urlsplit(self._node.url).path
+        connection.request("GET" if body is None else "POST", prefix + path, body, headers)
+
+    def _take(self, connection: http.client.HTTPConnection) -> None:
+        response = connection.getresponse()
+        if response.status != 200:
+            said = response.read(PROBLEM_BYTES_MAX)
+            raise _refused(self._node.url, response.status, said)
+        if not response.chunked and response.length is None:
+            raise NodeError(self._node.url, "expected an answer that says where it ends, got none")
+        while data := response.read(PART_BYTES):
+            with self._changed:
+                if self._failure is not None:
+                    raise self._failure
+                self._came += len(data)
+                if self._came > ANSWER_BYTES_MAX:
+                    raise NodeError(
+                        self._node.url,
+                        f"expected at most {ANSWER_BYTES_MAX:,} bytes of an answer, got more",
+                    )
+                self._held.seek(0, io.SEEK_END)
+                self._held.write(data)
+                self._changed.notify_all()
+        if response.length:  # bytes that a Content-Length has promised
+            raise NodeError(
+                self._node.url,
+                f"expected a whole answer, got its end {response.length:,} bytes too early",
+            )
+        with self._changed:
+            self._whole = True
+            self._socket = None
+            self._changed.notify_all()
+
+
+def _refused(url: str, status: int, said: bytes) -> Exception:
+    """What a node answered in place of what it was asked for."""
+    try:
+        detail = json.loads(said)["detail"]
+    except (ValueError, TypeError, KeyError):
+        detail = said.decode(errors="replace")
+    detail = shortened(plain(str(detail).strip()), SAID_CHARACTERS) or "nothing"
+    if status == 410:
+        return MissingFile(f"{url}: {detail}")
+    if status == 422:
+        return BadInput(f"{url}: {detail}")
+    if status == 500:
+        return Corruption(f"{url}: {detail}")
+    if status in (401, 403):
+        return NodeError(url, f"expected to be let in, got {status}: {detail} ({TOKEN} has tokens)")
+    if status == 404:
+        return NodeError(
+            url, f"expected a forebay serve that other nodes can ask, got {status}: {detail}"
+        )
+    return NodeError(url, f"expected an answer, got {status}: {detail}")
+
+
+_open: WeakSet[Asked] = WeakSet()
+
+
+def give_up_all() -> None:
+    """Let nobody wait for an answer any more: the process ends."""
+    for one in list(_open):
+        one.give_up()
