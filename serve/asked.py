@@ -24,11 +24,12 @@ from forebay.query.frames import exported
 from forebay.query.rows import WRITERS
 from forebay.query.statement import steady
 from forebay.query.store import Store
-from forebay.query.tables import Limits
+from forebay.query.tables import TABLES, Limits
+from forebay.serve.brief import brief_object, brief_rows, brief_tables
 from forebay.serve.config import Config
 from forebay.serve.parameters import Form
 from forebay.serve.problems import Problem
-from forebay.serve.question import Question
+from forebay.serve.question import BRIEF, Question
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout, is_hash_partition
@@ -61,7 +62,7 @@ class Kind:
     `about` is what people read about it; `steady` tells whether an answer is the view's alone."""
 
     form: Form
-    answer: Callable[[Store, Values], pa.RecordBatchReader | Tables | Mapping[str, object]]
+    answer: Callable[[Store, Values], pa.RecordBatchReader | Answer | Tables | Mapping[str, object]]
     about: str
     steady: Callable[[Values], bool] = lambda values: True
 
@@ -97,6 +98,11 @@ class Asked:
     def _write(self, kind: Kind, values: Values, question: Question, out: BinaryIO) -> None:
         table = values.pop("table", None)
         found = kind.answer(self._store, values)
+        if question.format == BRIEF:
+            out.write(_in_brief(found, table, question.rows))
+            return
+        if isinstance(found, Answer):
+            found = found.tables
         if isinstance(found, Mapping) and not _is_tables(found):
             if question.format != "json":
                 raise Problem(406, f"{question.name}: expected format json, got {question.format}")
@@ -107,8 +113,7 @@ class Asked:
             write(self._bounded(found), out)
             return
         tables = cast(Tables, found)
-        if table is not None and table not in tables:
-            raise BadInput(f"table: expected one of {', '.join(tables)}; got {table!r}")
+        _require_table(table, tables)
         if question.format != "json" or (table is None and list(tables) == [ROWS]):
             write(_reader(tables[table or next(iter(tables))]), out)
             return
@@ -149,6 +154,34 @@ class _Batches:
 ROWS = "rows"
 
 
+def _in_brief(
+    found: pa.RecordBatchReader | Answer | Tables | Mapping[str, object],
+    table: str | None,
+    rows: int,
+) -> bytes:
+    """Any answer, of which at most so many rows are shown."""
+    about = "" if not isinstance(found, Answer) else _period(found)
+    if isinstance(found, Answer):
+        found = found.tables
+    if not isinstance(found, Mapping):
+        return brief_rows(found, rows)
+    if not _is_tables(found):
+        return brief_object(found, rows)
+    tables = cast(Tables, found)
+    _require_table(table, tables)
+    return brief_tables(tables, table or next(iter(tables)), about, rows)
+
+
+def _period(answer: Answer) -> str:
+    period = answer.question.get("period")
+    return "" if period is None else str(period)
+
+
+def _require_table(table: str | None, tables: Tables) -> None:
+    if table is not None and table not in tables:
+        raise BadInput(f"table: expected one of {', '.join(tables)}; got {table!r}")
+
+
 def _is_tables(found: Mapping[str, object]) -> bool:
     return all(isinstance(one, pl.DataFrame) for one in found.values())
 
@@ -181,6 +214,17 @@ def kinds() -> dict[str, Kind]:
             lambda store, _: {ROWS: _columns(store)},
             "The columns of the table `events`, and their types in Arrow.",
         ),
+        "tables": Kind(
+            Form("tables", Store.receipt),
+            lambda store, _: _tables(store),
+            "The tables that SQL reads, their columns with types, the columns of the dedup key, and"
+            " those that have the user, the event and its time.",
+        ),
+        "why": Kind(
+            Form("why", Store.why),
+            lambda store, values: asdict(store.why(**values)),
+            _about(Store.why),
+        ),
         "rejects": Kind(
             Form("rejects", RejectFilter, {"limit": (int | None, 1000)}),
             _rejects,
@@ -207,11 +251,11 @@ def _about(of: object) -> str:
     return "\n".join(line.strip() for line in lines)
 
 
-def _analysed(name: str, store: Store, values: Values) -> Tables:
+def _analysed(name: str, store: Store, values: Values) -> Answer:
     if values.get("roles") is not None:
         values["roles"] = store.roles(**values["roles"])
     answer: Answer = getattr(store, name)(**values)
-    return answer.tables
+    return answer
 
 
 def _receipt(store: Store) -> dict[str, object]:
@@ -222,6 +266,22 @@ def _receipt(store: Store) -> dict[str, object]:
 def _columns(store: Store) -> pl.DataFrame:
     rows = [(field.name, str(field.type)) for field in store.schema]
     return pl.DataFrame(rows, schema={"name": pl.String, "type": pl.String}, orient="row")
+
+
+def _tables(store: Store) -> dict[str, object]:
+    """All that queries can name; of a table that can't be read now, why not."""
+    tables: dict[str, object] = {}
+    for name in TABLES:
+        try:
+            rows = store.sql(f"describe {name}").select("column_name", "column_type").rows()
+            tables[name] = dict(rows)
+        except BadInput as error:
+            tables[name] = {"unreadable": str(error)}
+    try:
+        roles: object = asdict(store.roles())
+    except BadInput as error:
+        roles = {"unknown": str(error)}
+    return {"tables": tables, "dedup_key": list(store.last_view.key), "roles": roles}
 
 
 def _wanted(values: Values) -> RejectFilter:

@@ -15,23 +15,26 @@ from forebay.serve.asking import Asking
 from forebay.serve.config import Config
 from forebay.serve.feed import Feed
 from forebay.serve.gate import Gate
+from forebay.serve.mcp import Mcp
 from forebay.serve.metrics import MEDIA_TYPE as METRICS_TYPE
 from forebay.serve.metrics import Metrics
 from forebay.serve.page import PAGE_POLICY, page
 from forebay.serve.pool import Pool
 from forebay.serve.problems import MEDIA_TYPE, Problem
 from forebay.serve.question import OPENAPI, Question
-from forebay.serve.routes import ASKED, EVENTS, REPLAY
+from forebay.serve.routes import ASKED, EVENTS, MCP, REPLAY
 from forebay.serve.sharing import Answers
 from forebay.serve.tokens import Tokens
 
-INDEX = {**ASKED, "events": EVENTS, "replay": REPLAY}
+INDEX = {**ASKED, "events": EVENTS, "replay": REPLAY, "mcp": MCP}
 OTHERS = ("/docs", "/openapi.json", "/livez", "/readyz", "/metrics")
 
 
-def front(config: Config, tokens: Tokens | None, pool: Pool, feed: Feed, metrics: Metrics) -> Gate:
+def front(
+    config: Config, tokens: Tokens | None, pool: Pool, answers: Answers, feed: Feed, mcp: Mcp,
+    metrics: Metrics,
+) -> Gate:  # fmt: skip
     """The ASGI application of one server."""
-    answers = Answers(pool, config, metrics)
     described = _Described(answers)
 
     async def live(_: Request) -> Response:
@@ -71,6 +74,7 @@ def front(config: Config, tokens: Tokens | None, pool: Pool, feed: Feed, metrics
             asked(REPLAY, "replay", ["POST"]),
             *(asked(path, name, ["GET", "POST"]) for name, path in ASKED.items()),
             Route(EVENTS, feed, methods=["GET"]),
+            Route(MCP, mcp, methods=["POST"]),
             *(Route(path, answer) for path, answer in plain.items()),
         ],
         exception_handlers={HTTPException: _refused, Problem: _told, 500: _failed},

@@ -12,7 +12,7 @@ from forebay.serve.routes import ASKED, EVENTS, MEDIA_TYPES, REPLAY
 
 Json = dict[str, Any]
 JSON = "application/json"
-ONLY_JSON = ("receipt", "replay")
+ONLY_JSON = ("receipt", "replay", "tables", "why")
 SECURED: list[Json] = [{"token": []}, {}]
 PROBLEM: Json = {
     "type": "object",

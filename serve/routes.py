@@ -21,11 +21,14 @@ ASKED = {
     "receipt": "/v1/receipt",
     "rejects": "/v1/rejects",
     "schema": "/v1/schema",
+    "tables": "/v1/tables",
+    "why": "/v1/why",
 }
 """Questions by name; each is asked by GET, with parameters in the query, or by POST, with a JSON
 object."""
 REPLAY = "/v1/rejects/replay"
 EVENTS = "/v1/events"
+MCP = "/mcp"
 MEDIA_TYPES = {
     "json": "application/json",
     "ndjson": "application/x-ndjson",
