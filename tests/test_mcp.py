@@ -39,6 +39,7 @@ from forebay.serve.brief import BYTES, COLUMNS_MAX, TEXT_MAX, brief_object, brie
 from forebay.serve.brief import ROWS_MAX as BRIEF_ROWS_MAX
 from forebay.serve.tokens import add_token
 from forebay.serve.tools import ROWS, ROWS_MAX, TOOLS
+from tests.checkout import BASE
 from tests.serving import HOSTILE, LONG, WAIT_S, Server, ended, filled
 
 Mode = Literal["legacy", "auto"]
@@ -393,3 +394,64 @@ def until_busy(server: Server, token: str, count: int) -> None:
             return
         select.select([], [], [], 0.05)
     raise AssertionError(f"expected {count} questions that are worked on")
+
+
+# -- a client of another make -------------------------------------------------------------------
+
+EARLIER = """
+import asyncio, json, sys
+
+from mcp import ClientSession, StdioServerParameters
+from mcp.client.stdio import stdio_client
+from mcp.client.streamable_http import streamablehttp_client
+
+
+async def ask(streams):
+    async with ClientSession(*streams[:2]) as session:
+        about = await session.initialize()
+        tools = await session.list_tools()
+        found = await session.call_tool("sql", {"text": "select count(*) as n from events"})
+        wrong = await session.call_tool("sql", {"text": "select * from evnts"})
+        print(json.dumps([
+            about.serverInfo.name, [one.name for one in tools.tools], found.content[0].text,
+            wrong.isError, wrong.content[0].text.splitlines()[0],
+        ]))
+
+
+async def main(address, command):
+    async with stdio_client(StdioServerParameters(command=command[0], args=command[1:])) as streams:
+        await ask(streams)
+    async with streamablehttp_client(address) as streams:
+        await ask(streams)
+
+
+asyncio.run(main(sys.argv[1], sys.argv[2:]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.executed
+def test_a_client_of_the_earlier_library_lists_and_calls_tools(root: Path, tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    own = {name: text for name, text in os.environ.items() if not name.startswith("PYTHON")}
+    for words in (
+        [str(BASE), "-m", "venv", str(tmp_path / "venv")],
+        [str(python), "-m", "pip", "--quiet", "install", "mcp>=1.30,<2"],
+    ):
+        made = subprocess.run(words, env=own, capture_output=True, text=True)
+        assert made.returncode == 0, made.stdout + made.stderr
+    server = Server(root, "--workers", "1")
+    try:
+        address = f"http://127.0.0.1:{server.port}/mcp"
+        words = [str(python), "-c", EARLIER, address, *command(root)]
+        done = subprocess.run(words, env=own, capture_output=True, text=True)
+    finally:
+        server.close()
+    assert done.returncode == 0, done.stderr
+    over_both = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(over_both) == 2
+    for name, tools, found, wrong, told in over_both:
+        assert (name, tools) == ("forebay", [tool.name for tool in TOOLS])
+        assert json.loads(found)["rows"] == [[34]]
+        assert wrong
+        assert told.endswith("did you mean 'events'?")
