@@ -8,7 +8,7 @@ from typing import Any
 
 from forebay.serve.asked import ANALYTICS, Kind
 from forebay.serve.parameters import Form
-from forebay.serve.routes import ASKED, EVENTS, MEDIA_TYPES, REPLAY
+from forebay.serve.routes import ASKED, EVENTS, MCP, MEDIA_TYPES, REPLAY
 
 Json = dict[str, Any]
 JSON = "application/json"
@@ -37,6 +37,7 @@ PROBLEMS = {
     "422": "A question that can't be answered: the detail says what was expected.",
     "429": "Too many at once: try again after Retry-After.",
     "500": "Data that can't be read.",
+    "501": "What is not installed.",
     "502": "The process that made the answer has ended.",
     "504": "It took too long.",
     "507": "It took too much memory.",
@@ -55,6 +56,7 @@ def document(kinds: Mapping[str, Kind]) -> Json:
     replay = kinds["replay"]
     paths[REPLAY] = {"post": _operation("replay", replay, "post")}
     paths[EVENTS] = {"get": _events()}
+    paths[MCP] = {"post": _mcp()}
     for path, about, kind in (
         ("/livez", "Whether the server runs.", "text/plain"),
         ("/readyz", "Whether a question would be answered.", "text/plain"),
@@ -213,6 +215,21 @@ def _events() -> Json:
                 "description": "Events until the client leaves.",
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
+            **_problems(),
+        },
+    }
+
+
+def _mcp() -> Json:
+    message: Json = {"type": "object", "properties": {"jsonrpc": {"const": "2.0"}}}
+    return {
+        "summary": "Tools of language models: the Model Context Protocol (MCP), over HTTP.",
+        "description": "Each request is a POST of one message of JSON-RPC, and stands alone: there"
+        " are no sessions. The tools are those of `forebay mcp`; they need the extra mcp.",
+        "requestBody": {"required": True, "content": {JSON: {"schema": message}}},
+        "responses": {
+            "200": {"description": "The answer.", "content": {JSON: {"schema": message}}},
+            "202": {"description": "A notification, which has no answer."},
             **_problems(),
         },
     }

@@ -197,6 +197,14 @@ def _several_hosts(block: Block) -> None:
             assert words[2] in ("bytewax.recovery", "bytewax.run")
 
 
+def _model_host(block: Block) -> None:
+    """There is no such host here: the command that it would start is ours. (`tests/test_mcp.py`
+    starts it as one.)"""
+    for one in json.loads(block.text)["mcpServers"].values():
+        assert one["command"] == "forebay"
+        assert_parses(one["args"])
+
+
 def _picture(block: Block) -> None:
     """A picture of the data flow: each step is a module."""
     steps = {"decode", "blocks", "chunks"}
@@ -224,6 +232,7 @@ def _help(block: Block) -> None:
 CHECKED: dict[tuple[str, str], Callable[[Block], None]] = {
     (README, "make demo"): _in_ci,
     (README, "forebay run --hosts"): _several_hosts,
+    (README, '{"mcpServers"'): _model_host,
     (README, "python -m bytewax.recovery store"): _several_hosts,
     (DOCKER, "docker compose up"): _composed,
     (DOCKER, "WORKERS=4 JOB_MEMORY=8g docker compose"): _composed,
