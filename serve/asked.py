@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import blake2b
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import orjson
 import polars as pl
@@ -24,12 +24,12 @@ from forebay.query.frames import exported
 from forebay.query.rows import WRITERS
 from forebay.query.statement import steady
 from forebay.query.store import Store
-from forebay.query.tables import TABLES, Limits
+from forebay.query.tables import TABLE, TABLES, Limits
 from forebay.serve.brief import brief_object, brief_rows, brief_tables
 from forebay.serve.config import Config
 from forebay.serve.parameters import Form
 from forebay.serve.problems import Problem
-from forebay.serve.question import BRIEF, Question
+from forebay.serve.question import BRIEF, BUNDLE, Question
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout, is_hash_partition
@@ -45,7 +45,7 @@ ANALYTICS = (
     "lifecycle", "timeline",
 )  # fmt: skip
 """Methods of a Store, by which their questions are named."""
-TABLE = {"table": (str | None, None)}
+OF_ANSWER = {"table": (str | None, None)}
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,27 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Bundle:
+    """Files, and the rows that are in none of them: `rest` is None where nobody wants them."""
+
+    listed: Mapping[str, object]
+    rest: pa.RecordBatchReader | None
+
+    def write(self, out: BinaryIO) -> None:
+        out.write(orjson.dumps(self.listed, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
+        if self.rest is not None:
+            out.write(WRITERS["parquet"](self.rest, out).to_bytes(8, "big"))
+
+
+@dataclass(frozen=True)
 class Kind:
     """One kind of question: its parameters, and what answers it with rows, tables, or an object.
     `about` is what people read about it; `steady` tells whether an answer is the view's alone."""
 
     form: Form
-    answer: Callable[[Store, Values], pa.RecordBatchReader | Answer | Tables | Mapping[str, object]]
+    answer: Callable[
+        [Store, Values], pa.RecordBatchReader | Answer | Bundle | Tables | Mapping[str, object]
+    ]
     about: str
     steady: Callable[[Values], bool] = lambda values: True
 
@@ -96,8 +111,13 @@ class Asked:
         return f'W/"{found.hexdigest()}"'
 
     def _write(self, kind: Kind, values: Values, question: Question, out: BinaryIO) -> None:
-        table = values.pop("table", None)
+        table = values.pop("table", None) if question.name in ANALYTICS else None
         found = kind.answer(self._store, values)
+        if isinstance(found, Bundle):
+            if question.format != BUNDLE:
+                raise Problem(406, f"{question.name}: expected format json, got {question.format}")
+            found.write(out)
+            return
         if question.format == BRIEF:
             out.write(_in_brief(found, table, question.rows))
             return
@@ -220,6 +240,12 @@ def kinds() -> dict[str, Kind]:
             "The tables that SQL reads, their columns with types, the columns of the dedup key, and"
             " those that have the user, the event and its time.",
         ),
+        "files": Kind(
+            Form("files", _files_form),
+            _files,
+            "The Parquet files that have the events now, each row once: those of chunks, and one"
+            " with the rows that are in none of these (hot ones, mostly).",
+        ),
         "why": Kind(
             Form("why", Store.why),
             lambda store, values: asdict(store.why(**values)),
@@ -241,7 +267,7 @@ def kinds() -> dict[str, Kind]:
     for name in ANALYTICS:
         method = getattr(Store, name)
         path = ["user"] if name == "timeline" else []
-        form = Form(name, method, TABLE, path)
+        form = Form(name, method, OF_ANSWER, path)
         found[name] = Kind(form, partial(_analysed, name), _about(method))
     return found
 
@@ -282,6 +308,27 @@ def _tables(store: Store) -> dict[str, object]:
     except BadInput as error:
         roles = {"unknown": str(error)}
     return {"tables": tables, "dedup_key": list(store.last_view.key), "roles": roles}
+
+
+def _files_form(table: Literal["events", "events_late"] = "events", rest: bool = True) -> None:
+    """The parameters of a list of files: of which `table`, and whether with the `rest`."""
+
+
+def _files(store: Store, values: Values) -> Bundle:
+    files, rest = store.files_and_rest(values.get("table", TABLE))
+    view = store.last_view
+    listed = [
+        {**row, "id": blake2b(row["path"].encode(), digest_size=12).hexdigest()}
+        for row in files.to_dicts()
+    ]
+    columns = [{"name": one.name, "type": str(one.type)} for one in rest.schema]
+    about = {
+        "batch_number": view.batch_number,
+        "covered_until": view.covered_until,
+        "columns": columns,
+        "files": listed,
+    }
+    return Bundle(about, rest if values.get("rest", True) else None)
 
 
 def _wanted(values: Values) -> RejectFilter:

@@ -10,6 +10,9 @@ OPENAPI = "openapi"
 """Name of the question for the document that describes all others."""
 BRIEF = "brief"
 """The format of an answer to a language model, which no request over HTTP can name."""
+BUNDLE = "bundle"
+"""The same of a list of files with what is in none: a line of JSON, Parquet, and in 8 bytes
+(big-endian) how many rows that has."""
 
 
 @dataclass(frozen=True)

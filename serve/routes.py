@@ -28,6 +28,8 @@ ASKED = {
 object."""
 REPLAY = "/v1/rejects/replay"
 EVENTS = "/v1/events"
+FILES = "/v1/files"
+FILE = "/v1/files/{name}"
 MCP = "/mcp"
 MEDIA_TYPES = {
     "json": "application/json",

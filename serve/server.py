@@ -20,6 +20,7 @@ import uvicorn
 
 from forebay.serve.config import Config
 from forebay.serve.feed import Feed
+from forebay.serve.files import Files
 from forebay.serve.front import front
 from forebay.serve.gate import Gate
 from forebay.serve.mcp import Mcp
@@ -112,8 +113,9 @@ async def _serve(
     try:
         async with Pool(config, metrics) as pool:
             answers = Answers(pool, config, metrics)
-            mcp = Mcp(answers, config, metrics)
-            server = _server(config, front(config, tokens, pool, answers, feed, mcp, metrics))
+            files, mcp = Files(answers, config, metrics), Mcp(answers, config, metrics)
+            app = front(config, tokens, pool, answers, feed, files, mcp, metrics)
+            server = _server(config, app)
             serving = asyncio.create_task(server.serve([listening]))
             scheme = "http" if config.tls_cert is None else "https"
             host = f"[{config.host}]" if ":" in config.host else config.host
@@ -123,6 +125,7 @@ async def _serve(
             server.should_exit = server.force_exit = True
             await serving
             await mcp.close()
+            files.close()
     except Problem as problem:
         raise BadInput(problem.detail) from problem
     finally:

@@ -181,6 +181,7 @@ def test_over_standard_streams_tools_answer_as_the_store_does(
         async with over_streams(root, mode) as client:
             await asked_all(client, store)
             await told_what_to_do(client)
+            assert client.server_info
             assert client.server_info.name == "forebay"
 
     asyncio.run(ask())
