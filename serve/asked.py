@@ -21,7 +21,7 @@ from forebay import query
 from forebay.query.analytics import Answer
 from forebay.query.dataset import reader
 from forebay.query.frames import exported
-from forebay.query.rows import WRITERS
+from forebay.query.rows import WRITERS, spreadsheet
 from forebay.query.statement import steady
 from forebay.query.store import Store
 from forebay.query.tables import TABLE, TABLES, Limits
@@ -45,6 +45,7 @@ ANALYTICS = (
     "lifecycle", "timeline",
 )  # fmt: skip
 """Methods of a Store, by which their questions are named."""
+FORMATS = {**WRITERS, "spreadsheet": spreadsheet}
 OF_ANSWER = {"table": (str | None, None)}
 
 
@@ -128,7 +129,7 @@ class Asked:
                 raise Problem(406, f"{question.name}: expected format json, got {question.format}")
             out.write(orjson.dumps(found, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
             return
-        write = WRITERS[question.format]
+        write = FORMATS[question.format]
         if not isinstance(found, Mapping):
             write(self._bounded(found), out)
             return

@@ -1,4 +1,4 @@
-"""The front: paths, and what answers each. It reads no data and imports no engine."""
+"""The front: paths, and what answers each. It decodes no data and imports no engine."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ from tests.stranger import Block, Stranger, blocks
 from tests.test_vendors import BROKER, FORMS, Form
 
 README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"
-PAGES = (README, DOCKER, ARCHITECTURE, "CHANGELOG.md", REFERENCE.name)
+PAGES = (README, DOCKER, ARCHITECTURE, "CHANGELOG.md", "CLIENTS.md", REFERENCE.name)
+"""`tests/test_clients.py` runs the blocks of CLIENTS.md."""
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 KAFKA = "## Run it on your topic"
 """From this heading of README.md on, blocks need a broker."""
@@ -214,7 +215,7 @@ def _picture(block: Block) -> None:
 
 def _processes(block: Block) -> None:
     """A picture of a server: each of its parts is a module."""
-    for part in ("front", "worker", "feed", "asked"):
+    for part in ("front", "worker", "feed", "files", "asked"):
         assert part in block.text
         assert (ROOT / "serve" / f"{part}.py").exists()
 
