@@ -54,15 +54,16 @@ class _List:
     told: dict[str, Any]
     rest: IO[bytes] | None
     rows: int
+    bytes: int
     began: float
 
     @property
     def name(self) -> str:
         return "".join(re.findall(r"[0-9a-f]+", self.etag))
 
-    @property
-    def bytes(self) -> int:
-        return 0 if self.rest is None else os.fstat(self.rest.fileno()).st_size
+    def close(self) -> None:
+        if self.rest is not None:
+            self.rest.close()
 
 
 class Files:
@@ -110,7 +111,10 @@ class Files:
         if reply.same or reply.etag is None:  # it was forgotten meanwhile
             reply = await self._answers.ask(Question("files", BUNDLE, dict(given)))
         made = await _kept(reply)
-        self._lists[made.etag] = made
+        if (held := self._lists.setdefault(made.etag, made)) is not made:
+            made.close()
+            return held
+        asyncio.get_running_loop().call_later(LIST_S, self._forget)
         for file in made.told["files"]:
             self._known[file["id"]] = file["path"]
         while len(self._known) > KNOWN_MAX:
@@ -124,11 +128,10 @@ class Files:
         size = sum(one.bytes for one in held)
         for number, one in enumerate(held):
             many = len(held) - number >= LISTS_MAX
-            if one.began < before or many or size > LISTS_BYTES_MAX:
+            if one.began <= before or many or size > LISTS_BYTES_MAX:
                 size -= one.bytes
                 del self._lists[one.etag]
-                if one.rest is not None:
-                    one.rest.close()
+                one.close()
 
     # -- a file ---------------------------------------------------------------------------------
 
@@ -190,7 +193,7 @@ class Files:
         try:
             return await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            del self._known[found[2]]
+            self._known.pop(found[2], None)
             raise Problem(
                 410, f"file: expected one that still exists, got {name!r}: {AGAIN}"
             ) from error
@@ -227,8 +230,7 @@ class Files:
 
     def close(self) -> None:
         for one in self._lists.values():
-            if one.rest is not None:
-                one.rest.close()
+            one.close()
         self._lists.clear()
 
 
@@ -251,8 +253,9 @@ async def _kept(reply: Reply) -> _List:
         await asyncio.to_thread(file.flush)
         size, rows = os.fstat(file.fileno()).st_size, 0
         if size:
-            rows = int.from_bytes(os.pread(file.fileno(), 8, size - 8), "big")
-            os.ftruncate(file.fileno(), size - 8)
+            size -= 8
+            rows = int.from_bytes(os.pread(file.fileno(), 8, size), "big")
+            os.ftruncate(file.fileno(), size)
     except Cut as cut:
         file.close()
         raise Problem(502, str(cut)) from cut
@@ -265,7 +268,7 @@ async def _kept(reply: Reply) -> _List:
     if not size:
         file.close()
     assert reply.etag is not None
-    return _List(reply.etag, orjson.loads(line), file if size else None, rows, began)
+    return _List(reply.etag, orjson.loads(line), file if size else None, rows, size, began)
 
 
 async def _parts(reply: Reply) -> AsyncIterator[bytes]:
