@@ -62,7 +62,8 @@ def serve(
     from forebay.serve.server import serve as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(levelname)s %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    for name in ("mcp", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     config = Config(
         tuple(root.absolute() for root in roots), host, port, hosts, workers, timeout, memory,
         max_rows, waiting=max_waiting, tokens=tokens, tls_cert=tls_cert, tls_key=tls_key,

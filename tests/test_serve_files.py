@@ -18,9 +18,13 @@ import pytest
 import sqlalchemy
 from duckdb_extensions import import_extension
 from polars.testing import assert_frame_equal
+from starlette.datastructures import Headers
 
 import forebay
-from forebay.serve.tokens import add_token
+from forebay.serve.config import Config
+from forebay.serve.gate import Gate
+from forebay.serve.problems import Problem
+from forebay.serve.tokens import Tokens, add_token
 from tests.lane import IN_ORDER, Lane, events, filled, hand_off
 from tests.partition import START_MS
 from tests.serving import Server
@@ -101,7 +105,8 @@ def test_the_files_of_a_list_have_each_event_once(server: Server, store: forebay
     assert "table: expected 'events' or 'events_late'" in wrong.json["detail"]
 
 
-def test_a_list_stays_right_while_the_job_goes_on(tmp_path: Path) -> None:
+def test_a_list_stays_right_until_its_files_have_gone(tmp_path: Path) -> None:
+    """While the job goes on, and after a handoff: until the grace period is over."""
     lane = filled(Lane(tmp_path / "data").start())
     server = Server(lane.root, "--workers", "1")
     try:
@@ -115,6 +120,14 @@ def test_a_list_stays_right_while_the_job_goes_on(tmp_path: Path) -> None:
         assert {one["url"] for one in new} - {one["url"] for one in old}
         same(in_all(old), before)
         same(in_all(new), after)
+        gone = forebay.open(lane.root).files()["path"][0]
+        hand_off(lane.root, 1, START_MS + 10_000)
+        assert listed(server, rest="false") == []
+        same(in_all(old), before)
+        Path(gone).unlink()
+        first = server.ask(_path(old[0]))
+        assert first.status == 410
+        assert "list /v1/files again" in first.json["detail"]
     finally:
         server.close()
         lane.files.close()
@@ -167,24 +180,7 @@ def test_only_files_that_have_events_can_be_named(server: Server, lane: Lane) ->
     assert server.ask("/v1/files", method="POST", body={}).status == 405
 
 
-def test_a_file_that_has_gone_is_said_to_be_gone(tmp_path: Path) -> None:
-    lane = filled(Lane(tmp_path / "data").start())
-    server = Server(lane.root, "--workers", "1")
-    try:
-        files = listed(server)
-        gone = forebay.open(lane.root).files()["path"][0]
-        hand_off(lane.root, 1, START_MS + 10_000)
-        assert listed(server, rest="true")[:-1] == []
-        assert server.ask(_path(files[0])).status == 200  # until the grace period is over
-        Path(gone).unlink()
-        got = server.ask(_path(files[0]))
-        assert got.status == 410
-        assert "list /v1/files again" in got.json["detail"]
-    finally:
-        server.close()
-        lane.files.close()
-
-
+@pytest.mark.long
 def test_files_need_a_token_where_questions_do(lane: Lane, tmp_path: Path) -> None:
     token = add_token(tmp_path / "tokens.json", "panel", "read")
     server = Server(lane.root, "--workers", "1", "--tokens", str(tmp_path / "tokens.json"))
@@ -207,6 +203,19 @@ def test_files_need_a_token_where_questions_do(lane: Lane, tmp_path: Path) -> No
 
 def _path(file: dict[str, Any]) -> str:
     return "/v1/files/" + str(file["url"]).rpartition("/")[2]
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/files/0.parquet", "/mcp"])
+def test_the_gate_asks_for_a_token(path: str, tmp_path: Path) -> None:
+    token = add_token(tmp_path / "tokens.json", "panel", "read")
+    gate = Gate(_no_app, Config((tmp_path,)), Tokens(tmp_path / "tokens.json"))
+    gate.check(Headers({"host": "localhost", "authorization": f"Bearer {token}"}), path)
+    with pytest.raises(Problem, match="Authorization: expected Bearer"):
+        gate.check(Headers({"host": "localhost"}), path)
+
+
+async def _no_app(*_: object) -> None:
+    raise AssertionError("expected no request")
 
 
 # -- who reads them -----------------------------------------------------------------------------
