@@ -275,5 +275,5 @@ def test_the_front_loads_no_engine() -> None:
         [sys.executable, "-c", FRONT], capture_output=True, text=True, check=True
     ).stdout
     assert set(found.split()).isdisjoint(
-        {"bytewax", "confluent_kafka", "duckdb", "numba", "polars"}
+        {"bytewax", "confluent_kafka", "duckdb", "mcp", "numba", "polars"}
     )
