@@ -70,7 +70,9 @@ def test_each_tool_reads_as_the_page_says(
     rows = store.sql("select count(*) from events").item()
     assert names["rows"] == rows
     assert names["events"].collect().height == rows
-    assert re.search(rf"\b{rows}\b", capfd.readouterr().out)
+    told = capfd.readouterr().out
+    assert re.search(rf"\b{rows}\b", told)
+    assert "pro" in told
 
 
 def test_a_spreadsheet_gets_csv_without_formulas(server: Server, store: forebay.Store) -> None:
