@@ -68,13 +68,13 @@ audit: setup  ## look for known vulnerabilities of what is pinned
 	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	build/audit/bin/pip-audit --require-hashes --disable-pip -r constraints.txt
 
-# The image has what constraints.txt and constraints-build.txt pin: the extras `batch` and `serve`,
+# The image has what constraints.txt and constraints-build.txt pin: the extras `batch`, `mcp` and `serve`,
 # and what its wheel is built with, in the versions that the tests run with.
 constraints:  ## pin anew what pyproject.toml allows; UPGRADE=--upgrade: everything
 	uv=$$(./setup.sh uv) && compile() { "$$uv" pip compile -q --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate $(UPGRADE) "$$@"; } && \
 	compile --extra dev -o constraints-dev.txt pyproject.toml && \
-	compile --extra batch --extra serve -c constraints-dev.txt -o constraints.txt pyproject.toml && \
+	compile --extra batch --extra mcp --extra serve -c constraints-dev.txt -o constraints.txt pyproject.toml && \
 	echo hatchling | compile -c constraints-dev.txt -o constraints-build.txt -
 
 # Events are in no folder of these.

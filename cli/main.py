@@ -21,7 +21,7 @@ from forebay.storage.base.text import did_you_mean, plain_lines
 COMMANDS = (
     "run", "sql", "tail", "status", "files", "export", "rejects", "why", "batch", "disk", "check",
     "funnel", "retention", "segment", "sessions", "stickiness", "paths", "lifecycle", "user",
-    "serve", "token", "generate", "demo", "verify", "config",
+    "serve", "mcp", "token", "generate", "demo", "verify", "config",
 )  # fmt: skip
 """Each is a command of its name in a module of its name."""
 NO_READER = 141

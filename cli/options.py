@@ -7,16 +7,21 @@ the settings; each is known to be one then.
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from forebay.flows.settings import Settings, load
 from forebay.storage.base.directory import require_data_directories
-from forebay.storage.base.times import FIRST_MS, LAST_MS, ms_of
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import size_text
+from forebay.storage.base.times import FIRST_MS, LAST_MS, duration_ms, ms_of
 from forebay.storage.formats.frame import REASONS
 
+MEMORY = 2 << 30
 Check = Callable[[str, Sequence[Path]], None]
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,6 +82,48 @@ def time_option(name: str, parameter: str, **attributes: Any) -> Callable[[F], F
         name, parameter, **attributes,
         callback=lambda _context, _option, text: None if text is None else time_ms(text),
     )  # fmt: skip
+
+
+def require_extra(command: str, extra: str, modules: Sequence[str]) -> None:
+    """Raise BadInput if one of the modules is missing that come with the extra of this name."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise BadInput(
+            f"{command}: expected the extra {extra}, got no {missing[0]}:"
+            f" pip install 'forebay[{extra}]'"
+        )
+
+
+def _seconds(_context: click.Context, _option: click.Parameter, text: str) -> float:
+    try:
+        found = duration_ms(text) / 1000
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    if not found:
+        raise click.BadParameter("expected more than 0")
+    return found
+
+
+def _size(_context: click.Context, _option: click.Parameter, text: str) -> int:
+    try:
+        found = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise click.BadParameter(f"expected a size such as 512MiB, got {text!r}") from error
+    if found < 1:
+        raise click.BadParameter(f"expected more than 0, got {text!r}")
+    return found
+
+
+timeout_option: Callable[[F], F] = click.option(
+    "--timeout", default="60s", show_default=True, callback=_seconds, help="Of an answer."
+)
+memory_option: Callable[[F], F] = click.option(
+    "--memory", default=size_text(MEMORY).replace(" ", ""), show_default=True, callback=_size,
+    help="Of a worker, which is ended where it takes more.",
+)  # fmt: skip
+time_zone_option: Callable[[F], F] = click.option(
+    "--time-zone", default="UTC", show_default=True, help="In which SQL makes days."
+)
 
 
 def reject_filter_options(command: F) -> F:

@@ -3,43 +3,23 @@
 import logging
 import os
 import signal
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
-from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from forebay.cli.example import example
 from forebay.cli.interrupt import INTERRUPTED
 from forebay.cli.nodes import Places, places_option
-from forebay.cli.options import settings
+from forebay.cli.options import (
+    memory_option,
+    require_extra,
+    settings,
+    time_zone_option,
+    timeout_option,
+)
 from forebay.serve.config import Config
-from forebay.storage.base.errors import BadInput
-from forebay.storage.base.text import size_text
-from forebay.storage.base.times import duration_ms
 
 NEEDED = ("starlette", "uvicorn", "prometheus_client")
-MEMORY = 2 << 30
-
-
-def seconds(_context: click.Context, _option: click.Parameter, text: str) -> float:
-    try:
-        found = duration_ms(text) / 1000
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-    if not found:
-        raise click.BadParameter("expected more than 0")
-    return found
-
-
-def size(_context: click.Context, _option: click.Parameter, text: str) -> int:
-    try:
-        found = int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError as error:
-        raise click.BadParameter(f"expected a size such as 512MiB, got {text!r}") from error
-    if found < 1:
-        raise click.BadParameter(f"expected more than 0, got {text!r}")
-    return found
 
 
 @click.command(epilog=example("forebay serve --port 8081 --timeout 30s"))
@@ -53,11 +33,8 @@ def size(_context: click.Context, _option: click.Parameter, text: str) -> int:
     "--workers", type=click.IntRange(1, 64), default=2, show_default=True,
     help="Questions that are answered at once, each in a process.",
 )  # fmt: skip
-@click.option("--timeout", default="60s", show_default=True, callback=seconds, help="Of an answer.")
-@click.option(
-    "--memory", default=size_text(MEMORY).replace(" ", ""), show_default=True, callback=size,
-    help="Of a worker, which is ended where it takes more.",
-)  # fmt: skip
+@timeout_option
+@memory_option
 @click.option("--max-rows", type=click.IntRange(1), default=10_000_000, help="Of an answer.")
 @click.option(
     "--max-waiting", type=click.IntRange(0), default=32, show_default=True,
@@ -70,7 +47,7 @@ def size(_context: click.Context, _option: click.Parameter, text: str) -> int:
 @click.option("--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="As PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="As PEM.")
 @click.option("--behind-proxy", is_flag=True, help="A proxy in front of it terminates TLS.")
-@click.option("--time-zone", default="UTC", show_default=True, help="The time zone of days in SQL.")
+@time_zone_option
 @places_option()
 def serve(
     host: str, port: int, hosts: tuple[str, ...], workers: int, timeout: float, memory: int,
@@ -82,15 +59,12 @@ def serve(
     It listens on this host alone, unless it is given tokens, and TLS or a proxy that has it. Its
     first page, /, names the paths; /docs says what each takes.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise BadInput(
-            f"serve: expected the extra serve, got no {missing[0]}: pip install 'forebay[serve]'"
-        )
+    require_extra("serve", "serve", NEEDED)
     from forebay.serve.server import serve as run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s serve %(levelname)s %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    for name in ("mcp", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     config = Config(
         tuple(root.absolute() for root in places.roots), host, port, hosts, workers, timeout,
         memory, max_rows, waiting=max_waiting, tokens=tokens, tls_cert=tls_cert, tls_key=tls_key,

@@ -11,7 +11,7 @@ Views, queries, `why` and the check read partitions through this module alone. W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -252,6 +252,11 @@ class Partition:
         """With those blocks and chunks alone."""
         hot = tuple(block for block in self.hot if wanted(block))
         return replace(self, hot=hot, chunks=tuple(one for one in self.chunks if wanted(one)))
+
+    def without_files(self, paths: Collection[Path]) -> Partition:
+        """Without the chunks that are in these files."""
+        left = (file.chunk for file in self.chunk_files if file.path not in paths)
+        return replace(self, chunks=tuple(left))
 
     @property
     def name(self) -> str:

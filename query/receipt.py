@@ -3,9 +3,10 @@ files that count, which another engine may read in place of a query of ours."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -155,24 +156,36 @@ def files_of(
 ) -> pl.DataFrame:
     """One row a chunk of a view. Of a chunk with rows on both sides of a bound, only those count
     whose upload time is at or after `from_time`, or before `before_time`; null where all do."""
-    rows = [
-        (
-            str(partition.layout.root), partition.name, str(file.path.absolute()),
-            file.chunk.rows, file.bytes, time_of(file.chunk.first_ms), time_of(file.chunk.last_ms),
-        )
-        for partition in partitions
-        for file in partition.chunk_files
-    ]  # fmt: skip
     first, last = pl.col("first_upload_time"), pl.col("last_upload_time")
     start, end = (pl.lit(None if ms is None else time_of(ms), _TIME) for ms in (from_ms, before_ms))
     return (
-        pl.DataFrame(rows, schema=_FILE_SCHEMA, orient="row")
+        _files(partitions)
         .with_columns(
             from_time=pl.when(first < start).then(start),
             before_time=pl.when(last >= end).then(end),
         )
-        .sort("node", "partition", "first_upload_time", "path")
+        .drop("lacking")
     )
+
+
+def whole_files_of(partitions: Sequence[Partition], paths: Collection[Path]) -> pl.DataFrame:
+    """One row for each of the chunks in these files, with the declared columns that it lacks."""
+    wanted = [str(path.absolute()) for path in paths]
+    return _files(partitions).filter(pl.col("path").is_in(wanted))
+
+
+def _files(partitions: Sequence[Partition]) -> pl.DataFrame:
+    rows = [
+        (
+            str(partition.layout.root), partition.name, str(file.path.absolute()),
+            file.chunk.rows, file.bytes, time_of(file.chunk.first_ms), time_of(file.chunk.last_ms),
+            file.lacking,
+        )
+        for partition in partitions
+        for file in partition.chunk_files
+    ]  # fmt: skip
+    found = pl.DataFrame(rows, schema=_FILE_SCHEMA, orient="row")
+    return found.sort("node", "partition", "first_upload_time", "path")
 
 
 _TIME = pl.Datetime("ms", "UTC")
@@ -197,4 +210,5 @@ _FILE_SCHEMA: dict[str, pl.DataType] = {
     **dict.fromkeys(("node", "partition", "path"), pl.String()),
     **dict.fromkeys(("rows", "bytes"), pl.Int64()),
     **dict.fromkeys(("first_upload_time", "last_upload_time"), _TIME),
+    "lacking": pl.List(pl.String()),
 }

@@ -43,7 +43,14 @@ from forebay.query.node import Node, places_of
 from forebay.query.offered import offer_of, rows_of
 from forebay.query.partition import Partition, VerifiedChunks
 from forebay.query.questions import Layers, Questions
-from forebay.query.receipt import Receipt, files_of, partitions_of, receipt_of, told_of
+from forebay.query.receipt import (
+    Receipt,
+    files_of,
+    partitions_of,
+    receipt_of,
+    told_of,
+    whole_files_of,
+)
 from forebay.query.remote import remote, remote_events
 from forebay.query.scans import Scans, parts, picked_rejects, scan_rejects
 from forebay.query.tables import (
@@ -351,6 +358,36 @@ class Store(Questions):
         _require_here("files", view)
         [(partitions, between)] = parts(view, table)
         return files_of(partitions, between.first_ms, between.end_ms)
+
+    def files_and_rest(self, table: str = TABLE) -> tuple[pl.DataFrame, pa.RecordBatchReader]:
+        """A `table`, which is "events" or "events_late", of one view in two parts, for an engine
+        that reads Parquet: the files of which every row counts, as from `files` but without
+        conditions, and all other rows, hot ones among them, batch by batch. Together they have each
+        row once.
+
+        `lacking` are declared columns that a file has not: they are null in it for other engines,
+        while a Store reads them from `raw`. Read both within the grace period. Raises BadInput for
+        another table; MissingFile or Corruption, also from the reader.
+        """
+        if table not in (TABLE, LATE):
+            raise BadInput(f"table: expected {TABLE} or {LATE}, got {table!r}")
+        return self._retried(lambda: self._files_and_rest(table))
+
+    def _files_and_rest(self, table: str) -> tuple[pl.DataFrame, pa.RecordBatchReader]:
+        view = self._readable()
+        _require_here("files", view)
+        [(partitions, between)] = parts(view, table)
+        whole = {
+            file.path
+            for partition in partitions
+            for file in partition.chunk_files
+            if between.all_of(file.chunk) and not self._chunks.outside_years(file.path)
+        }
+        rest = [partition.without_files(whole) for partition in partitions]
+        schema = arrow_of(polars_schema(view.schema))
+        return whole_files_of(partitions, whole), reader(
+            schema, event_batches(rest, between, schema)
+        )
 
     def _stream(self, table: str) -> pa.RecordBatchReader:
         view = self._readable(events=table != REJECTS, rejects=table == REJECTS)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import blake2b
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import orjson
 import polars as pl
@@ -22,15 +22,16 @@ from forebay import query
 from forebay.query.analytics import Answer
 from forebay.query.dataset import reader
 from forebay.query.frames import exported
-from forebay.query.rows import WRITERS
+from forebay.query.rows import WRITERS, spreadsheet
 from forebay.query.statement import steady
 from forebay.query.store import Store
-from forebay.query.tables import Limits
+from forebay.query.tables import TABLE, TABLES, Limits
+from forebay.serve.brief import brief_object, brief_rows, brief_tables
 from forebay.serve.config import Config
 from forebay.serve.offering import write_offer, write_rows
 from forebay.serve.parameters import Form
 from forebay.serve.problems import Problem
-from forebay.serve.question import Question
+from forebay.serve.question import BRIEF, BUNDLE, Question
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, NodeError
 from forebay.storage.base.layout import Layout, is_hash_partition
@@ -46,7 +47,8 @@ ANALYTICS = (
     "lifecycle", "timeline",
 )  # fmt: skip
 """Methods of a Store, by which their questions are named."""
-TABLE = {"table": (str | None, None)}
+FORMATS = {**WRITERS, "spreadsheet": spreadsheet}
+OF_ANSWER = {"table": (str | None, None)}
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,27 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Bundle:
+    """Files, and the rows that are in none of them: `rest` is None where nobody wants them."""
+
+    listed: Mapping[str, object]
+    rest: pa.RecordBatchReader | None
+
+    def write(self, out: BinaryIO) -> None:
+        out.write(orjson.dumps(self.listed, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
+        if self.rest is not None:
+            out.write(WRITERS["parquet"](self.rest, out).to_bytes(8, "big"))
+
+
+@dataclass(frozen=True)
 class Kind:
     """One kind of question: its parameters, and what answers it with rows, tables, or an object.
     `about` is what people read about it; `steady` tells whether an answer is the view's alone."""
 
     form: Form
-    answer: Callable[[Store, Values], pa.RecordBatchReader | Tables | Mapping[str, object]]
+    answer: Callable[
+        [Store, Values], pa.RecordBatchReader | Answer | Bundle | Tables | Mapping[str, object]
+    ]
     about: str
     steady: Callable[[Values], bool] = lambda values: True
 
@@ -119,20 +136,29 @@ class Asked:
         return f'W/"{found.hexdigest()}"'
 
     def _write(self, kind: Kind, values: Values, question: Question, out: BinaryIO) -> None:
-        table = values.pop("table", None)
+        table = values.pop("table", None) if question.name in ANALYTICS else None
         found = kind.answer(self._store, values)
+        if isinstance(found, Bundle):
+            if question.format != BUNDLE:
+                raise Problem(406, f"{question.name}: expected format json, got {question.format}")
+            found.write(out)
+            return
+        if question.format == BRIEF:
+            out.write(_in_brief(found, table, question.rows))
+            return
+        if isinstance(found, Answer):
+            found = found.tables
         if isinstance(found, Mapping) and not _is_tables(found):
             if question.format != "json":
                 raise Problem(406, f"{question.name}: expected format json, got {question.format}")
             out.write(orjson.dumps(found, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
             return
-        write = WRITERS[question.format]
+        write = FORMATS[question.format]
         if not isinstance(found, Mapping):
             write(self._bounded(found), out)
             return
         tables = cast(Tables, found)
-        if table is not None and table not in tables:
-            raise BadInput(f"table: expected one of {', '.join(tables)}; got {table!r}")
+        _require_table(table, tables)
         if question.format != "json" or (table is None and list(tables) == [ROWS]):
             write(_reader(tables[table or next(iter(tables))]), out)
             return
@@ -173,6 +199,34 @@ class _Batches:
 ROWS = "rows"
 
 
+def _in_brief(
+    found: pa.RecordBatchReader | Answer | Tables | Mapping[str, object],
+    table: str | None,
+    rows: int,
+) -> bytes:
+    """Any answer, of which at most so many rows are shown."""
+    about = "" if not isinstance(found, Answer) else _period(found)
+    if isinstance(found, Answer):
+        found = found.tables
+    if not isinstance(found, Mapping):
+        return brief_rows(found, rows)
+    if not _is_tables(found):
+        return brief_object(found, rows)
+    tables = cast(Tables, found)
+    _require_table(table, tables)
+    return brief_tables(tables, table or next(iter(tables)), about, rows)
+
+
+def _period(answer: Answer) -> str:
+    period = answer.question.get("period")
+    return "" if period is None else str(period)
+
+
+def _require_table(table: str | None, tables: Tables) -> None:
+    if table is not None and table not in tables:
+        raise BadInput(f"table: expected one of {', '.join(tables)}; got {table!r}")
+
+
 def _is_tables(found: Mapping[str, object]) -> bool:
     return all(isinstance(one, pl.DataFrame) for one in found.values())
 
@@ -205,6 +259,23 @@ def kinds() -> dict[str, Kind]:
             lambda store, _: {ROWS: _columns(store)},
             "The columns of the table `events`, and their types in Arrow.",
         ),
+        "tables": Kind(
+            Form("tables", Store.receipt),
+            lambda store, _: _tables(store),
+            "The tables that SQL reads, their columns with types, the columns of the dedup key, and"
+            " those that have the user, the event and its time.",
+        ),
+        "files": Kind(
+            Form("files", _files_form),
+            _files,
+            "The Parquet files that have the events now, each row once: those of chunks, and one"
+            " with the rows that are in none of these (hot ones, mostly).",
+        ),
+        "why": Kind(
+            Form("why", Store.why),
+            lambda store, values: asdict(store.why(**values)),
+            _about(Store.why),
+        ),
         "rejects": Kind(
             Form("rejects", RejectFilter, {"limit": (int | None, 1000)}),
             _rejects,
@@ -221,7 +292,7 @@ def kinds() -> dict[str, Kind]:
     for name in ANALYTICS:
         method = getattr(Store, name)
         path = ["user"] if name == "timeline" else []
-        form = Form(name, method, TABLE, path)
+        form = Form(name, method, OF_ANSWER, path)
         found[name] = Kind(form, partial(_analysed, name), _about(method))
     return found
 
@@ -231,11 +302,11 @@ def _about(of: object) -> str:
     return "\n".join(line.strip() for line in lines)
 
 
-def _analysed(name: str, store: Store, values: Values) -> Tables:
+def _analysed(name: str, store: Store, values: Values) -> Answer:
     if values.get("roles") is not None:
         values["roles"] = store.roles(**values["roles"])
     answer: Answer = getattr(store, name)(**values)
-    return answer.tables
+    return answer
 
 
 def _receipt(store: Store) -> dict[str, object]:
@@ -246,6 +317,43 @@ def _receipt(store: Store) -> dict[str, object]:
 def _columns(store: Store) -> pl.DataFrame:
     rows = [(field.name, str(field.type)) for field in store.schema]
     return pl.DataFrame(rows, schema={"name": pl.String, "type": pl.String}, orient="row")
+
+
+def _tables(store: Store) -> dict[str, object]:
+    """All that queries can name; of a table that can't be read now, why not."""
+    tables: dict[str, object] = {}
+    for name in TABLES:
+        try:
+            rows = store.sql(f"describe {name}").select("column_name", "column_type").rows()
+            tables[name] = dict(rows)
+        except BadInput as error:
+            tables[name] = {"unreadable": str(error)}
+    try:
+        roles: object = asdict(store.roles())
+    except BadInput as error:
+        roles = {"unknown": str(error)}
+    return {"tables": tables, "dedup_key": list(store.last_view.key), "roles": roles}
+
+
+def _files_form(table: Literal["events", "events_late"] = "events", rest: bool = True) -> None:
+    """The parameters of a list of files: of which `table`, and whether with the `rest`."""
+
+
+def _files(store: Store, values: Values) -> Bundle:
+    files, rest = store.files_and_rest(values.get("table", TABLE))
+    view = store.last_view
+    listed = [
+        {**row, "id": blake2b(row["path"].encode(), digest_size=12).hexdigest()}
+        for row in files.to_dicts()
+    ]
+    columns = [{"name": one.name, "type": str(one.type)} for one in rest.schema]
+    about = {
+        "batch_number": view.batch_number,
+        "covered_until": view.covered_until,
+        "columns": columns,
+        "files": listed,
+    }
+    return Bundle(about, rest if values.get("rest", True) else None)
 
 
 def _wanted(values: Values) -> RejectFilter:

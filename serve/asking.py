@@ -100,20 +100,7 @@ class Asking:
         if kind and kind != "application/json":
             raise Problem(415, f"Content-Type: expected application/json, got {kind!r}")
         limit = SCAN_BYTES_MAX if self._name == "scan" else self._config.body_bytes
-        data = bytearray()
-        try:
-            async with asyncio.timeout(BODY_S):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise Gone
-                    data += message.get("body", b"")
-                    more = message.get("more_body", False)
-                    if len(data) > limit:
-                        raise Problem(413, f"body: expected at most {limit:,} bytes, got more")
-        except TimeoutError as error:
-            raise Problem(408, f"body: expected all of it within {BODY_S:g} s") from error
+        data = await body_of(receive, limit)
         if data and not kind:
             raise Problem(415, "Content-Type: expected application/json, got none")
         try:
@@ -152,6 +139,26 @@ class Asking:
                     send({"type": "http.response.body", "body": part, "more_body": True})
                 )
         await send({"type": "http.response.body", "body": b""})
+
+
+async def body_of(receive: Receive, limit: int) -> bytes:
+    """The body of a request. Raises Problem if it has more than `limit` bytes or takes too long,
+    and Gone."""
+    data = bytearray()
+    try:
+        async with asyncio.timeout(BODY_S):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                data += message.get("body", b"")
+                more = message.get("more_body", False)
+                if len(data) > limit:
+                    raise Problem(413, f"body: expected at most {limit:,} bytes, got more")
+    except TimeoutError as error:
+        raise Problem(408, f"body: expected all of it within {BODY_S:g} s") from error
+    return bytes(data)
 
 
 async def _closed(reply: Reply) -> None:

@@ -1,8 +1,9 @@
-"""The front: paths, and what answers each. It reads no data and imports no engine."""
+"""The front: paths, and what answers each. It decodes no data and imports no engine."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import orjson
 from starlette.applications import Starlette
@@ -10,28 +11,35 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from forebay.serve.asking import Asking
 from forebay.serve.config import Config
 from forebay.serve.feed import Feed
+from forebay.serve.files import Files
 from forebay.serve.gate import Gate
+from forebay.serve.mcp import Mcp
 from forebay.serve.metrics import MEDIA_TYPE as METRICS_TYPE
 from forebay.serve.metrics import Metrics
 from forebay.serve.page import PAGE_POLICY, page
 from forebay.serve.pool import Pool
 from forebay.serve.problems import MEDIA_TYPE, Problem
 from forebay.serve.question import OPENAPI, Question
-from forebay.serve.routes import ASKED, EVENTS, OFFER, REPLAY, SCAN
+from forebay.serve.routes import ASKED, EVENTS, FILE, FILES, MCP, OFFER, REPLAY, SCAN
 from forebay.serve.sharing import Answers
 from forebay.serve.tokens import Tokens
 
-INDEX = {**ASKED, "events": EVENTS, "replay": REPLAY}
+INDEX = {
+    **ASKED, "events": EVENTS, "replay": REPLAY, "files": FILES, "file": FILE, "mcp": MCP,
+}  # fmt: skip
 OTHERS = ("/docs", "/openapi.json", "/livez", "/readyz", "/metrics")
 
 
-def front(config: Config, tokens: Tokens | None, pool: Pool, feed: Feed, metrics: Metrics) -> Gate:
+def front(
+    config: Config, tokens: Tokens | None, pool: Pool, answers: Answers, feed: Feed, files: Files,
+    mcp: Mcp, metrics: Metrics,
+) -> Gate:  # fmt: skip
     """The ASGI application of one server."""
-    answers = Answers(pool, config, metrics)
     described = _Described(answers)
 
     async def live(_: Request) -> Response:
@@ -73,12 +81,25 @@ def front(config: Config, tokens: Tokens | None, pool: Pool, feed: Feed, metrics
             asked(SCAN, "scan", ["POST"]),
             *(asked(path, name, ["GET", "POST"]) for name, path in ASKED.items()),
             Route(EVENTS, feed, methods=["GET"]),
+            Route(FILES, _Raw(files.lists), methods=["GET"]),
+            Route(FILE, _Raw(files.file), methods=["GET"]),
+            Route(MCP, mcp, methods=["POST"]),
             *(Route(path, answer) for path, answer in plain.items()),
         ],
         exception_handlers={HTTPException: _refused, Problem: _told, 500: _failed},
     )
     app.router.redirect_slashes = False
     return Gate(app, config, tokens)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """A function that is an ASGI application, which a route would take for another kind."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
 
 
 class _Described:

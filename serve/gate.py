@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forebay.serve.config import Config
 from forebay.serve.problems import MEDIA_TYPE, Problem
-from forebay.serve.routes import REPLAY
+from forebay.serve.routes import MCP, REPLAY
 from forebay.serve.tokens import Tokens
 
 OPEN = ("/", "/livez", "/readyz", "/docs", "/openapi.json")
@@ -69,7 +69,8 @@ class Gate:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.casefold() != hosts[0].casefold():
             raise Problem(403, f"Origin: expected none or this server's, got {origin!r}")
-        if path.startswith("/v1/") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        asks = path == MCP or path.startswith("/v1/")
+        if asks and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise Problem(403, "expected a request of no site or this one, got another site's")
         if self._tokens is not None and path not in OPEN:
             self._let_in(self._tokens, headers.getlist("authorization"), path)

@@ -8,11 +8,11 @@ from typing import Any
 
 from forebay.serve.asked import ANALYTICS, Kind
 from forebay.serve.parameters import Form
-from forebay.serve.routes import ASKED, EVENTS, MEDIA_TYPES, REPLAY
+from forebay.serve.routes import ASKED, EVENTS, FILE, FILES, MCP, MEDIA_TYPES, REPLAY
 
 Json = dict[str, Any]
 JSON = "application/json"
-ONLY_JSON = ("receipt", "replay")
+ONLY_JSON = ("receipt", "replay", "tables", "why")
 SECURED: list[Json] = [{"token": []}, {}]
 PROBLEM: Json = {
     "type": "object",
@@ -31,12 +31,15 @@ PROBLEMS = {
     "404": "No such path.",
     "405": "Another method.",
     "406": "No such format of this answer.",
+    "410": "A file that no longer exists: what it had is in others now.",
     "413": "More than a question may have.",
     "415": "The body is not JSON.",
+    "416": "No such range of the file.",
     "421": "For another host.",
     "422": "A question that can't be answered: the detail says what was expected.",
     "429": "Too many at once: try again after Retry-After.",
     "500": "Data that can't be read.",
+    "501": "What is not installed.",
     "502": "The process that made the answer has ended.",
     "504": "It took too long.",
     "507": "It took too much memory.",
@@ -55,6 +58,9 @@ def document(kinds: Mapping[str, Kind]) -> Json:
     replay = kinds["replay"]
     paths[REPLAY] = {"post": _operation("replay", replay, "post")}
     paths[EVENTS] = {"get": _events()}
+    paths[FILES] = {"get": _files(kinds["files"])}
+    paths[FILE] = {"get": _file()}
+    paths[MCP] = {"post": _mcp()}
     for path, about, kind in (
         ("/livez", "Whether the server runs.", "text/plain"),
         ("/readyz", "Whether a question would be answered.", "text/plain"),
@@ -213,6 +219,85 @@ def _events() -> Json:
                 "description": "Events until the client leaves.",
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
+            **_problems(),
+        },
+    }
+
+
+def _mcp() -> Json:
+    message: Json = {"type": "object", "properties": {"jsonrpc": {"const": "2.0"}}}
+    return {
+        "summary": "Tools of language models: the Model Context Protocol (MCP), over HTTP.",
+        "description": "Each request is a POST of one message of JSON-RPC, and stands alone: there"
+        " are no sessions. The tools are those of `forebay mcp`; they need the extra mcp.",
+        "requestBody": {"required": True, "content": {JSON: {"schema": message}}},
+        "responses": {
+            "200": {"description": "The answer.", "content": {JSON: {"schema": message}}},
+            "202": {"description": "A notification, which has no answer."},
+            **_problems(),
+        },
+    }
+
+
+def _files(kind: Kind) -> Json:
+    nullable: Json = {"type": ["string", "null"]}
+    file: Json = {
+        "type": "object",
+        "properties": {
+            "url": {"type": "string", "format": "uri"},
+            "node": nullable,
+            "partition": nullable,
+            "rows": {"type": "integer"},
+            "bytes": {"type": "integer"},
+            "first_upload_time": nullable,
+            "last_upload_time": nullable,
+            "lacking": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "Declared columns that the file has not.",
+            },
+        },
+    }
+    listed: Json = {
+        "type": "object",
+        "properties": {
+            "batch_number": {"type": "integer"},
+            "covered_until": nullable,
+            "columns": {"type": "array", "items": {"type": "object"}},
+            "files": {"type": "array", "items": file},
+        },
+    }
+    schema = kind.form.model.model_json_schema()
+    return {
+        "summary": kind.about,
+        "description": "Read all of them; the last one, of which partition is null, has the rows"
+        " that are in no other. They stay for the job's grace period (10 minutes unless set"
+        " otherwise); that of the rest for as long, or until there are many newer lists.",
+        "parameters": _in_query(schema, kind.form),
+        "responses": {
+            "200": {"description": "The list.", "content": {JSON: {"schema": listed}}},
+            "304": {"description": "The asker has this list (If-None-Match)."},
+            **_problems(),
+        },
+    }
+
+
+def _file() -> Json:
+    whole: Json = {MEDIA_TYPES["parquet"]: {"schema": {"type": "string"}}}
+    name: Json = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+    wanted: Json = {
+        "name": "Range",
+        "in": "header",
+        "description": "Such as bytes=0-99, or bytes=-99 for the last ones.",
+        "schema": {"type": "string"},
+    }
+    return {
+        "summary": "A Parquet file of the list.",
+        "parameters": [name, wanted],
+        "responses": {
+            "200": {"description": "All of it.", "content": whole},
+            "206": {"description": "What the header Range asks for.", "content": whole},
+            "304": {"description": "The asker has it (If-None-Match)."},
             **_problems(),
         },
     }

@@ -21,6 +21,8 @@ ASKED = {
     "receipt": "/v1/receipt",
     "rejects": "/v1/rejects",
     "schema": "/v1/schema",
+    "tables": "/v1/tables",
+    "why": "/v1/why",
 }
 """Questions by name; each is asked by GET, with parameters in the query, or by POST, with a JSON
 object."""
@@ -36,10 +38,14 @@ SCAN_BYTES_MAX = 32 << 20
 """What names the blocks and chunks of a view takes some hundred bytes for each."""
 MISSING = "forebay-missing"
 """The header of an answer that is partial: the nodes that it lacks."""
+FILES = "/v1/files"
+FILE = "/v1/files/{name}"
+MCP = "/mcp"
 MEDIA_TYPES = {
     "json": "application/json",
     "ndjson": "application/x-ndjson",
     "csv": "text/csv; charset=utf-8",
+    "spreadsheet": "text/csv; charset=utf-8",
     "arrow": "application/vnd.apache.arrow.stream",
     "parquet": "application/vnd.apache.parquet",
 }

@@ -20,10 +20,14 @@ import uvicorn
 
 from forebay.serve.config import Config
 from forebay.serve.feed import Feed
+from forebay.serve.files import Files
 from forebay.serve.front import front
+from forebay.serve.gate import Gate
+from forebay.serve.mcp import Mcp
 from forebay.serve.metrics import Metrics
 from forebay.serve.pool import Pool
 from forebay.serve.problems import Problem
+from forebay.serve.sharing import Answers
 from forebay.serve.tokens import Tokens
 from forebay.storage.base.errors import BadInput
 
@@ -108,7 +112,10 @@ async def _serve(
     feed = Feed(config, metrics)
     try:
         async with Pool(config, metrics) as pool:
-            server = _server(config, tokens, pool, feed, metrics)
+            answers = Answers(pool, config, metrics)
+            files, mcp = Files(answers, config, metrics), Mcp(answers, config, metrics)
+            app = front(config, tokens, pool, answers, feed, files, mcp, metrics)
+            server = _server(config, app)
             serving = asyncio.create_task(server.serve([listening]))
             scheme = "http" if config.tls_cert is None else "https"
             host = f"[{config.host}]" if ":" in config.host else config.host
@@ -117,6 +124,8 @@ async def _serve(
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             server.should_exit = server.force_exit = True
             await serving
+            await mcp.close()
+            files.close()
     except Problem as problem:
         raise BadInput(problem.detail) from problem
     finally:
@@ -130,11 +139,9 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not ended and "without completing response" not in record.getMessage()
 
 
-def _server(
-    config: Config, tokens: Tokens | None, pool: Pool, feed: Feed, metrics: Metrics
-) -> _Server:
+def _server(config: Config, app: Gate) -> _Server:
     made = uvicorn.Config(
-        front(config, tokens, pool, feed, metrics),
+        app,
         lifespan="off",
         ws="none",
         access_log=False,

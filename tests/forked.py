@@ -50,6 +50,8 @@ IMPORTED = (
     "forebay.query",
     "forebay.cli.serve",
     "forebay.serve.server",
+    "forebay.cli.mcp",
+    "forebay.serve.stdio",
     "forebay.serve.tailing",
     "forebay.serve.openapi",
     "forebay.query.sql",

@@ -114,6 +114,21 @@ def test_files_of_the_late_table_are_told_apart(lane: Lanes) -> None:
         store.files("rejects")
 
 
+def test_whole_files_and_the_rest_are_the_events_each_once(data: Path) -> None:
+    """Also where the boundary goes through a chunk."""
+    hand_off(data, 1, START_MS + 450)
+    store = forebay.open(data)
+    files, rest = store.files_and_rest()
+    assert 0 < files.height < store.files().height
+    assert files["lacking"].to_list() == [[]] * files.height
+    whole = pl.concat(map(pl.read_parquet, files["path"]), how="diagonal_relaxed")
+    rows = pl.concat([whole, pl.DataFrame(rest.read_all())], how="diagonal_relaxed")
+    expected = collected(store)
+    assert sorted(rows["_offset"]) == sorted(expected["_offset"])
+    with pytest.raises(BadInput, match="table: expected events or events_late, got 'rejects'"):
+        store.files_and_rest("rejects")
+
+
 def test_the_command_prints_what_the_store_says(data: Path) -> None:
     hand_off(data, 1, START_MS + 450)
     store = forebay.open(data)

@@ -134,6 +134,12 @@ def test_sql_progress_and_rejects_are_those_of_the_store(
     assert [(one["reason"], one["message"]) for one in rejects] == [("bad json", "{<\ufffd")]
     schema = server.ask("/v1/schema").json
     assert [one["name"] for one in schema] == store.schema.names
+    tables = server.ask("/v1/tables").json
+    assert list(tables["tables"]["events"]) == store.schema.names
+    assert (tables["dedup_key"], tables["roles"]["user"]) == (["id"], "who")
+    copies = server.ask("/v1/why", {"key": '{"id": "3"}'}).json["copies"]
+    assert [(one["what"], one["offset"]) for one in copies] == [("event", 3)]
+    assert server.ask("/v1/why", body={"key": {"id": "3"}}).json["copies"] == copies
 
 
 def test_each_format_has_the_same_rows(server: Server, store: forebay.Store) -> None:

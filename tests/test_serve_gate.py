@@ -211,7 +211,7 @@ def test_what_a_worker_can_t_be_started_with_is_one_error(root: Path) -> None:
 def test_without_the_extra_it_says_what_to_install(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("forebay.cli.serve.find_spec", lambda name: None)
+    monkeypatch.setattr("forebay.cli.options.find_spec", lambda name: None)
     result = invoke("serve", "--data-dir", str(root))
     assert "pip install 'forebay[serve]'" in result.output
 
@@ -275,5 +275,5 @@ def test_the_front_loads_no_engine() -> None:
         [sys.executable, "-c", FRONT], capture_output=True, text=True, check=True
     ).stdout
     assert set(found.split()).isdisjoint(
-        {"bytewax", "confluent_kafka", "duckdb", "numba", "polars"}
+        {"bytewax", "confluent_kafka", "duckdb", "mcp", "numba", "polars"}
     )
