@@ -54,6 +54,7 @@ BINS = 10
 BINS_MAX = 1000
 GAP = timedelta(minutes=30)
 """Ends a session where no role has sessions, as in Amplitude's web SDK."""
+EXPORT_MAX = timedelta(days=365)
 BIN = "timeHistogramConfigBin"
 
 
@@ -296,6 +297,8 @@ class Answers:
         start, end = (hour(name, read.needed(name)).replace(tzinfo=UTC) for name in DAYS)
         if start > end:
             raise invalid(f"end: expected an hour from {start} on, got {end}")
+        if end - start > EXPORT_MAX:
+            raise invalid(f"end: expected at most {EXPORT_MAX.days} days, got {end - start}")
         export.write(self._store, properties, start, end + timedelta(hours=1), out)
 
     def _read(
