@@ -785,9 +785,10 @@ def test_what_is_not_valid_is_refused_with_what_was_expected(shop: Api, told: st
 JUNK: list[object] = [
     "", " ", "0", "-1", "1", "20260302", "99999999", "00010101", "\ud7ff", "a\0b", "x" * 300,
     "null", "[]", "{}", "[[]]", "[null]", "[{}]", "1e999", "true", '"a"', "[[0,5]]",
-    "[[0,99999999999999]]", "country", "gp:", "gp:a.b", "gp:a'b", "gp:.", "os", "u1", "nday", "bracket", "formula", "sums",
-    "UNIQUES(A)", "UNIQUES(B)", "((", "A" * 2000, "-3600000", "30", "new", "unordered", "latest",
-    "minutes", BUY, {"event_type": "_new"}, {"event_type": 1}, {"event_type": "buy", "filters": {}},
+    "[[0,99999999999999]]", "country", "gp:", "gp:a.b", "gp:a'b", "gp:.", "os", "u1",
+    "nday", "bracket", "formula", "sums", "UNIQUES(A)", "UNIQUES(B)", "((", "A" * 2000,
+    "-3600000", "30", "new", "unordered", "latest", "minutes", BUY, {"event_type": "_new"},
+    {"event_type": 1}, {"event_type": "buy", "filters": {}},
     {"event_type": "buy", "filters": [None]}, {"event_type": "buy", "group_by": ["a"]},
     {"event_type": "buy", "filters": [{"subprop_type": "event", "subprop_key": "price",
                                        "subprop_op": "less", "subprop_value": [None]}]},
