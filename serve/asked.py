@@ -27,6 +27,8 @@ from forebay.query.statement import steady
 from forebay.query.store import Store
 from forebay.query.tables import TABLE, TABLES, Limits
 from forebay.serve.brief import brief_object, brief_rows, brief_tables
+from forebay.serve.amplitude.answers import Answers
+from forebay.serve.amplitude.endpoints import ENDPOINTS
 from forebay.serve.config import Config
 from forebay.serve.offering import write_offer, write_rows
 from forebay.serve.parameters import Form
@@ -122,17 +124,27 @@ class Asked:
             return Prepared(None, partial(write_offer, self._store))
         if question.name == "scan":
             return Prepared(None, partial(write_rows, self._store, question.body or ""))
+        if question.name in ENDPOINTS:
+            answers = Answers(self._store, self._config.time_zone)
+            write = partial(answers.write, question.name, question.given)
+            return Prepared(self._tag(question, timely=True), write, self._silent)
         kind = self.kinds[question.name]
         values = kind.form.read(question.given, question.body, question.path)
-        etag = self._tag(question, values) if kind.steady(values) else None
-        write = partial(self._write, kind, values, question)
-        return Prepared(etag, write, lambda: self._store.receipt().silent_nodes)
+        # What is in the future is left out, unless a period is given.
+        timely = question.name in ANALYTICS and values.get("period") is None
+        etag = self._tag(question, timely=timely) if kind.steady(values) else None
+        return Prepared(etag, partial(self._write, kind, values, question), self._silent)
 
-    def _tag(self, question: Question, values: Values) -> str:
+    def _silent(self) -> Sequence[str]:
+        return self._store.receipt().silent_nodes
+
+    def _tag(self, question: Question, *, timely: bool) -> str:
+        """With `timely`, one for each minute."""
         found = blake2b(self._store.view().version, digest_size=16)
         found.update(question.key)
-        if question.name in ANALYTICS and values.get("period") is None:
-            found.update(str(now_ms() // MINUTE_MS).encode())  # what is in the future is left out
+        found.update(self._config.time_zone.encode())
+        if timely:
+            found.update(str(now_ms() // MINUTE_MS).encode())
         return f'W/"{found.hexdigest()}"'
 
     def _write(self, kind: Kind, values: Values, question: Question, out: BinaryIO) -> None:

@@ -41,6 +41,7 @@ WITHOUT_KAFKA = (
     "docs/query.md",
     "docs/analytics.md",
     "docs/serve.md",
+    "docs/amplitude.md",
     "docs/nodes.md",
     "docs/batch-layer.md",
     "docs/counters.md",
