@@ -38,7 +38,8 @@ class Receipt:
     `batch_number` is how many handoffs were completed; before `covered_until` (UTC, None if there
     was none) the batch layer answers. `hot_rows` are in block logs, `cold_rows` in Parquet chunks;
     `partitions` says how far each had come. `silent_nodes` and `silent_partitions` are what an
-    answer lacks that is `partial`.
+    answer lacks that is `partial`. Below `sealed_until` (UTC, None without a seal on every node)
+    events are about to be handed over, or were.
     """
 
     batch_number: int
@@ -48,6 +49,7 @@ class Receipt:
     partitions: tuple[PartitionReceipt, ...]
     silent_nodes: tuple[str, ...]
     silent_partitions: tuple[SilentPartition, ...]
+    sealed_until: datetime | None = None
 
 
 def receipt_of(view: View) -> Receipt:
@@ -68,6 +70,7 @@ def receipt_of(view: View) -> Receipt:
         ),
         silent_nodes=tuple(str(node.root) for node in view.nodes if node.boundary is None),
         silent_partitions=tuple(view.silent_partitions),
+        sealed_until=None if view.sealed_until_ms is None else time_of(view.sealed_until_ms),
     )
 
 

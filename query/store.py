@@ -36,6 +36,7 @@ from forebay.query.frames import (
 )
 from forebay.query.hot import HotCache
 from forebay.query.iceberg import can_read_tables
+from forebay.query.minutes import per_minute
 from forebay.query.partition import Partition, VerifiedChunks
 from forebay.query.questions import Layers, Questions
 from forebay.query.receipt import Receipt, files_of, partitions_of, receipt_of, told_of
@@ -277,6 +278,12 @@ class Store(Questions):
         the sources had beyond what was read, as last known.
         """
         return partitions_of(self.view())
+
+    def per_minute(self, minutes: int = 60) -> pl.DataFrame:
+        """How many events of the last `minutes` up to the newest one are hot and cold now, by the
+        minute of their upload: `minute`, `hot`, `cold`, a row for each, none where there are no
+        events. Raises BadInput for more than a day."""
+        return self._retried(lambda: per_minute(self._scans, self._readable(), minutes))
 
     def stream(self, table: str = TABLE) -> pa.RecordBatchReader:
         """All rows of a `table`, which is "events", "events_all", "events_late" or "rejects", of a

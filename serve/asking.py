@@ -23,7 +23,7 @@ from forebay.serve.gate import answer_problem
 from forebay.serve.metrics import Metrics
 from forebay.serve.problems import Problem
 from forebay.serve.question import Question
-from forebay.serve.routes import MEDIA_TYPES, format_of
+from forebay.serve.routes import MEDIA_TYPES, PROGRAMS, format_of
 from forebay.serve.sharing import Answers, Cut, Reply
 
 BODY_S = 30.0
@@ -126,7 +126,7 @@ class Asking:
         return text
 
     async def _send(self, reply: Reply, kind: str, bare: bool, client: Client, send: Send) -> None:
-        headers = {"content-type": MEDIA_TYPES[kind]}
+        headers = {"content-type": {**MEDIA_TYPES, **PROGRAMS}[kind]}
         if reply.etag is not None:
             headers["etag"] = reply.etag
         if reply.whole is not None and not reply.same:

@@ -13,19 +13,20 @@ from starlette.routing import Route
 
 from forebay.serve.asking import Asking
 from forebay.serve.config import Config
+from forebay.serve.docs import DOCS_POLICY, docs
 from forebay.serve.feed import Feed
 from forebay.serve.gate import Gate
 from forebay.serve.metrics import MEDIA_TYPE as METRICS_TYPE
 from forebay.serve.metrics import Metrics
-from forebay.serve.page import PAGE_POLICY, page
 from forebay.serve.pool import Pool
 from forebay.serve.problems import MEDIA_TYPE, Problem
 from forebay.serve.question import OPENAPI, Question
-from forebay.serve.routes import ASKED, EVENTS, REPLAY
+from forebay.serve.routes import ASKED, EVENTS, INDEX, REPLAY
 from forebay.serve.sharing import Answers
+from forebay.serve.static import files
 from forebay.serve.tokens import Tokens
 
-INDEX = {**ASKED, "events": EVENTS, "replay": REPLAY}
+PATHS = {**ASKED, "events": EVENTS, "replay": REPLAY, "page": "/", "index": INDEX}
 OTHERS = ("/docs", "/openapi.json", "/livez", "/readyz", "/metrics")
 
 
@@ -46,25 +47,25 @@ def front(config: Config, tokens: Tokens | None, pool: Pool, feed: Feed, metrics
         return Response(metrics.text(), media_type=METRICS_TYPE)
 
     async def index(_: Request) -> Response:
-        return _json({"paths": {**INDEX, **{one[1:]: one for one in OTHERS}}})
+        return _json({"paths": {**PATHS, **{one[1:]: one for one in OTHERS}}})
 
     async def openapi(_: Request) -> Response:
         return Response(await described.text(), media_type="application/json")
 
-    async def docs(_: Request) -> Response:
-        made = page(orjson.loads(await described.text()))
-        return HTMLResponse(made, headers={"content-security-policy": PAGE_POLICY})
+    async def documented(_: Request) -> Response:
+        made = docs(orjson.loads(await described.text()))
+        return HTMLResponse(made, headers={"content-security-policy": DOCS_POLICY})
 
     def asked(path: str, name: str, methods: list[str]) -> Route:
         return Route(path, Asking(name, answers, config, metrics), methods=methods)
 
     plain: dict[str, Callable[[Request], Awaitable[Response]]] = {
-        "/": index,
+        INDEX: index,
         "/livez": live,
         "/readyz": ready,
         "/metrics": counted,
         "/openapi.json": openapi,
-        "/docs": docs,
+        "/docs": documented,
     }
     app = Starlette(
         routes=[
@@ -72,6 +73,7 @@ def front(config: Config, tokens: Tokens | None, pool: Pool, feed: Feed, metrics
             *(asked(path, name, ["GET", "POST"]) for name, path in ASKED.items()),
             Route(EVENTS, feed, methods=["GET"]),
             *(Route(path, answer) for path, answer in plain.items()),
+            *(Route(path, file, methods=["GET"]) for path, file in files().items()),
         ],
         exception_handlers={HTTPException: _refused, Problem: _told, 500: _failed},
     )
@@ -104,7 +106,7 @@ async def _told(_: Request, problem: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     details = {
-        404: f"expected a path that there is (see /), got {request.url.path!r}",
+        404: f"expected a path that there is (see /v1), got {request.url.path!r}",
         405: f"expected one of {(error.headers or {}).get('Allow')}, got {request.method}",
     }
     problem = Problem(error.status_code, details.get(error.status_code, error.detail))

@@ -15,10 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forebay.serve.config import Config
 from forebay.serve.problems import MEDIA_TYPE, Problem
-from forebay.serve.routes import REPLAY
+from forebay.serve.routes import INDEX, REPLAY
 from forebay.serve.tokens import Tokens
 
-OPEN = ("/", "/livez", "/readyz", "/docs", "/openapi.json")
+OPEN = ("/", INDEX, "/livez", "/readyz", "/docs", "/openapi.json")
+OPEN_BELOW = "/page/"
 """What says nothing of the data, and needs no token."""
 ADMIN = (REPLAY,)
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -71,7 +72,7 @@ class Gate:
             raise Problem(403, f"Origin: expected none or this server's, got {origin!r}")
         if path.startswith("/v1/") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise Problem(403, "expected a request of no site or this one, got another site's")
-        if self._tokens is not None and path not in OPEN:
+        if self._tokens is not None and path not in OPEN and not path.startswith(OPEN_BELOW):
             self._let_in(self._tokens, headers.getlist("authorization"), path)
 
     def _let_in(self, tokens: Tokens, given: list[str], path: str) -> None:
