@@ -21,12 +21,12 @@ import polars as pl
 
 from forebay import query
 from forebay.cli.answer import echo_answer
-from forebay.cli.code import parts, python
 from forebay.cli.export import readable
 from forebay.cli.nodes import Places, places_option
 from forebay.cli.options import json_option, settings
 from forebay.cli.output import echo_json
 from forebay.query.analytics import Event, Period, Roles, Where
+from forebay.query.analytics.code import parts, python
 from forebay.query.analytics.events import property_of
 from forebay.query.analytics.groups import DAYS, GROUPS_MAX, require_roles
 from forebay.query.analytics.period import PARTS_MS, Interval, zone_of

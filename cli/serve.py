@@ -57,7 +57,7 @@ def serve(
     """Answer questions over HTTP: SQL, analytics, progress, rejects, and events as they come.
 
     It listens on this host alone, unless it is given tokens, and TLS or a proxy that has it. Its
-    first page, /, names the paths; /docs says what each takes.
+    first page, /, is for people; /docs says what programs can ask.
     """
     require_extra("serve", "serve", NEEDED)
     from forebay.serve.server import serve as run

@@ -27,6 +27,7 @@ from forebay.query.analytics.paths import Paths
 from forebay.query.analytics.period import Interval, Period
 from forebay.query.analytics.retention import Mode, Retention
 from forebay.query.analytics.roles import roles_of
+from forebay.query.analytics.sample import Sample
 from forebay.query.analytics.segmentation import FREQUENCY, Measure, Segmentation
 from forebay.query.analytics.sessions import LENGTHS_MS, Sessions
 from forebay.query.analytics.stickiness import Stickiness
@@ -243,6 +244,20 @@ class Questions(Dataset):
         resurrected or dormant."""
         return self._asked(analytics.lifecycle, locals(), "event")
 
+    def sample(
+        self,
+        event: Event | str = ANY,
+        period: Period | None = None,
+        *,
+        where: Sequence[Where] = (),
+        limit: int = 50,
+        roles: Roles | None = None,
+        layers: Layers = "realtime",
+    ) -> Sample:
+        """Some of the events that are `event` and pass `where`, at most `limit`, and how many there
+        are: of the period, or without one of all times. Events without a user count too."""
+        return self._asked(analytics.sample, locals(), "event", interval=None)
+
     def timeline(
         self,
         user: str,
@@ -264,17 +279,17 @@ class Questions(Dataset):
         function: Callable[..., T],
         given: dict[str, Any],
         *kinds: str,
-        interval: Interval = "day",
+        interval: Interval | None = "day",
     ) -> T:
         """The answer of a function of analytics to a method's arguments, of which `kinds` are
-        events."""
+        events; without an `interval`, no period stands for one that is not given."""
         del given["self"]
         named, layers = given.pop("roles"), given.pop("layers")
         given |= {name: _events(given[name]) for name in kinds if given[name] is not None}
 
         def answer() -> T:
             frame, roles = self.scan(layers), named or self.roles()
-            if given.get("period", ...) is None:
+            if interval is not None and given.get("period", ...) is None:
                 return function(frame, roles, **{**given, "period": recent(frame, roles, interval)})
             return function(frame, roles, **given)
 

@@ -55,7 +55,8 @@ class Receipt:
     was none) the batch layer answers. `hot_rows` are in block logs, `cold_rows` in Parquet chunks;
     `partitions` says how far each had come; one that several nodes have is counted once. `nodes`
     has each that was asked. `silent_nodes` and `silent_partitions` are what an answer lacks that is
-    `partial`.
+    `partial`. Below `sealed_until` (UTC, None without a seal on every node) events are about to be
+    handed over, or were.
     """
 
     batch_number: int
@@ -66,6 +67,7 @@ class Receipt:
     silent_nodes: tuple[str, ...]
     silent_partitions: tuple[SilentPartition, ...]
     nodes: tuple[NodeReceipt, ...] = ()
+    sealed_until: datetime | None = None
 
 
 def receipt_of(view: View) -> Receipt:
@@ -87,6 +89,7 @@ def receipt_of(view: View) -> Receipt:
         silent_nodes=tuple(node.name for node in view.nodes if node.boundary is None),
         silent_partitions=tuple(view.silent_partitions),
         nodes=tuple(map(_node, view.nodes)),
+        sealed_until=None if view.sealed_until_ms is None else time_of(view.sealed_until_ms),
     )
 
 

@@ -39,6 +39,7 @@ from forebay.query.frames import (
 )
 from forebay.query.hot import HotCache
 from forebay.query.iceberg import can_read_tables
+from forebay.query.minutes import per_minute
 from forebay.query.node import Node, places_of
 from forebay.query.offered import offer_of, rows_of
 from forebay.query.partition import Partition, VerifiedChunks
@@ -331,6 +332,12 @@ class Store(Questions):
         the sources had beyond what was read, as last known.
         """
         return partitions_of(self.view())
+
+    def per_minute(self, minutes: int = 60) -> pl.DataFrame:
+        """How many events of the last `minutes` up to the newest one are hot and cold now, by the
+        minute of their upload: `minute`, `hot`, `cold`, a row for each, none where there are no
+        events. Raises BadInput for more than a day."""
+        return self._retried(lambda: per_minute(self._scans, self._readable(), minutes))
 
     def stream(self, table: str = TABLE) -> pa.RecordBatchReader:
         """All rows of a `table`, which is "events", "events_all", "events_late" or "rejects", of a

@@ -33,7 +33,9 @@ from forebay.serve.config import Config
 from forebay.serve.offering import write_offer, write_rows
 from forebay.serve.parameters import Form
 from forebay.serve.problems import Problem
+from forebay.serve.programs import python_of, sql_of
 from forebay.serve.question import BRIEF, BUNDLE, Question
+from forebay.serve.routes import PROGRAMS
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, NodeError
 from forebay.storage.base.layout import Layout, is_hash_partition
@@ -46,7 +48,7 @@ Values = dict[str, Any]
 Tables = dict[str, pl.DataFrame]
 ANALYTICS = (
     "segmentation", "formula", "funnel", "retention", "sessions", "stickiness", "paths",
-    "lifecycle", "timeline",
+    "lifecycle", "sample", "timeline",
 )  # fmt: skip
 """Methods of a Store, by which their questions are named."""
 FORMATS = {**WRITERS, "spreadsheet": spreadsheet}
@@ -149,6 +151,9 @@ class Asked:
 
     def _write(self, kind: Kind, values: Values, question: Question, out: BinaryIO) -> None:
         table = values.pop("table", None) if question.name in ANALYTICS else None
+        if question.format in PROGRAMS:
+            out.write(self._program(question, values, table).encode())
+            return
         found = kind.answer(self._store, values)
         if isinstance(found, Bundle):
             if question.format != BUNDLE:
@@ -179,6 +184,14 @@ class Asked:
             out.write((b"," if number else b"{") + orjson.dumps(name) + b":")
             write(_reader(tables[name]), out)
         out.write(b"}\n")
+
+    def _program(self, question: Question, values: Values, table: str | None) -> str:
+        """What asks the same. Raises Problem for a question that is none of analytics."""
+        if question.name not in ANALYTICS:
+            raise Problem(406, f"{question.name}: expected no program, got {question.format}")
+        if question.format == "sql":
+            return sql_of(self._store, question.name, values)
+        return python_of([str(one) for one in self._config.roots], question.name, values, table)
 
     def _bounded(self, batches: pa.RecordBatchReader) -> pa.RecordBatchReader:
         """The same rows; an error where there are more than one may ask for."""
@@ -261,6 +274,11 @@ def kinds() -> dict[str, Kind]:
             lambda store, _: {ROWS: store.partitions()},
             _about(Store.partitions),
         ),
+        "per_minute": Kind(
+            Form("per_minute", Store.per_minute),
+            lambda store, values: {ROWS: store.per_minute(**values)},
+            _about(Store.per_minute),
+        ),
         "receipt": Kind(
             Form("receipt", Store.receipt),
             lambda store, _: _receipt(store),
@@ -287,6 +305,11 @@ def kinds() -> dict[str, Kind]:
             Form("why", Store.why),
             lambda store, values: asdict(store.why(**values)),
             _about(Store.why),
+        ),
+        "roles": Kind(
+            Form("roles", Store.receipt),
+            lambda store, _: asdict(store.roles()),
+            "The columns that have the user, the event, its time and the session.",
         ),
         "rejects": Kind(
             Form("rejects", RejectFilter, {"limit": (int | None, 1000)}),

@@ -16,22 +16,34 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from forebay.serve.amplitude.endpoints import ENDPOINTS, PREFIX, not_served
 from forebay.serve.asking import Asking, AskingAmplitude
 from forebay.serve.config import Config
+from forebay.serve.docs import DOCS_POLICY, docs
 from forebay.serve.feed import Feed
 from forebay.serve.files import Files
 from forebay.serve.gate import Gate, told
 from forebay.serve.mcp import Mcp
 from forebay.serve.metrics import MEDIA_TYPE as METRICS_TYPE
 from forebay.serve.metrics import Metrics
-from forebay.serve.page import PAGE_POLICY, page
 from forebay.serve.pool import Pool
 from forebay.serve.problems import Problem
 from forebay.serve.question import OPENAPI, Question
-from forebay.serve.routes import ASKED, EVENTS, FILE, FILES, MCP, OFFER, REPLAY, SCAN
+from forebay.serve.routes import (
+    ASKED,
+    EVENTS,
+    FILE,
+    FILES,
+    INDEX,
+    MCP,
+    OFFER,
+    REPLAY,
+    SCAN,
+)
 from forebay.serve.sharing import Answers
+from forebay.serve.static import files as page_files
 from forebay.serve.tokens import Tokens
 
-INDEX = {
+PATHS = {
     **ASKED, "events": EVENTS, "replay": REPLAY, "files": FILES, "file": FILE, "mcp": MCP,
+    "page": "/", "index": INDEX,
     **ENDPOINTS,
 }  # fmt: skip
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -57,14 +69,14 @@ def front(
         return Response(metrics.text(), media_type=METRICS_TYPE)
 
     async def index(_: Request) -> Response:
-        return _json({"paths": {**INDEX, **{one[1:]: one for one in OTHERS}}})
+        return _json({"paths": {**PATHS, **{one[1:]: one for one in OTHERS}}})
 
     async def openapi(_: Request) -> Response:
         return Response(await described.text(), media_type="application/json")
 
-    async def docs(_: Request) -> Response:
-        made = page(orjson.loads(await described.text()))
-        return HTMLResponse(made, headers={"content-security-policy": PAGE_POLICY})
+    async def documented(_: Request) -> Response:
+        made = docs(orjson.loads(await described.text()))
+        return HTMLResponse(made, headers={"content-security-policy": DOCS_POLICY})
 
     def asked(path: str, name: str, methods: list[str]) -> Route:
         return Route(path, Asking(name, answers, config, metrics), methods=methods)
@@ -76,12 +88,12 @@ def front(
         raise not_served(request.url.path, request.method)
 
     plain: dict[str, Callable[[Request], Awaitable[Response]]] = {
-        "/": index,
+        INDEX: index,
         "/livez": live,
         "/readyz": ready,
         "/metrics": counted,
         "/openapi.json": openapi,
-        "/docs": docs,
+        "/docs": documented,
     }
     app = Starlette(
         routes=[
@@ -96,6 +108,7 @@ def front(
             *(amplitude(path, name) for name, path in ENDPOINTS.items()),
             Route(f"{PREFIX}{{rest:path}}", beyond, methods=METHODS),
             *(Route(path, answer) for path, answer in plain.items()),
+            *(Route(path, file, methods=["GET"]) for path, file in page_files().items()),
         ],
         exception_handlers={HTTPException: _refused, Problem: _told, 500: _failed},
     )
@@ -139,7 +152,7 @@ async def _told(request: Request, problem: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     details = {
-        404: f"expected a path that there is (see /), got {request.url.path!r}",
+        404: f"expected a path that there is (see /v1), got {request.url.path!r}",
         405: f"expected one of {(error.headers or {}).get('Allow')}, got {request.method}",
     }
     detail = details.get(error.status_code, error.detail)

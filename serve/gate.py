@@ -20,10 +20,11 @@ from forebay.serve.amplitude import refusals
 from forebay.serve.amplitude.endpoints import is_amplitude
 from forebay.serve.config import Config
 from forebay.serve.problems import MEDIA_TYPE, Problem
-from forebay.serve.routes import MCP, REPLAY
+from forebay.serve.routes import INDEX, MCP, REPLAY
 from forebay.serve.tokens import Tokens
 
-OPEN = ("/", "/livez", "/readyz", "/docs", "/openapi.json")
+OPEN = ("/", INDEX, "/livez", "/readyz", "/docs", "/openapi.json")
+OPEN_BELOW = "/page/"
 """What says nothing of the data, and needs no token."""
 ADMIN = (REPLAY,)
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -78,7 +79,7 @@ class Gate:
         asks = path == MCP or path.startswith("/v1/") or is_amplitude(path)
         if asks and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise Problem(403, "expected a request of no site or this one, got another site's")
-        if self._tokens is not None and path not in OPEN:
+        if self._tokens is not None and path not in OPEN and not path.startswith(OPEN_BELOW):
             self._let_in(self._tokens, headers.getlist("authorization"), path)
 
     def _let_in(self, tokens: Tokens, given: list[str], path: str) -> None:

@@ -8,11 +8,21 @@ from typing import Any
 
 from forebay.serve.asked import ANALYTICS, Kind
 from forebay.serve.parameters import Form
-from forebay.serve.routes import ASKED, EVENTS, FILE, FILES, MCP, MEDIA_TYPES, REPLAY
+from forebay.serve.routes import (
+    ASKED,
+    EVENTS,
+    FILE,
+    FILES,
+    INDEX,
+    MCP,
+    MEDIA_TYPES,
+    PROGRAMS,
+    REPLAY,
+)
 
 Json = dict[str, Any]
 JSON = "application/json"
-ONLY_JSON = ("receipt", "replay", "tables", "why")
+ONLY_JSON = ("receipt", "replay", "roles", "tables", "why")
 SECURED: list[Json] = [{"token": []}, {}]
 PROBLEM: Json = {
     "type": "object",
@@ -47,8 +57,8 @@ PROBLEMS = {
 FORMAT: Json = {
     "name": "format",
     "in": "query",
-    "description": "In place of the header Accept.",
-    "schema": {"enum": list(MEDIA_TYPES)},
+    "description": "In place of the header Accept. Of python and sql the answer is a program that"
+    " asks the same; sql has one for some questions of segmentation.",
 }
 
 
@@ -67,7 +77,8 @@ def document(kinds: Mapping[str, Kind]) -> Json:
         ("/metrics", "What the server counts of itself, for Prometheus.", "text/plain"),
         ("/openapi.json", "This document.", JSON),
         ("/docs", "This document, for people.", "text/html"),
-        ("/", "The paths that there are.", JSON),
+        (INDEX, "The paths that there are.", JSON),
+        ("/", "The page for people, with charts.", "text/html"),
     ):
         paths[path] = {"get": _plain(about, kind)}
     return {
@@ -118,7 +129,7 @@ def _operation(name: str, kind: Kind, method: str) -> Json:
         for one in kind.form.path
     ]
     if name not in ONLY_JSON:
-        parameters.append(FORMAT)
+        parameters.append({**FORMAT, "schema": {"enum": list(_formats(name))}})
         found["responses"]["304"] = {"description": "The asker has this answer (If-None-Match)."}
     if method == "get":
         parameters += _in_query(schema, kind.form)
@@ -175,8 +186,15 @@ def _plain_schema(schema: Json) -> Json | None:
     return kept
 
 
+def _formats(name: str) -> Mapping[str, str]:
+    """The formats of its answers, with their media types."""
+    if name in ONLY_JSON:
+        return {"json": JSON}
+    return {**MEDIA_TYPES, **PROGRAMS} if name in ANALYTICS else MEDIA_TYPES
+
+
 def _answer(name: str) -> Json:
-    known = {"json": JSON} if name in ONLY_JSON else MEDIA_TYPES
+    known = _formats(name)
     schemas: Json = {"json": {}, "ndjson": {"type": "string"}, "csv": {"type": "string"}}
     if name in ANALYTICS:
         schemas["json"] = {"type": "object", "additionalProperties": {"type": "array"}}

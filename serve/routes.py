@@ -16,16 +16,20 @@ ASKED = {
     "stickiness": "/v1/stickiness",
     "paths": "/v1/paths",
     "lifecycle": "/v1/lifecycle",
+    "sample": "/v1/sample",
     "timeline": "/v1/users/{user}",
     "partitions": "/v1/partitions",
+    "per_minute": "/v1/per_minute",
     "receipt": "/v1/receipt",
     "rejects": "/v1/rejects",
     "schema": "/v1/schema",
     "tables": "/v1/tables",
     "why": "/v1/why",
+    "roles": "/v1/roles",
 }
 """Questions by name; each is asked by GET, with parameters in the query, or by POST, with a JSON
 object."""
+INDEX = "/v1"
 REPLAY = "/v1/rejects/replay"
 EVENTS = "/v1/events"
 OFFER = "/v1/node"
@@ -49,10 +53,12 @@ MEDIA_TYPES = {
     "arrow": "application/vnd.apache.arrow.stream",
     "parquet": "application/vnd.apache.parquet",
 }
+PROGRAMS = {"python": "text/x-python; charset=utf-8", "sql": "application/sql; charset=utf-8"}
+"""In place of an answer of analytics: what asks the same. They are had by their names alone."""
 
 
 ARCHIVE = "zip"
-CONTENT_TYPES = {**MEDIA_TYPES, ARCHIVE: "application/zip"}
+CONTENT_TYPES = {**MEDIA_TYPES, **PROGRAMS, ARCHIVE: "application/zip"}
 """Of answers; an archive is no format that can be asked for."""
 
 
@@ -60,10 +66,9 @@ def format_of(named: Sequence[str], accepted: str) -> str:
     """The format that is asked for: one that is named, or what `accepted`, a header Accept, likes
     best. Raises Problem."""
     if named:
-        if len(named) > 1 or named[0] not in MEDIA_TYPES:
-            raise Problem(
-                400, f"format: expected one of {', '.join(MEDIA_TYPES)}; got {', '.join(named)!r}"
-            )
+        if len(named) > 1 or named[0] not in {**MEDIA_TYPES, **PROGRAMS}:
+            names = ", ".join((*MEDIA_TYPES, *PROGRAMS))
+            raise Problem(400, f"format: expected one of {names}; got {', '.join(named)!r}")
         return named[0]
     weights = dict(map(_weighed, accepted.split(","))) if accepted.strip() else {"*/*": 1.0}
 

@@ -17,10 +17,10 @@ from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
 from forebay.cli.answer import bars
-from forebay.cli.code import written
 from forebay.cli.export import readable
 from forebay.cli.main import main
 from forebay.query.analytics import Event, Period, Where
+from forebay.query.analytics.code import written
 from forebay.query.analytics.grammar import parsed_event
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import length_text

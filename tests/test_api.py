@@ -28,7 +28,7 @@ OPAQUE = {"View", "Seal", "Completed", "Placed"}
 """Classes of Forebay in signatures of the interface that are no part of it."""
 BASES = {"Questions"}
 """Classes whose methods others of the interface have."""
-COUNTS = {"limit", "days", "steps", "offset", "attribution", "percentile", "week_start"}
+COUNTS = {"limit", "days", "minutes", "steps", "offset", "attribution", "percentile", "week_start"}
 """Numbers without a unit: how many there are, or which of them."""
 
 

@@ -67,6 +67,8 @@ def test_wheel_has_one_top_level_name_and_says_that_it_is_typed(wheel: Path) -> 
     assert tops == {"forebay", f"forebay-{PROJECT_VERSION}.dist-info"}
     assert "forebay/py.typed" in names
     assert {f"forebay/{name}/__init__.py" for name in FOLDERS} <= set(names)
+    pages = {path.name for path in (ROOT / "serve" / "page").iterdir()}
+    assert {name.rpartition("/")[2] for name in names if "/serve/page/" in name} == pages
 
 
 def test_wheel_of_the_source_distribution_is_that_of_the_checkout(

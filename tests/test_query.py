@@ -61,6 +61,27 @@ def test_a_store_holds_exactly_the_oracles_events_hot_and_cold(lane: Lanes) -> N
     assert min(one.oracle.duplicates, one.oracle.late, one.oracle.rejects) > 0
 
 
+def test_events_by_minute_are_those_that_are_hot_and_cold(lane: Lanes) -> None:
+    one = lane()
+    assert forebay.open(one.root).per_minute().height == 0
+    filled(one).take(*events(2000, 30, 200_000, 9_000)).publish()
+    store = forebay.open(one.root)
+    found = store.per_minute(10)
+    receipt = store.receipt()
+    assert (found["hot"].sum(), found["cold"].sum()) == (receipt.hot_rows, receipt.cold_rows)
+    assert min(receipt.hot_rows, receipt.cold_rows) > 0
+    assert found["minute"].diff().drop_nulls().unique().to_list() == [timedelta(minutes=1)]
+    hand_off(one.root, 1, START_MS + 300)
+    by_minute = store.scan().group_by(minute=pl.col(UPLOAD_TIME).dt.truncate("1m")).len()
+    expected = dict(by_minute.collect().iter_rows())
+    again = store.per_minute(10)
+    assert {m: hot + cold for m, hot, cold in again.iter_rows() if hot + cold} == expected
+    assert store.per_minute(1).equals(again.tail(1))
+    for minutes in (0, 1441):
+        with pytest.raises(BadInput, match="minutes: expected 1 to 1,440"):
+            store.per_minute(minutes)
+
+
 Step = tuple[str, int, int]
 STEPS = st.lists(
     st.one_of(

@@ -42,6 +42,7 @@ METHODS: dict[str, tuple[Any, ...]] = {
     "stickiness": ("search", WEEK),
     "paths": ("search", DAYS),
     "lifecycle": (DAYS,),
+    "sample": ("purchase", DAYS),
     "timeline": ("u2",),
 }
 
@@ -151,6 +152,7 @@ def answers(hostile: pl.LazyFrame) -> dict[str, Answer]:
         "Stickiness": partial(analytics.stickiness, event=first, period=weeks),
         "Paths": partial(analytics.paths, start=first, period=MAY),
         "Lifecycle": partial(analytics.lifecycle, period=MAY),
+        "Sample": partial(analytics.sample, event=first, period=MAY),
         "Timeline": partial(analytics.timeline, user="u0"),
     }  # fmt: skip
     found = {name: one(hostile, asked) for name, one in ask.items()}

@@ -27,6 +27,7 @@ from forebay.query.analytics import Event, Period, Where
 from forebay.query.frames import exported
 from forebay.query.rows import WRITERS
 from forebay.serve.amplitude.endpoints import ENDPOINTS
+from forebay.serve.static import FOLDER
 from tests.partition import Partition
 from tests.serving import HOSTILE, Server, filled, frame_of
 from tests.test_analytics_cli import DAY_MS
@@ -100,6 +101,11 @@ QUESTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "paths": ("paths", {**SPAN, "start": "search", "steps": 2}, {"start": "search", "steps": 2}),
     "lifecycle": ("lifecycle", SPAN, {}),
+    "sample": (
+        "sample",
+        {**SPAN, "event": "purchase where price > 1", "where": "country = DE", "limit": 2},
+        {"event": PURCHASE, "where": [DE], "limit": 2},
+    ),
     "timeline": ("users/u2", {"limit": 3}, {"user": "u2", "limit": 3}),
 }  # fmt: skip
 
@@ -129,6 +135,11 @@ def test_sql_progress_and_rejects_are_those_of_the_store(
     named = server.ask("/v1/sql", {"text": "select $n + 1 as n", "parameters": '{"n": 41}'})
     assert named.json == [{"n": 42}]
     assert server.ask("/v1/partitions").json == orjson.loads(written(store.partitions()))
+    minutes = server.ask("/v1/per_minute", {"minutes": 3}).json
+    assert minutes == orjson.loads(written(store.per_minute(3)))
+    assert [(one["hot"], one["cold"]) for one in minutes] == [(0, 0), (0, 0), (1, 0)]
+    roles = {"user": "who", "event": "kind", "time": "at", "session": "visit"}
+    assert server.ask("/v1/roles").json == roles
     receipt = server.ask("/v1/receipt").json
     assert (receipt["hot_rows"], receipt["cold_rows"]) == (store.receipt().hot_rows, 0)
     rejects = server.ask("/v1/rejects", {"reasons": "bad json", "limit": 1}).json
@@ -259,8 +270,8 @@ def test_hostile_names_are_data_and_never_a_page(server: Server) -> None:
 
 def test_its_document_index_and_metrics_name_every_path(server: Server) -> None:
     document = server.ask("/openapi.json").json
-    named = set(server.ask("/").json["paths"].values()) - set(ENDPOINTS.values())
-    assert named | {"/"} == set(document["paths"])
+    named = set(server.ask("/v1").json["paths"].values()) - set(ENDPOINTS.values())
+    assert named == set(document["paths"])
     assert "/api/2" in document["info"]["description"]
     funnel = document["paths"]["/v1/funnel"]["post"]["requestBody"]["content"]
     known = funnel["application/json"]["schema"]["properties"]
@@ -269,6 +280,59 @@ def test_its_document_index_and_metrics_name_every_path(server: Server) -> None:
     text = server.ask("/metrics").body.decode()
     names = {family.name for family in text_string_to_metric_families(text)}
     assert {"forebay_serve_requests", "forebay_serve_request_seconds"} <= names
+
+
+def test_the_page_is_files_of_known_types_that_are_sent_once(server: Server) -> None:
+    page = server.ask("/")
+    paths = set(re.findall(r'(?:src|href)="(/page/[^"]+)"', page.body.decode()))
+    modules = [path for path in paths if path.endswith(".js")]
+    for path in modules:
+        found = re.findall(r' from "\./(\w+\.js)";', server.ask(path).body.decode())
+        modules += {f"/page/{name}" for name in found} - set(modules)
+    kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+    for path in ("/", *paths, *modules):
+        reply = server.ask(path)
+        suffix = Path(path).suffix or ".html"
+        assert reply.headers["content-type"].startswith(kinds.get(suffix, "image/svg+xml"))
+        policy = reply.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert "unsafe" not in policy
+        assert b"//" not in re.sub(rb"(?m)^\s*//.*|http://www.w3.org|<!--.*-->", b"", reply.body)
+        again = server.ask(path, headers={"If-None-Match": reply.headers["etag"]})
+        assert (again.status, again.body) == (304, b"")
+    assert {Path(path).name for path in (*paths, *modules)} | {"index.html"} == {
+        path.name for path in FOLDER.iterdir()
+    }
+    assert server.ask("/page/none.js").status == 404
+    assert server.ask("/", method="POST", body={}).status == 405
+
+
+def test_a_question_of_analytics_has_the_program_that_asks_the_same(
+    server: Server, data: Partition
+) -> None:
+    path, query, _ = QUESTIONS["segmentation"]
+    expected = server.ask(f"/v1/{path}", query).json["over_time"]
+    reply = server.ask(f"/v1/{path}", {**query, "format": "python"})
+    assert reply.headers["content-type"].startswith("text/x-python")
+    found: dict[str, Any] = {}
+    exec(reply.body.decode(), found)
+    assert as_json(found["answer"].tables)["over_time"] == expected
+    text = server.ask(f"/v1/{path}", {**query, "format": "sql"}).body.decode()
+    assert [one["value"] for one in server.sql(text).json] == [
+        one["value"] for one in expected if one["value"]
+    ]
+    for name, (path, query, _) in QUESTIONS.items():
+        plain = {n: v for n, v in query.items() if isinstance(v, str | int) and v is not True}
+        lists = {n: v for n, v in query.items() if isinstance(v, list) and isinstance(v[0], str)}
+        reply = server.ask(f"/v1/{path}", {**plain, **lists, "format": "python"})
+        assert (reply.status, f"store.{name}(" in reply.body.decode()) == (200, True), reply.body
+        assert repr(str(data.root)) in reply.body.decode()
+    asked = {"steps": "a", "format": "python", "table": "x)\nexit("}
+    assert server.ask("/v1/funnel", asked).status == 422
+    funnel = server.ask("/v1/funnel", {"steps": "a", "format": "sql"})
+    assert (funnel.status, "no SQL asks the same" in funnel.json["detail"]) == (422, True)
+    assert server.ask("/v1/partitions", {"format": "python"}).status == 406
 
 
 def test_events_that_come_are_sent_once_each(server: Server, data: Partition) -> None:

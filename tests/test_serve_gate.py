@@ -75,7 +75,7 @@ def test_only_who_has_a_token_may_ask(server: Server, tokens: Path, keys: dict[s
     assert server.ask(SMALL, headers=bearer(keys["reader"])).json == [{"n": 1}]
     for path in ("/v1/events", "/v1/receipt", "/v1/users/u1", "/metrics"):
         assert server.ask(path).status == 401
-    for path in ("/livez", "/readyz", "/", "/docs", "/openapi.json"):
+    for path in ("/livez", "/readyz", "/", "/page/main.js", "/v1", "/docs", "/openapi.json"):
         assert server.ask(path).status == 200
     other = add_token(tokens, "other", "read")
     assert server.ask(SMALL, headers=bearer(other)).status == 200

@@ -18,6 +18,7 @@ from forebay.query.analytics.paths import Paths, paths
 from forebay.query.analytics.period import Period
 from forebay.query.analytics.retention import Retention, retention
 from forebay.query.analytics.roles import read_roles
+from forebay.query.analytics.sample import Sample, sample
 from forebay.query.analytics.segmentation import Segmentation, formula, segmentation
 from forebay.query.analytics.sessions import Sessions, sessions
 from forebay.query.analytics.stickiness import Stickiness, stickiness
@@ -33,6 +34,7 @@ __all__ = [
     "Period",
     "Retention",
     "Roles",
+    "Sample",
     "Segmentation",
     "Sessions",
     "Stickiness",
@@ -45,6 +47,7 @@ __all__ = [
     "paths",
     "read_roles",
     "retention",
+    "sample",
     "segmentation",
     "sessions",
     "stickiness",

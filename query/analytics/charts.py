@@ -8,6 +8,7 @@ into a page: Altair writes it into a script as it is, so no `<` is followed by w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
@@ -372,14 +373,14 @@ def _lifecycle(question: Question, table: pl.DataFrame) -> Chart:
     return found
 
 
-def _timeline(question: Question, table: pl.DataFrame) -> Chart:
+def _marks(name: str, question: Question, table: pl.DataFrame) -> Chart:
     """A mark for each event, in the row of its name."""
     alt = altair()
     roles = cast(Roles, question["roles"])
     names = {roles.time: "time", roles.event: "event"}
     table = table.select(pl.col(old).alias(new) for old, new in names.items())
     height = BAR * max(1, table["event"].n_unique())
-    found: Chart = base(question, "Timeline", table, height).mark_tick(thickness=2).encode(
+    found: Chart = base(question, name, table, height).mark_tick(thickness=2).encode(
         x=times("time", "time (UTC)"), y=alt.Y("event:N", title=None, sort=None),
         tooltip=tips(table.with_columns(when=1), "when", "event"),
     )  # fmt: skip
@@ -394,6 +395,7 @@ CHARTS: dict[str, dict[str, Callable[[Question, pl.DataFrame], Chart]]] = {
     "Stickiness": {"overall": _stickiness},
     "Paths": {"nodes": _paths},
     "Lifecycle": {"over_time": _lifecycle},
-    "Timeline": {"events": _timeline},
+    "Sample": {"events": partial(_marks, "Sample")},
+    "Timeline": {"events": partial(_marks, "Timeline")},
 }
 """Of each kind of answer, the tables that there is a chart of; the first is the one by default."""

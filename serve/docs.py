@@ -1,5 +1,5 @@
-"""The page about what can be asked: the OpenAPI document as plain HTML, without a script, and with
-nothing from elsewhere."""
+"""The page about what can be asked, for those who program: the OpenAPI document as plain HTML,
+without a script, and with nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ STYLE = (
     "@media(prefers-color-scheme:dark){body{background:#111;color:#ddd}}"
 )
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-PAGE_POLICY = f"{POLICY}; style-src 'sha256-{_HASH}'"
+DOCS_POLICY = f"{POLICY}; style-src 'sha256-{_HASH}'"
 
 
-def page(document: Mapping[str, Any]) -> str:
+def docs(document: Mapping[str, Any]) -> str:
     """All paths, each with its parameters."""
     body = "\n".join(_paths(document))
     title = f"Forebay {escape(document['info']['version'])}"
