@@ -122,7 +122,10 @@ memory_option: Callable[[F], F] = click.option(
     help="Of a worker, which is ended where it takes more.",
 )  # fmt: skip
 time_zone_option: Callable[[F], F] = click.option(
-    "--time-zone", default="UTC", show_default=True, help="The time zone of days, in SQL and in Amplitude's API."
+    "--time-zone",
+    default="UTC",
+    show_default=True,
+    help="The time zone of days, in SQL and in Amplitude's API.",
 )
 
 

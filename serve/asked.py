@@ -26,9 +26,9 @@ from forebay.query.rows import WRITERS, spreadsheet
 from forebay.query.statement import steady
 from forebay.query.store import Store
 from forebay.query.tables import TABLE, TABLES, Limits
-from forebay.serve.brief import brief_object, brief_rows, brief_tables
 from forebay.serve.amplitude.answers import Answers
 from forebay.serve.amplitude.endpoints import ENDPOINTS
+from forebay.serve.brief import brief_object, brief_rows, brief_tables
 from forebay.serve.config import Config
 from forebay.serve.offering import write_offer, write_rows
 from forebay.serve.parameters import Form
