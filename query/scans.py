@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from forebay.query.batches import Between
+from forebay.query.batches import Between, event_batches
 from forebay.query.cold import scan_cold
-from forebay.query.frames import polars_schema, scan_frames
+from forebay.query.frames import arrow_of, polars_schema, scan_frames
 from forebay.query.hot import HotCache
 from forebay.query.iceberg import scan_table
 from forebay.query.partition import Partition, VerifiedChunks
@@ -35,7 +37,7 @@ from forebay.query.tables import (
 )
 from forebay.query.view import View
 from forebay.storage.base.errors import BadInput
-from forebay.storage.base.times import EPOCH, time_of
+from forebay.storage.base.times import EPOCH, HOUR_MS, time_of
 from forebay.storage.formats.boundary import Placed
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.rejects import ALL, RejectFilter
@@ -139,6 +141,34 @@ def parts(view: View, table: str) -> list[Part]:
     on_time = [p.only(lambda part: not part.late) for p in view.sealed]
     came_late = [p.only(lambda part: part.late > 0) for p in view.sealed]
     return [(on_time, Between(until_ms, sealed_ms)), (came_late, Between(None, sealed_ms))]
+
+
+def by_hour(view: View, start_ms: int, end_ms: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The events of the real-time layer that were uploaded from `start_ms` on and before `end_ms`,
+    each batch with the beginning of its hour in UTC, hour by hour. Of each hour only those files
+    are read that may have some of it. Raises MissingFile if the view is too old, or Corruption."""
+    [(partitions, between)] = parts(view, TABLE)
+    schema = arrow_of(polars_schema(view.schema))
+    first_ms = max(start_ms, between.first_ms or start_ms)
+    found = [part for one in partitions for part in (*one.hot, *one.chunks)]
+    hours = {
+        hour
+        for part in found
+        for hour in range(
+            max(part.first_ms, first_ms) // HOUR_MS, min(part.last_ms, end_ms - 1) // HOUR_MS + 1
+        )
+    }
+    for hour in sorted(hours):
+        low, high = max(hour * HOUR_MS, first_ms), min((hour + 1) * HOUR_MS, end_ms)
+        some = [one.only(partial(_overlaps, low, high)) for one in partitions]
+        time = pc.field(UPLOAD_TIME)
+        where = (time >= time_of(low)) & (time < time_of(high))
+        for batch in event_batches(some, Between(low, high), schema, where):
+            yield hour * HOUR_MS, batch
+
+
+def _overlaps(low_ms: int, high_ms: int, part: Placed) -> bool:
+    return part.first_ms < high_ms and part.last_ms >= low_ms
 
 
 def picked_rejects(view: View, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:

@@ -25,6 +25,8 @@ from forebay.query.rows import WRITERS
 from forebay.query.statement import steady
 from forebay.query.store import Store
 from forebay.query.tables import Limits
+from forebay.serve.amplitude.answers import Answers
+from forebay.serve.amplitude.endpoints import ENDPOINTS
 from forebay.serve.config import Config
 from forebay.serve.parameters import Form
 from forebay.serve.problems import Problem
@@ -79,19 +81,27 @@ class Asked:
         )
         self._store.sql("select 1")  # the engine takes a while to load
         self.kinds = kinds()
+        self._amplitude = Answers(self._store, config.time_zone)
 
     def prepare(self, question: Question) -> Prepared:
         """Read the question. Raises Problem or an error of ours."""
+        if question.name in ENDPOINTS:
+            write = partial(self._amplitude.write, question.name, question.given)
+            return Prepared(self._tag(question, timely=True), write)
         kind = self.kinds[question.name]
         values = kind.form.read(question.given, question.body, question.path)
-        etag = self._tag(question, values) if kind.steady(values) else None
+        # What is in the future is left out, unless a period is given.
+        timely = question.name in ANALYTICS and values.get("period") is None
+        etag = self._tag(question, timely=timely) if kind.steady(values) else None
         return Prepared(etag, partial(self._write, kind, values, question))
 
-    def _tag(self, question: Question, values: Values) -> str:
+    def _tag(self, question: Question, *, timely: bool) -> str:
+        """With `timely`, one for each minute."""
         found = blake2b(self._store.view().version, digest_size=16)
         found.update(question.key)
-        if question.name in ANALYTICS and values.get("period") is None:
-            found.update(str(now_ms() // MINUTE_MS).encode())  # what is in the future is left out
+        found.update(self._config.time_zone.encode())
+        if timely:
+            found.update(str(now_ms() // MINUTE_MS).encode())
         return f'W/"{found.hexdigest()}"'
 
     def _write(self, kind: Kind, values: Values, question: Question, out: BinaryIO) -> None:

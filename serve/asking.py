@@ -17,13 +17,15 @@ from typing import TypeVar
 import orjson
 from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
+from forebay.serve.amplitude.endpoints import ARCHIVES
 from forebay.serve.config import Config
 from forebay.serve.gate import answer_problem
 from forebay.serve.metrics import Metrics
 from forebay.serve.problems import Problem
 from forebay.serve.question import Question
-from forebay.serve.routes import MEDIA_TYPES, format_of
+from forebay.serve.routes import ARCHIVE, CONTENT_TYPES, format_of
 from forebay.serve.sharing import Answers, Cut, Reply
 
 BODY_S = 30.0
@@ -60,7 +62,7 @@ class Asking:
                 client.close()
         except Problem as problem:
             status = problem.status
-            await answer_problem(problem, send)
+            await answer_problem(problem, send, scope["path"])
         except Gone:
             log.debug("%s: the client has gone", self._name)
         except Cut as cut:
@@ -73,19 +75,9 @@ class Asking:
 
     async def _question(self, scope: Scope, receive: Receive) -> Question:
         headers = Headers(scope=scope)
-        query: dict[str, list[str]] = {}
-        try:
-            for name, value in QueryParams(scope["query_string"]).multi_items():
-                name.encode(), value.encode()
-                query.setdefault(name, []).append(value)
-            path = {name: str(value) for name, value in scope["path_params"].items()}
-            "".join(path.values()).encode()
-        except UnicodeError as error:
-            raise Problem(400, f"expected UTF-8 in the address, got {error}") from error
+        query, path = _address(scope)
         kind = format_of(query.pop("format", []), ", ".join(headers.getlist("accept")))
-        tags = ",".join(headers.getlist("if-none-match")).split(",")
-        known = tuple(sorted({one.strip() for one in tags} - {""}))
-        body = None
+        known, body = _known(headers), None
         if scope["method"] == "POST":
             body = await self._body(headers, receive)
             if query:
@@ -126,7 +118,7 @@ class Asking:
         return text
 
     async def _send(self, reply: Reply, kind: str, bare: bool, client: Client, send: Send) -> None:
-        headers = {"content-type": MEDIA_TYPES[kind]}
+        headers = {"content-type": CONTENT_TYPES[kind]}
         if reply.etag is not None:
             headers["etag"] = reply.etag
         if reply.whole is not None and not reply.same:
@@ -149,6 +141,37 @@ class Asking:
                     send({"type": "http.response.body", "body": part, "more_body": True})
                 )
         await send({"type": "http.response.body", "body": b""})
+
+
+class AskingAmplitude(Asking):
+    """The same of an endpoint of Amplitude's API, whose parameters are in the address, and whose
+    answers have one form only."""
+
+    @override
+    async def _question(self, scope: Scope, receive: Receive) -> Question:
+        query, _ = _address(scope)
+        kind = ARCHIVE if self._name in ARCHIVES else "json"
+        return Question(self._name, kind, query, known=_known(Headers(scope=scope)))
+
+
+def _address(scope: Scope) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The parameters in the query and in the path. Raises Problem."""
+    query: dict[str, list[str]] = {}
+    try:
+        for name, value in QueryParams(scope["query_string"]).multi_items():
+            name.encode(), value.encode()
+            query.setdefault(name, []).append(value)
+        path = {name: str(value) for name, value in scope["path_params"].items()}
+        "".join(path.values()).encode()
+    except UnicodeError as error:
+        raise Problem(400, f"expected UTF-8 in the address, got {error}") from error
+    return query, path
+
+
+def _known(headers: Headers) -> tuple[str, ...]:
+    """The tags of answers that the client has."""
+    tags = ",".join(headers.getlist("if-none-match")).split(",")
+    return tuple(sorted({one.strip() for one in tags} - {""}))
 
 
 async def _closed(reply: Reply) -> None:

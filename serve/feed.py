@@ -106,7 +106,7 @@ class Feed:
                 self._leave(number)
         except Problem as problem:
             status = problem.status
-            await answer_problem(problem, send)
+            await answer_problem(problem, send, scope["path"])
         except Gone:
             return
         finally:

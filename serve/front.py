@@ -11,21 +11,23 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from forebay.serve.asking import Asking
+from forebay.serve.amplitude.endpoints import ENDPOINTS, PREFIX, not_served
+from forebay.serve.asking import Asking, AskingAmplitude
 from forebay.serve.config import Config
 from forebay.serve.feed import Feed
-from forebay.serve.gate import Gate
+from forebay.serve.gate import Gate, told
 from forebay.serve.metrics import MEDIA_TYPE as METRICS_TYPE
 from forebay.serve.metrics import Metrics
 from forebay.serve.page import PAGE_POLICY, page
 from forebay.serve.pool import Pool
-from forebay.serve.problems import MEDIA_TYPE, Problem
+from forebay.serve.problems import Problem
 from forebay.serve.question import OPENAPI, Question
 from forebay.serve.routes import ASKED, EVENTS, REPLAY
 from forebay.serve.sharing import Answers
 from forebay.serve.tokens import Tokens
 
-INDEX = {**ASKED, "events": EVENTS, "replay": REPLAY}
+INDEX = {**ASKED, "events": EVENTS, "replay": REPLAY, **ENDPOINTS}
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 OTHERS = ("/docs", "/openapi.json", "/livez", "/readyz", "/metrics")
 
 
@@ -58,6 +60,12 @@ def front(config: Config, tokens: Tokens | None, pool: Pool, feed: Feed, metrics
     def asked(path: str, name: str, methods: list[str]) -> Route:
         return Route(path, Asking(name, answers, config, metrics), methods=methods)
 
+    def amplitude(path: str, name: str) -> Route:
+        return Route(path, AskingAmplitude(name, answers, config, metrics), methods=["GET"])
+
+    async def beyond(request: Request) -> Response:
+        raise not_served(request.url.path, request.method)
+
     plain: dict[str, Callable[[Request], Awaitable[Response]]] = {
         "/": index,
         "/livez": live,
@@ -71,6 +79,8 @@ def front(config: Config, tokens: Tokens | None, pool: Pool, feed: Feed, metrics
             asked(REPLAY, "replay", ["POST"]),
             *(asked(path, name, ["GET", "POST"]) for name, path in ASKED.items()),
             Route(EVENTS, feed, methods=["GET"]),
+            *(amplitude(path, name) for name, path in ENDPOINTS.items()),
+            Route(f"{PREFIX}{{rest:path}}", beyond, methods=METHODS),
             *(Route(path, answer) for path, answer in plain.items()),
         ],
         exception_handlers={HTTPException: _refused, Problem: _told, 500: _failed},
@@ -96,9 +106,10 @@ def _json(found: object, status: int = 200, kind: str = "application/json") -> R
     return Response(orjson.dumps(found), status, media_type=kind)
 
 
-async def _told(_: Request, problem: Exception) -> Response:
+async def _told(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
-    return Response(problem.body, problem.status, problem.headers, MEDIA_TYPE)
+    status, headers, body = told(problem, request.url.path)
+    return Response(body, status, headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -107,8 +118,8 @@ async def _refused(request: Request, error: Exception) -> Response:
         404: f"expected a path that there is (see /), got {request.url.path!r}",
         405: f"expected one of {(error.headers or {}).get('Allow')}, got {request.method}",
     }
-    problem = Problem(error.status_code, details.get(error.status_code, error.detail))
-    return Response(problem.body, problem.status, dict(error.headers or {}), MEDIA_TYPE)
+    detail = details.get(error.status_code, error.detail)
+    return await _told(request, Problem(error.status_code, detail, dict(error.headers or {})))
 
 
 async def _failed(request: Request, _: Exception) -> Response:

@@ -2,17 +2,22 @@
 
 What always holds: a request is for a host by a name that is allowed, so that no page of another
 site can reach a server on loopback by a name that it has made to lead there; it comes from no page
-of another site; where there are tokens, it has one.
+of another site; where there are tokens, it has one. Amplitude's clients send theirs as the secret
+key of HTTP Basic, and are told what is wrong in Amplitude's form.
 """
 
 from __future__ import annotations
 
+import binascii
 import re
+from base64 import b64decode
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from forebay.serve.amplitude import refusals
+from forebay.serve.amplitude.endpoints import is_amplitude
 from forebay.serve.config import Config
 from forebay.serve.problems import MEDIA_TYPE, Problem
 from forebay.serve.routes import REPLAY
@@ -32,6 +37,7 @@ SAID = {
 }
 """Headers of each answer that has no other value for them."""
 _BEARER = re.compile(r"bearer +([\x21-\x7e]+) *\Z", re.IGNORECASE)
+_BASIC = re.compile(r"basic +([A-Za-z0-9+/=]+) *\Z", re.IGNORECASE)
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]/@\s]+)(?::\d{1,5})?\Z")
 
 
@@ -54,7 +60,7 @@ class Gate:
         try:
             self.check(Headers(scope=scope), scope["path"])
         except Problem as problem:
-            await answer_problem(problem, said)
+            await answer_problem(problem, said, scope["path"])
             return
         await self._app(scope, receive, said)
 
@@ -69,33 +75,57 @@ class Gate:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.casefold() != hosts[0].casefold():
             raise Problem(403, f"Origin: expected none or this server's, got {origin!r}")
-        if path.startswith("/v1/") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        asks = path.startswith("/v1/") or is_amplitude(path)
+        if asks and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise Problem(403, "expected a request of no site or this one, got another site's")
         if self._tokens is not None and path not in OPEN:
             self._let_in(self._tokens, headers.getlist("authorization"), path)
 
     def _let_in(self, tokens: Tokens, given: list[str], path: str) -> None:
-        token = _BEARER.match(given[0]) if len(given) == 1 else None
-        scope = None if token is None else tokens.scope_of(token[1])
+        kind, of = ("Basic", _secret_key) if is_amplitude(path) else ("Bearer", _bearer)
+        token = of(given[0]) if len(given) == 1 else None
+        scope = None if token is None else tokens.scope_of(token)
         if scope is None:
             came = "none" if not given else "another"
+            named = "a token of this server"
+            if kind == "Basic":
+                named += " as the secret key"
             raise Problem(
                 401,
-                f"Authorization: expected Bearer and a token of this server, got {came}",
-                {"WWW-Authenticate": 'Bearer realm="forebay"'},
+                f"Authorization: expected {kind} and {named}, got {came}",
+                {"WWW-Authenticate": f'{kind} realm="forebay"'},
             )
         if path in ADMIN and scope != "admin":
             raise Problem(403, f"token: expected one of scope admin, got scope {scope}")
 
 
-async def answer_problem(problem: Problem, send: Send) -> None:
-    body = problem.body
-    headers = {
-        "content-type": MEDIA_TYPE,
-        "content-length": str(len(body)),
-        "cache-control": "no-store",
-        **problem.headers,
-    }
+def _bearer(given: str) -> str | None:
+    found = _BEARER.match(given)
+    return None if found is None else found[1]
+
+
+def _secret_key(given: str) -> str | None:
+    """The password of HTTP Basic; any user name will do."""
+    found = _BASIC.match(given)
+    try:
+        text = "" if found is None else b64decode(found[1], validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    return text.partition(":")[2] or None
+
+
+async def answer_problem(problem: Problem, send: Send, path: str) -> None:
+    """Answer a request for this path with a problem, in the form that its clients read."""
+    status, headers, body = told(problem, path)
+    headers |= {"content-length": str(len(body)), "cache-control": "no-store"}
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": problem.status, "headers": raw})
+    await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
+
+
+def told(problem: Problem, path: str) -> tuple[int, dict[str, str], bytes]:
+    """The status, headers and body of an answer that is a problem."""
+    if is_amplitude(path):
+        headers = {"content-type": refusals.MEDIA_TYPE, **problem.headers}
+        return refusals.status_of(problem), headers, refusals.body_of(problem)
+    return problem.status, {"content-type": MEDIA_TYPE, **problem.headers}, problem.body

@@ -12,11 +12,13 @@ MEDIA_TYPE = "application/problem+json"
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """An answer that is none: `status` of HTTP, `detail` in a sentence, and more `headers`."""
+    """An answer that is none: `status` of HTTP, `detail` in a sentence, and more `headers`;
+    `title` is a name of the kind, where the status alone does not say it."""
 
     status: int
     detail: str
     headers: dict[str, str] = field(default_factory=dict)
+    title: str = ""
 
     def __str__(self) -> str:
         return self.detail
@@ -25,7 +27,7 @@ class Problem(Exception):
     def body(self) -> bytes:
         said = {
             "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
+            "title": self.title or HTTPStatus(self.status).phrase,
             "status": self.status,
             "detail": self.detail,
         }
@@ -33,7 +35,7 @@ class Problem(Exception):
 
     def encode(self) -> bytes:
         """As it passes from a worker to the front."""
-        return orjson.dumps({"status": self.status, "detail": self.detail})
+        return orjson.dumps({"status": self.status, "detail": self.detail, "title": self.title})
 
     @classmethod
     def decode(cls, data: bytes) -> Problem:

@@ -77,12 +77,14 @@ class Funnel(Answer):
     `over_time`     the same by `bucket` of entry: a unit that enters in several counts in each
     `whole`         `count`, `mean_ms` and `median_ms` of paths with all steps, first to last event
     `distribution`  of these: `from_ms`, `to_ms`, `count`, in bins of equal width, the last closed
+    `whole_over_time`  as `whole`, by `bucket` of entry
     """
 
     steps: pl.DataFrame
     over_time: pl.DataFrame
     whole: pl.DataFrame
     distribution: pl.DataFrame
+    whole_over_time: pl.DataFrame
 
 
 def funnel(
@@ -262,21 +264,25 @@ def _answer(
     once = paths.filter("longest")
     groups = groups_in(once)
     buckets = pl.DataFrame({"bucket": range(period.buckets)}, {"bucket": pl.Int32})
-    over_time = _by_step(paths, groups.join(buckets, how="cross"), labels).with_columns(
-        bucket=period.label(pl.col("bucket"))
-    )
+    days, label = groups.join(buckets, how="cross"), period.label(pl.col("bucket"))
     last = pl.col(f"elapsed_{len(steps)}")
-    finished = once.filter(pl.col("reached") == len(steps))
-    times = finished.group_by(GROUP).agg(
-        count=pl.len(), mean_ms=last.mean(), median_ms=last.median()
-    )
+    finished = paths.filter(pl.col("reached") == len(steps))
     tables = (
         _by_step(once, groups, labels),
-        over_time,
-        filled(groups, times, ["count"]),
-        _distribution(finished, groups, last),
+        _by_step(paths, days, labels).with_columns(bucket=label),
+        _whole(finished.filter("longest"), groups, last),
+        _distribution(finished.filter("longest"), groups, last),
+        _whole(finished, days, last).with_columns(bucket=label),
     )
     return Funnel(question, *without_group(question["by"], *tables))
+
+
+def _whole(finished: pl.DataFrame, grid: pl.DataFrame, last: pl.Expr) -> pl.DataFrame:
+    """For each row of the grid: how many paths have all steps, and how long they took."""
+    times = finished.group_by(grid.columns).agg(
+        count=pl.len(), mean_ms=last.mean(), median_ms=last.median()
+    )
+    return filled(grid, times, ["count"])
 
 
 def _by_step(paths: pl.DataFrame, grid: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:

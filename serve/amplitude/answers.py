@@ -1,0 +1,377 @@
+"""What answers each endpoint: parameters are read, the Store is asked, and its answer is shaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, timedelta
+from itertools import product
+from typing import BinaryIO
+from zoneinfo import ZoneInfo
+
+import orjson
+
+from forebay.query.analytics.events import Event, Roles
+from forebay.query.analytics.funnel import STEPS_MAX, Order
+from forebay.query.analytics.groups import GROUPS_MAX, latest
+from forebay.query.analytics.period import Period
+from forebay.query.analytics.retention import WIDTHS_MS, Mode
+from forebay.query.analytics.segmentation import Measure
+from forebay.query.analytics.sessions import LENGTHS_MS, Sessions
+from forebay.query.store import Store
+from forebay.serve.amplitude import export, people, shapes
+from forebay.serve.amplitude.events import Asked, Segment, read_event, read_group, read_segments
+from forebay.serve.amplitude.parameters import CALENDAR, Given, came, hour, invalid, unsupported
+from forebay.serve.amplitude.properties import Properties
+from forebay.storage.base.times import DAY_MS, HOUR_MS, MINUTE_MS, now_ms, time_of
+
+Json = Mapping[str, object]
+DAYS = ("start", "end")
+MEASURES: dict[str, Measure] = {
+    "uniques": "uniques", "totals": "totals", "pct_dau": "share", "average": "average",
+    "sums": "sum", "value_avg": "mean",
+}  # fmt: skip
+OF_A_PROPERTY = ("sums", "value_avg")
+FORMULA, HISTOGRAM = "formula", "histogram"
+FUNCTIONS = {
+    "UNIQUES": "UNIQUES", "TOTALS": "TOTALS", "AVG": "AVERAGE", "PROPSUM": "PROPSUM",
+    "PROPAVG": "PROPAVG", "PROPCOUNT": "DISTINCT",
+}  # fmt: skip
+"""Of a formula: Amplitude's names, and ours."""
+OF_VALUES = re.compile("PROPSUM|PROPAVG|DISTINCT")
+ORDERS: dict[str, Order] = {"ordered": "this", "unordered": "any", "sequential": "exact"}
+MODES: dict[str, Mode] = {
+    "n-day": "on", "nday": "on", "rolling": "on or after", "bracket": "on",
+}  # fmt: skip
+INTERVALS_MAX = 365
+"""Of retention."""
+WINDOW_S = 30 * 24 * 3600
+WINDOW_MAX_S = 366 * 24 * 3600
+REALTIME_MS = 5 * MINUTE_MS
+UNITS_MS = {"hours": HOUR_MS, "minutes": MINUTE_MS, "seconds": 1000}
+BINS = 10
+"""Where a request has no size of bins."""
+BINS_MAX = 1000
+GAP = timedelta(minutes=30)
+"""Ends a session where no role has sessions, as in Amplitude's web SDK."""
+EXPORT_MAX = timedelta(days=365)
+BIN = "timeHistogramConfigBin"
+
+
+class Answers:
+    """The answers of one Store. `zone` is the project's time zone, `clock` the time in ms."""
+
+    def __init__(self, store: Store, zone: str, clock: Callable[[], int] = now_ms) -> None:
+        self._store = store
+        self._zone = zone
+        self._clock = clock
+        self._endpoints: dict[str, Callable[[Mapping[str, Sequence[str]]], Json]] = {
+            "amplitude segmentation": self.segmentation,
+            "amplitude events": self.events,
+            "amplitude funnels": self.funnels,
+            "amplitude retention": self.retention,
+            "amplitude users": self.users,
+            "amplitude session lengths": self.session_lengths,
+            "amplitude session average": self.session_average,
+            "amplitude sessions per user": self.sessions_per_user,
+            "amplitude composition": self.composition,
+            "amplitude realtime": self.realtime,
+            "amplitude user activity": self.user_activity,
+            "amplitude user search": self.user_search,
+            "amplitude annotations": self.annotations,
+            "amplitude cohorts": self.cohorts,
+        }
+
+    def write(self, name: str, given: Mapping[str, Sequence[str]], out: BinaryIO) -> None:
+        """The answer of the endpoint of this name. Raises Problem, or what a Store raises."""
+        if name not in self._endpoints:
+            self.export(given, out)
+            return
+        out.write(orjson.dumps(self._endpoints[name](given), option=orjson.OPT_APPEND_NEWLINE))
+
+    def segmentation(self, given: Mapping[str, Sequence[str]]) -> Json:
+        known = ("e", "e2", "m", "n", *DAYS, "i", "s", "g", "g2", "limit", FORMULA)
+        read, properties = self._read(given, (*known, "rollingWindow", "rollingAverage"))
+        for name in ("rollingWindow", "rollingAverage"):
+            if read.text(name) is not None:
+                raise unsupported(f"{name}: expected none, got one")
+        measure = read.choice("m", (*MEASURES, HISTOGRAM, FORMULA), default="uniques")
+        if measure == HISTOGRAM:
+            raise unsupported(f"m: expected one of {', '.join(MEASURES)} or {FORMULA}")
+        read.choice("n", ("any", "active"), default="any")
+        events = [
+            read_event(name, text, properties)
+            for name, text in (("e", read.needed("e")), ("e2", read.text("e2")))
+            if text is not None
+        ]
+        period, segments = read.period(self._zone), read_segments(read, properties)
+        group = read_group(read, properties, segments)
+        limit = read.number("limit", 1, GROUPS_MAX, default=100)
+        if measure == FORMULA:
+            text = _formula(read.needed(FORMULA))
+            found = self._formula(events, text, period, segments, group, limit)
+            return {"data": shapes.segmentation(found, period, plain=group is not None)}
+        if read.text(FORMULA) is not None:
+            raise invalid(f"{FORMULA}: expected m={FORMULA} with it, got {measure}")
+        found = []
+        for event, segment in product(events, segments):
+            of, by = _divided(event, group, measure)
+            found.append(
+                shapes.lines(
+                    self._store.segmentation(
+                        event.event, period, measure=MEASURES[measure], of=of, segment=segment,
+                        by=by, limit=limit,
+                    )
+                )
+            )  # fmt: skip
+        return {"data": shapes.segmentation(found, period, plain=group is not None)}
+
+    def _formula(
+        self,
+        events: Sequence[Asked],
+        text: str,
+        period: Period,
+        segments: Sequence[Segment],
+        group: str | None,
+        limit: int,
+    ) -> list[list[shapes.Line]]:
+        named = {event.by for event in events if event.by is not None}
+        if len(named) > 1:
+            raise unsupported("e2: expected the same group_by as in e")
+        measured = OF_VALUES.search(text) is not None
+        if named and group is not None and not measured:
+            raise unsupported("g: expected none beside a group_by of the event")
+        of = next(iter(named), None)
+        return [
+            shapes.lines(
+                self._store.formula(
+                    [event.event for event in events], text, period, segment=segment, limit=limit,
+                    of=of if measured else None, by=group if measured else of or group,
+                )
+            )
+            for segment in segments
+        ]  # fmt: skip
+
+    def events(self, given: Mapping[str, Sequence[str]]) -> Json:
+        Given(given, ())
+        today = time_of(self._clock()).astimezone(ZoneInfo(self._zone)).date()
+        monday = today - timedelta(days=today.weekday())
+        week = Period(monday, monday + timedelta(days=7), zone=self._zone)
+        return {"data": people.events(self._store, self._store.roles(), week)}
+
+    def funnels(self, given: Mapping[str, Sequence[str]]) -> Json:
+        known = ("e", *DAYS, "mode", "n", "i", "s", "g", "cs", "limit")
+        read, properties = self._read(given, known)
+        texts = read.all("e")
+        if not 1 <= len(texts) <= STEPS_MAX:
+            raise invalid(f"e: expected 1 to {STEPS_MAX} events, got {len(texts)}")
+        steps = [read_event("e", text, properties) for text in texts]
+        if any(step.by is not None for step in steps):
+            raise unsupported("e: expected no group_by in a step; g divides by the first one")
+        if read.choice("n", ("active", "new"), default="active") == "new":
+            raise unsupported("n: expected active, got new")
+        order = ORDERS[read.choice("mode", tuple(ORDERS), default="ordered")]
+        period, segments = read.period(self._zone), read_segments(read, properties)
+        group = read_group(read, properties, segments)
+        window = timedelta(seconds=read.number("cs", 1, WINDOW_MAX_S, default=WINDOW_S))
+        if order == "any":
+            window = timedelta(days=window.days)
+            if not window:
+                raise invalid("cs: expected at least a day with mode=unordered, got less")
+        limit = read.number("limit", 1, GROUPS_MAX, default=100)
+        labels = [step.label for step in steps]
+        found: list[Json] = []
+        for number, segment in enumerate(segments):
+            answer = self._store.funnel(
+                [step.event for step in steps], period, order=order, window=window,
+                segment=segment, by=group, limit=limit,
+            )  # fmt: skip
+            found += shapes.funnels(answer, period, labels, number)
+        return {"data": found}
+
+    def retention(self, given: Mapping[str, Sequence[str]]) -> Json:
+        read, properties = self._read(given, ("se", "re", *DAYS, "rm", "rb", "i", "s", "g"))
+        named = read.text("rm") or "n-day"
+        if named not in MODES:
+            raise invalid(
+                f"rm: expected one of {', '.join(MODES)}; got {came(named)}",
+                "Invalid retention method.",
+            )
+        start = read_event("se", read.needed("se"), properties, new=True)
+        back = read_event("re", read.needed("re"), properties)
+        if start.by is not None or back.by is not None:
+            raise unsupported("se, re: expected no group_by; g divides by the start event")
+        brackets = _brackets(read.json("rb"), named == "bracket")
+        period, segments = read.period(self._zone, CALENDAR), read_segments(read, properties)
+        _require_any(start.event, segments)
+        group = read_group(read, properties, segments)
+        newest_ms = latest(self._store.scan(), self._store.roles()) + 1
+        begun = (newest_ms - period.start_ms) // WIDTHS_MS[period.interval]
+        found = [
+            self._store.retention(
+                start.event, back.event, period, mode=MODES[named], brackets=brackets,
+                days=min(max(begun, 0), INTERVALS_MAX), segment=segment, by=group,
+                limit=GROUPS_MAX, now=time_of(newest_ms),
+            )
+            for segment in segments
+        ]  # fmt: skip
+        return {"data": shapes.retention(found, period)}
+
+    def users(self, given: Mapping[str, Sequence[str]]) -> Json:
+        read, properties = self._read(given, (*DAYS, "m", "i", "s", "g"))
+        event = Event(first=read.choice("m", ("active", "new"), default="active") == "new")
+        period, segments = read.period(self._zone, CALENDAR), read_segments(read, properties)
+        _require_any(event, segments)
+        group = read_group(read, properties, segments)
+        found = [
+            shapes.lines(
+                self._store.segmentation(event, period, segment=one, by=group, limit=GROUPS_MAX)
+            )
+            for one in segments
+        ]
+        return {"data": shapes.users(found, period)}
+
+    def composition(self, given: Mapping[str, Sequence[str]]) -> Json:
+        read, properties = self._read(given, (*DAYS, "p"))
+        if len(names := read.all("p")) > 1:
+            raise unsupported(f"p: expected one property, got {len(names)}")
+        name = read.needed("p")
+        answer = self._store.segmentation(
+            Event(), read.period(self._zone), by=properties.user(name), limit=GROUPS_MAX
+        )
+        return {"data": shapes.composition(shapes.lines(answer), name)}
+
+    def session_lengths(self, given: Mapping[str, Sequence[str]]) -> Json:
+        bins = [f"{BIN}{name}" for name in ("TimeUnit", "Min", "Max", "Size")]
+        read = Given(given, (*DAYS, *bins))
+        period, edges_ms = read.period(self._zone), _edges_ms(*map(read.text, bins))
+        answer = self._sessions(period, edges_ms or LENGTHS_MS)
+        shape = shapes.session_lengths(answer, edges_ms or LENGTHS_MS, open_ended=edges_ms is None)
+        return {"data": shape}
+
+    def session_average(self, given: Mapping[str, Sequence[str]]) -> Json:
+        period = Given(given, DAYS).period(self._zone)
+        answer = self._sessions(period)
+        return {"data": shapes.session_days(answer, period, "mean_ms", 1000)}
+
+    def sessions_per_user(self, given: Mapping[str, Sequence[str]]) -> Json:
+        period = Given(given, DAYS).period(self._zone)
+        return {"data": shapes.session_days(self._sessions(period), period, "per_user", 1)}
+
+    def realtime(self, given: Mapping[str, Sequence[str]]) -> Json:
+        """Two days up to the end of the five minutes that it is now."""
+        Given(given, ("i",)).choice("i", ("5",), default="5")
+        end_ms = (self._clock() // REALTIME_MS + 1) * REALTIME_MS
+        start = time_of(end_ms - 2 * DAY_MS)
+        period = Period(start, time_of(end_ms), "5 min", self._zone)
+        answer = self._store.segmentation(Event(), period)
+        return {"data": shapes.realtime(answer, period)}
+
+    def user_activity(self, given: Mapping[str, Sequence[str]]) -> Json:
+        read, properties = self._read(given, ("user", "offset", "limit", "direction"))
+        id = read.needed("user")
+        if not re.fullmatch(r"\d{1,18}", id):
+            raise invalid(f"user: expected an Amplitude ID, which is a number; got {came(id)}")
+        limit = read.number("limit", 1, people.EVENTS_MAX, default=people.EVENTS_MAX)
+        offset = read.number("offset", 0, 10**9, default=0)
+        earliest = read.choice("direction", ("latest", "earliest"), default="latest") == "earliest"
+        return people.activity(
+            self._store, properties, int(id), limit=limit, offset=offset, earliest=earliest,
+            zone=self._zone, gap=self._gap(self._store.roles()),
+        )  # fmt: skip
+
+    def user_search(self, given: Mapping[str, Sequence[str]]) -> Json:
+        read, properties = self._read(given, ("user",))
+        return people.search(self._store, properties, read.needed("user"))
+
+    def annotations(self, given: Mapping[str, Sequence[str]]) -> Json:
+        """None are kept here, whatever is asked."""
+        return {"data": []}
+
+    def cohorts(self, given: Mapping[str, Sequence[str]]) -> Json:
+        """None are kept here, whatever is asked."""
+        return {"cohorts": []}
+
+    def export(self, given: Mapping[str, Sequence[str]], out: BinaryIO) -> None:
+        read, properties = self._read(given, DAYS)
+        start, end = (hour(name, read.needed(name)).replace(tzinfo=UTC) for name in DAYS)
+        if start > end:
+            raise invalid(f"end: expected an hour from {start} on, got {end}")
+        if end - start > EXPORT_MAX:
+            raise invalid(f"end: expected at most {EXPORT_MAX.days} days, got {end - start}")
+        export.write(self._store, properties, start, end + timedelta(hours=1), out)
+
+    def _read(
+        self, given: Mapping[str, Sequence[str]], known: Sequence[str]
+    ) -> tuple[Given, Properties]:
+        read = Given(given, known)
+        return read, Properties.of(self._store.view(), self._store.roles())
+
+    def _sessions(self, period: Period, bins_ms: Sequence[int] = LENGTHS_MS) -> Sessions:
+        return self._store.sessions(period, gap=self._gap(self._store.roles()), bins_ms=bins_ms)
+
+    @staticmethod
+    def _gap(roles: Roles) -> timedelta | None:
+        return GAP if roles.session is None else None
+
+
+def _divided(event: Asked, group: str | None, measure: str) -> tuple[str | None, str | None]:
+    """The property that is measured, and the one that divides."""
+    if measure in OF_A_PROPERTY:
+        if event.by is None:
+            raise invalid(f"m: expected an event with a group_by for {measure}, got none")
+        return event.by, group
+    if event.by is not None and group is not None:
+        raise unsupported("g: expected none beside a group_by of the event")
+    return None, event.by or group
+
+
+def _formula(text: str) -> str:
+    """With our names of functions. Raises Problem."""
+
+    def ours(found: re.Match[str]) -> str:
+        if found[0] not in FUNCTIONS:
+            raise unsupported(f"formula: expected {', '.join(FUNCTIONS)}; got {came(found[0])}")
+        return FUNCTIONS[found[0]]
+
+    return re.sub(r"\w+(?=\s*\()", ours, text)
+
+
+def _brackets(given: object, wanted: bool) -> list[tuple[int, int]] | None:
+    if (given is not None) != wanted:
+        raise invalid("rb: expected brackets with rm=bracket, and none else")
+    if given is None:
+        return None
+    found = given if isinstance(given, list) else []
+    pairs = [one for one in found if isinstance(one, list) and len(one) == 2]
+    if (
+        len(pairs) != len(found)
+        or not found
+        or not all(type(day) is int for p in pairs for day in p)
+    ):
+        raise invalid(f"rb: expected brackets such as [[0,5]], got {came(given)}")
+    return [(low, high) for low, high in pairs]
+
+
+def _require_any(event: Event, segments: Sequence[Segment]) -> None:
+    """A filter would make others new: those whose first event that passes it is in the period."""
+    if event.first and any(segments):
+        raise unsupported("s: expected no segment of new users")
+
+
+def _edges_ms(
+    unit: str | None, low: str | None, high: str | None, size: str | None
+) -> tuple[int, ...] | None:
+    """The edges of bins; None where they are not valid, for which Amplitude has its own. Raises
+    Problem for more than there may be."""
+    texts = [text for text in (low, high, size) if text is not None]
+    numbers = [int(text) for text in texts if re.fullmatch(r"\d{1,9}", text)]
+    if unit not in UNITS_MS or None in (low, high) or len(numbers) < len(texts):
+        return None
+    first, last = numbers[:2]
+    step = numbers[2] if size is not None else max(1, -(-(last - first) // BINS))
+    if first >= last or not step:
+        return None
+    if last * UNITS_MS[unit] > DAY_MS or (last - first) / step > BINS_MAX:
+        raise invalid(f"{BIN}Max: expected at most {BINS_MAX} bins up to a day, got more")
+    return tuple(one * UNITS_MS[unit] for one in (*range(first, last, step), last))
