@@ -150,7 +150,7 @@ def by_hour(view: View, start_ms: int, end_ms: int) -> Iterator[tuple[int, pa.Re
     [(partitions, between)] = parts(view, TABLE)
     schema = arrow_of(polars_schema(view.schema))
     first_ms = max(start_ms, between.first_ms or start_ms)
-    found = [part for one in partitions for part in (*one.hot, *one.chunks)]
+    found = [part for one in partitions for part in chain[Placed](one.hot, one.chunks)]
     hours = {
         hour
         for part in found

@@ -181,9 +181,11 @@ def lane(tmp_path: Path) -> Iterator[Lanes]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where REQUIRE_KAFKA or REQUIRE_SPARK is set, a test of theirs that is skipped has failed."""
+    """Where REQUIRE_KAFKA, REQUIRE_SPARK or REQUIRE_AIRBYTE is set, a test of theirs that is
+    skipped has failed."""
     report = yield
-    required = [name for name in ("kafka", "spark") if os.environ.get(f"REQUIRE_{name.upper()}")]
+    named = ("kafka", "spark", "airbyte")
+    required = [name for name in named if os.environ.get(f"REQUIRE_{name.upper()}")]
     if report.skipped and any(map(item.get_closest_marker, required)):
         report.outcome = "failed"
     return report

@@ -150,7 +150,7 @@ def test_a_property_in_the_group_by_is_measured(
 def test_averages_shares_and_formulas_are_those_of_the_events(shop: Api) -> None:
     price = {"subprop_type": "event", "subprop_key": "price", "subprop_op": "less"}
     some = {**BUY, "filters": [{**price, "subprop_value": ["2"]}]}
-    asked = {
+    asked: dict[str, dict[str, object]] = {
         "average": {"e": BUY, "m": "average"},
         "share": {"e": some, "m": "pct_dau"},
         "formula": {"e": some, "e2": BUY, "m": "formula", "formula": "TOTALS(A) / TOTALS(B)"},
