@@ -68,7 +68,9 @@ def size(_context: click.Context, _option: click.Parameter, text: str) -> int:
 @click.option("--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="As PEM.")
 @click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="As PEM.")
 @click.option("--behind-proxy", is_flag=True, help="A proxy before it has TLS.")
-@click.option("--time-zone", default="UTC", show_default=True, help="In which SQL makes days.")
+@click.option(
+    "--time-zone", default="UTC", show_default=True, help="Of days, in SQL and in Amplitude's API."
+)
 @data_dirs_option()
 def serve(
     host: str, port: int, hosts: tuple[str, ...], workers: int, timeout: float, memory: int,

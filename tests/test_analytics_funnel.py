@@ -288,6 +288,14 @@ def test_the_path_of_each_user_and_day_is_the_longest_then_the_earliest(
                 since = [path[step - 1].ms - path[step - 2].ms for path in reached]
                 assert one["median_ms"] == statistics.median(since)
                 assert one["mean_ms"] == pytest.approx(statistics.mean(since))
+        for one in found.whole_over_time.to_dicts():
+            ended = [
+                path[-1].ms - path[0].ms for (_, at), path in paths.items()
+                if at == one["bucket"].date() and len(path) == 3
+                and (not more or path[0].plan == one["group"])
+            ]  # fmt: skip
+            assert one["count"] == len(ended)
+            assert one["median_ms"] == (statistics.median(ended) if ended else None)
         ended = [path[-1].ms - path[0].ms for (_, day), path in paths.items()
                  if day is None and len(path) == 3]  # fmt: skip
         assert found.whole["count"].sum() == len(ended) == found.distribution["count"].sum()
@@ -458,7 +466,7 @@ def test_events_that_make_no_difference_are_left_out_of_the_search(
         for least in (10**6, 0):
             monkeypatch.setattr(sequences, "GROUP_EVENTS", least)
             found = funnel(frame(rows), ROLES, [A, B, C], period, **more)
-            tables.append((found.steps, found.over_time, found.whole, found.distribution))
+            tables.append(tuple(found.tables.values()))
         for searched, spared in zip(*tables, strict=True):
             assert_frame_equal(searched, spared)
 

@@ -37,10 +37,10 @@ class Line:
 
 
 def number(value: float | None) -> Number:
-    """0 of nothing, and whole where it is."""
+    """0 of nothing, and whole where it is, up to what a double tells apart."""
     if value is None:
         return 0
-    return int(value) if float(value).is_integer() else value
+    return int(value) if float(value).is_integer() and abs(value) < 2**53 else value
 
 
 def ratio(part: float, whole: float) -> float:
