@@ -530,6 +530,12 @@ def test_events_are_listed_with_the_totals_of_this_week(made: Make) -> None:
 
 
 def test_an_empty_project_has_no_events_and_no_export(made: Make) -> None:
+    api = made([])
+    assert api.ask("events") == {"data": []}
+    assert api.refused("export", start="20260302T09", end="20260302T11")["http_code"] == 404
+
+
+def test_where_nothing_happened_are_no_groups_and_no_export(made: Make) -> None:
     api = made([event("u1", "buy", "2026-03-02 09:00")])
     assert api.refused("export", start="20260302T10", end="20260302T11")["http_code"] == 404
     assert api.ask("users", start="20260310", end="20260310", g="country")["data"]["series"] == []

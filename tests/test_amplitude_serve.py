@@ -3,6 +3,7 @@ of /v1."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -141,6 +142,30 @@ def test_an_export_is_a_zip_and_what_was_kept_none_is_404(ask: Callable[..., Rep
     hours = {one["server_upload_time"][:13] for one in EVENTS}
     assert len(archive.namelist()) == len(hours)
     assert ask("export", start="20200101T00", end="20200101T23").status == 404
+
+
+@pytest.mark.long
+def test_an_export_of_any_size_is_streamed_and_whole(tmp_path: Path) -> None:
+    events = random_events(5, 60_000, BEGIN, DAYS)
+    rng = random.Random(5)
+    messages = messages_of([{**one, "note": rng.randbytes(40).hex()} for one in events])
+    partition = taken(tmp_path / "data", messages)
+    server = Server(partition.root, "--workers", "1")
+    try:
+        reply = server.ask("/api/2/export?start=20260301T00&end=20260430T00")
+        assert reply.headers["transfer-encoding"] == "chunked"
+        assert len(reply.body) > 1 << 20
+        archive = zipfile.ZipFile(io.BytesIO(reply.body))
+        lines = [
+            line
+            for name in archive.namelist()
+            for line in gzip.decompress(archive.read(name)).splitlines()
+        ]
+        assert sorted(lines) == sorted(messages)
+        assert len(archive.namelist()) == len(set(archive.namelist())) == DAYS * 24
+    finally:
+        server.close()
+        partition.crash()
 
 
 def test_what_is_kept_here_of_neither_is_empty(ask: Callable[..., Reply]) -> None:

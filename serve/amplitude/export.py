@@ -31,6 +31,11 @@ ZIP_BEGINS = 1980
 """The first year that the time of a file in a zip can have."""
 
 
+def nothing(start: datetime, end: datetime) -> Problem:
+    """Where there is nothing to export."""
+    return Problem(404, f"expected events of {start} to {end}, got none", title="Not found")
+
+
 def write(
     store: Store, properties: Properties, start: datetime, end: datetime, out: BinaryIO
 ) -> None:
@@ -39,7 +44,7 @@ def write(
     batches = by_hour(store.view(), ms_of(start), ms_of(end))
     first = next(batches, None)
     if first is None:
-        raise Problem(404, f"expected events of {start} to {end}, got none", title="Not found")
+        raise nothing(start, end)
     with ZipFile(out, "w", ZIP_STORED) as archive:
         for hour_ms, found in groupby(chain([first], batches), key=itemgetter(0)):
             hour = time_of(hour_ms)
