@@ -54,9 +54,11 @@ def frame_of(messages: Sequence[bytes], schema: Schema = SCHEMA) -> Frame:
     return frame
 
 
-def taken(root: Path, messages: Sequence[bytes], schema: Schema = SCHEMA) -> Partition:
+def taken(
+    root: Path, messages: Sequence[bytes], schema: Schema = SCHEMA, span_ms: int = DAY_MS
+) -> Partition:
     """A partition that has taken these messages in, and published them."""
-    partition = Partition(root, Rules(schema, DAY_MS, DAY_MS, MINUTE_MS)).start()
+    partition = Partition(root, Rules(schema, span_ms, span_ms, MINUTE_MS)).start()
     if messages:
         partition.take(frame_of(messages, schema))
     partition.blocks.publish()

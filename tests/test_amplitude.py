@@ -22,7 +22,16 @@ from forebay.serve.amplitude.refusals import body_of
 from forebay.serve.problems import Problem
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import ms_of
-from tests.amplitude import SCHEMA, Event, event, messages_of, taken, utc
+from tests.amplitude import (
+    MINUTE_MS,
+    SCHEMA,
+    Event,
+    event,
+    messages_of,
+    random_events,
+    taken,
+    utc,
+)
 from tests.partition import Partition
 from tests.test_analytics_cli import taken as taken_of_another
 
@@ -560,6 +569,30 @@ def test_an_export_has_the_messages_as_they_came_by_the_hour_of_upload(
         "forebay/forebay_2026-03-02_10#0.json.gz": messages[3:4],
     }
     assert exported(api, start="20260302T09", end="20260302T10") == found
+    partition.crash()
+
+
+def test_an_export_has_each_event_of_chunks_and_of_hot_blocks_once(tmp_path: Path) -> None:
+    events = random_events(3, 500, datetime(2026, 3, 2), 2)
+    messages = messages_of(sorted(events, key=lambda one: str(one["server_upload_time"])))
+    partition = taken(tmp_path / "data", messages, span_ms=7 * MINUTE_MS)
+    partition.merge()
+    partition.blocks.publish()
+    api = Api(partition)
+    found = exported(api, start="20260302T03", end="20260303T20")
+    receipt = api.store.receipt()
+    assert receipt.cold_rows > 0 < receipt.hot_rows
+
+    def hour(message: bytes) -> datetime:
+        text: str = json.loads(message)["server_upload_time"]
+        return datetime.fromisoformat(text).replace(minute=0, second=0)
+
+    first, last = datetime(2026, 3, 2, 3), datetime(2026, 3, 3, 20)
+    expected = sorted(one for one in messages if first <= hour(one) <= last)
+    assert sorted(itertools.chain(*found.values())) == expected
+    for name, lines in found.items():
+        (at,) = {hour(line) for line in lines}
+        assert name == f"forebay/forebay_{at:%Y-%m-%d}_{at.hour}#0.json.gz"
     partition.crash()
 
 
