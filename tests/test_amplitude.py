@@ -32,7 +32,6 @@ from tests.amplitude import (
     taken,
     utc,
 )
-from tests.partition import Partition
 from tests.test_analytics_cli import taken as taken_of_another
 
 NOW = utc("2026-03-04 12:00")
@@ -46,8 +45,8 @@ Make = Callable[..., "Api"]
 class Api:
     """The endpoints over some events; `ask` gives what is answered, as JSON."""
 
-    def __init__(self, partition: Partition, zone: str = "UTC") -> None:
-        self.store = forebay.open(partition.root)
+    def __init__(self, root: Path, zone: str = "UTC") -> None:
+        self.store = forebay.open(root)
         self.answers = Answers(self.store, zone, lambda: ms_of(NOW))
 
     def written(self, name: str, **given: object) -> bytes:
@@ -83,7 +82,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
     def make(events: list[Event], zone: str = "UTC") -> Api:
         root = tmp_path_factory.mktemp("amplitude") / "data"
         partitions.append(taken(root, messages_of(events)))
-        return Api(partitions[-1], zone)
+        return Api(root, zone)
 
     yield make
     for partition in partitions:
@@ -562,7 +561,7 @@ def test_an_export_has_the_messages_as_they_came_by_the_hour_of_upload(
     events = [event("u1", "buy", f"2026-03-02 {hour:02}:30:00.123") for hour in (8, 9, 9, 10, 11)]
     messages = messages_of(events)
     partition = taken(tmp_path / "data", messages)
-    api = Api(partition)
+    api = Api(partition.root)
     found = exported(api, start="20260302T9", end="20260302T10")
     assert found == {
         "forebay/forebay_2026-03-02_9#0.json.gz": messages[1:3],
@@ -578,7 +577,7 @@ def test_an_export_has_each_event_of_chunks_and_of_hot_blocks_once(tmp_path: Pat
     partition = taken(tmp_path / "data", messages, span_ms=90 * MINUTE_MS)
     partition.merge()
     partition.blocks.publish()
-    api = Api(partition)
+    api = Api(partition.root)
     found = exported(api, start="20260302T03", end="20260302T22")
     receipt = api.store.receipt()
     assert receipt.cold_rows > 0 < receipt.hot_rows
@@ -603,7 +602,7 @@ def test_what_a_message_lacks_of_an_export_is_added(tmp_path: Path) -> None:
         "server_upload_time": "2026-03-02T09:00:02Z",
     }  # fmt: skip
     partition = taken(tmp_path / "data", [json.dumps(sent, indent=1).encode()])
-    api = Api(partition)
+    api = Api(partition.root)
     ((line,),) = exported(api, start="20260302T00", end="20260302T23").values()
     assert json.loads(line) == {
         **sent,
@@ -617,7 +616,7 @@ def test_what_a_message_lacks_of_an_export_is_added(tmp_path: Path) -> None:
 def test_without_messages_an_export_has_the_columns(tmp_path: Path) -> None:
     messages = messages_of([event("u1", "buy", "2026-03-02 09:00", country="NL")])
     partition = taken(tmp_path / "data", messages, replace(SCHEMA, raw=False))
-    api = Api(partition)
+    api = Api(partition.root)
     ((line,),) = exported(api, start="20260302T00", end="20260302T23").values()
     record = json.loads(line)
     assert (record["event_type"], record["country"]) == ("buy", "NL")
@@ -630,7 +629,7 @@ def test_without_messages_an_export_has_the_columns(tmp_path: Path) -> None:
 
 def test_data_of_another_form_is_asked_by_its_own_names(tmp_path: Path) -> None:
     partition = taken_of_another(tmp_path / "data")
-    api = Api(partition)
+    api = Api(partition.root)
     days = {"start": "20240501", "end": "20240503"}
     price = {"subprop_type": "event", "subprop_key": "price", "subprop_op": "greater"}
     some = {"event_type": "purchase", "filters": [{**price, "subprop_value": ["1"]}]}

@@ -12,50 +12,40 @@ from zoneinfo import ZoneInfo
 import orjson
 
 from forebay.query.analytics.events import Event, Roles
-from forebay.query.analytics.funnel import STEPS_MAX, Order
+from forebay.query.analytics.funnel import STEPS_MAX
 from forebay.query.analytics.groups import GROUPS_MAX, latest
 from forebay.query.analytics.period import Period
-from forebay.query.analytics.retention import WIDTHS_MS, Mode
-from forebay.query.analytics.segmentation import Measure
+from forebay.query.analytics.retention import WIDTHS_MS
 from forebay.query.analytics.sessions import LENGTHS_MS, Sessions
+from forebay.query.questions import Layers
 from forebay.query.store import Store
-from forebay.serve.amplitude import export, people, shapes
+from forebay.serve.amplitude import bins, export, people, shapes
 from forebay.serve.amplitude.events import Asked, Segment, read_event, read_group, read_segments
+from forebay.serve.amplitude.measures import (
+    FORMULA,
+    HISTOGRAM,
+    MEASURES,
+    MODES,
+    OF_VALUES,
+    ORDERS,
+    brackets,
+    divided,
+    formula,
+)
 from forebay.serve.amplitude.parameters import CALENDAR, Given, came, hour, invalid, unsupported
 from forebay.serve.amplitude.properties import Properties
-from forebay.storage.base.times import DAY_MS, HOUR_MS, MINUTE_MS, now_ms, time_of
+from forebay.storage.base.times import DAY_MS, MINUTE_MS, ms_of, now_ms, time_of, utc_text
 
 Json = Mapping[str, object]
 DAYS = ("start", "end")
-MEASURES: dict[str, Measure] = {
-    "uniques": "uniques", "totals": "totals", "pct_dau": "share", "average": "average",
-    "sums": "sum", "value_avg": "mean",
-}  # fmt: skip
-OF_A_PROPERTY = ("sums", "value_avg")
-FORMULA, HISTOGRAM = "formula", "histogram"
-FUNCTIONS = {
-    "UNIQUES": "UNIQUES", "TOTALS": "TOTALS", "AVG": "AVERAGE", "PROPSUM": "PROPSUM",
-    "PROPAVG": "PROPAVG", "PROPCOUNT": "DISTINCT",
-}  # fmt: skip
-"""Of a formula: Amplitude's names, and ours."""
-OF_VALUES = re.compile("PROPSUM|PROPAVG|DISTINCT")
-ORDERS: dict[str, Order] = {"ordered": "this", "unordered": "any", "sequential": "exact"}
-MODES: dict[str, Mode] = {
-    "n-day": "on", "nday": "on", "rolling": "on or after", "bracket": "on",
-}  # fmt: skip
 INTERVALS_MAX = 365
 """Of retention."""
 WINDOW_S = 30 * 24 * 3600
 WINDOW_MAX_S = 366 * 24 * 3600
 REALTIME_MS = 5 * MINUTE_MS
-UNITS_MS = {"hours": HOUR_MS, "minutes": MINUTE_MS, "seconds": 1000}
-BINS = 10
-"""Where a request has no size of bins."""
-BINS_MAX = 1000
 GAP = timedelta(minutes=30)
 """Ends a session where no role has sessions, as in Amplitude's web SDK."""
 EXPORT_MAX = timedelta(days=365)
-BIN = "timeHistogramConfigBin"
 
 
 class Answers:
@@ -108,19 +98,20 @@ class Answers:
         group = read_group(read, properties, segments)
         limit = read.number("limit", 1, GROUPS_MAX, default=100)
         if measure == FORMULA:
-            text = _formula(read.needed(FORMULA))
+            text = formula(read.needed(FORMULA))
             found = self._formula(events, text, period, segments, group, limit)
             return {"data": shapes.segmentation(found, period, plain=group is not None)}
         if read.text(FORMULA) is not None:
             raise invalid(f"{FORMULA}: expected m={FORMULA} with it, got {measure}")
+        layers = self._layers(period.start_ms)
         found = []
         for event, segment in product(events, segments):
-            of, by = _divided(event, group, measure)
+            of, by = divided(event, group, measure)
             found.append(
                 shapes.lines(
                     self._store.segmentation(
                         event.event, period, measure=MEASURES[measure], of=of, segment=segment,
-                        by=by, limit=limit,
+                        by=by, limit=limit, layers=layers,
                     )
                 )
             )  # fmt: skip
@@ -141,12 +132,13 @@ class Answers:
         measured = OF_VALUES.search(text) is not None
         if named and group is not None and not measured:
             raise unsupported("g: expected none beside a group_by of the event")
-        of = next(iter(named), None)
+        of, layers = next(iter(named), None), self._layers(period.start_ms)
         return [
             shapes.lines(
                 self._store.formula(
                     [event.event for event in events], text, period, segment=segment, limit=limit,
                     of=of if measured else None, by=group if measured else of or group,
+                    layers=layers,
                 )
             )
             for segment in segments
@@ -159,7 +151,8 @@ class Answers:
         today = time_of(self._clock()).astimezone(ZoneInfo(self._zone)).date()
         monday = today - timedelta(days=today.weekday())
         week = Period(monday, monday + timedelta(days=7), zone=self._zone)
-        return {"data": people.events(self._store, self._store.roles(), week)}
+        layers = self._layers(week.start_ms)
+        return {"data": people.events(self._store, self._store.roles(), week, layers)}
 
     def funnels(self, given: Mapping[str, Sequence[str]]) -> Json:
         known = ("e", *DAYS, "mode", "n", "i", "s", "g", "cs", "limit")
@@ -182,11 +175,13 @@ class Answers:
                 raise invalid("cs: expected at least a day with mode=unordered, got less")
         limit = read.number("limit", 1, GROUPS_MAX, default=100)
         labels = [step.label for step in steps]
+        before_ms = window // timedelta(milliseconds=1) if order == "any" else 0
+        layers = self._layers(period.start_ms - before_ms)
         found: list[Json] = []
         for number, segment in enumerate(segments):
             answer = self._store.funnel(
                 [step.event for step in steps], period, order=order, window=window,
-                segment=segment, by=group, limit=limit,
+                segment=segment, by=group, limit=limit, layers=layers,
             )  # fmt: skip
             found += shapes.funnels(answer, period, labels, number)
         return {"data": found}
@@ -203,17 +198,18 @@ class Answers:
         back = read_event("re", read.needed("re"), properties)
         if start.by is not None or back.by is not None:
             raise unsupported("se, re: expected no group_by; g divides by the start event")
-        brackets = _brackets(read.json("rb"), named == "bracket")
+        ranges = brackets(read.json("rb"), named == "bracket")
         period, segments = read.period(self._zone, CALENDAR), read_segments(read, properties)
         _require_any(start.event, segments)
         group = read_group(read, properties, segments)
-        newest_ms = latest(self._store.scan(), self._store.roles()) + 1
+        layers = self._layers(0 if start.event.first else period.start_ms)
+        newest_ms = latest(self._store.scan(layers), self._store.roles()) + 1
         begun = (newest_ms - period.start_ms) // WIDTHS_MS[period.interval]
         found = [
             self._store.retention(
-                start.event, back.event, period, mode=MODES[named], brackets=brackets,
+                start.event, back.event, period, mode=MODES[named], brackets=ranges,
                 days=min(max(begun, 0), INTERVALS_MAX), segment=segment, by=group,
-                limit=GROUPS_MAX, now=time_of(newest_ms),
+                limit=GROUPS_MAX, now=time_of(newest_ms), layers=layers,
             )
             for segment in segments
         ]  # fmt: skip
@@ -225,9 +221,12 @@ class Answers:
         period, segments = read.period(self._zone, CALENDAR), read_segments(read, properties)
         _require_any(event, segments)
         group = read_group(read, properties, segments)
+        layers = self._layers(0 if event.first else period.start_ms)
         found = [
             shapes.lines(
-                self._store.segmentation(event, period, segment=one, by=group, limit=GROUPS_MAX)
+                self._store.segmentation(
+                    event, period, segment=one, by=group, limit=GROUPS_MAX, layers=layers
+                )
             )
             for one in segments
         ]
@@ -237,16 +236,16 @@ class Answers:
         read, properties = self._read(given, (*DAYS, "p"))
         if len(names := read.all("p")) > 1:
             raise unsupported(f"p: expected one property, got {len(names)}")
-        name = read.needed("p")
+        name, period = read.needed("p"), read.period(self._zone)
         answer = self._store.segmentation(
-            Event(), read.period(self._zone), by=properties.user(name), limit=GROUPS_MAX
-        )
+            Event(), period, by=properties.user(name), limit=GROUPS_MAX,
+            layers=self._layers(period.start_ms),
+        )  # fmt: skip
         return {"data": shapes.composition(shapes.lines(answer), name)}
 
     def session_lengths(self, given: Mapping[str, Sequence[str]]) -> Json:
-        bins = [f"{BIN}{name}" for name in ("TimeUnit", "Min", "Max", "Size")]
-        read = Given(given, (*DAYS, *bins))
-        period, edges_ms = read.period(self._zone), _edges_ms(*map(read.text, bins))
+        read = Given(given, (*DAYS, *bins.NAMES))
+        period, edges_ms = read.period(self._zone), bins.edges_ms(read)
         answer = self._sessions(period, edges_ms or LENGTHS_MS)
         shape = shapes.session_lengths(answer, edges_ms or LENGTHS_MS, open_ended=edges_ms is None)
         return {"data": shape}
@@ -266,7 +265,8 @@ class Answers:
         end_ms = (self._clock() // REALTIME_MS + 1) * REALTIME_MS
         start = time_of(end_ms - 2 * DAY_MS)
         period = Period(start, time_of(end_ms), "5 min", self._zone)
-        answer = self._store.segmentation(Event(), period)
+        layers = self._layers(period.start_ms)
+        answer = self._store.segmentation(Event(), period, layers=layers)
         return {"data": shapes.realtime(answer, period)}
 
     def user_activity(self, given: Mapping[str, Sequence[str]]) -> Json:
@@ -279,12 +279,12 @@ class Answers:
         earliest = read.choice("direction", ("latest", "earliest"), default="latest") == "earliest"
         return people.activity(
             self._store, properties, int(id), limit=limit, offset=offset, earliest=earliest,
-            zone=self._zone, gap=self._gap(self._store.roles()),
+            zone=self._zone, gap=self._gap(self._store.roles()), layers=self._layers(0),
         )  # fmt: skip
 
     def user_search(self, given: Mapping[str, Sequence[str]]) -> Json:
         read, properties = self._read(given, ("user",))
-        return people.search(self._store, properties, read.needed("user"))
+        return people.search(self._store, properties, read.needed("user"), self._layers(0))
 
     def annotations(self, given: Mapping[str, Sequence[str]]) -> Json:
         """None are kept here, whatever is asked."""
@@ -304,6 +304,12 @@ class Answers:
         if self._empty:
             raise export.nothing(start, end)
         _, properties = self._read(given, DAYS)
+        until_ms = self._store.view().covered_until_ms
+        if until_ms is not None and ms_of(start) < until_ms:
+            raise unsupported(
+                f"start: expected an hour from {utc_text(until_ms)} on, got {start}: what was"
+                " uploaded before is with the batch layer"
+            )
         export.write(self._store, properties, start, end + timedelta(hours=1), out)
 
     @property
@@ -318,70 +324,33 @@ class Answers:
         return read, Properties.of(self._store.view(), self._store.roles())
 
     def _sessions(self, period: Period, bins_ms: Sequence[int] = LENGTHS_MS) -> Sessions:
-        return self._store.sessions(period, gap=self._gap(self._store.roles()), bins_ms=bins_ms)
+        layers = self._layers(period.start_ms - DAY_MS)
+        gap = self._gap(self._store.roles())
+        return self._store.sessions(period, gap=gap, bins_ms=bins_ms, layers=layers)
+
+    def _layers(self, first_ms: int) -> Layers:
+        """The layers that have the events from this time on. What was uploaded before the boundary
+        is with the batch layer, an event of a clock ahead too. Raises Problem where its table is
+        not known."""
+        view = self._store.view()
+        until_ms = view.covered_until_ms
+        if until_ms is None or first_ms >= until_ms + DAY_MS:
+            return "realtime"
+        if view.table is not None:
+            return "all"
+        if first_ms < until_ms:
+            raise unsupported(
+                f"expected days from {utc_text(until_ms)} on: what was uploaded before is with a"
+                " batch layer that can't be asked here"
+            )
+        return "realtime"
 
     @staticmethod
     def _gap(roles: Roles) -> timedelta | None:
         return GAP if roles.session is None else None
 
 
-def _divided(event: Asked, group: str | None, measure: str) -> tuple[str | None, str | None]:
-    """The property that is measured, and the one that divides."""
-    if measure in OF_A_PROPERTY:
-        if event.by is None:
-            raise invalid(f"m: expected an event with a group_by for {measure}, got none")
-        return event.by, group
-    if event.by is not None and group is not None:
-        raise unsupported("g: expected none beside a group_by of the event")
-    return None, event.by or group
-
-
-def _formula(text: str) -> str:
-    """With our names of functions. Raises Problem."""
-
-    def ours(found: re.Match[str]) -> str:
-        if found[0] not in FUNCTIONS:
-            raise unsupported(f"formula: expected {', '.join(FUNCTIONS)}; got {came(found[0])}")
-        return FUNCTIONS[found[0]]
-
-    return re.sub(r"\w+(?=\s*\()", ours, text)
-
-
-def _brackets(given: object, wanted: bool) -> list[tuple[int, int]] | None:
-    if (given is not None) != wanted:
-        raise invalid("rb: expected brackets with rm=bracket, and none else")
-    if given is None:
-        return None
-    found = given if isinstance(given, list) else []
-    pairs = [one for one in found if isinstance(one, list) and len(one) == 2]
-    if (
-        len(pairs) != len(found)
-        or not found
-        or not all(type(day) is int for p in pairs for day in p)
-    ):
-        raise invalid(f"rb: expected brackets such as [[0,5]], got {came(given)}")
-    return [(low, high) for low, high in pairs]
-
-
 def _require_any(event: Event, segments: Sequence[Segment]) -> None:
     """A filter would make others new: those whose first event that passes it is in the period."""
     if event.first and any(segments):
         raise unsupported("s: expected no segment of new users")
-
-
-def _edges_ms(
-    unit: str | None, low: str | None, high: str | None, size: str | None
-) -> tuple[int, ...] | None:
-    """The edges of bins; None where they are not valid, for which Amplitude has its own. Raises
-    Problem for more than there may be."""
-    texts = [text for text in (low, high, size) if text is not None]
-    numbers = [int(text) for text in texts if re.fullmatch(r"\d{1,9}", text)]
-    if unit not in UNITS_MS or None in (low, high) or len(numbers) < len(texts):
-        return None
-    first, last = numbers[:2]
-    step = numbers[2] if size is not None else max(1, -(-(last - first) // BINS))
-    if first >= last or not step:
-        return None
-    if last * UNITS_MS[unit] > DAY_MS or (last - first) / step > BINS_MAX:
-        raise invalid(f"{BIN}Max: expected at most {BINS_MAX} bins up to a day, got more")
-    return tuple(one * UNITS_MS[unit] for one in (*range(first, last, step), last))

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 from forebay.query.analytics.events import Roles, Where
 from forebay.query.analytics.period import Period
+from forebay.query.questions import Layers
 from forebay.query.store import Store
 from forebay.serve.amplitude.parameters import unsupported
 from forebay.serve.amplitude.properties import Properties
@@ -29,6 +30,7 @@ FIELDS = {
     "start_version": "start_version",
 }  # fmt: skip
 """Of a user, as the fields of the newest event."""
+TABLES: dict[Layers, str] = {"realtime": "events", "all": "events_all"}
 
 
 def quoted(name: str) -> str:
@@ -36,12 +38,12 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def events(store: Store, roles: Roles, week: Period) -> list[Json]:
+def events(store: Store, roles: Roles, week: Period, layers: Layers) -> list[Json]:
     """The names of all events, with how often they happened in a week, the most frequent first."""
     event, user, time = map(quoted, (roles.event, roles.user, roles.time))
     found = store.sql(
         f"select {event} as name, count(*) filter ({user} is not null and {time} >= $start"
-        f" and {time} < $end) as totals from events where {event} is not null"
+        f" and {time} < $end) as totals from {TABLES[layers]} where {event} is not null"
         " group by all order by totals desc, name",
         {"start": time_of(week.start_ms), "end": time_of(week.end_ms)},
     )
@@ -66,7 +68,7 @@ def _amplitude_id(properties: Properties) -> str:
     return found
 
 
-def search(store: Store, properties: Properties, user: str) -> Json:
+def search(store: Store, properties: Properties, user: str, layers: Layers) -> Json:
     """Whose user or device ID this is, else whose Amplitude ID, else whose user ID begins so."""
     id = quoted(_amplitude_id(properties))
     roles = store.roles()
@@ -81,8 +83,9 @@ def search(store: Store, properties: Properties, user: str) -> Json:
     }
     for kind, where in kinds.items():
         found = store.sql(
-            f"select arg_max({name}, {time}) as user_id, {id} as amplitude_id from events"
-            f" where {where} group by {id} order by max({time}) desc, {id} limit {MATCHES_MAX}",
+            f"select arg_max({name}, {time}) as user_id, {id} as amplitude_id"
+            f" from {TABLES[layers]} where {where} group by {id}"
+            f" order by max({time}) desc, {id} limit {MATCHES_MAX}",
             {"user": user},
         )
         if found.height:
@@ -100,21 +103,29 @@ def activity(
     earliest: bool,
     zone: str,
     gap: timedelta | None,
+    layers: Layers,
 ) -> Json:
     """The user with this Amplitude ID, and so many of their events, the newest first, or with
     `earliest` the earliest first."""
     column = _amplitude_id(properties)
     roles = store.roles(user=column)
     found = store.timeline(
-        str(id), limit=limit, offset=offset, earliest=earliest, roles=roles
+        str(id), limit=limit, offset=offset, earliest=earliest, roles=roles, layers=layers
     ).events
     rows = list(found.iter_rows(named=True))
     records = [record(row, properties) for row in (rows if earliest else reversed(rows))]
-    return {"userData": _profile(store, properties, id, roles, zone, gap), "events": records}
+    profile = _profile(store, properties, id, roles, zone, gap, layers)
+    return {"userData": profile, "events": records}
 
 
 def _profile(
-    store: Store, properties: Properties, id: int, roles: Roles, zone: str, gap: timedelta | None
+    store: Store,
+    properties: Properties,
+    id: int,
+    roles: Roles,
+    zone: str,
+    gap: timedelta | None,
+    layers: Layers,
 ) -> Json:
     user, time = quoted(store.roles().user), quoted(roles.time)
     device = properties.column("device_id")
@@ -124,15 +135,15 @@ def _profile(
     row = store.sql(
         f"select arg_max({user}, {time}) as user_id, count(*) as num_events,"
         f" min({time}) as first, max({time}) as last, {devices} as device_ids"
-        f" from events where {quoted(roles.user)} = $id and {time} is not null",
+        f" from {TABLES[layers]} where {quoted(roles.user)} = $id and {time} is not null",
         {"id": id},
     ).row(0, named=True)
     newest: Mapping[str, Any] = {}
     sessions: tuple[int, int | float] = (0, 0)
     if row["num_events"]:
-        rows = store.timeline(str(id), limit=1, roles=roles).events
+        rows = store.timeline(str(id), limit=1, roles=roles, layers=layers).events
         newest = record(rows.row(0, named=True), properties) if rows.height else {}
-        sessions = _sessions(store, roles, id, row["first"], row["last"], zone, gap)
+        sessions = _sessions(store, roles, id, row["first"], row["last"], zone, gap, layers)
     at = (newest.get("location_lat"), newest.get("location_lng"))
     system = " ".join(str(newest[key]) for key in ("os_name", "os_version") if newest.get(key))
     return {
@@ -162,12 +173,14 @@ def _sessions(
     last: datetime,
     zone: str,
     gap: timedelta | None,
+    layers: Layers,
 ) -> tuple[int, int | float]:
     """How many sessions a user had, and how long they took together, in milliseconds."""
     days = [moment.astimezone(ZoneInfo(zone)).date() for moment in (first, last)]
     period = Period(days[0], days[1] + timedelta(days=1), zone=zone)
     mine = Where(roles.user, "is", (id,))
-    row = store.sessions(period, gap=gap, where=[mine], roles=roles).overall.row(0, named=True)
+    answer = store.sessions(period, gap=gap, where=[mine], roles=roles, layers=layers)
+    row = answer.overall.row(0, named=True)
     return row["sessions"], number(round(row["sessions"] * (row["mean_ms"] or 0)))
 
 
