@@ -7,8 +7,10 @@ import gzip
 import io
 import itertools
 import json
+import random
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,9 +21,11 @@ import pytest
 import forebay
 from forebay.serve.amplitude.answers import Answers
 from forebay.serve.amplitude.refusals import body_of
+from forebay.serve.amplitude.shapes import number
 from forebay.serve.problems import Problem
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import ms_of
+from tests import cases
 from tests.amplitude import (
     MINUTE_MS,
     SCHEMA,
@@ -177,6 +181,32 @@ def test_averages_shares_and_formulas_are_those_of_the_events(shop: Api) -> None
         "formula": [[2 / 7, 2 / 5]],
         "values": [[17, 17]],
     }
+
+
+def test_formulas_and_sums_are_divided_like_other_measures(shop: Api) -> None:
+    of = {**BUY, "group_by": [{"type": "event", "value": "price"}]}
+    plan = {**BUY, "group_by": [{"type": "user", "value": "gp:plan"}]}
+    ratio = {"m": "formula", "formula": "TOTALS(A) / UNIQUES(A)"}
+    asked: dict[str, dict[str, object]] = {
+        "ratio": {"e": BUY, "g": "country", **ratio},
+        "sums": {"e": of, "m": "sums", "g": "country"},
+        "formula of sums": {"e": of, "m": "formula", "formula": "PROPSUM(A)", "g": "country"},
+        "by event": {"e": plan, **ratio},
+    }
+    found = {
+        name: shop.ask("segmentation", **given, **DAYS)["data"] for name, given in asked.items()
+    }
+    assert {name: (one["seriesLabels"], one["series"]) for name, one in found.items()} == {
+        "ratio": (["NL", "(none)"], [[5 / 3, 5 / 2], [2, 0]]),
+        "sums": (["NL", "(none)"], [[9, 17], [8, 0]]),
+        "formula of sums": (["NL", "(none)"], [[9, 17], [8, 0]]),
+        "by event": ([[0, "pro"], [0, "free"]], [[2, 2], [5 / 3, 3]]),
+    }
+
+
+def test_numbers_are_whole_as_far_as_a_double_tells_them_apart() -> None:
+    found = [number(one) for one in (None, 2.0, 2.5, 1e300, float("inf"), -3.0)]
+    assert json.dumps(found) == "[0, 2, 2.5, 1e+300, Infinity, -3]"
 
 
 @pytest.mark.parametrize(
@@ -750,3 +780,44 @@ def test_what_is_not_valid_is_refused_with_what_was_expected(shop: Api, told: st
     error = shop.refused(name, **{**ASKED[name], **DAYS, **given})
     assert (error["http_code"], error["type"]) == (400, "invalid")
     assert told in error["metadata"]["details"], error
+
+
+JUNK: list[object] = [
+    "", " ", "0", "-1", "1", "20260302", "99999999", "00010101", "\ud7ff", "a\0b", "x" * 300,
+    "null", "[]", "{}", "[[]]", "[null]", "[{}]", "1e999", "true", '"a"', "[[0,5]]",
+    "[[0,99999999999999]]", "country", "gp:", "gp:a.b", "gp:a'b", "gp:.", "os", "u1",
+    "nday", "bracket", "formula", "sums", "UNIQUES(A)", "UNIQUES(B)", "((", "A" * 2000,
+    "-3600000", "30", "new", "unordered", "latest", "minutes", BUY, {"event_type": "_new"},
+    {"event_type": 1}, {"event_type": "buy", "filters": {}},
+    {"event_type": "buy", "filters": [None]}, {"event_type": "buy", "group_by": ["a"]},
+    {"event_type": "buy", "filters": [{"subprop_type": "event", "subprop_key": "price",
+                                       "subprop_op": "less", "subprop_value": [None]}]},
+    {"event_type": "buy", "filters": [{"subprop_type": "event", "subprop_key": "a'b",
+                                       "subprop_op": "is", "subprop_value": [{}]}]},
+    {"event_type": "buy", "group_by": [{"type": "event", "value": "price"}]},
+    [{"prop": "country", "op": "is", "values": []}], [{"prop": "amplitude_id", "op": "is"}],
+    [{"prop": "country", "op": ["is"], "values": ["NL"]}], [{"prop": {}, "op": {}, "values": {}}],
+    [{"type": "event"}], [[0, 1], [1, 3]], [[True, 2]], 2**70, "1" * 18,
+]  # fmt: skip
+PARAMETERS = {
+    "segmentation": "e e2 m n start end i s g limit formula", "events": "x",
+    "funnels": "e start end mode n i s g cs limit", "retention": "se re start end rm rb i s g",
+    "users": "start end m i s g", "composition": "start end p", "session average": "start end",
+    "session lengths": "start end timeHistogramConfigBinTimeUnit timeHistogramConfigBinMin"
+    " timeHistogramConfigBinMax timeHistogramConfigBinSize",
+    "sessions per user": "start end", "realtime": "i", "user search": "user",
+    "user activity": "user offset limit direction", "export": "start end",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_whatever_is_given_is_answered_or_refused(shop: Api, name: str) -> None:
+    rng = random.Random(name)
+    for _ in range(cases(8, 60, 3000)):
+        given: dict[str, object] = {**ASKED.get(name, {}), **(DAYS if rng.random() < 0.9 else {})}
+        known = PARAMETERS[name].split()
+        given = {key: value for key, value in given.items() if key in known}
+        for key in rng.sample(known, min(len(known), rng.randrange(1, 4))):
+            given[key] = tuple(rng.sample(JUNK, rng.choice([1, 1, 1, 2])))
+        with suppress(Problem, BadInput):
+            shop.written(name, **given)
