@@ -125,6 +125,11 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "curl -s 'http://localhost:8080/v1/funnel": _says(r'^\{"steps":\[', '"event":"search"'),
     "curl -s 'http://localhost:8080/v1/sql": _says(r"^n\n[1-9]\d+\n"),
     "curl -s http://localhost:8080/v1/partitions": _says('"partition":"part-00000.ndjson"'),
+    "curl -sg -u key:secret 'http://localhost:8080/api/2/users": _says(r'"series":\[\[[1-9]'),
+    "curl -sg -u key:secret 'http://localhost:8080/api/2/events/segmentation": _says(
+        r'"series":\[\[[1-9]\d*,[1-9]\d*\]\]'
+    ),
+    "curl -sg -u key:secret 'http://localhost:8080/api/2/funnels": _says('"events":\\["search"'),
     "forebay disk": _says(r"goes: \d+ of"),
     "forebay rejects list": _says("bad json"),
     "forebay rejects replay": _says("no rejects to replay"),
