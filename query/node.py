@@ -84,11 +84,6 @@ class Node:
     def __str__(self) -> str:
         return self.url
 
-    def ask(self, path: str, body: bytes | None = None, *, seconds: float | None = None) -> Asked:
-        """Begin to ask for the path, by POST if there is a `body` of JSON; the answer is to be read
-        and closed."""
-        return Asked(self, path, body, self.seconds if seconds is None else seconds)
-
 
 @dataclass(frozen=True)
 class Remote:
@@ -169,6 +164,12 @@ def _context(ca: str | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca)
     except (OSError, ValueError) as error:
         raise BadInput(f"ca: expected a file of certificates, got {ca}: {error}") from error
+
+
+def ask(node: Node, path: str, body: bytes | None = None, *, seconds: float | None = None) -> Asked:
+    """Begin to ask a node for the path, by POST if there is a `body` of JSON; the answer is to be
+    read and closed."""
+    return Asked(node, path, body, node.seconds if seconds is None else seconds)
 
 
 class Asked(io.RawIOBase):

@@ -34,7 +34,7 @@ class PartitionReceipt:
 
 @dataclass(frozen=True)
 class NodeReceipt:
-    """What one data directory, or node, has to do with the answer.
+    """What one `node` (its data directory, or URL) has to do with the answer.
 
     `batch_number` and `covered_until` are its own; where the latter is before that of the receipt,
     its events between are hidden, for the batch layer has them once the handoff has come to this

@@ -30,7 +30,7 @@ from forebay.query.exchange import (
     substrait,
 )
 from forebay.query.folded import unfolded, with_times
-from forebay.query.node import Asked, Node
+from forebay.query.node import Asked, Node, ask
 from forebay.query.partition import Partition
 from forebay.storage.base.errors import NodeError
 from forebay.storage.base.text import plain
@@ -156,7 +156,7 @@ def _batches(wanted: Sequence[tuple[Node, Wanted]], schema: pa.Schema) -> Iterat
     """What is wanted of each node; all are asked before the first is read."""
     with ExitStack() as stack:
         asked = [
-            (node, stack.enter_context(closing(node.ask(SCAN, one.encode()))))
+            (node, stack.enter_context(closing(ask(node, SCAN, one.encode()))))
             for node, one in wanted
         ]
         for node, answer in asked:

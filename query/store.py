@@ -305,22 +305,6 @@ class Store(Questions):
         partitions = self.last_view.partitions or self.view().partitions
         return [one.state.roles for one in partitions if one.state.counters.accepted]
 
-    def offer(self, version: str) -> Offer:
-        """What another node may read of these data directories, in a view taken now, without
-        partitions that can't be read; `version` is that of this build. Raises BadInput where it
-        reads other nodes."""
-        if others := [one for one in self._places if not isinstance(one, Path)]:
-            raise BadInput(
-                f"node: expected data directories, got the node {others[0]}: ask that one itself"
-            )
-        view = take_view(self._disk, self._roots, chunks=self._chunks, partial=True)
-        return offer_of(view, version)
-
-    def rows_for(self, wanted: Wanted) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        """The rows that another node wants of a view that it was offered. Raises BadInput;
-        MissingFile if that is too old, or Corruption, also from the iterator."""
-        return rows_of(self._scans, self._disk, self._roots, self._wanted_chunks, wanted)
-
     def receipt(self) -> Receipt:
         """What the last answer covers."""
         return receipt_of(self.last_view)
@@ -489,6 +473,24 @@ def open(
         limits=limits,
         time_zone=time_zone,
     )
+
+
+def offer(store: Store, version: str) -> Offer:
+    """What another node may read of the store's data directories, in a view taken now, without
+    partitions that can't be read; `version` is that of this build. Raises BadInput where it reads
+    other nodes."""
+    if others := [one for one in store._places if not isinstance(one, Path)]:
+        raise BadInput(
+            f"node: expected data directories, got the node {others[0]}: ask that one itself"
+        )
+    view = take_view(store._disk, store._roots, chunks=store._chunks, partial=True)
+    return offer_of(view, version)
+
+
+def rows_for(store: Store, wanted: Wanted) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """The rows that another node wants of a view that it was offered. Raises BadInput; MissingFile
+    if that is too old, or Corruption, also from the iterator."""
+    return rows_of(store._scans, store._disk, store._roots, store._wanted_chunks, wanted)
 
 
 def _require_here(what: str, view: View) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from forebay.query.exchange import NODE, Offer, identity_of
-from forebay.query.node import LOOK_S, Asked, Node, Remote
+from forebay.query.node import LOOK_S, Asked, Node, Remote, ask
 from forebay.query.partition import ChunkFile, Directory, Partition, VerifiedChunks
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption, ForebayError, MissingFile
@@ -283,7 +283,7 @@ def take_view(
     chunks, out = chunks or VerifiedChunks(), without or {}
     with ExitStack() as stack:
         asked = {
-            one: stack.enter_context(closing(one.ask(NODE, seconds=min(LOOK_S, one.seconds))))
+            one: stack.enter_context(closing(ask(one, NODE, seconds=min(LOOK_S, one.seconds))))
             for one in places
             if isinstance(one, Node) and one.url not in out
         }

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from forebay.query.exchange import Wanted
-from forebay.query.store import Store
+from forebay.query.store import Store, offer, rows_for
 from forebay.serve.problems import Problem
 from forebay.storage.base.errors import MissingFile
 
@@ -20,13 +20,13 @@ COMPRESSION = "zstd"
 
 
 def write_offer(store: Store, out: BinaryIO) -> None:
-    out.write(store.offer(version("forebay")).encode())
+    out.write(offer(store, version("forebay")).encode())
 
 
 def write_rows(store: Store, body: str, out: BinaryIO) -> None:
     """Raises Problem 410 where what is wanted has gone: the view that it is of is too old."""
     try:
-        schema, batches = store.rows_for(Wanted.decode(body.encode()))
+        schema, batches = rows_for(store, Wanted.decode(body.encode()))
         options = pa.ipc.IpcWriteOptions(compression=COMPRESSION)
         writer = pa.ipc.new_stream(out, schema, options=options)
         for batch in batches:

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 import forebay.cli.main
 from forebay.cli.main import main
 from forebay.flows.schemas import PRESETS
-from forebay.flows.settings import ENV_PREFIX, Settings
+from forebay.flows.settings import ENV_PREFIX, NO_SETTINGS, Settings
 from forebay.query.receipt import _PARTITION_SCHEMA
 from forebay.query.tables import TABLES
 from forebay.storage.base import errors
@@ -500,7 +500,7 @@ def test_each_example_does_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_each_setting_that_a_page_names_exists(name: str) -> None:
     known = {setting for setting, _, _ in settings()}
-    tops = {setting.split(".")[0] for setting in known} | {"config"}
+    tops = {setting.split(".")[0] for setting in known} | {*map(str.lower, NO_SETTINGS)}
     inner = {setting.split(".")[-1] for setting in known}
     for variable in re.findall(rf"{ENV_PREFIX}([A-Z_]+[A-Z])", TEXT[name]):
         setting = variable.lower().replace("__", ".")

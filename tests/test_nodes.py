@@ -33,6 +33,7 @@ from forebay.query.node import places_of
 from forebay.query.pushed import pushed
 from forebay.serve.tokens import add_token
 from forebay.storage.base.errors import BadInput, NodeError
+from tests import forked
 from tests.nodes import NODES, Line, line, nodes
 from tests.nodes import Node as Directory
 from tests.serving import WAIT_S, Server
@@ -73,7 +74,9 @@ class Nodes:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     several, one = nodes(tmp_path_factory.mktemp("nodes"))
     with ExitStack() as stack:
-        servers = [Server(node.root) for node in several]
+        with pytest.MonkeyPatch.context() as patch:  # as each test has it
+            patch.setattr(subprocess, "Popen", forked.Forked)
+            servers = [serve(node.root) for node in several]
         for server in servers:
             stack.callback(server.close)
         for node in (*several, one):
@@ -88,6 +91,12 @@ def fresh(tmp_path: Path) -> Iterator[tuple[list[Directory], Directory]]:
     yield several, one
     for node in (*several, one):
         node.close()
+
+
+def serve(root: Path, *options: str) -> Server:
+    """With one worker: a query that needs several answers of a node at once must not wait for
+    itself."""
+    return Server(root, "--workers", "1", *options)
 
 
 def count(store: forebay.Store) -> int:
@@ -108,7 +117,7 @@ def test_the_oracle_has_hot_and_cold_events_of_each_node(made: Nodes) -> None:
     assert found.filter((pl.col("hot_events") > 0) & (pl.col("cold_events") > 0)).height == NODES
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("text", QUERIES)
 def test_a_query_over_nodes_and_directories_is_answered_as_over_one_directory(
     made: Nodes, text: str
@@ -138,16 +147,23 @@ def test_a_stream_has_each_event_once(made: Nodes) -> None:
     assert rejects.height == made.oracle.rejects().collect().height == 2 * NODES
 
 
-def test_questions_about_users_are_exact_over_nodes(made: Nodes) -> None:
+ASKS: list[Callable[[forebay.Store], pl.DataFrame]] = [
+    lambda one: one.segmentation("search", by="country").over_time,
+    lambda one: one.segmentation("search").overall,
+    lambda one: one.funnel(["search", "purchase"], window=timedelta(days=2)).steps,
+    lambda one: one.retention("search", days=2).overall,
+    lambda one: one.timeline("u1").events,
+]
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("ask", ASKS)
+def test_questions_about_users_are_exact_over_nodes(
+    made: Nodes, ask: Callable[[forebay.Store], pl.DataFrame]
+) -> None:
     """Users have events on all nodes: parts of an answer can't be added up."""
     store, oracle = forebay.open(*made.urls[:1], *(n.root for n in made.several[1:])), made.oracle
-    asks: list[Callable[[forebay.Store], pl.DataFrame]] = [
-        lambda one: one.funnel(["search", "purchase"], window=timedelta(days=2)).steps,
-        lambda one: one.segmentation("search", by="country").over_time,
-        lambda one: one.retention("search", days=2).overall,
-    ]
-    for ask in asks:
-        assert_frame_equal(ask(store), ask(oracle))
+    assert_frame_equal(ask(store), ask(oracle))
     assert store.roles() == oracle.roles()
 
 
@@ -196,7 +212,7 @@ def test_a_node_a_day_behind_in_its_handoff_does_not_double_or_lose_an_event(
         one.late(number)
     for node in (*several[:2], one):
         node.complete()
-    servers = [Server(several[0].root), Server(several[2].root)]
+    servers = [serve(several[0].root), serve(several[2].root)]
     try:
         ahead, behind = (f"http://127.0.0.1:{server.port}" for server in servers)
         store, oracle = forebay.open(ahead, several[1].root, behind), forebay.open(one.root)
@@ -220,6 +236,7 @@ def made_before(one: Directory) -> int:
     return sum(partition.manifest().counters.accepted for partition in one.partitions)
 
 
+@pytest.mark.long
 def test_what_the_batch_layer_has_is_read_through_the_node_that_has_its_table(
     fresh: tuple[list[Directory], Directory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +249,7 @@ def test_what_the_batch_layer_has_is_read_through_the_node_that_has_its_table(
     words = [word for root in roots for word in ("--data-dir", str(root))]
     handed = run("batch", "run", "--day", "2024-05-01", *words)
     assert handed.exit_code == 0, handed.output
-    servers = [Server(root) for root in roots[:2]]
+    servers = [serve(root) for root in roots[:2]]
     try:
         urls = [f"http://127.0.0.1:{server.port}" for server in servers]
         store, here = forebay.open(*urls, roots[2]), forebay.open(*roots)
@@ -252,7 +269,7 @@ def test_what_the_batch_layer_has_is_read_through_the_node_that_has_its_table(
 
 
 def test_nodes_that_share_a_directory_are_counted_once(made: Nodes) -> None:
-    again = Server(made.several[0].root)
+    again = serve(made.several[0].root)
     try:
         url, other = f"http://127.0.0.1:{again.port}", made.urls[0]
         expected = count(forebay.open(made.several[0].root))
@@ -268,9 +285,10 @@ def test_nodes_that_share_a_directory_are_counted_once(made: Nodes) -> None:
         again.close()
 
 
+@pytest.mark.long
 def test_a_node_that_serves_several_directories_is_all_of_them(made: Nodes) -> None:
     roots = [str(node.root) for node in made.several]
-    server = Server(made.several[0].root, "--data-dir", roots[1], "--data-dir", roots[2])
+    server = serve(made.several[0].root, "--data-dir", roots[1], "--data-dir", roots[2])
     try:
         url = f"http://127.0.0.1:{server.port}"
         store = forebay.open(url)
@@ -287,7 +305,7 @@ def test_a_node_that_was_killed_is_an_error_or_said_to_be_missing(
     fresh: tuple[list[Directory], Directory],
 ) -> None:
     several, one = fresh
-    server = Server(several[1].root)
+    server = serve(several[1].root)
     places: list[str | Path] = [several[0].root, f"http://127.0.0.1:{server.port}", several[2].root]
     try:
         store = forebay.open(*places)
@@ -307,7 +325,8 @@ def test_a_node_that_was_killed_is_an_error_or_said_to_be_missing(
     assert "without 1 that can't be read" in repr(partial)
 
 
-@pytest.mark.parametrize("passes", [0, 700])
+@pytest.mark.few(1)
+@pytest.mark.parametrize("passes", [700, 0])
 def test_a_node_that_is_cut_off_is_never_taken_for_whole(made: Nodes, passes: int) -> None:
     with line(made.servers[1].port, passes=passes) as to:
         places: list[str | Path] = [made.urls[0], to.url, made.several[2].root]
@@ -315,7 +334,7 @@ def test_a_node_that_is_cut_off_is_never_taken_for_whole(made: Nodes, passes: in
         for ask in (
             count,
             lambda one: one.scan().collect(),
-            lambda one: one.funnel(["search", "purchase"]),
+            lambda one: one.segmentation("search"),
             lambda one: one.stream().read_all(),
             lambda one: one.rejects().collect(),
         ):
@@ -324,10 +343,8 @@ def test_a_node_that_is_cut_off_is_never_taken_for_whole(made: Nodes, passes: in
         partial = forebay.open(*places, partial=True)
         assert count(partial) == without(made.oracle, 1)
         assert partial.receipt().silent_nodes == (to.url,)
-        found = partial.funnel(["search", "purchase"]).steps
-        assert_frame_equal(
-            found, forebay.open(places[0], places[2]).funnel(["search", "purchase"]).steps
-        )
+        found, rest = (one.segmentation("search") for one in (partial, forebay.open(*places[::2])))
+        assert_frame_equal(found.overall, rest.overall)
         to.passes = None
         assert count(partial) == count(made.oracle)
         assert partial.receipt().silent_nodes == ()
@@ -353,6 +370,7 @@ def test_a_reader_that_stops_half_way_leaves_its_node(made: Nodes) -> None:
     assert count(forebay.open(made.urls[0])) == count(forebay.open(made.several[0].root))
 
 
+@pytest.mark.long
 def test_a_process_that_ends_waits_for_no_node(made: Nodes) -> None:
     program = (
         "import atexit, sys, threading;"
@@ -375,13 +393,14 @@ def test_a_process_that_ends_waits_for_no_node(made: Nodes) -> None:
 # -- who may ask, and what is understood -----------------------------------------------------------
 
 
+@pytest.mark.long
 def test_each_node_has_its_own_token(
     made: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     tokens = [add_token(file, "reader", "read") for file in files]
     servers = [
-        Server(node.root, "--tokens", str(file))
+        serve(node.root, "--tokens", str(file))
         for node, file in zip(made.several, files, strict=False)
     ]
     try:
@@ -516,11 +535,10 @@ def test_a_scan_of_files_that_have_gone_is_refused_as_too_old(made: Nodes) -> No
 
 def test_a_server_over_nodes_answers_as_one_over_the_directory(made: Nodes) -> None:
     options = [word for url in made.urls[:2] for word in ("--nodes", url)]
-    front, whole = Server(made.several[2].root, *options), Server(made.one.root)
+    front, whole = serve(made.several[2].root, *options), serve(made.one.root)
     try:
         for path, asked in (
             ("/v1/sql", {"text": QUERIES[1]}),
-            ("/v1/funnel", {"steps": ["search", "purchase"], "window": "2d"}),
             ("/v1/segmentation", {"events": "search", "by": "country"}),
             ("/v1/users/u1", {}),
             ("/v1/schema", {}),
@@ -538,11 +556,12 @@ def test_a_server_over_nodes_answers_as_one_over_the_directory(made: Nodes) -> N
         whole.close()
 
 
+@pytest.mark.long
 def test_a_server_says_which_node_is_missing(made: Nodes, tmp_path: Path) -> None:
-    gone = Server(made.several[1].root)
+    gone = serve(made.several[1].root)
     url = f"http://127.0.0.1:{gone.port}"
     options = ["--nodes", url, "--nodes", made.urls[2]]
-    strict, partial = (Server(made.several[0].root, *options, *o) for o in ([], ["--partial"]))
+    strict, partial = (serve(made.several[0].root, *options, *o) for o in ([], ["--partial"]))
     try:
         whole = partial.sql(COUNT)
         assert whole.json == strict.sql(COUNT).json == [{"n": count(made.oracle)}]

@@ -33,6 +33,7 @@ def certificate(folder: Path, net: Network) -> list[str]:
     return ["--tls-cert", str(made), "--tls-key", str(key)]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
 def test_a_host_that_is_cut_off_is_named_and_the_others_answer(tmp_path: Path) -> None:
     with network(NODES) as net, ExitStack() as stack:

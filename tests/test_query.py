@@ -157,7 +157,8 @@ def test_an_empty_directory_has_no_events_and_the_system_columns(tmp_path: Path)
     assert collected(store).height == 0
     assert store.sql("select count(*) as n from events").rows() == [(0,)]
     assert store.partitions().height == 0
-    assert store.receipt() == forebay.Receipt(0, None, 0, 0, (), (), ())
+    nodes = (forebay.NodeReceipt(str(tmp_path), 0, None),)
+    assert store.receipt() == forebay.Receipt(0, None, 0, 0, (), (), (), nodes)
     assert pa.table(store).num_rows == 0
 
 
@@ -475,6 +476,7 @@ def test_receipt_and_partitions_tell_progress_counters_and_sizes(lane: Lanes) ->
         partitions=(forebay.PartitionReceipt(str(one.root), "p00", stream_time, {"p00": 501}),),
         silent_nodes=(),
         silent_partitions=(),
+        nodes=(forebay.NodeReceipt(str(one.root), 4, time(START_MS + 300)),),
     )
     assert rows.height < hot + cold
 
