@@ -32,7 +32,7 @@ def docs(document: Mapping[str, Any]) -> str:
         f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n"
         f"<p>{escape(document['info']['description'])} A question is a GET with parameters in the"
         " address, or a POST with the same as an object of JSON. As a document:"
-        ' <a href="/openapi.json">openapi.json</a></p>\n'
+        ' <a href="/openapi.json">openapi.json</a>. For people: <a href="/">the page</a></p>\n'
         f"{body}\n</body></html>\n"
     )
 

@@ -12,6 +12,7 @@ const LOOK_MS = 5000;
 const SLOW_MS = 30_000;
 const SHOWN = 30;
 const SAMPLES = 10;
+const SORTED_MAX = 100_000;
 const REJECTS = `select reason, detail, broker_time, _partition, _offset, message
   from rejects order by broker_time desc limit ${SAMPLES}`;
 
@@ -96,8 +97,8 @@ export async function live(main, given, signal) {
     if (performance.now() - seen.at < SLOW_MS) return;
     showHandoff(place.handoff, await handoff(signal));
     const rejects = sum(partitions, "rejects");
-    if (rejects !== seen.rejects)
-      showRejects(place.rejects, rejects ? await sql(REJECTS, signal) : []);
+    if (rejects !== seen.rejects && !place.rejects.contains(document.activeElement))
+      showRejects(place.rejects, rejects, await rejectsOf(rejects, signal));
     [seen.rejects, seen.at] = [rejects, performance.now()];
   };
   const trouble = (error) => {
@@ -245,13 +246,20 @@ function showHandoff(place, [receipt, days, late]) {
   );
 }
 
-function showRejects(place, rows) {
+/** The newest of so many rejects; of more than can be sorted in a moment, those that come first. */
+async function rejectsOf(count, signal) {
+  if (!count) return [];
+  if (count > SORTED_MAX) return ask("/v1/rejects", { limit: SAMPLES }, signal);
+  return sql(REJECTS, signal);
+}
+
+function showRejects(place, count, rows) {
   if (!rows.length) {
     place.replaceChildren(h("p", {}, "None is kept."));
     return;
   }
   place.replaceChildren(
-    h("p", {}, rows.length < SAMPLES ? "Those that are kept:" : `The newest ${SAMPLES}:`),
+    h("p", {}, `${count > SORTED_MAX ? "Some" : "The newest"} of ${number(count)} that are kept:`),
     h(
       "ol",
       { class: "events" },
