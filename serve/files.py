@@ -220,7 +220,7 @@ class Files:
         try:
             await answer(scope, client, sent)
         except Problem as problem:
-            await answer_problem(problem, sent)
+            await answer_problem(problem, sent, scope["path"])
         except Gone:
             status = 499
         finally:

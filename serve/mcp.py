@@ -53,7 +53,7 @@ class Mcp:
             finally:
                 client.close()
         except Problem as problem:
-            await answer_problem(problem, sent)
+            await answer_problem(problem, sent, scope["path"])
         except Gone:
             status = 499
         finally:

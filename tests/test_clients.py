@@ -1,4 +1,4 @@
-"""docs/clients.md word for word, with the tools that it names, and the dashboard that it speaks of."""
+"""docs/clients.md word for word, with the tools that it names, and the dashboard it shows."""
 
 from __future__ import annotations
 
