@@ -45,6 +45,8 @@ class Process:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=PIPE_BYTES,
+                # Not from the folder that this was started in, whosever modules are there.
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
             )
         )
         try:

@@ -326,6 +326,17 @@ def test_a_signal_ends_it_and_its_workers_quietly(root: Path, number: int, code:
     assert piped.end()[1:] == (b"", b"")
 
 
+@pytest.mark.long
+@pytest.mark.executed
+def test_modules_of_the_folder_it_is_started_in_are_not_run(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "http.py").write_text("raise SystemExit('not ours')")
+    forebay = [str(Path(sys.executable).with_name("forebay")), *command(root)[3:]]
+    answered = subprocess.run(
+        forebay, cwd=tmp_path, input=json.dumps(INITIALIZE).encode(), capture_output=True
+    )
+    assert (answered.returncode, answered.stderr) == (0, b"")
+
+
 def test_without_data_or_the_extra_one_line_says_what_to_do(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,8 +17,14 @@ EXAMPLES = 5
 EXPECTED = """
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "422"]
+
+[[operations]]
+include-path = "/v1/files/{name}"
+
+[operations.checks.positive_data_acceptance]
+expected-statuses = ["2xx", "404"]
 """
-"""No document says which text is SQL, or a formula over so many events."""
+"""No document says which text is SQL, or a formula over so many events, or names of files."""
 
 
 @pytest.mark.long
