@@ -117,7 +117,7 @@ def test_the_oracle_has_hot_and_cold_events_of_each_node(made: Nodes) -> None:
     assert found.filter((pl.col("hot_events") > 0) & (pl.col("cold_events") > 0)).height == NODES
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("text", QUERIES)
 def test_a_query_over_nodes_and_directories_is_answered_as_over_one_directory(
     made: Nodes, text: str
@@ -268,6 +268,7 @@ def test_what_the_batch_layer_has_is_read_through_the_node_that_has_its_table(
             server.close()
 
 
+@pytest.mark.long
 def test_nodes_that_share_a_directory_are_counted_once(made: Nodes) -> None:
     again = serve(made.several[0].root)
     try:
