@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from forebay.cli.example import example
 from forebay.cli.options import (
     data_dirs_option,
     memory_option,
@@ -17,7 +18,7 @@ from forebay.cli.options import (
 from forebay.serve.config import Config
 
 
-@click.command()
+@click.command(epilog=example("forebay mcp --timeout 30s"))
 @timeout_option
 @memory_option
 @time_zone_option

@@ -191,7 +191,9 @@ class Asked:
             raise Problem(406, f"{question.name}: expected no program, got {question.format}")
         if question.format == "sql":
             return sql_of(self._store, question.name, values)
-        return python_of([str(one) for one in self._config.roots], question.name, values, table)
+        return python_of(
+            [*map(str, self._config.roots), *self._config.nodes], question.name, values, table
+        )
 
     def _bounded(self, batches: pa.RecordBatchReader) -> pa.RecordBatchReader:
         """The same rows; an error where there are more than one may ask for."""

@@ -62,11 +62,6 @@ CONTENT_TYPES = {**MEDIA_TYPES, **PROGRAMS, ARCHIVE: "application/zip"}
 """Of answers; an archive is no format that can be asked for."""
 
 
-ARCHIVE = "zip"
-CONTENT_TYPES = {**MEDIA_TYPES, ARCHIVE: "application/zip"}
-"""Of answers; an archive is no format that can be asked for."""
-
-
 def format_of(named: Sequence[str], accepted: str) -> str:
     """The format that is asked for: one that is named, or what `accepted`, a header Accept, likes
     best. Raises Problem."""

@@ -31,6 +31,7 @@ from pyamplitude import (
     Segment,
 )
 
+import forebay
 from forebay.serve.tokens import add_token
 from tests.amplitude import Event, messages_of, random_events, taken
 from tests.image import ROOT
@@ -61,6 +62,8 @@ def served(
     """The address of a server, and a token of it."""
     folder = tmp_path_factory.mktemp("clients")
     partition = taken(folder / "data", messages_of(events))
+    # The first funnel of an installation compiles, for longer than these clients wait.
+    forebay.open(partition.root).funnel(["buy", "view"])
     token = add_token(folder / "tokens.json", "clients", "read")
     server = Server(partition.root, "--workers", "1", "--tokens", str(folder / "tokens.json"))
     yield f"http://127.0.0.1:{server.port}", token

@@ -129,15 +129,6 @@ def test_the_program_that_is_shown_runs_and_answers_the_same(command: str, words
         assert table == orjson.loads(orjson.dumps(shown))
 
 
-@pytest.mark.parametrize("command", sorted({name.strip() for name in QUESTIONS}))
-def test_the_example_of_each_help_runs(command: str) -> None:
-    told = answered(f"{command} --help")
-    [example] = re.findall(r"Example:\s+forebay (.*)", told)
-    result = invoke(example)
-    assert result.exit_code == 0, result.output
-    assert example.startswith(command)
-
-
 def test_a_funnel_counts_users_and_names_groups() -> None:
     lines = answered("funnel search 'purchase where price>=2' --by country").splitlines()
     assert [line.split() for line in lines] == [

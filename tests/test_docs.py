@@ -48,6 +48,8 @@ WITHOUT_KAFKA = (
 )
 """Pages that a stranger follows one after the other, in one terminal."""
 ON_KAFKA = ("docs/kafka.md",)
+CLIENTS = "docs/clients.md"
+"""`tests/test_clients.py` runs its blocks."""
 PATIENT_S = 1200
 """For dozens of commands, each a process that loads what it needs."""
 GUIDE = "\n\n".join(TEXT[name] for name in PAGES if name == README or name.startswith("docs/"))
@@ -385,7 +387,7 @@ def assert_layout(data: Path) -> None:
     assert not unknown, f"{ARCHITECTURE}: expected every file to be named there, got {unknown[:3]}"
 
 
-@pytest.mark.parametrize("name", sorted({*PAGES} - {*WITHOUT_KAFKA, *ON_KAFKA}))
+@pytest.mark.parametrize("name", sorted({*PAGES} - {*WITHOUT_KAFKA, *ON_KAFKA, CLIENTS}))
 def test_each_block_that_is_not_run_has_a_check_of_its_own(name: str) -> None:
     for block in blocks(name):
         check = check_of(block)
@@ -489,7 +491,7 @@ def test_each_example_does_what_it_says(tmp_path: Path) -> None:
     order = [*(words for words in commands() if words[:1] == ("generate",)), *commands()]
     groups = {words[:-1] for words in commands()}
     for words in order:
-        if words in groups or words in (("serve",), ("generate",)):
+        if words in groups or words in (("serve",), ("generate",), ("mcp",)):
             continue
         line = _example(words)
         for text, value in meant.items():

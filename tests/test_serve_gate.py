@@ -223,8 +223,6 @@ def test_an_address_that_is_in_use_is_one_error(root: Path) -> None:
     assert (result.exit_code, "Address already in use" in result.output) == (1, True)
 
 
-@pytest.mark.long
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
 def test_no_answer_waits_for_an_acknowledgement() -> None:
     """An answer is its head, and then its body: Nagle's algorithm would hold the body back."""
     with (
@@ -235,6 +233,8 @@ def test_no_answer_waits_for_an_acknowledgement() -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl for a certificate")
 def test_it_speaks_tls(root: Path, tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {key} -out {certificate}"
