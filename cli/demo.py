@@ -12,6 +12,7 @@ import gzip
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 import click
 import orjson
 import polars as pl
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -138,10 +140,12 @@ def _demo(folder: Path, events: int, seed: int, github: Path) -> None:
     console.print(_chart(store, console.width - 12), highlight=False)
     if wrong:
         raise click.ClickException("\n".join(wrong))
+    data = escape(shlex.quote(str(jobs[0].data)))
     killed = ", after a SIGKILL half-way" if any(job.killed for job in jobs) else ""
     console.print(
-        f"\nEvery total equals the load's own{killed}. Ask more:\n"
-        f"  forebay sql --data-dir {jobs[0].data} 'select count(*) from events'",
+        f"\nEvery total equals the load's own{killed}. Ask more, or look at it on a page:\n"
+        f"  forebay sql --data-dir {data} 'select count(*) from events'\n"
+        f"  forebay serve --data-dir {data}    # and open http://localhost:8080",
         highlight=False,
         soft_wrap=True,  # the command is to be copied
     )

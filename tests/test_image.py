@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,9 +82,10 @@ def test_no_file_of_pins_names_a_host(name: str) -> None:
 def test_each_service_of_compose_has_what_its_part_needs() -> None:
     found = services({})
     ours = {name for name, service in found.items() if service["image"] == "forebay"}
-    assert ours == {"job", "load", "batch", "shell"}
+    assert ours == {"job", "serve", "load", "batch", "shell"}
     holding = {name for name in ours if "data:/data" in found[name].get("volumes", ())}
-    assert holding == {"job", "batch", "shell"}
+    assert holding == {"job", "serve", "batch", "shell"}
+    assert found["serve"]["ports"] == ["127.0.0.1:8080:8080"]
     assert found["batch"]["profiles"] == found["shell"]["profiles"] == ["tools"]
     for name, service in found.items():
         assert set(service.get("depends_on", ())) <= set(found), name
@@ -155,7 +158,7 @@ def test_verify_works_in_the_image(image: Image, tmp_path: Path) -> None:
 def test_what_compose_runs_works_with_the_environment_it_gives(
     image: Image, tmp_path: Path, broker: Broker
 ) -> None:
-    """The commands of load, job, shell and batch, as compose has them, against a real broker."""
+    """The commands of the services, as compose has them, against a real broker."""
     asked = {"EVENTS": str(EVENTS), "RATE": "20000", "WORKERS": "2"}
     found = services(asked)
     topic = dict(re.findall(r"--(\w+)=(\w+)", " ".join(found["topic"]["command"])))
@@ -194,9 +197,37 @@ def test_what_compose_runs_works_with_the_environment_it_gives(
             assert job.poll() is None
             accepted = json.loads(invoke("shell", "status", "--json"))["totals"]["accepted"]
         assert invoke("shell", *found["shell"]["command"])
+        _asked_for_events(image, found["serve"]["entrypoint"], tmp_path, settings("serve"))
         invoke("batch", *found["batch"]["command"])
     finally:
         job.send_signal(signal.SIGTERM)
         told, _ = job.communicate(timeout=90)
         broker.delete_topic(topic["topic"])
     assert job.returncode == 0, told
+
+
+def _asked_for_events(
+    image: Image, entrypoint: list[str], folder: Path, settings: dict[str, str]
+) -> None:
+    """The server makes a token, and answers its holder; on a port of its own choice."""
+    shell, flag, script = entrypoint
+    own = image.inside(script).replace("exec forebay serve", "exec forebay serve --port 0")
+    process = image.start(shell, flag, own, folder=folder, settings=settings)
+    try:
+        assert process.stdout is not None
+        token = process.stdout.readline().strip()
+        assert token.startswith("forebay_")
+        while (found := re.search(r"0\.0\.0\.0:(\d+)", line := process.stdout.readline())) is None:
+            assert line, "expected the server to say where it answers"
+        address = f"http://localhost:{found[1]}/v1/sql"
+        question = urllib.request.Request(
+            f"{address}?text=select+count(*)+as+n+from+events",
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        with urllib.request.urlopen(question, timeout=120) as answer:
+            assert json.load(answer) == [{"n": EVENTS}]
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(address, timeout=60)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
