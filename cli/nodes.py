@@ -76,7 +76,7 @@ def places_option(
 
     def places(context: click.Context, _option: click.Parameter, named: Sequence[Path]) -> Places:
         urls, each = (context.meta[f"forebay.{name}"] for name in ("nodes", "node_timeout"))
-        if strange := [one for one in urls if "://" not in one]:
+        if strange := [one for one in urls if not one.startswith(("http://", "https://"))]:
             raise BadInput(f"--nodes: expected URLs such as https://a:8080, got {strange[0]!r}")
         roots = [*named] or ([] if urls else [settings().data_dir])
         check("--data-dir", roots)
