@@ -47,22 +47,23 @@ def test_what_an_image_build_may_see_is_what_the_wheel_is_made_from() -> None:
 
 
 @pytest.mark.long
-def test_wheel_of_what_an_image_build_may_see_has_every_module(tmp_path: Path) -> None:
+def test_wheel_of_what_an_image_build_may_see_has_every_file(tmp_path: Path) -> None:
     copy_context(tmp_path / "src")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     build_it = [*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), "."]
     subprocess.run(build_it, cwd=tmp_path / "src", check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
     folders = [path for path in (ROOT / "forebay").iterdir() if path.is_dir()]
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "forebay").glob("*.py")}
-    modules.add("forebay/py.typed")
-    modules |= {
+    expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "forebay").glob("*.py")}
+    expected.add("forebay/py.typed")
+    expected |= {
         f"forebay/{folder.name}/{path.relative_to(folder).as_posix()}"
         for folder in folders
-        for path in folder.rglob("*.py")
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {name for name in names if not name.startswith("forebay-")} == modules
+    assert {name for name in names if not name.startswith("forebay-")} == expected
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-build.txt"])
