@@ -349,7 +349,9 @@ def test_a_question_that_takes_long_can_be_cancelled(page: Page, server: Server)
             if Path(f"/proc/{pid}").exists():
                 os.kill(pid, signal.SIGCONT)
     page.get_by_role("button", name="Try again").click()
-    page.get_by_label("2024-05-01: 6", exact=True).wait_for()
+    figure = page.get_by_label("2024-05-01: 6", exact=True)
+    figure.wait_for()
+    assert figure.is_visible()
 
 
 @pytest.mark.long
