@@ -160,6 +160,17 @@ class Job:
         )
 
 
+def until_written(
+    file: Path, text: str, count: int = 1, by: subprocess.Popen[bytes] | None = None
+) -> None:
+    """Wait until `file` has a text so often, which nothing tells of; while `by` runs, if given."""
+    deadline = time.monotonic() + STALL_S
+    while file.read_text().count(text) < count:
+        assert time.monotonic() < deadline, file.read_text()
+        assert by is None or by.poll() is None, file.read_text()
+        time.sleep(LOOK_S)
+
+
 def taken(partitions: pl.DataFrame) -> int:
     """Messages counted in any way."""
     return int(

@@ -17,10 +17,9 @@ from forebay.flows.clock import RESTART_S, STEP_S, Clock
 from forebay.storage.base import times
 from tests import engine
 from tests.broker import Broker
-from tests.job import Job, taken
+from tests.job import Job, taken, until_written
 from tests.stepped_clock import SteppedClock
 from tests.test_broker_trouble import event, insert_ids, kafka_job, send
-from tests.test_cluster import until_written
 
 engine.need()
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +19,7 @@ from forebay.flows.recovery import begin
 from forebay.storage.base.errors import INCOMPLETE, PERMANENT
 from forebay.storage.base.layout import Layout
 from tests import engine
-from tests.job import Job
+from tests.job import Job, until_written
 
 engine.need()
 
@@ -63,17 +62,6 @@ class Run:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(LONG_S)
-
-
-def until_written(
-    file: Path, text: str, count: int = 1, by: subprocess.Popen[bytes] | None = None
-) -> None:
-    """Wait until `file` has a text so often, which nothing tells of; while `by` runs, if given."""
-    deadline = time.monotonic() + LONG_S
-    while file.read_text().count(text) < count:
-        assert time.monotonic() < deadline, file.read_text()
-        assert by is None or by.poll() is None, file.read_text()
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -26,8 +26,7 @@ from forebay.storage.base.layout import Layout
 from tests import engine
 from tests.broker import Broker, BrokerProcess, _free_port, missing, produce
 from tests.hosts import Several, in_namespaces, network, on_loopback
-from tests.job import Generated, Job, assert_exact, generated, taken
-from tests.test_cluster import until_written
+from tests.job import Generated, Job, assert_exact, generated, taken, until_written
 
 engine.need()
 
