@@ -45,6 +45,12 @@ class Between:
         below = self.first_ms is not None and chunk.first_ms < self.first_ms
         return not below and (self.end_ms is None or chunk.last_ms < self.end_ms)
 
+    def within(self, other: Between) -> Between:
+        """Between both."""
+        firsts = [ms for ms in (self.first_ms, other.first_ms) if ms is not None]
+        ends = [ms for ms in (self.end_ms, other.end_ms) if ms is not None]
+        return Between(max(firsts, default=None), min(ends, default=None))
+
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Those of a batch that are between."""
         times = batch.column(UPLOAD_TIME).cast(pa.int64())

@@ -51,7 +51,11 @@ def _within(
 
 
 def _completed(
-    files: Sequence[ChunkFile], from_raw: FromRaw, outside: Collection[str], used: PolarsSchema
+    files: Sequence[ChunkFile],
+    from_raw: FromRaw,
+    outside: Collection[str],
+    used: PolarsSchema,
+    _: pl.Expr | None,
 ) -> Iterator[pl.LazyFrame]:
     """The same of chunks that lack declared columns, which their raw tells: of FRAME_ROWS or little
     more at a time."""

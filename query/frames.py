@@ -8,6 +8,7 @@ stored any, but engines panic over one outside these years, and Python has no ty
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
@@ -20,23 +21,48 @@ from forebay.storage.decoding.from_raw import FromRaw
 from forebay.storage.formats.schema import RAW
 
 PolarsSchema = dict[str, pl.DataType]
+Read = Callable[[PolarsSchema, pl.Expr | None], Iterator[pl.DataFrame] | Iterator[pl.LazyFrame]]
 PER_DAY_S = 86_400
+SCHEMAS = 64
+"""So many are kept as they were translated."""
 DECODED = "decoded from raw"
 """The name of no column."""
 
 
 def polars_schema(schema: pa.Schema) -> PolarsSchema:
-    return dict(pl.DataFrame(schema.empty_table()).schema)
+    return dict(_polars_schema(schema))
+
+
+@lru_cache(SCHEMAS)
+def _polars_schema(schema: pa.Schema) -> pl.Schema:
+    return pl.DataFrame(schema.empty_table()).schema
 
 
 def arrow_of(schema: PolarsSchema) -> pa.Schema:
     """The schema in which rows of a frame leave."""
-    return exported(pl.DataFrame(schema=schema)).schema
+    return _arrow_of(tuple(schema.items()), exported)
+
+
+def viewed_of(schema: PolarsSchema) -> pa.Schema:
+    """The schema of rows that are `viewed`."""
+    return _arrow_of(tuple(schema.items()), viewed)
+
+
+@lru_cache(SCHEMAS)
+def _arrow_of(
+    columns: tuple[tuple[str, pl.DataType], ...], made: Callable[[pl.DataFrame], pa.Table]
+) -> pa.Schema:
+    return made(pl.DataFrame(schema=dict(columns))).schema
 
 
 def exported(frame: pl.DataFrame) -> pa.Table:
     """As Arrow, in types that every reader knows."""
     return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def viewed(frame: pl.DataFrame) -> pa.Table:
+    """As Arrow, without a copy."""
+    return frame.to_arrow(compat_level=pl.CompatLevel.newest())
 
 
 def scan_chunks(
@@ -77,13 +103,10 @@ def with_decoded(
     return rows.with_columns(struct.alias(DECODED)).with_columns(**fields).drop(DECODED)
 
 
-def scan_frames(
-    read: Callable[[PolarsSchema], Iterator[pl.DataFrame] | Iterator[pl.LazyFrame]],
-    schema: PolarsSchema,
-    name: str,
-) -> pl.LazyFrame:
-    """The rows of the frames that `read` gives, which is asked for the columns that are used;
-    frames may have more. Of a lazy one, what is used alone is ever in memory."""
+def scan_frames(read: Read, schema: PolarsSchema, name: str) -> pl.LazyFrame:
+    """The rows of the frames that `read` gives, which is asked for the columns that are used, and
+    at least the rows that the filter is true for; frames may have more of both. Of a lazy one, what
+    is used alone is ever in memory."""
 
     def rows(
         with_columns: list[str] | None,
@@ -93,7 +116,8 @@ def scan_frames(
     ) -> Iterator[pl.DataFrame]:
         names = list(schema) if with_columns is None else with_columns
         used = {*names, *(predicate.meta.root_names() if predicate is not None else ())}
-        for whole in read({name: dtype for name, dtype in schema.items() if name in used}):
+        wanted = {name: dtype for name, dtype in schema.items() if name in used}
+        for whole in read(wanted, predicate):
             frame = whole
             if n_rows is not None:
                 frame = _in_memory(whole.head(n_rows))

@@ -117,10 +117,16 @@ def _lacking(
 
 
 def _completed(
-    rows: pl.LazyFrame, from_raw: FromRaw, lacking: Mapping[str, datetime], used: PolarsSchema
+    rows: pl.LazyFrame,
+    from_raw: FromRaw,
+    lacking: Mapping[str, datetime],
+    used: PolarsSchema,
+    predicate: pl.Expr | None,
 ) -> Iterator[pl.LazyFrame]:
     """The rows, with what they lack of the columns used: what is older than the last file without
-    one of these apart, for its raw is read."""
+    one of these apart, for its raw is read. Of files that a predicate leaves out nothing is."""
+    if predicate is not None and lacking.keys().isdisjoint(predicate.meta.root_names()):
+        rows = rows.filter(predicate)
     added = {name: dtype for name, dtype in used.items() if name in lacking}
     names = list(used) or [OFFSET]
     if added:

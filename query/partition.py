@@ -11,12 +11,14 @@ Views, queries, `why` and the check read partitions through this module alone. W
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +32,7 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.layout import Layout
 from forebay.storage.decoding.from_raw import NONE_DECLARED, FromRaw
-from forebay.storage.formats.catalog import Catalog, Chunk, read_catalog
+from forebay.storage.formats.catalog import Catalog, Chunk
 from forebay.storage.formats.chunk import (
     ChunkReader,
     chunk_metadata,
@@ -40,8 +42,9 @@ from forebay.storage.formats.chunk import (
 from forebay.storage.formats.log import Extent, LogReader, Span
 from forebay.storage.formats.rejects import RejectFilter
 from forebay.storage.formats.schema import OFFSET, PARTITION, RAW
-from forebay.storage.formats.state import BlockState, PartitionState, read_manifest
+from forebay.storage.formats.state import BlockState, PartitionState
 
+T = TypeVar("T")
 LOG_BYTES = 4 << 20
 """Compressed bytes of a log that are decoded at once."""
 
@@ -324,18 +327,35 @@ class Partition:
         for log in (*self.reject_logs, *self.drop_logs):
             directory.require(log.path)
         for path in (*(log.path for log in self.block_logs), *self.chunk_paths):
-            directory.require(path)
-            if not path.is_file():
-                if path.exists():
-                    raise Corruption(f"{path}: expected a plain file")
-                raise MissingFile(f"{path} is missing")
+            directory.require_file(path)
+
+
+class Published:
+    """What partitions have published, decoded: a file that has the same bytes as before is not
+    decoded again. Thread safety: any thread."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[bytes, Any]] = {}
+
+    def decoded(self, disk: Disk, path: Path, decode: Callable[[bytes, str], T]) -> T | None:
+        """What `decode` makes of the file's bytes and name; None if there is no file."""
+        try:
+            data = disk.read(path)
+        except FileNotFoundError:
+            return None
+        known, value = self._known.get(path, (None, None))
+        if known != data:
+            value = decode(data, str(path))
+            self._known[path] = data, value
+        return cast(T, value)
 
 
 class Directory:
     """A data directory as a reader has it, links followed. Folders are looked at once, so one of
-    these serves one view."""
+    these serves one view; what is `published` may be kept over several."""
 
-    def __init__(self, disk: Disk, root: Path) -> None:
+    def __init__(self, disk: Disk, root: Path, published: Published | None = None) -> None:
+        self._published = published or Published()
         self.disk = disk
         self.layout = Layout(root)
         self._real = root.resolve()
@@ -343,11 +363,28 @@ class Directory:
 
     def require(self, path: Path) -> None:
         """Raise Corruption if links lead out of the data directory."""
-        if path.parent not in self._folders:
-            self._look(path.parent)
-            self._folders.add(path.parent)
+        self._require_folder(path.parent)
         if path.is_symlink():
             self._look(path)
+
+    def require_file(self, path: Path) -> None:
+        """The same of a file that has to be there. Raises MissingFile, or Corruption if it is no
+        plain file."""
+        try:
+            mode = os.lstat(path).st_mode
+            if not stat.S_ISREG(mode):
+                self.require(path)
+                mode = os.stat(path).st_mode
+        except FileNotFoundError as error:
+            raise MissingFile(f"{path} is missing") from error
+        if not stat.S_ISREG(mode):
+            raise Corruption(f"{path}: expected a plain file")
+        self._require_folder(path.parent)
+
+    def _require_folder(self, folder: Path) -> None:
+        if folder not in self._folders:
+            self._look(folder)
+            self._folders.add(folder)
 
     def _look(self, path: Path) -> None:
         if not path.resolve().is_relative_to(self._real):
@@ -357,7 +394,8 @@ class Directory:
 
     def catalog(self, name: str) -> Catalog:
         """The chunks of a partition."""
-        return read_catalog(self.disk, self.layout.catalog(name), name)
+        path = self.layout.catalog(name)
+        return self._published.decoded(self.disk, path, Catalog.decode) or Catalog(name)
 
     def state(self, name: str) -> PartitionState | None:
         """What the partition has published, if anything. Raises MissingFile if that is gone though
@@ -365,7 +403,7 @@ class Directory:
         path = self.layout.manifest(name)
         self.require(path)
         self.require(self.layout.catalog(name))
-        state = read_manifest(self.disk, path)
+        state = self._published.decoded(self.disk, path, PartitionState.decode)
         if state is None and self.catalog(name).chunks:
             raise MissingFile(
                 f"{path}: expected the manifest of a partition that has chunks, none is there; the"

@@ -19,11 +19,19 @@ from polars.io.plugins import register_io_source
 
 from forebay.query.batches import Between, event_batches
 from forebay.query.cold import scan_cold
-from forebay.query.frames import PolarsSchema, arrow_of, polars_schema, scan_frames
+from forebay.query.frames import (
+    PolarsSchema,
+    arrow_of,
+    polars_schema,
+    scan_frames,
+    viewed,
+    viewed_of,
+)
 from forebay.query.hot import HotCache
 from forebay.query.iceberg import scan_table
 from forebay.query.node import Node
-from forebay.query.partition import Partition, VerifiedChunks
+from forebay.query.partition import ChunkFile, Partition, VerifiedChunks
+from forebay.query.pruning import pruned
 from forebay.query.pushed import pushed
 from forebay.query.remote import remote, remote_events, remote_rejects, remote_table
 from forebay.query.tables import (
@@ -37,7 +45,6 @@ from forebay.query.tables import (
     Relation,
     relation_of,
     relation_of_frame,
-    viewed,
 )
 from forebay.query.view import View
 from forebay.storage.base.errors import BadInput
@@ -102,7 +109,7 @@ class Scans:
         types, schema = view.schema, polars_schema(view.schema)
         until_ms, declared, read = view.covered_until_ms or 0, view.from_raw, arrow_of(schema)
 
-        def frames(used: PolarsSchema) -> Iterator[pl.DataFrame]:
+        def frames(used: PolarsSchema, _: pl.Expr | None) -> Iterator[pl.DataFrame]:
             columns = list(used) or [OFFSET]
             for batch in remote_table(node, table, until_ms, declared, types, read, columns):
                 yield framed(batch)
@@ -113,16 +120,25 @@ class Scans:
         """The rows of blocks and chunks."""
         schema = polars_schema(view.schema)
         files = [file for partition in partitions for file in partition.chunk_files]
+
+        def hot(used: PolarsSchema, predicate: pl.Expr | None) -> Iterator[pl.DataFrame]:
+            some = pruned(partitions, pushed(predicate, schema), arrow_of(schema))
+            yield from self.hot.frames(some, used)
+
         rows = [
             *scan_cold(files, schema, self.chunks),
-            scan_frames(lambda used: self.hot.frames(partitions, used), schema, "hot blocks"),
+            scan_frames(hot, schema, "hot blocks"),
         ]
         if others := remote(partitions):
             rows.append(scan_nodes(others, between, view.schema))
         return between.scanned(pl.concat(rows, how="vertical"))
 
     def relation(
-        self, view: View, name: str, located: Callable[[Path], str], asks: Callable[[str], bool]
+        self,
+        view: View,
+        name: str,
+        located: Callable[[ChunkFile], str],
+        asks: Callable[[str], bool],
     ) -> Relation:
         """One of TABLES, whose chunk files the engine finds where they are `located`; of its
         columns the query `asks` for some."""
@@ -134,7 +150,7 @@ class Scans:
             events = self.relation(view, TABLE, located, asks)
             return relation_of_frame(f"{name} batch", other).beside(events)
         dtypes = polars_schema(view.schema)
-        empty = viewed(pl.DataFrame(schema=dtypes)).schema
+        read = arrow_of(dtypes)
 
         def hot(
             partitions: list[Partition], columns: Sequence[str], _: object
@@ -142,8 +158,6 @@ class Scans:
             used = {column: dtypes[column] for column in columns}
             for frame in self.hot.frames(partitions, used):
                 yield from viewed(frame.select(columns)).to_batches(BATCH_ROWS)
-
-        read = arrow_of(dtypes)
 
         def others(
             partitions: list[Partition],
@@ -155,7 +169,9 @@ class Scans:
             yield from remote_events(partitions, between, view.schema, read, wanted, where)
 
         files = ChunkTables(view.schema, self.chunks, located, asks)
-        return relation_of(name, parts(view, name), files, hot, empty, others, read)
+        # The engine asks for the first column where it needs none.
+        first = {UPLOAD_TIME: dtypes[UPLOAD_TIME], **dtypes}
+        return relation_of(name, parts(view, name), files, hot, viewed_of(first), others, read)
 
 
 def parts(view: View, table: str) -> list[Part]:
@@ -242,4 +258,6 @@ def framed(batch: pa.RecordBatch) -> pl.DataFrame:
 def scan_rejects(view: View, wanted: RejectFilter) -> pl.LazyFrame:
     """The same, lazily."""
     schema = polars_schema(REJECT_SCHEMA)
-    return scan_frames(lambda _: map(pl.DataFrame, picked_rejects(view, wanted)), schema, "rejects")
+    return scan_frames(
+        lambda *_: map(pl.DataFrame, picked_rejects(view, wanted)), schema, "rejects"
+    )

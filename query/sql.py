@@ -32,10 +32,12 @@ import polars as pl
 import pyarrow as pa
 
 from forebay.query.dataset import NotRead, reader
+from forebay.query.partition import ChunkFile
 from forebay.query.sql_types import framed, require_types
 from forebay.query.statement import Statement, said
 from forebay.query.tables import BATCH_ROWS, Limits, Parameters, Relation, literal, quoted
 from forebay.storage.base.errors import BadInput, ForebayError
+from forebay.storage.formats.checksum import Checksum
 
 HEARD_S = 0.1
 """How long Ctrl-C may go unheard."""
@@ -63,9 +65,16 @@ class Engine:
         self._time_zone = time_zone
         self._lock = threading.Lock()
         self._instance: duckdb.DuckDBPyConnection | None = None
+        self._known: dict[Path, Checksum] = {}
 
-    def located(self, path: Path) -> str:
-        """Where the engine finds a file of the chunk folders."""
+    def located(self, file: ChunkFile) -> str:
+        """Where the engine finds a file of the chunk folders. A name is never used twice, so it
+        does not look again at what it knows of a file; but if the data directory was made anew, it
+        is to forget everything."""
+        path, checksum = file.path, file.chunk.checksum
+        with self._lock:
+            if self._known.setdefault(path, checksum) != checksum:
+                self._known, self._instance = {path: checksum}, None
         for folder, named in self._folders.items():
             if path.is_relative_to(folder):
                 return str(named / path.relative_to(folder))
@@ -208,7 +217,8 @@ class Engine:
             ) from error
         # As a setting, it needs ipywidgets in a notebook, be it to have none.
         instance.execute("pragma disable_progress_bar")
-        instance.execute("set parquet_metadata_cache = true")
+        instance.execute("set global parquet_metadata_cache = true")
+        instance.execute("set global validate_external_file_cache = 'NO_VALIDATION'")
         instance.execute(f"set allowed_directories = [{folders}]")
         instance.execute("set enable_external_access = false")
         instance.execute("set lock_configuration = true")

@@ -42,7 +42,7 @@ from forebay.query.iceberg import can_read_tables
 from forebay.query.minutes import per_minute
 from forebay.query.node import Node, places_of
 from forebay.query.offered import offer_of, rows_of
-from forebay.query.partition import Partition, VerifiedChunks
+from forebay.query.partition import Partition, Published, VerifiedChunks
 from forebay.query.questions import Layers, Questions
 from forebay.query.receipt import (
     Receipt,
@@ -130,6 +130,7 @@ class Store(Questions):
         self._partial = partial
         self._chunks = VerifiedChunks(whole=verify)
         self._wanted_chunks = VerifiedChunks(whole=verify)
+        self._published = Published()
         self._cache = HotCache()
         self._answering = threading.local()
         """`lost`: the nodes that the answer on its way does without, and why."""
@@ -159,8 +160,8 @@ class Store(Questions):
         """Take a new view, which `last_view`, `receipt` and the next use of it refer to. What is in
         a view is no part of the public interface."""
         view = take_view(
-            self._disk, self._places, chunks=self._chunks, partial=self._partial,
-            without=getattr(self._answering, "lost", None),
+            self._disk, self._places, chunks=self._chunks, published=self._published,
+            partial=self._partial, without=getattr(self._answering, "lost", None),
         )  # fmt: skip
         self._cache.keep(view)
         self._chunks.keep(file.path for file in view.chunk_files)

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
@@ -15,7 +14,9 @@ import pyarrow.compute as pc
 
 from forebay.query.batches import Between, chunk_batches
 from forebay.query.dataset import Made
+from forebay.query.frames import viewed, viewed_of
 from forebay.query.partition import ChunkFile, Partition, VerifiedChunks
+from forebay.query.pruning import grouped
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import time_of
 from forebay.storage.formats.schema import RAW, UPLOAD_TIME
@@ -68,12 +69,12 @@ class ChunkTables:
 
     schema: pa.Schema
     chunks: VerifiedChunks
-    located: Callable[[Path], str]
+    located: Callable[[ChunkFile], str]
     asks: Callable[[str], bool]
 
     def relation(self, name: str, files: Iterable[ChunkFile], between: Between) -> Relation:
         """The rows of these files that are between."""
-        groups: dict[tuple[frozenset[str], frozenset[str], bool], list[Path]] = {}
+        groups: dict[tuple[frozenset[str], frozenset[str], bool], list[ChunkFile]] = {}
         odd: list[ChunkFile] = []
         older: list[ChunkFile] = []
         for file in files:
@@ -85,10 +86,10 @@ class ChunkTables:
             else:
                 present, whole = frozenset(file.chunk.schema), between.all_of(file.chunk)
                 of = present, frozenset(lacking), whole
-                groups.setdefault(of, []).append(file.path)
+                groups.setdefault(of, []).append(file)
         queries = []
-        for (present, lacking_too, whole), paths in groups.items():
-            listed = ", ".join(literal(self.located(path)) for path in paths)
+        for (present, lacking_too, whole), alike in groups.items():
+            listed = ", ".join(literal(self.located(one)) for one in alike)
             source = f"read_parquet([{listed}], hive_partitioning = false)"
             bounds = None if whole else between
             queries.append(_select(self.schema, present, source, bounds, lacking_too))
@@ -119,7 +120,7 @@ def relation_of(
     name: str,
     parts: Sequence[Part],
     tables: ChunkTables,
-    hot: Callable[[list[Partition], Sequence[str], pc.Expression | None], Iterator[pa.RecordBatch]],
+    hot: Callable[[list[Partition], Sequence[str], object], Iterator[pa.RecordBatch]],
     hot_schema: pa.Schema,
     others: Callable[
         [list[Partition], Between, Sequence[str], pc.Expression | None], Iterator[pa.RecordBatch]
@@ -127,17 +128,22 @@ def relation_of(
     others_schema: pa.Schema,
 ) -> Relation:
     """Events: those of chunk files, and hot ones, of which `hot` gives the columns that are asked
-    for, as `others` does of partitions of other nodes."""
+    for, as `others` does of partitions of other nodes. Where a query asks for times, the hot ones
+    are in groups with the times that each has, for the engine leaves out those that it needs none
+    of."""
     queries: list[str] = []
     datasets: dict[str, Made] = {}
     for number, (partitions, between) in enumerate(parts):
         files = (file for partition in partitions for file in partition.chunk_files)
         cold = tables.relation(f"{name} {number}", files, between)
-        own = f"{name} hot {number}"
         every = frozenset(tables.schema.names)
         queries += [cold.text] if cold.text else []
-        queries.append(_select(tables.schema, every, quoted(own), between))
-        datasets |= {**cold.datasets, own: Made(hot_schema, partial(hot, partitions))}
+        datasets |= cold.datasets
+        groups = grouped(partitions) if tables.asks(UPLOAD_TIME) else [(Between(), partitions)]
+        for group, (span, some) in enumerate(groups):
+            own = f"{name} hot {number} {group}"
+            queries.append(_select(tables.schema, every, quoted(own), between.within(span)))
+            datasets[own] = Made(hot_schema, partial(hot, some))
         if elsewhere := [one for one in partitions if one.remote is not None]:
             own = f"{name} nodes {number}"
             queries.append(_select(tables.schema, every, quoted(own)))
@@ -154,13 +160,8 @@ def relation_of_frame(name: str, rows: pl.LazyFrame) -> Relation:
             yield from viewed(frame).to_batches()
 
     own = f"{name} rows"
-    dataset = Made(viewed(pl.DataFrame(schema=schema)).schema, made)
+    dataset = Made(viewed_of(dict(schema)), made)
     return Relation(_select(dataset.schema, frozenset(schema), quoted(own)), {own: dataset})
-
-
-def viewed(frame: pl.DataFrame) -> pa.Table:
-    """As Arrow, without a copy."""
-    return frame.to_arrow(compat_level=pl.CompatLevel.newest())
 
 
 def _select(

@@ -26,7 +26,13 @@ import pyarrow as pa
 
 from forebay.query.exchange import NODE, Offer, identity_of
 from forebay.query.node import LOOK_S, Asked, Node, Remote, ask
-from forebay.query.partition import ChunkFile, Directory, Partition, VerifiedChunks
+from forebay.query.partition import (
+    ChunkFile,
+    Directory,
+    Partition,
+    Published,
+    VerifiedChunks,
+)
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput, Corruption, ForebayError, MissingFile
 from forebay.storage.base.layout import Layout
@@ -269,18 +275,20 @@ def take_view(
     places: Sequence[Path | Node],
     *,
     chunks: VerifiedChunks | None = None,
+    published: Published | None = None,
     partial: bool = False,
     without: Mapping[str, str] | None = None,
 ) -> View:
     """The present view of all nodes: of data directories, and of other nodes, which are asked all
     at once. With `partial`, a node or partition that can't be read is left out and named in the
-    receipt; without, it is an error. `chunks` are those verified before; `without` are nodes (their
+    receipt; without, it is an error. `chunks` are those verified
+    before, and `published` is what was decoded then; `without` are nodes (their
     URLs) that are left out, for these reasons.
 
     Raises BadInput if a root is no directory, MissingFile if files stay missing, Corruption,
     FormatVersion, NodeError.
     """
-    chunks, out = chunks or VerifiedChunks(), without or {}
+    chunks, published, out = chunks or VerifiedChunks(), published or Published(), without or {}
     with ExitStack() as stack:
         asked = {
             one: stack.enter_context(closing(ask(one, NODE, seconds=min(LOOK_S, one.seconds))))
@@ -290,7 +298,7 @@ def take_view(
         found: list[NodeView] = []
         for one in places:
             if not isinstance(one, Node):
-                found.append(_node(disk, one, chunks, partial))
+                found.append(_node(disk, one, chunks, published, partial))
             elif one.url in out:
                 found.append(_missing(one, out[one.url]))
             else:
@@ -354,11 +362,13 @@ def _counted_once(nodes: Sequence[NodeView]) -> list[NodeView]:
     ]
 
 
-def _node(disk: Disk, root: Path, chunks: VerifiedChunks, partial: bool) -> NodeView:
+def _node(
+    disk: Disk, root: Path, chunks: VerifiedChunks, published: Published, partial: bool
+) -> NodeView:
     for tries_left in reversed(range(TRIES)):
         try:
             with _readable(root):
-                node, faults = _read_node(disk, root, chunks)
+                node, faults = _read_node(disk, root, chunks, published)
         except _TooOld as error:
             node, faults = NodeView(root, None, reason=str(error)), [error]
         except ForebayError as error:
@@ -384,12 +394,12 @@ def _readable(root: Path) -> Iterator[None]:
 
 
 def _read_node(
-    disk: Disk, root: Path, chunks: VerifiedChunks
+    disk: Disk, root: Path, chunks: VerifiedChunks, published: Published
 ) -> tuple[NodeView, list[ForebayError]]:
     """The node, and what is wrong with the partitions that had to be left out."""
     if not root.is_dir():
         raise NotADirectoryError(f"no directory at {root}")
-    directory = Directory(disk, root)
+    directory = Directory(disk, root, published)
     layout = directory.layout
     directory.require(layout.batch)
     boundary = read_boundary(disk, layout)

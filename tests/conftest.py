@@ -1,8 +1,8 @@
 """Settings for all tests.
 
 Hypothesis tries the same examples in every run, so a red test stays red: a few in `make test`, more
-in `make test-long`, which has HYPOTHESIS_PROFILE=full. `long` looks for new ones, many more of
-them, and makes what fails small, which can take minutes.
+in `make test-long`, which has HYPOTHESIS_PROFILE=full, and fewest on another Python (`first`).
+`long` looks for new ones, many more of them, and makes what fails small, which can take minutes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=SLOW_IS_FINE,
 )
-settings.register_profile("full", settings.get_profile("quick"), max_examples=40)
+settings.register_profile("full", settings.get_profile("quick"), max_examples=24)
+settings.register_profile("first", settings.get_profile("quick"), max_examples=3)
 settings.register_profile(
     "long",
     settings.get_profile("quick"),

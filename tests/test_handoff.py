@@ -450,4 +450,4 @@ class Handoffs(RuleBasedStateMachine):
 
 
 TestHandoffs = Handoffs.TestCase
-TestHandoffs.settings = settings(stateful_step_count=50, max_examples=cases(5, 50, 500))
+TestHandoffs.settings = settings(stateful_step_count=50, max_examples=cases(5, 20, 500))

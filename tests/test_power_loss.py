@@ -117,7 +117,7 @@ class Power(Life):
 
 
 TestPower = Power.TestCase
-TestPower.settings = settings(stateful_step_count=40, max_examples=cases(15, 50, 400))
+TestPower.settings = settings(stateful_step_count=40, max_examples=cases(15, 30, 400))
 
 
 def places_of(root: Path) -> list[Place]:

@@ -59,7 +59,7 @@ def test_quick_tests_pass_on_each_other_python(version: str) -> None:
             for name, text in os.environ.items()
             if not name.startswith(("PYTEST_", "HYPOTHESIS_"))
         }
-        | {"FIRST_CASES": "1"},
+        | {"FIRST_CASES": "1", "HYPOTHESIS_PROFILE": "first"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-20_000:]
     *_, last = done.stdout.splitlines()

@@ -107,7 +107,7 @@ def test_a_store_is_asked_again_when_a_file_has_gone(
     rows, scans = store.scan(), [0]
     schema = dict(rows.collect_schema())
 
-    def gone(_: object) -> Iterator[pl.DataFrame]:
+    def gone(*_: object) -> Iterator[pl.DataFrame]:
         raise MissingFile("log: expected 100 bytes, no file")
         yield
 
@@ -118,7 +118,7 @@ def test_a_store_is_asked_again_when_a_file_has_gone(
     monkeypatch.setattr(store, "scan", scan)
     assert store.funnel(["search"], DAYS).steps["count"].to_list() == [6]
     assert scans == [3]
-    monkeypatch.setattr(store, "scan", lambda _layers: scan_frames(gone, schema, "gone"))
+    monkeypatch.setattr(store, "scan", lambda *_layers: scan_frames(gone, schema, "gone"))
     with pytest.raises(MissingFile, match="after 5 views"):
         store.funnel(["search"], DAYS)
 

@@ -634,4 +634,4 @@ class Expiry(RuleBasedStateMachine):
 
 
 TestExpiry = Expiry.TestCase
-TestExpiry.settings = settings(stateful_step_count=25, max_examples=cases(4, 60, 2000))
+TestExpiry.settings = settings(stateful_step_count=25, max_examples=cases(4, 20, 2000))

@@ -348,7 +348,7 @@ class Replays(RuleBasedStateMachine):
 
 
 TestReplays = Replays.TestCase
-TestReplays.settings = settings(stateful_step_count=25, max_examples=cases(10, 60, 2000))
+TestReplays.settings = settings(stateful_step_count=25, max_examples=cases(10, 25, 2000))
 
 times = st.one_of(st.none(), st.integers(-3, 12))
 

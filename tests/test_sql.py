@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import time as clock
 from collections import deque
 from collections.abc import Iterator
@@ -518,6 +519,27 @@ def test_duckdb_asks_only_for_the_columns_it_needs(
     with duckdb.connect() as connection:
         assert connection.sql("select max(_offset) from store").fetchall() == [(8,)]
     assert asked == [["_offset"]]
+
+
+def test_what_the_engine_knows_of_chunks_is_forgotten_if_the_directory_is_made_anew(
+    lane: Lanes,
+) -> None:
+    one = filled(lane())
+    store = forebay.open(one.root)
+    collected(store)
+    footers = "select current_setting('parquet_metadata_cache')"
+    assert store._engine._cursor().execute(footers).fetchall() == [(True,)]
+    before = [file.path for file in store.view().chunk_files]
+    engine = store._engine._instance
+    store.sql("select 1 from events")
+    assert store._engine._instance is engine
+    shutil.rmtree(one.root)
+    other = lane(name="p00")
+    for n in range(8):
+        other.take(*events(20 * n, 19, 130 * n, 5))
+    other.publish().merge()
+    assert {file.path for file in store.view().chunk_files} & set(before)
+    assert collected(store).height == len(other.published)
 
 
 def test_a_file_that_stays_away_is_missing(lane: Lanes) -> None:

@@ -118,7 +118,7 @@ class Walk:
 
 @pytest.mark.few(1)
 @pytest.mark.cases
-@pytest.mark.parametrize("seed", range(cases(3, 40, 1000)))
+@pytest.mark.parametrize("seed", range(cases(3, 10, 1000)))
 def test_each_event_is_shown_once_over_merges_crashes_and_replays(
     seed: int, tmp_path: Path
 ) -> None:
