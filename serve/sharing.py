@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -70,11 +70,13 @@ class _Running:
         self.claimed = False
 
     def serves(self, question: Question) -> bool:
-        """Whether its answer is one to that question too: not where it was only our own trouble."""
+        """Whether its answer is one to that question too: not where it was only our own trouble,
+        and not where it is known to be none that this asker has."""
         if self.problem is not None and self.problem.status not in OF_THE_QUESTION:
             return False
-        known = self.question.known
-        return self.large is None and (not known or known == question.known)
+        if self.same and _head(self)[0] not in question.known:
+            return False
+        return self.large is None
 
 
 class Stream:
@@ -140,11 +142,14 @@ class Answers:
         if running.problem is not None:
             raise running.problem
         etag, missing = _head(running)
-        if running.same or (etag is not None and etag in question.known):
+        if etag is not None and etag in question.known:
             return Reply(etag, same=True)
+        if running.same:  # another asker had it, this one has not
+            return await self.ask(replace(question, known=()))
         return Reply(etag, missing, whole=bytes(running.parts))
 
     def _started(self, question: Question) -> _Running:
+        self._metrics.asked.inc()
         running = _Running(question)
         running.task = asyncio.create_task(self._run(running))
         return running
