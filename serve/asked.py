@@ -27,6 +27,7 @@ from forebay.query.statement import steady
 from forebay.query.store import Store, of_one_view
 from forebay.query.tables import TABLE, TABLES, Limits
 from forebay.query.view import View
+from forebay.serve import handing
 from forebay.serve.amplitude.answers import Answers
 from forebay.serve.amplitude.endpoints import ENDPOINTS
 from forebay.serve.brief import brief_object, brief_rows, brief_tables
@@ -113,7 +114,7 @@ class Asked:
         self._opened: Store | None = None
         with suppress(NodeError):  # whoever asks is told; it may be back by then
             self._store.sql("select 1")  # the engine takes a while to load
-        self.kinds = kinds()
+        self.kinds = kinds(config.seconds)
 
     @property
     def _store(self) -> Store:
@@ -273,8 +274,8 @@ def _reader(frame: pl.DataFrame) -> pa.RecordBatchReader:
     return exported(frame).to_reader(max_chunksize=65_536)
 
 
-def kinds() -> dict[str, Kind]:
-    """All that can be asked, by name."""
+def kinds(seconds: float) -> dict[str, Kind]:
+    """All that can be asked, by name, of a server whose answers may take so long."""
     found = {
         "sql": Kind(
             Form("sql", Store.sql_stream),
@@ -334,6 +335,18 @@ def kinds() -> dict[str, Kind]:
             Form("replay", RejectFilter),
             _replay,
             "Have rejects decoded again by the job, under the configuration that it runs with.",
+            lambda _: False,
+        ),
+        "seal": Kind(
+            Form("seal", handing.seal_form),
+            lambda store, values: handing.seal(store.view(), seconds, **values),
+            _about(handing.seal),
+            lambda _: False,
+        ),
+        "complete": Kind(
+            Form("complete", handing.complete_form),
+            lambda store, values: handing.complete(store.view(), seconds, **values),
+            _about(handing.complete),
             lambda _: False,
         ),
     }

@@ -24,7 +24,7 @@ from forebay.serve.pool import Pool, Worker
 from forebay.serve.problems import Problem
 from forebay.serve.process import Ended
 from forebay.serve.question import Question
-from forebay.serve.routes import FRESH
+from forebay.serve.routes import BESIDE, FRESH
 from forebay.serve.wire import CUT, DATA, END, HEAD, PROBLEM, SAME, Frame
 
 SMALL_BYTES = 1 << 20
@@ -188,7 +188,7 @@ class Answers:
     async def _run(self, running: _Running) -> None:
         """Ask a worker, and take in what it answers."""
         try:
-            async with self._pool.lent() as worker:
+            async with self._pool.lent(beside=running.question.name in BESIDE) as worker:
                 try:
                     async with asyncio.timeout(self._config.seconds):
                         await self._take_in(running, worker)
