@@ -116,7 +116,10 @@ class Answers:
     async def ask(self, question: Question) -> Reply:
         """The answer. Whoever is given a stream must close it. Raises Problem."""
         if question.name in FRESH:
-            return await self._reply(self._started(question), question)
+            reply = await self._reply(self._started(question), question)
+            if question.name in BESIDE:  # no answer of before is one to who asks from now on
+                self._shared.clear()
+            return reply
         key = question.key
         running = self._shared.get(key)
         if running is not None and running.serves(question):
