@@ -90,6 +90,11 @@ class Pool:
         """Whether any worker could be asked, be it after those that ask it now."""
         return bool(self._all)
 
+    @property
+    def free(self) -> bool:
+        """Whether a question would be worked on at once."""
+        return not self._slots.locked()
+
     @asynccontextmanager
     async def lent(self, *, beside: bool = False) -> AsyncIterator[Worker]:
         """A worker for one question, which is not one of those at once if it is asked `beside`

@@ -40,7 +40,7 @@ OFFER = "/v1/node"
 SCAN = "/v1/node/scan"
 """What other nodes ask: what there is here, and rows of it. Their paths stand in `query.exchange`
 too."""
-FRESH = ("offer", "scan", "seal", "complete")
+FRESH = ("offer", "scan", *ORDERED)
 """Questions whose answers are not shared: an answer of a second ago would be of an old view."""
 BESIDE = ("seal", "complete")
 """Questions that wait for the job more than they compute: they are not among those at once."""

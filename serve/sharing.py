@@ -6,6 +6,8 @@ What always holds:
   goes wrong in it is a problem. What is larger goes to one client as it is made, no faster than
   that client reads; the others who asked the same ask a worker each.
 - A question that nobody waits for any more ends. One that takes longer than it may ends too.
+- What is asked again and again is answered anew before its second is over, if a worker is free: so
+  whoever asks next need not wait, and no answer is older for that.
 - An answer that ends early is never taken for a whole one: its stream raises Cut.
 """
 
@@ -29,6 +31,8 @@ from forebay.serve.wire import CUT, DATA, END, HEAD, PROBLEM, SAME, Frame
 
 SMALL_BYTES = 1 << 20
 SHARED_S = 1.0
+RENEWED_S = 0.7
+"""The age of an answer from which another is made for those who come next."""
 SHARED_MAX = 64
 """Answers that are held at most, beside those that are sent."""
 OF_THE_QUESTION = (406, 422)
@@ -59,6 +63,8 @@ class _Running:
 
     def __init__(self, question: Question) -> None:
         self.question = question
+        self.began_s = asyncio.get_running_loop().time()
+        self.renewed = False
         self.watchers = 0
         self.settled = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -112,6 +118,7 @@ class Answers:
         self._config = config
         self._metrics = metrics
         self._shared: dict[bytes, _Running] = {}
+        self._renewing: set[asyncio.Task[None]] = set()
 
     async def ask(self, question: Question) -> Reply:
         """The answer. Whoever is given a stream must close it. Raises Problem."""
@@ -124,8 +131,10 @@ class Answers:
         running = self._shared.get(key)
         if running is not None and running.serves(question):
             self._metrics.shared.inc()
+            self._renew(key, running)
         else:
-            running = self._begin(key, question)
+            running = self._started(question)
+            self._share(key, running)
         return await self._reply(running, question)
 
     async def _reply(self, running: _Running, question: Question) -> Reply:
@@ -157,14 +166,39 @@ class Answers:
         running.task = asyncio.create_task(self._run(running))
         return running
 
-    def _begin(self, key: bytes, question: Question) -> _Running:
-        running = self._shared[key] = self._started(question)
+    def _renew(self, key: bytes, running: _Running) -> None:
+        """Have another made in time, unless all workers have something to do."""
+        loop = asyncio.get_running_loop()
+        old = running.settled.is_set() and loop.time() - running.began_s >= RENEWED_S
+        if old and not running.renewed and running.problem is None and self._pool.free:
+            running.renewed = True
+            task = asyncio.create_task(self._made_anew(key, running))
+            self._renewing.add(task)
+            task.add_done_callback(self._renewing.discard)
+
+    async def _made_anew(self, key: bytes, old: _Running) -> None:
+        etag, _ = _head(old)
+        made = self._started(replace(old.question, known=() if etag is None else (etag,)))
+        made.watchers += 1
+        try:
+            await made.settled.wait()
+            if made.same and not old.same:  # nothing has changed
+                made.head, made.parts, made.same = old.head, old.parts, False
+            wanted = self._shared.get(key) is old
+            if wanted and made.problem is None and made.large is None:
+                self._share(key, made)
+        finally:
+            self._leave(made)
+
+    def _share(self, key: bytes, running: _Running) -> None:
+        """Give the same to all who ask, until it is a second old."""
+        self._shared[key] = running
         assert running.task is not None
         loop = asyncio.get_running_loop()
+        end_s = running.began_s + SHARED_S
         running.task.add_done_callback(
-            lambda _: loop.call_later(max(0.0, began + SHARED_S - loop.time()), forget)
+            lambda _: loop.call_later(max(0.0, end_s - loop.time()), forget)
         )
-        began = loop.time()
 
         def forget() -> None:
             if self._shared.get(key) is running:
@@ -174,7 +208,6 @@ class Answers:
             settled = [one for one, held in self._shared.items() if held.settled.is_set()]
             for one in settled[: len(self._shared) - SHARED_MAX]:
                 del self._shared[one]
-        return running
 
     def _leave(self, running: _Running) -> None:
         running.watchers -= 1

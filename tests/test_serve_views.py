@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
 from collections.abc import Callable, Iterator
@@ -12,10 +13,15 @@ import pytest
 
 from forebay.query import store as store_module
 from forebay.query.view import View, take_view
+from forebay.serve import sharing
 from forebay.serve.amplitude.endpoints import ENDPOINTS
 from forebay.serve.asked import Asked, Prepared
 from forebay.serve.config import Config
+from forebay.serve.metrics import Metrics
+from forebay.serve.pool import Pool
 from forebay.serve.question import BUNDLE, Question
+from forebay.serve.routes import ORDERED
+from forebay.serve.sharing import Answers
 from forebay.serve.wire import CUT, DATA, END, HEAD, PROBLEM, Frame, read_frame
 from forebay.serve.worker import Worker
 from forebay.storage.base.errors import MissingFile
@@ -107,7 +113,7 @@ def more(data: Partition) -> None:
 
 def test_each_answer_takes_one_view(asked: Asked, views: Views) -> None:
     counts = {}
-    for name in (*asked.kinds, *ENDPOINTS):
+    for name in (*(asked.kinds.keys() - ORDERED.keys()), *ENDPOINTS):
         before = len(views.taken)
         answered(asked, name)
         counts[name] = len(views.taken) - before
@@ -193,6 +199,39 @@ def test_one_answer_is_made_for_all_who_ask_the_same_whatever_they_had(data: Par
         assert len({one.headers["etag"] for one in replies} | {tag}) == 2
     finally:
         server.close()
+
+
+@pytest.mark.executed
+def test_what_is_asked_again_is_made_anew_before_its_second_is_over(
+    data: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a worker that is free, so that nobody waits; what has not changed is not sent again."""
+    monkeypatch.setattr(sharing, "SHARED_S", 1000.0)
+    monkeypatch.setattr(sharing, "RENEWED_S", 0.0)
+    config, metrics = Config((data.root,), workers=1), Metrics()
+
+    async def run() -> None:
+        async with Pool(config, metrics) as pool:
+            answers = Answers(pool, config, metrics)
+
+            async def ask() -> bytes | None:
+                """What there is; what that begins is over then."""
+                found = await answers.ask(question("sql"))
+                while (made := set(answers._renewing)) or not pool.free:
+                    await asyncio.gather(*made)
+                    await asyncio.sleep(0)
+                return found.whole
+
+            first = await ask()
+            assert await ask() == first
+            more(data)
+            assert await ask() == first
+            assert await ask() != first
+
+    asyncio.run(run())
+    text = metrics.text().decode()
+    assert "forebay_serve_asked_total 4.0" in text
+    assert "forebay_serve_shared_total 3.0" in text
 
 
 def test_who_has_an_answer_makes_nobody_else_do_without(data: Partition) -> None:
