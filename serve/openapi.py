@@ -224,8 +224,16 @@ def _events() -> Json:
     return {
         "summary": "Events as they come, each once, as server-sent events.",
         "description": "Each is a message of which the data is the event as an object of JSON. A"
-        " message `missed` says how many events a client did not get that read too slowly.",
+        " message `missed` says how many events a client did not get that read too slowly; `gap`"
+        " that it was away for too long, and does not get what came since the message `after`.",
         "parameters": [
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "schema": {"type": "string"},
+                "description": "The id of the last message that the client has: it gets what came"
+                " since, if it is back within half a minute.",
+            },
             {"name": "event", "in": "query", "schema": text, "description": "By default all."},
             {"name": "where", "in": "query", "schema": text, "description": "Filters."},
             {
