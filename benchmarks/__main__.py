@@ -25,6 +25,7 @@ from forebay.flows.cluster import WORKER_ENVIRONMENT
 
 PLAIN = (
     "scale", "checkpoint", "memory", "recovery", "freshness", "query", "chunks", "analytics",
+    "serve",
 )  # fmt: skip
 """Modules of this package with `EVENTS` and `run(events, runs, command)`."""
 AS_A_WORKER = ("checkpoint", "memory", "recovery", "chunks")

@@ -14,11 +14,11 @@ from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option, force_option, json_option, settings, time_option
 from forebay.cli.output import echo_json
 from forebay.cli.target import new_file
-from forebay.flows.handoff import Handoff
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import now_ms, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.schema import UPLOAD_TIME
+from forebay.storage.handoff import Handoff
 
 SHOWN = 5
 NOTES = {

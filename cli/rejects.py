@@ -16,11 +16,11 @@ from forebay.cli.options import data_dirs_option, force_option, json_option, rej
 from forebay.cli.output import echo_table, time_text
 from forebay.cli.requests import pending_lines, pending_requests
 from forebay.cli.target import new_file
-from forebay.flows.recovery import job_runs
 from forebay.query.view import View
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout, is_hash_partition
+from forebay.storage.base.running import job_runs
 from forebay.storage.base.text import did_you_mean, plain, plain_lines, shortened
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.outcome import reason_text

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from forebay.flows.recovery import job_runs
 from forebay.query.view import View
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.running import job_runs
 from forebay.storage.base.text import plain
 from forebay.storage.base.times import utc_text
 from forebay.storage.formats.rejects import RejectFilter

@@ -26,12 +26,12 @@ from forebay.cli.output import (
     totals,
 )
 from forebay.cli.requests import pending_lines, pending_requests
-from forebay.flows.recovery import job_runs
 from forebay.query.receipt import COUNTS, MESSAGES
 from forebay.query.view import View
 from forebay.storage.base.directory import require_data_directory
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.running import job_runs
 from forebay.storage.base.text import plain
 
 WATCH_S = 1.0

@@ -24,7 +24,7 @@ def token() -> None:
 @click.argument("name")
 @click.option(
     "--scope", type=click.Choice(get_args(Scope)), default="read", show_default=True,
-    help="read asks; admin may also replay rejects.",
+    help="read asks; admin may also replay rejects, seal and complete.",
 )  # fmt: skip
 @file_option
 def add(name: str, scope: Scope, path: Path) -> None:

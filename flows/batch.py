@@ -30,7 +30,6 @@ import pyarrow.parquet as pq
 from forebay import query
 from forebay.flows.batch_table import TIME, EventTable, Landed, attempts
 from forebay.flows.cross_partition import Duplicates, duplicates
-from forebay.flows.handoff import Handoff
 from forebay.flows.leftovers import RunNote, clean
 from forebay.flows.sections import BatchSettings
 from forebay.query.iceberg import scan_table
@@ -38,6 +37,7 @@ from forebay.storage.base.errors import BadInput, Corruption
 from forebay.storage.base.times import DAY_MS, EPOCH, now_ms, time_of, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
+from forebay.storage.handoff import Handoff
 
 SLICE_ROWS, FILE_ROWS, ROW_GROUP_ROWS = 1_000_000, 8_000_000, 131_072
 SLICE_BYTES, FIRST_ROWS = 512 << 20, 131_072

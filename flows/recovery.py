@@ -115,11 +115,6 @@ def join_hosts(layout: Layout, hosts: Hosts, job: str) -> None:
     keep_host(Disk(), layout, Host(hosts.number, len(hosts.addresses), job, False))
 
 
-def job_runs(disk: Disk, layout: Layout) -> bool:
-    """Whether a job runs on the data directory, however it was started."""
-    return disk.locked(layout.lock) or disk.locked(layout.writers)
-
-
 def begin(layout: Layout) -> None:
     """From now on the last run has not ended well, until this one does."""
     disk = Disk()

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 from forebay.storage.base import errors
 
 if TYPE_CHECKING:
-    from forebay.flows.handoff import Handoff
     from forebay.query import (
         Answer,
         Copy,
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     )
     from forebay.storage.formats.boundary import Boundary
     from forebay.storage.formats.rejects import RejectFilter
+    from forebay.storage.handoff import Handoff
 
 __version__ = "0.1.0"
 
@@ -92,7 +92,7 @@ __all__ = [
 if not TYPE_CHECKING:  # else each wrong name would be an object to a static tool
     _ELSEWHERE = {
         "Boundary": "forebay.storage.formats.boundary",
-        "Handoff": "forebay.flows.handoff",
+        "Handoff": "forebay.storage.handoff",
         "RejectFilter": "forebay.storage.formats.rejects",
     }
 

@@ -133,7 +133,8 @@ class Store(Questions):
         self._published = Published()
         self._cache = HotCache()
         self._answering = threading.local()
-        """`lost`: the nodes that the answer on its way does without, and why."""
+        """`lost`: the nodes that the answer on its way does without, and why; `view`: the one view
+        that all of it is of, if it has to be."""
         self._scans = Scans(self._chunks, self._cache, dict(iceberg or {}), roots)
         self.last_view = self.view()
         """The view that the last answer was made of; no part of the public interface."""
@@ -159,12 +160,14 @@ class Store(Questions):
     def view(self) -> View:
         """Take a new view, which `last_view`, `receipt` and the next use of it refer to. What is in
         a view is no part of the public interface."""
-        view = take_view(
-            self._disk, self._places, chunks=self._chunks, published=self._published,
-            partial=self._partial, without=getattr(self._answering, "lost", None),
-        )  # fmt: skip
-        self._cache.keep(view)
-        self._chunks.keep(file.path for file in view.chunk_files)
+        view: View | None = getattr(self._answering, "view", None)
+        if view is None:
+            view = take_view(
+                self._disk, self._places, chunks=self._chunks, published=self._published,
+                partial=self._partial, without=getattr(self._answering, "lost", None),
+            )  # fmt: skip
+            self._cache.keep(view)
+            self._chunks.keep(file.path for file in view.chunk_files)
         self.last_view = view
         return view
 
@@ -398,7 +401,11 @@ class Store(Questions):
 
     def _retried(self, answer: Callable[[], T]) -> T:
         """Ask again of a new view when a file of the old one has gone; with `partial`, also without
-        a node that did not answer to the end."""
+        a node that did not answer to the end. What is part of an answer of one view is not asked
+        again by itself."""
+        if getattr(self._answering, "view", None) is not None:
+            with self._reported_as_ours():
+                return answer()
         lost: dict[str, str] = {}
         self._answering.lost, tries = lost, 0
         try:
@@ -486,6 +493,22 @@ def offer(store: Store, version: str) -> Offer:
         )
     view = take_view(store._disk, store._roots, chunks=store._chunks, partial=True)
     return offer_of(view, version)
+
+
+def of_one_view(store: Store, answer: Callable[[View], T]) -> T:
+    """What `answer` makes of a view that is taken for it: all that it asks of the store meanwhile,
+    in this thread, is of that view. It is called again, with a new one, where files of it have
+    gone."""
+    answering = store._answering
+
+    def answered() -> T:
+        view = answering.view = store.view()
+        try:
+            return answer(view)
+        finally:
+            answering.view = None
+
+    return store._retried(answered)
 
 
 def rows_for(store: Store, wanted: Wanted) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:

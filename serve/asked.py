@@ -1,8 +1,8 @@
 """What a query worker answers, question by question, and in which formats.
 
 An answer has rows, as a stream, or tables by name, as frames; in JSON all tables of one are an
-object of lists, and rows a list. Its tag is a hash of the question and of the view that was taken
-before it, so that an answer with the same tag is never older than what the tag says.
+object of lists, and rows a list. All of it is of one view, and its tag is a hash of the question
+and of that view.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from forebay.query.dataset import reader
 from forebay.query.frames import exported
 from forebay.query.rows import WRITERS, spreadsheet
 from forebay.query.statement import steady
-from forebay.query.store import Store
+from forebay.query.store import Store, of_one_view
 from forebay.query.tables import TABLE, TABLES, Limits
+from forebay.query.view import View
+from forebay.serve import handing
 from forebay.serve.amplitude.answers import Answers
 from forebay.serve.amplitude.endpoints import ENDPOINTS
 from forebay.serve.brief import brief_object, brief_rows, brief_tables
@@ -112,7 +114,7 @@ class Asked:
         self._opened: Store | None = None
         with suppress(NodeError):  # whoever asks is told; it may be back by then
             self._store.sql("select 1")  # the engine takes a while to load
-        self.kinds = kinds()
+        self.kinds = kinds(config.seconds)
 
     @property
     def _store(self) -> Store:
@@ -120,29 +122,38 @@ class Asked:
             self._opened = self._open()
         return self._opened
 
-    def prepare(self, question: Question) -> Prepared:
-        """Read the question. Raises Problem or an error of ours."""
+    def answer(self, question: Question, send: Callable[[Prepared], None]) -> None:
+        """Have the answer sent: once, or again if files of its view go while it is made. Raises
+        Problem or an error of ours."""
         if question.name == "offer":
-            return Prepared(None, partial(write_offer, self._store))
+            send(Prepared(None, partial(write_offer, self._store)))
+            return
         if question.name == "scan":
-            return Prepared(None, partial(write_rows, self._store, question.body or ""))
+            send(Prepared(None, partial(write_rows, self._store, question.body or "")))
+            return
         if question.name in ENDPOINTS:
             answers = Answers(self._store, self._config.time_zone)
-            write = partial(answers.write, question.name, question.given)
-            return Prepared(self._tag(question, timely=True), write, self._silent)
-        kind = self.kinds[question.name]
-        values = kind.form.read(question.given, question.body, question.path)
-        # What is in the future is left out, unless a period is given.
-        timely = question.name in ANALYTICS and values.get("period") is None
-        etag = self._tag(question, timely=timely) if kind.steady(values) else None
-        return Prepared(etag, partial(self._write, kind, values, question), self._silent)
+            write, timely = partial(answers.write, question.name, question.given), True
+            steady = True
+        else:
+            kind = self.kinds[question.name]
+            values = kind.form.read(question.given, question.body, question.path)
+            # What is in the future is left out, unless a period is given.
+            timely = question.name in ANALYTICS and values.get("period") is None
+            write, steady = partial(self._write, kind, values, question), kind.steady(values)
+
+        def sent(view: View) -> None:
+            etag = self._tag(view, question, timely=timely) if steady else None
+            send(Prepared(etag, write, self._silent))
+
+        of_one_view(self._store, sent)
 
     def _silent(self) -> Sequence[str]:
         return self._store.receipt().silent_nodes
 
-    def _tag(self, question: Question, *, timely: bool) -> str:
+    def _tag(self, view: View, question: Question, *, timely: bool) -> str:
         """With `timely`, one for each minute."""
-        found = blake2b(self._store.view().version, digest_size=16)
+        found = blake2b(view.version, digest_size=16)
         found.update(question.key)
         found.update(self._config.time_zone.encode())
         if timely:
@@ -150,6 +161,7 @@ class Asked:
         return f'W/"{found.hexdigest()}"'
 
     def _write(self, kind: Kind, values: Values, question: Question, out: BinaryIO) -> None:
+        values = dict(values)
         table = values.pop("table", None) if question.name in ANALYTICS else None
         if question.format in PROGRAMS:
             out.write(self._program(question, values, table).encode())
@@ -262,8 +274,8 @@ def _reader(frame: pl.DataFrame) -> pa.RecordBatchReader:
     return exported(frame).to_reader(max_chunksize=65_536)
 
 
-def kinds() -> dict[str, Kind]:
-    """All that can be asked, by name."""
+def kinds(seconds: float) -> dict[str, Kind]:
+    """All that can be asked, by name, of a server whose answers may take so long."""
     found = {
         "sql": Kind(
             Form("sql", Store.sql_stream),
@@ -323,6 +335,18 @@ def kinds() -> dict[str, Kind]:
             Form("replay", RejectFilter),
             _replay,
             "Have rejects decoded again by the job, under the configuration that it runs with.",
+            lambda _: False,
+        ),
+        "seal": Kind(
+            Form("seal", handing.seal_form),
+            lambda store, values: handing.seal(store.view(), seconds, **values),
+            _about(handing.seal),
+            lambda _: False,
+        ),
+        "complete": Kind(
+            Form("complete", handing.complete_form),
+            lambda store, values: handing.complete(store.view(), seconds, **values),
+            _about(handing.complete),
             lambda _: False,
         ),
     }

@@ -2,17 +2,19 @@
 
 One process reads them for all; it is started for the first client, and ends after the last. What
 always holds: a client that reads too slowly holds up nobody: what it has no room for is left out,
-and counted for it; each other event is sent to it once.
+and counted for it; each other event is sent to it once. One that comes back soon, with the id of
+the last message it has, goes on after that; to one that can't, it is said (`gap`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import deque
-from itertools import count
+from itertools import count, islice
 
 import orjson
-from starlette.datastructures import QueryParams
+from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
 from forebay.serve.asking import Client, Gone
@@ -26,6 +28,10 @@ from forebay.serve.wire import LEAVE, PROBLEM, SUBSCRIBE, frame
 MODULE = "forebay.serve.tailing"
 HELD_BYTES = 4 << 20
 """Of events that a client has yet to take."""
+SENT_BYTES = 1 << 20
+"""Of messages that a client was sent, and may not have got."""
+AWAY_S = 30.0
+"""For so long it may be away."""
 QUIET_S = 15.0
 """After so long without an event a comment is sent, so that what lies between keeps the line."""
 LAST_MAX = 1000
@@ -34,14 +40,23 @@ HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-stor
 
 
 class _Client:
-    """What one client has yet to take. `problem` is why there will be no more."""
+    """What one client has yet to take, and what it was sent last: each message has a number, and
+    its id is that with the client's `name`. `problem` is why there will be no more; `connection` is
+    the one that it has now, None while it is away."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: bytes = b"") -> None:
+        self.asked = asked
+        self.name = secrets.token_hex(8)
         self.held: deque[bytes] = deque()
         self.bytes = 0
         self.missed = 0
         self.problem: Problem | None = None
         self.new = asyncio.Event()
+        self.connection: object | None = None
+        self.away: asyncio.TimerHandle | None = None
+        self._sent: deque[bytes] = deque()
+        self._sent_bytes = 0
+        self._number = 0
 
     def put(self, rows: int, missed: int, lines: bytes) -> None:
         if self.held and self.bytes + len(lines) > HELD_BYTES:
@@ -62,12 +77,28 @@ class _Client:
         while self.held:
             lines = self.held.popleft()
             self.bytes -= len(lines)
-            parts += [b"data: " + line + b"\n\n" for line in lines.splitlines()]
+            parts += [self._message(b"data: " + line) for line in lines.splitlines()]
         if self.missed:
-            parts.append(b'event: missed\ndata: {"missed":%d}\n\n' % self.missed)
+            parts.append(self._message(b'event: missed\ndata: {"missed":%d}' % self.missed))
             self.missed = 0
         self.new.clear()
         return b"".join(parts)
+
+    def _message(self, said: bytes) -> bytes:
+        self._number += 1
+        made = b"%b\nid: %b-%d\n\n" % (said, self.name.encode(), self._number)
+        self._sent.append(made)
+        self._sent_bytes += len(made)
+        while self._sent_bytes > SENT_BYTES:
+            self._sent_bytes -= len(self._sent.popleft())
+        return made
+
+    def since(self, number: int) -> bytes | None:
+        """The messages after the one of this number; None if some of them are kept no more."""
+        behind = self._number - number
+        if not 0 <= behind <= len(self._sent):
+            return None
+        return b"".join(islice(self._sent, len(self._sent) - behind, None))
 
 
 class Feed:
@@ -89,25 +120,24 @@ class Feed:
                 raise Problem(
                     501, "events: expected data directories, got other nodes: follow each of them"
                 )
-            asked = _asked(scope)
-            if len(self._clients) >= self._config.streams:
-                raise Problem(
-                    429,
-                    f"expected {self._config.streams} clients at most that follow events, got more",
-                    {"Retry-After": "5"},
-                )
-            number = (next(self._numbers) % 2**32).to_bytes(4, "big")
-            mine = self._clients[number] = _Client()
-            self._metrics.streams.set(len(self._clients))
+            asked, had = _asked(scope), Headers(scope=scope).get("last-event-id", "")
+            number, missing = self._back(had, asked)
+            mine = self._clients[number]
+            connection = mine.connection = object()
+            self._count()
             try:
-                await client.unless_gone(self._subscribe(number, asked))
-                await client.unless_gone(mine.new.wait())  # a problem, or what there is
-                if mine.problem is not None:
-                    raise mine.problem
+                if missing is None:
+                    missing = (
+                        b"event: gap\ndata: %b\n\n" % orjson.dumps({"after": had}) if had else b""
+                    )
+                    await client.unless_gone(self._subscribe(number, asked))
+                    await client.unless_gone(mine.new.wait())  # a problem, or what there is
+                    if mine.problem is not None:
+                        raise mine.problem
                 await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-                await self._follow(mine, client, send)
+                await self._follow(mine, missing, client, send)
             finally:
-                self._leave(number)
+                self._leave(number, connection)
         except Problem as problem:
             status = problem.status
             await answer_problem(problem, send, scope["path"])
@@ -117,10 +147,37 @@ class Feed:
             client.close()
             self._metrics.requests.labels("events", str(status)).inc()
 
-    async def _follow(self, mine: _Client, client: Client, send: Send) -> None:
-        """Send what comes until the client leaves, or there will be no more: the stream then ends
-        without its end, and a browser asks again."""
-        part = b"retry: 1000\n\n" + mine.taken()
+    def _back(self, had: str, asked: bytes) -> tuple[bytes, bytes | None]:
+        """The number of the client that was sent the message of the id `had`, and what came after
+        that; of a new one, and None, where it is not known or asks for something else. Raises
+        Problem where there are too many."""
+        name, _, sent = had.partition("-")
+        for number, one in self._clients.items():
+            if one.name == name and one.asked == asked and one.problem is None and sent.isdecimal():
+                missing = one.since(int(sent[:20]))
+                if missing is not None:
+                    if one.away is not None:
+                        one.away.cancel()
+                    one.new.set()  # a connection that it had before ends
+                    return number, missing
+        if len(self._clients) >= self._config.streams:
+            away = next((n for n, one in self._clients.items() if one.connection is None), None)
+            if away is None:
+                raise Problem(
+                    429,
+                    f"expected {self._config.streams} clients at most that follow events, got more",
+                    {"Retry-After": "5"},
+                )
+            self._forget(away)
+        number = (next(self._numbers) % 2**32).to_bytes(4, "big")
+        self._clients[number] = _Client(asked)
+        return number, None
+
+    async def _follow(self, mine: _Client, missing: bytes, client: Client, send: Send) -> None:
+        """Send what comes until the client leaves or has another connection, or there will be no
+        more: the stream then ends without its end, and a browser asks again."""
+        connection = mine.connection
+        part = b"retry: 1000\n\n" + missing + mine.taken()
         while True:
             await client.unless_gone(
                 send({"type": "http.response.body", "body": part, "more_body": True})
@@ -130,9 +187,12 @@ class Feed:
             try:
                 async with asyncio.timeout(QUIET_S):
                     await client.unless_gone(mine.new.wait())
-                part = mine.taken()
             except TimeoutError:
                 part = b":\n\n"
+                continue
+            if mine.connection is not connection:
+                return
+            part = mine.taken()
 
     async def _subscribe(self, number: bytes, asked: bytes) -> None:
         async with self._starting:
@@ -144,14 +204,32 @@ class Feed:
                 self._reading = asyncio.create_task(self._read(self._process))
         self._process.write(frame(SUBSCRIBE, number + asked))
 
-    def _leave(self, number: bytes) -> None:
-        del self._clients[number]
-        self._metrics.streams.set(len(self._clients))
+    def _leave(self, number: bytes, connection: object) -> None:
+        """Keep what comes for a while: it may be back."""
+        mine = self._clients.get(number)
+        if mine is None or mine.connection is not connection:
+            return
+        mine.connection = None
+        self._count()
+        if mine.problem is not None:
+            self._forget(number)
+        else:
+            loop = asyncio.get_running_loop()
+            mine.away = loop.call_later(AWAY_S, self._forget, number)
+
+    def _forget(self, number: bytes) -> None:
+        mine = self._clients.pop(number)
+        if mine.away is not None:
+            mine.away.cancel()
         if self._process is not None:
             if self._clients:
                 self._process.write(frame(LEAVE, number))
             else:
                 self._process.kill("idle")
+
+    def _count(self) -> None:
+        here = sum(one.connection is not None for one in self._clients.values())
+        self._metrics.streams.set(here)
 
     async def _read(self, process: Process) -> None:
         """Give each client what is its own."""

@@ -34,7 +34,7 @@ from forebay.serve.routes import (
     INDEX,
     MCP,
     OFFER,
-    REPLAY,
+    ORDERED,
     SCAN,
 )
 from forebay.serve.sharing import Answers
@@ -42,7 +42,7 @@ from forebay.serve.static import files as page_files
 from forebay.serve.tokens import Tokens
 
 PATHS = {
-    **ASKED, "events": EVENTS, "replay": REPLAY, "files": FILES, "file": FILE, "mcp": MCP,
+    **ASKED, **ORDERED, "events": EVENTS, "files": FILES, "file": FILE, "mcp": MCP,
     "page": "/", "index": INDEX,
     **ENDPOINTS,
 }  # fmt: skip
@@ -97,7 +97,7 @@ def front(
     }
     app = Starlette(
         routes=[
-            asked(REPLAY, "replay", ["POST"]),
+            *(asked(path, name, ["POST"]) for name, path in ORDERED.items()),
             asked(OFFER, "offer", ["GET"]),
             asked(SCAN, "scan", ["POST"]),
             *(asked(path, name, ["GET", "POST"]) for name, path in ASKED.items()),

@@ -20,13 +20,13 @@ from forebay.serve.amplitude import refusals
 from forebay.serve.amplitude.endpoints import is_amplitude
 from forebay.serve.config import Config
 from forebay.serve.problems import MEDIA_TYPE, Problem
-from forebay.serve.routes import INDEX, MCP, REPLAY
+from forebay.serve.routes import INDEX, MCP, ORDERED
 from forebay.serve.tokens import Tokens
 
 OPEN = ("/", INDEX, "/livez", "/readyz", "/docs", "/openapi.json")
 OPEN_BELOW = "/page/"
 """What says nothing of the data, and needs no token."""
-ADMIN = (REPLAY,)
+ADMIN = tuple(ORDERED.values())
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 SAID = {
     "content-security-policy": POLICY,

@@ -40,6 +40,9 @@ class Metrics:
             ["reason"],
             registry=own,
         )
+        self.asked = Counter(
+            "forebay_serve_asked", "Questions that workers were asked.", registry=own
+        )
         self.shared = Counter(
             "forebay_serve_shared", "Answers that were those of an equal question.", registry=own
         )

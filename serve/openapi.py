@@ -16,13 +16,13 @@ from forebay.serve.routes import (
     INDEX,
     MCP,
     MEDIA_TYPES,
+    ORDERED,
     PROGRAMS,
-    REPLAY,
 )
 
 Json = dict[str, Any]
 JSON = "application/json"
-ONLY_JSON = ("receipt", "replay", "roles", "tables", "why")
+ONLY_JSON = ("receipt", "roles", "tables", "why", *ORDERED)
 SECURED: list[Json] = [{"token": []}, {}]
 PROBLEM: Json = {
     "type": "object",
@@ -41,6 +41,7 @@ PROBLEMS = {
     "404": "No such path.",
     "405": "Another method.",
     "406": "No such format of this answer.",
+    "409": "Another handoff is open.",
     "410": "A file that no longer exists: what it had is in others now.",
     "413": "More than a question may have.",
     "415": "The body is not JSON.",
@@ -65,8 +66,8 @@ FORMAT: Json = {
 def document(kinds: Mapping[str, Kind]) -> Json:
     """The document of all paths."""
     paths: Json = {path: _item(name, kinds[name]) for name, path in ASKED.items()}
-    replay = kinds["replay"]
-    paths[REPLAY] = {"post": _operation("replay", replay, "post")}
+    for name, path in ORDERED.items():
+        paths[path] = {"post": _operation(name, kinds[name], "post")}
     paths[EVENTS] = {"get": _events()}
     paths[FILES] = {"get": _files(kinds["files"])}
     paths[FILE] = {"get": _file()}
@@ -223,8 +224,16 @@ def _events() -> Json:
     return {
         "summary": "Events as they come, each once, as server-sent events.",
         "description": "Each is a message of which the data is the event as an object of JSON. A"
-        " message `missed` says how many events a client did not get that read too slowly.",
+        " message `missed` says how many events a client did not get that read too slowly; `gap`"
+        " that it was away for too long, and does not get what came since the message `after`.",
         "parameters": [
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "schema": {"type": "string"},
+                "description": "The id of the last message that the client has: it gets what came"
+                " since, if it is back within half a minute.",
+            },
             {"name": "event", "in": "query", "schema": text, "description": "By default all."},
             {"name": "where", "in": "query", "schema": text, "description": "Filters."},
             {

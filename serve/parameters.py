@@ -194,6 +194,10 @@ _EXCLUSION: Json = {
 }
 _LENGTH: Json = {"type": "string", "pattern": r"^\d{1,9}(ms|s|m|h|d)$", "example": "30m"}
 _MOMENT: Json = {"type": "string", "format": "date-time"}
+_THROUGH: Json = {
+    "anyOf": [{"type": "string", "format": "date"}, _MOMENT],
+    "description": "Up to which, not included: 2024-05-02 is the end of the 1st (UTC).",
+}
 _ROLES: Json = {
     "type": "object",
     "properties": dict.fromkeys(ROLES, _TEXT),
@@ -212,6 +216,7 @@ KINDS: dict[Any, Any] = {
     Roles: _asked_as(_roles, _ROLES),
     timedelta: _asked_as(_length, _LENGTH),
     datetime: _asked_as(_moment, _MOMENT),
+    date | datetime: _asked_as(_day, _THROUGH),
     Sequence[Where]: _asked_as(_filters, _FILTERS),
     Parameters: list[Scalar] | dict[str, Scalar] | None,
 }

@@ -5,7 +5,7 @@ What always holds:
 - A worker has one question at a time. One that is killed, or ends, costs that question only, and
   another takes its place.
 - At most `workers` questions are worked on. `waiting` more wait, in order, for a bounded time; what
-  comes beyond is refused at once.
+  comes beyond is refused at once. What is asked beside these takes the one in reserve.
 - The memory of workers is looked at while they work; one that holds more than it may is killed, and
   one that holds half of it after an answer is replaced, so that the next question need not pay.
 """
@@ -90,34 +90,41 @@ class Pool:
         """Whether any worker could be asked, be it after those that ask it now."""
         return bool(self._all)
 
+    @property
+    def free(self) -> bool:
+        """Whether a question would be worked on at once."""
+        return not self._slots.locked()
+
     @asynccontextmanager
-    async def lent(self) -> AsyncIterator[Worker]:
-        """A worker for one question. Raises Problem where too many ask.
+    async def lent(self, *, beside: bool = False) -> AsyncIterator[Worker]:
+        """A worker for one question, which is not one of those at once if it is asked `beside`
+        them. Raises Problem where too many ask.
 
         If it has not been answered in full when the context is left, nobody waits for the rest."""
-        worker = await self._taken()
+        slots = asyncio.Semaphore() if beside else self._slots
+        worker = await self._taken(slots)
         self._metrics.busy.inc()
         try:
             yield worker
         finally:
             self._metrics.busy.dec()
-            self._later(self._back(worker))
+            self._later(self._back(worker, slots))
 
-    async def _taken(self) -> Worker:
-        if self._slots.locked() and self._waiting >= self._config.waiting:
+    async def _taken(self, slots: asyncio.Semaphore) -> Worker:
+        if slots.locked() and self._waiting >= self._config.waiting:
             at_once, waiting = self._config.workers, self._config.waiting
             raise _busy(f"at most {at_once} questions at once and {waiting} that wait, got more")
         self._waiting += 1
         self._metrics.waiting.set(self._waiting)
         try:
             async with asyncio.timeout(self._config.waiting_seconds):
-                await self._slots.acquire()
+                await slots.acquire()
                 try:
                     while (worker := await self._idle.get()).process.ended:
                         pass
                     return worker
                 except BaseException:
-                    self._slots.release()
+                    slots.release()
                     raise
         except TimeoutError as error:
             seconds = self._config.waiting_seconds
@@ -126,7 +133,7 @@ class Pool:
             self._waiting -= 1
             self._metrics.waiting.set(self._waiting)
 
-    async def _back(self, worker: Worker) -> None:
+    async def _back(self, worker: Worker, slots: asyncio.Semaphore) -> None:
         """Take it back, unless it is killed."""
         try:
             if worker.asked and worker.process.killed is None:
@@ -142,7 +149,7 @@ class Pool:
         except Ended:
             worker.process.kill("ended")
         finally:
-            self._slots.release()
+            slots.release()
 
     async def _keep(self, worker: Worker | None) -> None:
         """Have a worker, and another when it has ended."""

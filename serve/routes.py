@@ -31,13 +31,19 @@ ASKED = {
 object."""
 INDEX = "/v1"
 REPLAY = "/v1/rejects/replay"
+SEAL = "/v1/batch/seal"
+COMPLETE = "/v1/batch/complete"
+ORDERED = {"replay": REPLAY, "seal": SEAL, "complete": COMPLETE}
+"""What changes something, by name: asked by POST, with scope admin."""
 EVENTS = "/v1/events"
 OFFER = "/v1/node"
 SCAN = "/v1/node/scan"
 """What other nodes ask: what there is here, and rows of it. Their paths stand in `query.exchange`
 too."""
-FRESH = ("offer", "scan")
+FRESH = ("offer", "scan", *ORDERED)
 """Questions whose answers are not shared: an answer of a second ago would be of an old view."""
+BESIDE = ("seal", "complete")
+"""Questions that wait for the job more than they compute: they are not among those at once."""
 SCAN_BYTES_MAX = 32 << 20
 """What names the blocks and chunks of a view takes some hundred bytes for each."""
 MISSING = "forebay-missing"

@@ -6,6 +6,8 @@ What always holds:
   goes wrong in it is a problem. What is larger goes to one client as it is made, no faster than
   that client reads; the others who asked the same ask a worker each.
 - A question that nobody waits for any more ends. One that takes longer than it may ends too.
+- What is asked again and again is answered anew before its second is over, if a worker is free: so
+  whoever asks next need not wait, and no answer is older for that.
 - An answer that ends early is never taken for a whole one: its stream raises Cut.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -24,11 +26,13 @@ from forebay.serve.pool import Pool, Worker
 from forebay.serve.problems import Problem
 from forebay.serve.process import Ended
 from forebay.serve.question import Question
-from forebay.serve.routes import FRESH
+from forebay.serve.routes import BESIDE, FRESH
 from forebay.serve.wire import CUT, DATA, END, HEAD, PROBLEM, SAME, Frame
 
 SMALL_BYTES = 1 << 20
 SHARED_S = 1.0
+RENEWED_S = 0.7
+"""The age of an answer from which another is made for those who come next."""
 SHARED_MAX = 64
 """Answers that are held at most, beside those that are sent."""
 OF_THE_QUESTION = (406, 422)
@@ -59,6 +63,8 @@ class _Running:
 
     def __init__(self, question: Question) -> None:
         self.question = question
+        self.began_s = asyncio.get_running_loop().time()
+        self.renewed = False
         self.watchers = 0
         self.settled = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -70,11 +76,13 @@ class _Running:
         self.claimed = False
 
     def serves(self, question: Question) -> bool:
-        """Whether its answer is one to that question too: not where it was only our own trouble."""
+        """Whether its answer is one to that question too: not where it was only our own trouble,
+        and not where it is known to be none that this asker has."""
         if self.problem is not None and self.problem.status not in OF_THE_QUESTION:
             return False
-        known = self.question.known
-        return self.large is None and (not known or known == question.known)
+        if self.same and _head(self)[0] not in question.known:
+            return False
+        return self.large is None
 
 
 class Stream:
@@ -110,17 +118,23 @@ class Answers:
         self._config = config
         self._metrics = metrics
         self._shared: dict[bytes, _Running] = {}
+        self._renewing: set[asyncio.Task[None]] = set()
 
     async def ask(self, question: Question) -> Reply:
         """The answer. Whoever is given a stream must close it. Raises Problem."""
         if question.name in FRESH:
-            return await self._reply(self._started(question), question)
+            reply = await self._reply(self._started(question), question)
+            if question.name in BESIDE:  # no answer of before is one to who asks from now on
+                self._shared.clear()
+            return reply
         key = question.key
         running = self._shared.get(key)
         if running is not None and running.serves(question):
             self._metrics.shared.inc()
+            self._renew(key, running)
         else:
-            running = self._begin(key, question)
+            running = self._started(question)
+            self._share(key, running)
         return await self._reply(running, question)
 
     async def _reply(self, running: _Running, question: Question) -> Reply:
@@ -140,23 +154,51 @@ class Answers:
         if running.problem is not None:
             raise running.problem
         etag, missing = _head(running)
-        if running.same or (etag is not None and etag in question.known):
+        if etag is not None and etag in question.known:
             return Reply(etag, same=True)
+        if running.same:  # another asker had it, this one has not
+            return await self.ask(replace(question, known=()))
         return Reply(etag, missing, whole=bytes(running.parts))
 
     def _started(self, question: Question) -> _Running:
+        self._metrics.asked.inc()
         running = _Running(question)
         running.task = asyncio.create_task(self._run(running))
         return running
 
-    def _begin(self, key: bytes, question: Question) -> _Running:
-        running = self._shared[key] = self._started(question)
+    def _renew(self, key: bytes, running: _Running) -> None:
+        """Have another made in time, unless all workers have something to do."""
+        loop = asyncio.get_running_loop()
+        old = running.settled.is_set() and loop.time() - running.began_s >= RENEWED_S
+        if old and not running.renewed and running.problem is None and self._pool.free:
+            running.renewed = True
+            task = asyncio.create_task(self._made_anew(key, running))
+            self._renewing.add(task)
+            task.add_done_callback(self._renewing.discard)
+
+    async def _made_anew(self, key: bytes, old: _Running) -> None:
+        etag, _ = _head(old)
+        made = self._started(replace(old.question, known=() if etag is None else (etag,)))
+        made.watchers += 1
+        try:
+            await made.settled.wait()
+            if made.same and not old.same:  # nothing has changed
+                made.head, made.parts, made.same = old.head, old.parts, False
+            wanted = self._shared.get(key) is old
+            if wanted and made.problem is None and made.large is None:
+                self._share(key, made)
+        finally:
+            self._leave(made)
+
+    def _share(self, key: bytes, running: _Running) -> None:
+        """Give the same to all who ask, until it is a second old."""
+        self._shared[key] = running
         assert running.task is not None
         loop = asyncio.get_running_loop()
+        end_s = running.began_s + SHARED_S
         running.task.add_done_callback(
-            lambda _: loop.call_later(max(0.0, began + SHARED_S - loop.time()), forget)
+            lambda _: loop.call_later(max(0.0, end_s - loop.time()), forget)
         )
-        began = loop.time()
 
         def forget() -> None:
             if self._shared.get(key) is running:
@@ -166,7 +208,6 @@ class Answers:
             settled = [one for one, held in self._shared.items() if held.settled.is_set()]
             for one in settled[: len(self._shared) - SHARED_MAX]:
                 del self._shared[one]
-        return running
 
     def _leave(self, running: _Running) -> None:
         running.watchers -= 1
@@ -183,7 +224,7 @@ class Answers:
     async def _run(self, running: _Running) -> None:
         """Ask a worker, and take in what it answers."""
         try:
-            async with self._pool.lent() as worker:
+            async with self._pool.lent(beside=running.question.name in BESIDE) as worker:
                 try:
                     async with asyncio.timeout(self._config.seconds):
                         await self._take_in(running, worker)

@@ -36,7 +36,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
 
 @dataclass(frozen=True)
 class Token:
-    """A token as it is stored: `scope` "read" asks, "admin" also replays rejects."""
+    """A token as it is stored: `scope` "read" asks, "admin" also replays rejects, seals and
+    completes."""
 
     name: str
     scope: Scope

@@ -13,8 +13,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import orjson
 
@@ -37,21 +38,31 @@ from forebay.serve.wire import (
 )
 from forebay.storage.base.errors import BadInput, ForebayError, NodeError
 
+if TYPE_CHECKING:
+    from forebay.serve.asked import Prepared
+
 PR_SET_PDEATHSIG = 1
 log = logging.getLogger("forebay.serve.worker")
 
 
 class Out:
-    """The answer as a file to write to: frames of a bounded size. What goes wrong before the first
-    is sent can still be a problem."""
+    """The answer as a file to write to: frames of a bounded size. Before the first is sent, what
+    goes wrong can still be a problem, or another answer be begun."""
 
-    def __init__(self, pipe: BinaryIO, head: Callable[[], bytes]) -> None:
-        """`head` is asked for when the first frame is sent."""
+    def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe
-        self._head = head
+        self._head: Callable[[], bytes] = bytes
         self._held = bytearray()
         self.begun = False
         self.closed = False
+
+    def begin(self, head: Callable[[], bytes]) -> None:
+        """Begin an answer, of which `head` is asked for when the first frame is sent. Raises
+        Problem where some of another has been sent."""
+        if self.begun:
+            raise Problem(410, "expected files that stay until they are read, got some that went")
+        self._head = head
+        self._held.clear()
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         size = len(memoryview(data).cast("B"))
@@ -108,28 +119,29 @@ class Worker:
         self._asked = Asked(config)
 
     def answer(self, data: bytes) -> None:
-        out = None
+        out = Out(self._pipe)
         try:
             question = Question.decode(data)
             if question.name == OPENAPI:
                 from forebay.serve.openapi import document
 
-                out = Out(self._pipe, lambda: b"{}")
+                out.begin(lambda: b"{}")
                 out.write(orjson.dumps(document(self._asked.kinds)))
                 out.end()
                 return
-            prepared = self._asked.prepare(question)
-            if prepared.etag is not None and prepared.etag in question.known:
-                self._tell(SAME, orjson.dumps({"etag": prepared.etag}))
-                return
-            out = Out(self._pipe, prepared.head)
-            prepared.write(cast(BinaryIO, out))
-            out.end()
+            self._asked.answer(question, partial(self._send, question, out))
         except BrokenPipeError:
             raise
         except Exception as error:  # noqa: BLE001  # the next question must be answered
-            problem = problem_of(error)
-            self._tell(CUT if out is not None and out.begun else PROBLEM, problem.encode())
+            self._tell(CUT if out.begun else PROBLEM, problem_of(error).encode())
+
+    def _send(self, question: Question, out: Out, prepared: Prepared) -> None:
+        if prepared.etag is not None and prepared.etag in question.known:
+            self._tell(SAME, orjson.dumps({"etag": prepared.etag}))
+            return
+        out.begin(prepared.head)
+        prepared.write(cast(BinaryIO, out))
+        out.end()
 
     def _tell(self, kind: bytes, payload: bytes) -> None:
         self._pipe.write(frame(kind, payload))

@@ -26,13 +26,13 @@ from pyiceberg.transforms import DayTransform
 
 import forebay
 from forebay.flows.batch import run_day
-from forebay.flows.handoff import Handoff
 from forebay.flows.sections import BatchSettings
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.times import DAY_MS
 from forebay.storage.formats.boundary import Boundary, read_boundary
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
+from forebay.storage.handoff import Handoff
 from tests.batch_run import STOPPED
 from tests.job import Job
 

@@ -117,12 +117,16 @@ class Server:
         return self.ask("/v1/sql", {"text": text}, headers=headers)
 
     @contextmanager
-    def asked(self, path: str, query: Mapping[str, Any]) -> Iterator[socket.socket]:
+    def asked(
+        self, path: str, query: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> Iterator[socket.socket]:
         """A client that has asked, and reads when it wants to."""
         client = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT_S)
         with client:
             address = f"{path}?{urlencode(query, doseq=True)}"
-            client.sendall(f"GET {address} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            lines = [f"GET {address} HTTP/1.1", "Host: localhost"]
+            lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+            client.sendall("\r\n".join([*lines, "", ""]).encode())
             yield client
 
     def metric(self, name: str) -> float:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from forebay.flows.batch import run_day
-from forebay.flows.handoff import Handoff
 from forebay.storage.base.times import ms_of, now_ms
+from forebay.storage.handoff import Handoff
 from tests import engine
 from tests.amplitude import event, messages_of, random_events
 from tests.days import CONFIG, MakeJob, a_job, feed, run_job

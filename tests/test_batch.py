@@ -22,12 +22,12 @@ import forebay.query.view
 import forebay.query.why
 from forebay.cli.main import main
 from forebay.flows.batch import missing_days, run_day
-from forebay.flows.handoff import Handoff
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
 from forebay.storage.base.times import DAY_MS, time_of
 from forebay.storage.formats.boundary import Boundary, read_boundary
+from forebay.storage.handoff import Handoff
 from tests.batch_run import STEPS
 from tests.days import (
     CONFIG,

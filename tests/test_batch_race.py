@@ -24,11 +24,11 @@ from pyiceberg.table import CommitTableResponse, Table
 import forebay
 from forebay.flows.batch import run_day
 from forebay.flows.batch_table import SEAL, EventTable, own_catalog
-from forebay.flows.handoff import Handoff
 from forebay.flows.sections import BatchSettings
 from forebay.storage.base.errors import BadInput, Corruption
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import Boundary
+from forebay.storage.handoff import Handoff
 from tests.days import (
     CONFIG,
     MakeJob,

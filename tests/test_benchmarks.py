@@ -26,6 +26,7 @@ from benchmarks import (
     recovery,
     report,
     scale,
+    serve,
 )
 from benchmarks.measure import Child, percentile
 from benchmarks.report import Bound, Report
@@ -117,6 +118,17 @@ def test_freshness_sees_every_event_once(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(freshness, "SHARES", (0.5,))
     for entry in check(freshness.run, 20_000).forebay["at"].values():
         assert entry["seen"] > 0
+
+
+@pytest.mark.long
+def test_serve_answers_every_panel_while_ingest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_kafka()
+    monkeypatch.setattr(serve, "SECONDS", 3.0)
+    monkeypatch.setattr(serve, "WARM_S", 2.0)
+    entry = check(serve.run, 20_000).forebay
+    assert entry["failed"] == 0
+    assert 0 < entry["computed"] < entry["answers"]
+    assert len(entry["runs"][0]["panels"]) == 10
 
 
 @pytest.mark.long

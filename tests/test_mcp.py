@@ -201,7 +201,7 @@ def test_over_http_tools_answer_as_the_store_does(
 
 
 def test_a_tool_shows_no_parameter_that_its_question_has_not() -> None:
-    known = kinds()
+    known = kinds(seconds=60)
     for tool in TOOLS:
         for name in tool.asks:
             assert tool.properties.keys() - {"rows"} <= known[name].form.model.model_fields.keys()

@@ -349,6 +349,44 @@ def test_events_that_come_are_sent_once_each(server: Server, data: Partition) ->
         assert prices == [7.0, 8.0]
 
 
+def test_a_follower_that_is_back_has_each_event_once(server: Server, data: Partition) -> None:
+    def publish(*prices: float) -> None:
+        first = 3000 + round(prices[0])
+        events = [{"kind": "back", "who": "u1", "price": one, "at": 3 * DAY_MS} for one in prices]
+        data.take(frame_of(events, first))
+        data.blocks.publish()
+
+    def ids(found: bytes) -> list[str]:
+        return re.findall(r"id: (\S+-\d+)\n", found.decode())
+
+    def prices(found: bytes) -> list[float]:
+        return [orjson.loads(line[6:])["price"] for line in _lines(found, b"data: {")]
+
+    query = {"event": "back"}
+    with server.asked("/v1/events", query) as client:
+        _received(client, b"retry: 1000\n\n")
+        publish(1.0, 2.0, 3.0)
+        first, *others = ids(_received(client, b'"price":3.0'))
+    assert len(others) >= 1
+    publish(4.0, 5.0)
+    with server.asked("/v1/events", query, {"Last-Event-ID": first}) as client:
+        found = _received(client, b'"price":5.0')
+        assert prices(found) == [2.0, 3.0, 4.0, 5.0]
+        publish(6.0)
+        assert prices(_received(client, b'"price":6.0'))[-1] == 6.0
+        # Another connection goes on in place of this one.
+        with server.asked("/v1/events", query, {"Last-Event-ID": ids(found)[0]}) as again:
+            assert prices(_received(again, b'"price":6.0')) == [3.0, 4.0, 5.0, 6.0]
+            while client.recv(65536):
+                pass
+    for known in (f"{first}0000", "0-1", "x", first.replace("-", "")):
+        with server.asked("/v1/events", query, {"Last-Event-ID": known}) as client:
+            found = _received(client, b'event: gap\ndata: {"after":')
+            assert known.encode() in found
+    with server.asked("/v1/events", {"event": "search"}, {"Last-Event-ID": first}) as client:
+        _received(client, b'event: gap\ndata: {"after":')
+
+
 def _lines(text: bytes, begin: bytes) -> list[bytes]:
     return [line for line in text.split(b"\n") if line.startswith(begin) and line.endswith(b"}")]
 

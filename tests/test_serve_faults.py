@@ -193,16 +193,23 @@ def test_no_process_is_left_however_the_server_ends(start: Start, number: int) -
 
 
 def test_a_follower_that_reads_too_slowly_is_told_what_it_missed() -> None:
-    from forebay.serve.feed import HELD_BYTES, _Client
+    from forebay.serve.feed import HELD_BYTES, SENT_BYTES, _Client
 
     client = _Client()
     line = b'{"n":1}\n'
     client.put(2, 0, line * 2)
     client.put(9, 0, b"x" * HELD_BYTES)
     client.put(0, 3, b"")
-    assert client.taken() == b'data: {"n":1}\n\n' * 2 + b'event: missed\ndata: {"missed":12}\n\n'
-    client.put(1, 0, line)
-    assert client.taken() == b'data: {"n":1}\n\n'
+    messages = [
+        *(b'data: {"n":1}\nid: %b-%d' % (client.name.encode(), n) for n in (1, 2)),
+        b'event: missed\ndata: {"missed":12}\nid: %b-3' % client.name.encode(),
+    ]
+    assert client.taken().split(b"\n\n") == [*messages, b""]
+    assert client.since(1) == b"\n\n".join([*messages[1:], b""])
+    assert (client.since(3), client.since(4)) == (b"", None)
+    client.put(9, 0, b'{"n":2}\n' * (SENT_BYTES // 8))
+    assert client.taken().count(b"data: ") == SENT_BYTES // 8
+    assert client.since(3) is None
 
 
 @pytest.mark.long

@@ -148,7 +148,7 @@ export async function follow(given, most, told, signal) {
     let lines = [];
     let missed = 0;
     for (const message of messages) {
-      if (message.startsWith("data: ")) lines.push(message.slice(6));
+      if (message.startsWith("data: ")) lines.push(message.slice(6).split("\n", 1)[0]);
       else if (message.startsWith("event: missed")) {
         missed += JSON.parse(message.slice(message.indexOf("{"))).missed;
       }

@@ -19,11 +19,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Self
 
-from forebay.flows.recovery import job_runs
 from forebay.storage.base.directory import require_data_directory
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.running import job_runs
 from forebay.storage.base.times import utc_text
 from forebay.storage.formats.boundary import Boundary, BoundaryWriter
 from forebay.storage.formats.state import PartitionState, read_manifest
