@@ -32,8 +32,9 @@ from tests.stranger import Block, Stranger, blocks
 from tests.test_vendors import BROKER, FORMS, Form
 
 README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"
+CONTRIBUTING = "CONTRIBUTING.md"
 DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
-PAGES = (README, DOCKER, ARCHITECTURE, "CHANGELOG.md", REFERENCE.name, *DOCS)
+PAGES = (README, DOCKER, ARCHITECTURE, CONTRIBUTING, "CHANGELOG.md", REFERENCE.name, *DOCS)
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 WITHOUT_KAFKA = (
     README,
@@ -45,6 +46,7 @@ WITHOUT_KAFKA = (
     "docs/nodes.md",
     "docs/batch-layer.md",
     "docs/counters.md",
+    CONTRIBUTING,
 )
 """Pages that a stranger follows one after the other, in one terminal."""
 ON_KAFKA = ("docs/kafka.md",)
@@ -142,6 +144,7 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay export": _all_exported,
     "forebay files": _says("part-00000"),
     "forebay run": _as_generated,
+    "forebay verify": _says(r"torn log +[\d,]+ +\d+ +0 +0 "),
     "FOREBAY_CONFIG=secure.toml forebay config check": _says("secure.toml.*no faults"),
     "forebay config show": _says("data_dir = "),
 }  # fmt: skip
@@ -193,6 +196,20 @@ def _in_ci(block: Block) -> None:
     """They are what CI runs: here they would run within one of them."""
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     assert set(block.commands) <= set(lines)
+
+
+def _developing(block: Block) -> None:
+    """They would run the tests within a test: targets, files and folders exist, and commands of
+    ours parse."""
+    targets = (ROOT / "Makefile").read_text()
+    for command in block.commands:
+        words = [word for word in shlex.split(command) if "=" not in word]
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", targets, re.MULTILINE), command
+        else:
+            assert words[:3] == ["python", "-m", "pytest"] or words[0] in ("source", "git"), command
+            files = [word for word in words if word.startswith("tests/")]
+            assert all((ROOT / file).exists() for file in files), command
 
 
 def _composed(block: Block) -> None:
@@ -255,6 +272,9 @@ def _help(block: Block) -> None:
 CHECKED: dict[tuple[str, str], Callable[[Block], None]] = {
     (README, "Kafka ─► decode"): _tables,
     (README, "make demo"): _in_ci,
+    (CONTRIBUTING, "make setup"): _developing,
+    (CONTRIBUTING, "python -m pytest"): _developing,
+    (CONTRIBUTING, "REWRITE_GOLDEN"): _developing,
     ("docs/hosts.md", "forebay run --hosts"): _several_hosts,
     ("docs/hosts.md", "python -m bytewax.recovery store"): _several_hosts,
     ("docs/mcp.md", '{"mcpServers"'): _model_host,
