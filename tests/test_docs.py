@@ -8,6 +8,8 @@ import json
 import re
 import shlex
 import signal
+import sysconfig
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -49,6 +51,8 @@ WITHOUT_KAFKA = (
     CONTRIBUTING,
 )
 """Pages that a stranger follows one after the other, in one terminal."""
+TUTORIAL = "docs/tutorial.md"
+"""Which begins with an empty folder."""
 ON_KAFKA = ("docs/kafka.md",)
 CLIENTS = "docs/clients.md"
 """`tests/test_clients.py` runs its blocks."""
@@ -65,10 +69,27 @@ def _generated(stranger: Stranger, told: str) -> None:
 
 
 def _as_generated(stranger: Stranger, _: str) -> None:
-    """The totals are those that `generate` printed."""
+    """The totals are those that `generate` printed, and what was sent again is dropped again."""
     totals, expected = stranger.status()["totals"], stranger.counted
-    names = ("accepted", "duplicates", "rejects", "late")
+    again = expected.get("again", 0)
+    names = ("accepted", "late") if again else ("accepted", "duplicates", "rejects", "late")
     assert {n: totals[n] for n in names} == {n: expected[n] for n in names}
+    dropped = totals["duplicates"] + totals["rejects"]
+    assert dropped == expected["duplicates"] + expected["rejects"] + again
+
+
+def _sent_again(stranger: Stranger, _: str) -> None:
+    again = (stranger.folder / "again").read_bytes().splitlines(keepends=True)
+    lines = (stranger.folder / "events" / "part-00000.ndjson").read_bytes().splitlines(True)
+    assert lines[: len(again)] == lines[-len(again) :] == again
+    stranger.counted["again"] = len(again)
+
+
+def _charted(stranger: Stranger, _: str) -> None:
+    """By the block of Python before."""
+    page = (stranger.folder / "purchases.html").read_text()
+    assert "vega" in page
+    assert not re.search(r"<(?:script|link)[^>]+(?:src|href)=", page)
 
 
 def _handed_over(stranger: Stranger, told: str) -> None:
@@ -99,6 +120,13 @@ def _says(*patterns: str) -> Callable[[Stranger, str], None]:
 
 CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay generate": _generated,
+    "head -n 1000": _sent_again,
+    "forebay --version": _says(re.escape(forebay.__version__)),
+    "forebay sql \"select event_type, count(*) as n, sum": _says(r"purchase +\d{4} +\d{5}"),
+    "forebay sql \"select date_trunc('hour'": _says("2024-05-01 08:00:00", "15:00:00"),
+    "forebay sql \"select count(*) as n, raw->>": _says(r"\d+  usb-c\n"),
+    "forebay segment purchase --by platform --interval": _says(r"iOS +2024-05-01 15:00 +[1-9]"),
+    "forebay config check": _says("no faults"),
     "forebay status": _as_generated,
     "python -m bytewax.run": _as_generated,
     "forebay sql \"select event_type": _says("page_view"),
@@ -123,7 +151,7 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay tail --where": _says(r"upload_time +event_type +country", r"purchase|search"),
     "forebay funnel": _says(r"2 +search +[1-9]", r"3 +purchase +\d"),
     "forebay retention": _says(r"from_day", r"0 +1 +[1-9]"),
-    "forebay segment": _says(r"answer = store\.segmentation\(", r"by='country'"),
+    "forebay segment purchase --measure": _says(r"answer = store\.segmentation\(", r"by='country'"),
     "forebay token add": _says(r"^forebay_[\w-]{43}\n"),
     "forebay token list": _says(r"dashboards +read"),
     "curl -s 'http://localhost:8080/v1/funnel": _says(r'^\{"steps":\[', '"event":"search"'),
@@ -181,7 +209,26 @@ def _server_answers(stranger: Stranger) -> None:
     stranger.start("forebay serve").until("is served at http://127.0.0.1:8080")
 
 
+def _installed(stranger: Stranger) -> None:
+    """What it needs is that of this process: `tests/test_packaging.py` has pip get all of it."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    (Path(stranger.run(f'python -c "{code}"').strip()) / "ours.pth").write_text(
+        f"{sysconfig.get_path('purelib')}\n"
+    )
+    stranger.run("pip install --quiet --no-deps --no-build-isolation --no-index '.[serve,charts]'")
+
+
+def _server_of_the_tutorial(stranger: Stranger) -> None:
+    served = stranger.start("forebay serve --port 8093")
+    served.until("is served at http://127.0.0.1:8093")
+    with urllib.request.urlopen("http://127.0.0.1:8093/") as answer:
+        assert b"<title>" in answer.read()
+    served.stop(signal.SIGINT)
+
+
 LASTING: dict[str, Callable[[Stranger], None]] = {
+    "pip install '.[serve,charts]'": _installed,
+    "forebay serve --port 8093": _server_of_the_tutorial,
     "forebay serve": _server_answers,
     "make kafka": _broker_answers,
     "forebay run --workers 2": _job_takes_all,
@@ -371,6 +418,19 @@ def test_the_guide_works_word_for_word_without_kafka(stranger: Stranger) -> None
 
 @pytest.mark.long
 @pytest.mark.timeout(PATIENT_S)
+def test_the_tutorial_works_word_for_word(tmp_path: Path) -> None:
+    engine.need()
+    stranger = Stranger(tmp_path, _free_port())
+    try:
+        follow(stranger, list(blocks(TUTORIAL)))
+        _charted(stranger, "")
+        assert_layout(stranger.folder / "data")
+    finally:
+        stranger.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(PATIENT_S)
 @pytest.mark.kafka
 def test_the_guide_works_word_for_word_on_kafka(tmp_path: Path) -> None:
     stranger = Stranger(tmp_path, _free_port())
@@ -407,7 +467,7 @@ def assert_layout(data: Path) -> None:
     assert not unknown, f"{ARCHITECTURE}: expected every file to be named there, got {unknown[:3]}"
 
 
-@pytest.mark.parametrize("name", sorted({*PAGES} - {*WITHOUT_KAFKA, *ON_KAFKA, CLIENTS}))
+@pytest.mark.parametrize("name", sorted({*PAGES} - {*WITHOUT_KAFKA, TUTORIAL, *ON_KAFKA, CLIENTS}))
 def test_each_block_that_is_not_run_has_a_check_of_its_own(name: str) -> None:
     for block in blocks(name):
         check = check_of(block)
