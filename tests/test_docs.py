@@ -26,6 +26,7 @@ from forebay.query.receipt import _PARTITION_SCHEMA
 from forebay.query.tables import TABLES
 from forebay.storage.base import errors
 from forebay.storage.formats.frame import REJECT_SCHEMA
+from forebay.verify.stories import STORIES
 from tests import engine
 from tests.broker import _free_port
 from tests.image import ROOT, services
@@ -34,7 +35,7 @@ from tests.stranger import Block, Stranger, blocks
 from tests.test_vendors import BROKER, FORMS, Form
 
 README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"
-CONTRIBUTING = "CONTRIBUTING.md"
+CONTRIBUTING, GUARANTEES = "CONTRIBUTING.md", "docs/guarantees.md"
 DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
 PAGES = (README, DOCKER, ARCHITECTURE, CONTRIBUTING, "CHANGELOG.md", REFERENCE.name, *DOCS)
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
@@ -48,6 +49,7 @@ WITHOUT_KAFKA = (
     "docs/nodes.md",
     "docs/batch-layer.md",
     "docs/counters.md",
+    GUARANTEES,
     CONTRIBUTING,
 )
 """Pages that a stranger follows one after the other, in one terminal."""
@@ -172,7 +174,7 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay export": _all_exported,
     "forebay files": _says("part-00000"),
     "forebay run": _as_generated,
-    "forebay verify": _says(r"torn log +[\d,]+ +\d+ +0 +0 "),
+    "forebay verify": _says(r"(?:torn log|an hour ago) +[\d,]+ +\d+ +0 +0 "),
     "FOREBAY_CONFIG=secure.toml forebay config check": _says("secure.toml.*no faults"),
     "forebay config show": _says("data_dir = "),
 }  # fmt: skip
@@ -632,6 +634,10 @@ def test_exit_codes_are_those_that_the_guide_has() -> None:
     assert len(ours) > 1
     rows = re.findall(r"^\| (\d+) \|", _table("exit code"), re.MULTILINE)
     assert {int(row) for row in rows} == {0, 1, 2, *ours}
+
+
+def test_the_guarantees_name_as_many_stories_as_there_are() -> None:
+    assert re.findall(r"(\d+) stories", TEXT[GUARANTEES]) == [str(len(STORIES))]
 
 
 def test_secrets_in_the_guide_are_settings_that_take_them() -> None:
