@@ -36,6 +36,7 @@ from tests.test_vendors import BROKER, FORMS, Form
 
 README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"
 CONTRIBUTING, GUARANTEES = "CONTRIBUTING.md", "docs/guarantees.md"
+SIZING, BENCHMARKS = "docs/sizing.md", "docs/benchmarks.md"
 DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
 PAGES = (README, DOCKER, ARCHITECTURE, CONTRIBUTING, "CHANGELOG.md", REFERENCE.name, *DOCS)
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
@@ -50,6 +51,7 @@ WITHOUT_KAFKA = (
     "docs/batch-layer.md",
     "docs/counters.md",
     GUARANTEES,
+    SIZING,
     CONTRIBUTING,
 )
 """Pages that a stranger follows one after the other, in one terminal."""
@@ -638,6 +640,14 @@ def test_exit_codes_are_those_that_the_guide_has() -> None:
 
 def test_the_guarantees_name_as_many_stories_as_there_are() -> None:
     assert re.findall(r"(\d+) stories", TEXT[GUARANTEES]) == [str(len(STORIES))]
+
+
+def test_sizes_are_computed_from_figures_that_benchmarks_have() -> None:
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| `make bench BENCH=(\w+)` \|$", TEXT[SIZING], re.M)
+    assert rows
+    for figure, name in rows:
+        assert figure.partition(" (")[0] in TEXT[BENCHMARKS], figure
+        assert f"| `{name}` |" in TEXT[BENCHMARKS]
 
 
 def test_secrets_in_the_guide_are_settings_that_take_them() -> None:
