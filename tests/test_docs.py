@@ -24,8 +24,13 @@ from forebay.flows.schemas import PRESETS
 from forebay.flows.settings import ENV_PREFIX, NO_SETTINGS, Settings
 from forebay.query.receipt import _PARTITION_SCHEMA
 from forebay.query.tables import TABLES
+from forebay.serve.amplitude.endpoints import ENDPOINTS, NOT_SERVED
+from forebay.serve.front import OTHERS, PATHS
+from forebay.serve.metrics import Metrics
+from forebay.serve.routes import FILE, OFFER, SCAN
 from forebay.storage.base import errors
 from forebay.storage.formats.frame import REJECT_SCHEMA
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
 from forebay.verify.stories import STORIES
 from tests import engine
 from tests.broker import _free_port
@@ -598,8 +603,41 @@ def test_each_setting_that_a_page_names_exists(name: str) -> None:
 def test_tables_and_columns_are_those_that_the_guide_has() -> None:
     found = _rows("table")
     assert found == list(TABLES)
+    system = _rows("column of events")
+    assert system == [PARTITION, OFFSET, UPLOAD_TIME, RAW]
     assert _rows("column of rejects") == REJECT_SCHEMA.names
     assert sorted(_rows("column")) == sorted(_PARTITION_SCHEMA)
+
+
+def test_metrics_of_a_server_are_those_that_the_guide_has() -> None:
+    """Those of the job: `tests/test_metrics.py` compares what it scrapes."""
+    text = Metrics().text().decode()
+    assert set(_rows("metric of a server")) == set(re.findall(r"^# TYPE (\S+)", text, re.M))
+
+
+def test_paths_of_a_server_are_those_that_the_guide_has() -> None:
+    apart = {"page": "/", "file": FILE, **ENDPOINTS}
+    ours = {path for name, path in PATHS.items() if name not in apart} | {OFFER, SCAN, *OTHERS}
+    told = {path.replace("ID", "{user}") for path in _paths(TEXT["docs/serve.md"])}
+    assert told == ours | {"/api/2/…"}
+
+
+def test_endpoints_of_amplitude_are_those_that_the_guide_has() -> None:
+    paths = {path.removesuffix("/…") for path in _paths(TEXT["docs/amplitude.md"])}
+    assert {path for path in paths if path.startswith("/api/")} == {
+        *ENDPOINTS.values(),
+        *NOT_SERVED,
+    }
+
+
+def _paths(page: str) -> set[str]:
+    """Those in the first cells of its tables; `…/x` is beside the one before."""
+    found: list[str] = []
+    for cell in re.findall(r"^\| ([^|]*`/[^|]*)\|", page, re.MULTILINE):
+        for path in re.findall(r"`([/…][^`]*)`", cell):
+            beside = path.startswith("…")
+            found.append(f"{found[-1].rpartition('/')[0]}{path[1:]}" if beside else path)
+    return set(found)
 
 
 def test_schemas_are_those_that_the_guide_has() -> None:
