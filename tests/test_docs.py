@@ -467,7 +467,7 @@ def assert_layout(data: Path) -> None:
         pattern = pattern.replace("drops-N", r"drops-\d+").replace("replay/N", r"replay/\d+")
         for word, one in parts.items():
             pattern = pattern.replace(word, one)
-        pattern = re.sub(r"\bRUN\b", r"\\d+", pattern)
+        pattern = re.sub(r"\bRUN\b", r"\\d+", pattern).replace(".cN", r".c\d+")
         pattern = pattern.replace("date=D", r"date=[\d-]+").replace("hour=H", r"hour=\d+")
         patterns.append(pattern + (".*" if name.endswith("/") else ""))
     found = [p.relative_to(data).as_posix() for p in data.rglob("*") if p.is_file()]
