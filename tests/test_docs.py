@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import polars as pl
 import pytest
+from click.shell_completion import get_completion_class
 from click.testing import CliRunner
 
 import forebay.cli.main
@@ -588,12 +589,23 @@ def test_each_example_does_what_it_says(tmp_path: Path) -> None:
         assert stranger.run(line) or words == ("tail",), line
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_tab_completes_in_each_shell_that_the_guide_names(shell: str) -> None:
+    assert f"{shell}_source" in TEXT[README]
+    made = get_completion_class(shell)
+    assert made is not None
+    completed = made(main, {}, "forebay", f"_{ENV_PREFIX}COMPLETE")
+    assert "forebay" in completed.source_vars().values()
+    assert [one.value for one in completed.get_completions([], "ver")] == ["verify"]
+    assert "--story" in [one.value for one in completed.get_completions(["verify"], "--st")]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_each_setting_that_a_page_names_exists(name: str) -> None:
     known = {setting for setting, _, _ in settings()}
     tops = {setting.split(".")[0] for setting in known} | {*map(str.lower, NO_SETTINGS)}
     inner = {setting.split(".")[-1] for setting in known}
-    for variable in re.findall(rf"{ENV_PREFIX}([A-Z_]+[A-Z])", TEXT[name]):
+    for variable in re.findall(rf"(?<!_){ENV_PREFIX}([A-Z_]+[A-Z])", TEXT[name]):
         setting = variable.lower().replace("__", ".")
         assert setting in known | tops, f"{name}: {ENV_PREFIX}{variable}"
     for setting in re.findall(r"`((?:[a-z_]+\.)?[a-z_]+) = ", TEXT[name]):
