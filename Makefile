@@ -10,8 +10,7 @@ PARALLEL := -n 3 --dist worksteal
 # Where it is set, each process that runs tests would rewrite their assertions anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-long check torture fuzz kafka bench reference docs audit \
-  constraints clean
+.PHONY: help setup demo test test-long check torture fuzz kafka bench reference docs audit constraints clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
