@@ -10,7 +10,7 @@ PARALLEL := -n 3 --dist worksteal
 # Where it is set, each process that runs tests would rewrite their assertions anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test test-long check torture fuzz kafka bench reference audit constraints clean
+.PHONY: help setup demo test test-long check torture fuzz kafka bench reference docs audit constraints clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,11 @@ setup:  ## make .venv; the other targets do it by themselves
 
 reference: setup  ## write REFERENCE.md from the code
 	$(BIN)/python -m tests.manual
+
+docs: setup  ## build the documentation as a site, in build/site, and check its links
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+	  -e '.[docs]'
+	$(BIN)/python -m tests.site
 
 # Asks advisory services on the network.
 audit: setup  ## look for known vulnerabilities of what is pinned

@@ -62,7 +62,8 @@ def verify(
             console.print(f"seed {now}: {name} ... ", end="")
             place = work / str(now) / _folder_of(name)
             row, fault = play(name, STORIES[name], place, now)
-            console.print(f"{row.events} events, {row.kills} kills, {row.seconds} s")
+            died = "1 kill" if row.kills == 1 else f"{row.kills} kills"
+            console.print(f"{row.events:,} events, {died}, {row.seconds} s")
             rows.append(row)
             if fault or row.lost or row.doubled:
                 wrong += 1

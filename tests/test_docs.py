@@ -8,12 +8,15 @@ import json
 import re
 import shlex
 import signal
+import sysconfig
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import polars as pl
 import pytest
+from click.shell_completion import get_completion_class
 from click.testing import CliRunner
 
 import forebay.cli.main
@@ -22,8 +25,14 @@ from forebay.flows.schemas import PRESETS
 from forebay.flows.settings import ENV_PREFIX, NO_SETTINGS, Settings
 from forebay.query.receipt import _PARTITION_SCHEMA
 from forebay.query.tables import TABLES
+from forebay.serve.amplitude.endpoints import ENDPOINTS, NOT_SERVED
+from forebay.serve.front import OTHERS, PATHS
+from forebay.serve.metrics import Metrics
+from forebay.serve.routes import FILE, OFFER, SCAN
 from forebay.storage.base import errors
 from forebay.storage.formats.frame import REJECT_SCHEMA
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
+from forebay.verify.stories import STORIES
 from tests import engine
 from tests.broker import _free_port
 from tests.image import ROOT, services
@@ -32,8 +41,10 @@ from tests.stranger import Block, Stranger, blocks
 from tests.test_vendors import BROKER, FORMS, Form
 
 README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"
+CONTRIBUTING, GUARANTEES = "CONTRIBUTING.md", "docs/guarantees.md"
+SIZING, BENCHMARKS = "docs/sizing.md", "docs/benchmarks.md"
 DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
-PAGES = (README, DOCKER, ARCHITECTURE, "CHANGELOG.md", REFERENCE.name, *DOCS)
+PAGES = (README, DOCKER, ARCHITECTURE, CONTRIBUTING, "CHANGELOG.md", REFERENCE.name, *DOCS)
 TEXT = {name: (ROOT / name).read_text() for name in PAGES}
 WITHOUT_KAFKA = (
     README,
@@ -45,8 +56,13 @@ WITHOUT_KAFKA = (
     "docs/nodes.md",
     "docs/batch-layer.md",
     "docs/counters.md",
+    GUARANTEES,
+    SIZING,
+    CONTRIBUTING,
 )
 """Pages that a stranger follows one after the other, in one terminal."""
+TUTORIAL = "docs/tutorial.md"
+"""Which begins with an empty folder."""
 ON_KAFKA = ("docs/kafka.md",)
 CLIENTS = "docs/clients.md"
 """`tests/test_clients.py` runs its blocks."""
@@ -63,10 +79,27 @@ def _generated(stranger: Stranger, told: str) -> None:
 
 
 def _as_generated(stranger: Stranger, _: str) -> None:
-    """The totals are those that `generate` printed."""
+    """The totals are those that `generate` printed, and what was sent again is dropped again."""
     totals, expected = stranger.status()["totals"], stranger.counted
-    names = ("accepted", "duplicates", "rejects", "late")
+    again = expected.get("again", 0)
+    names = ("accepted", "late") if again else ("accepted", "duplicates", "rejects", "late")
     assert {n: totals[n] for n in names} == {n: expected[n] for n in names}
+    dropped = totals["duplicates"] + totals["rejects"]
+    assert dropped == expected["duplicates"] + expected["rejects"] + again
+
+
+def _sent_again(stranger: Stranger, _: str) -> None:
+    again = (stranger.folder / "again").read_bytes().splitlines(keepends=True)
+    lines = (stranger.folder / "events" / "part-00000.ndjson").read_bytes().splitlines(True)
+    assert lines[: len(again)] == lines[-len(again) :] == again
+    stranger.counted["again"] = len(again)
+
+
+def _charted(stranger: Stranger, _: str) -> None:
+    """By the block of Python before."""
+    page = (stranger.folder / "purchases.html").read_text()
+    assert "vega" in page
+    assert not re.search(r"<(?:script|link)[^>]+(?:src|href)=", page)
 
 
 def _handed_over(stranger: Stranger, told: str) -> None:
@@ -97,6 +130,13 @@ def _says(*patterns: str) -> Callable[[Stranger, str], None]:
 
 CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay generate": _generated,
+    "head -n 1000": _sent_again,
+    "forebay --version": _says(re.escape(forebay.__version__)),
+    "forebay sql \"select event_type, count(*) as n, sum": _says(r"purchase +\d{4} +\d{5}"),
+    "forebay sql \"select date_trunc('hour'": _says("2024-05-01 08:00:00", "15:00:00"),
+    "forebay sql \"select count(*) as n, raw->>": _says(r"\d+  usb-c\n"),
+    "forebay segment purchase --by platform --interval": _says(r"iOS +2024-05-01 15:00 +[1-9]"),
+    "forebay config check": _says("no faults"),
     "forebay status": _as_generated,
     "python -m bytewax.run": _as_generated,
     "forebay sql \"select event_type": _says("page_view"),
@@ -121,7 +161,7 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay tail --where": _says(r"upload_time +event_type +country", r"purchase|search"),
     "forebay funnel": _says(r"2 +search +[1-9]", r"3 +purchase +\d"),
     "forebay retention": _says(r"from_day", r"0 +1 +[1-9]"),
-    "forebay segment": _says(r"answer = store\.segmentation\(", r"by='country'"),
+    "forebay segment purchase --measure": _says(r"answer = store\.segmentation\(", r"by='country'"),
     "forebay token add": _says(r"^forebay_[\w-]{43}\n"),
     "forebay token list": _says(r"dashboards +read"),
     "curl -s 'http://localhost:8080/v1/funnel": _says(r'^\{"steps":\[', '"event":"search"'),
@@ -142,6 +182,7 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
     "forebay export": _all_exported,
     "forebay files": _says("part-00000"),
     "forebay run": _as_generated,
+    "forebay verify": _says(r"(?:torn log|an hour ago) +[\d,]+ +\d+ +0 +0 "),
     "FOREBAY_CONFIG=secure.toml forebay config check": _says("secure.toml.*no faults"),
     "forebay config show": _says("data_dir = "),
 }  # fmt: skip
@@ -178,7 +219,26 @@ def _server_answers(stranger: Stranger) -> None:
     stranger.start("forebay serve").until("is served at http://127.0.0.1:8080")
 
 
+def _installed(stranger: Stranger) -> None:
+    """What it needs is that of this process: `tests/test_packaging.py` has pip get all of it."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    (Path(stranger.run(f'python -c "{code}"').strip()) / "ours.pth").write_text(
+        f"{sysconfig.get_path('purelib')}\n"
+    )
+    stranger.run("pip install --quiet --no-deps --no-build-isolation --no-index '.[serve,charts]'")
+
+
+def _server_of_the_tutorial(stranger: Stranger) -> None:
+    served = stranger.start("forebay serve --port 8093")
+    served.until("is served at http://127.0.0.1:8093")
+    with urllib.request.urlopen("http://127.0.0.1:8093/") as answer:
+        assert b"<title>" in answer.read()
+    served.stop(signal.SIGINT)
+
+
 LASTING: dict[str, Callable[[Stranger], None]] = {
+    "pip install '.[serve,charts]'": _installed,
+    "forebay serve --port 8093": _server_of_the_tutorial,
     "forebay serve": _server_answers,
     "make kafka": _broker_answers,
     "forebay run --workers 2": _job_takes_all,
@@ -193,6 +253,20 @@ def _in_ci(block: Block) -> None:
     """They are what CI runs: here they would run within one of them."""
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     assert set(block.commands) <= set(lines)
+
+
+def _developing(block: Block) -> None:
+    """They would run the tests within a test: targets, files and folders exist, and commands of
+    ours parse."""
+    targets = (ROOT / "Makefile").read_text()
+    for command in block.commands:
+        words = [word for word in shlex.split(command) if "=" not in word]
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", targets, re.MULTILINE), command
+        else:
+            assert words[:3] == ["python", "-m", "pytest"] or words[0] in ("source", "git"), command
+            files = [word for word in words if word.startswith("tests/")]
+            assert all((ROOT / file).exists() for file in files), command
 
 
 def _composed(block: Block) -> None:
@@ -255,6 +329,9 @@ def _help(block: Block) -> None:
 CHECKED: dict[tuple[str, str], Callable[[Block], None]] = {
     (README, "Kafka ─► decode"): _tables,
     (README, "make demo"): _in_ci,
+    (CONTRIBUTING, "make setup"): _developing,
+    (CONTRIBUTING, "python -m pytest"): _developing,
+    (CONTRIBUTING, "REWRITE_GOLDEN"): _developing,
     ("docs/hosts.md", "forebay run --hosts"): _several_hosts,
     ("docs/hosts.md", "python -m bytewax.recovery store"): _several_hosts,
     ("docs/mcp.md", '{"mcpServers"'): _model_host,
@@ -351,6 +428,19 @@ def test_the_guide_works_word_for_word_without_kafka(stranger: Stranger) -> None
 
 @pytest.mark.long
 @pytest.mark.timeout(PATIENT_S)
+def test_the_tutorial_works_word_for_word(tmp_path: Path) -> None:
+    engine.need()
+    stranger = Stranger(tmp_path, _free_port())
+    try:
+        follow(stranger, list(blocks(TUTORIAL)))
+        _charted(stranger, "")
+        assert_layout(stranger.folder / "data")
+    finally:
+        stranger.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(PATIENT_S)
 @pytest.mark.kafka
 def test_the_guide_works_word_for_word_on_kafka(tmp_path: Path) -> None:
     stranger = Stranger(tmp_path, _free_port())
@@ -378,7 +468,7 @@ def assert_layout(data: Path) -> None:
         pattern = pattern.replace("drops-N", r"drops-\d+").replace("replay/N", r"replay/\d+")
         for word, one in parts.items():
             pattern = pattern.replace(word, one)
-        pattern = re.sub(r"\bRUN\b", r"\\d+", pattern)
+        pattern = re.sub(r"\bRUN\b", r"\\d+", pattern).replace(".cN", r".c\d+")
         pattern = pattern.replace("date=D", r"date=[\d-]+").replace("hour=H", r"hour=\d+")
         patterns.append(pattern + (".*" if name.endswith("/") else ""))
     found = [p.relative_to(data).as_posix() for p in data.rglob("*") if p.is_file()]
@@ -387,7 +477,7 @@ def assert_layout(data: Path) -> None:
     assert not unknown, f"{ARCHITECTURE}: expected every file to be named there, got {unknown[:3]}"
 
 
-@pytest.mark.parametrize("name", sorted({*PAGES} - {*WITHOUT_KAFKA, *ON_KAFKA, CLIENTS}))
+@pytest.mark.parametrize("name", sorted({*PAGES} - {*WITHOUT_KAFKA, TUTORIAL, *ON_KAFKA, CLIENTS}))
 def test_each_block_that_is_not_run_has_a_check_of_its_own(name: str) -> None:
     for block in blocks(name):
         check = check_of(block)
@@ -499,12 +589,23 @@ def test_each_example_does_what_it_says(tmp_path: Path) -> None:
         assert stranger.run(line) or words == ("tail",), line
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_tab_completes_in_each_shell_that_the_guide_names(shell: str) -> None:
+    assert f"{shell}_source" in TEXT[README]
+    made = get_completion_class(shell)
+    assert made is not None
+    completed = made(main, {}, "forebay", f"_{ENV_PREFIX}COMPLETE")
+    assert "forebay" in completed.source_vars().values()
+    assert [one.value for one in completed.get_completions([], "ver")] == ["verify"]
+    assert "--story" in [one.value for one in completed.get_completions(["verify"], "--st")]
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_each_setting_that_a_page_names_exists(name: str) -> None:
     known = {setting for setting, _, _ in settings()}
     tops = {setting.split(".")[0] for setting in known} | {*map(str.lower, NO_SETTINGS)}
     inner = {setting.split(".")[-1] for setting in known}
-    for variable in re.findall(rf"{ENV_PREFIX}([A-Z_]+[A-Z])", TEXT[name]):
+    for variable in re.findall(rf"(?<!_){ENV_PREFIX}([A-Z_]+[A-Z])", TEXT[name]):
         setting = variable.lower().replace("__", ".")
         assert setting in known | tops, f"{name}: {ENV_PREFIX}{variable}"
     for setting in re.findall(r"`((?:[a-z_]+\.)?[a-z_]+) = ", TEXT[name]):
@@ -514,8 +615,41 @@ def test_each_setting_that_a_page_names_exists(name: str) -> None:
 def test_tables_and_columns_are_those_that_the_guide_has() -> None:
     found = _rows("table")
     assert found == list(TABLES)
+    system = _rows("column of events")
+    assert system == [PARTITION, OFFSET, UPLOAD_TIME, RAW]
     assert _rows("column of rejects") == REJECT_SCHEMA.names
     assert sorted(_rows("column")) == sorted(_PARTITION_SCHEMA)
+
+
+def test_metrics_of_a_server_are_those_that_the_guide_has() -> None:
+    """Those of the job: `tests/test_metrics.py` compares what it scrapes."""
+    text = Metrics().text().decode()
+    assert set(_rows("metric of a server")) == set(re.findall(r"^# TYPE (\S+)", text, re.M))
+
+
+def test_paths_of_a_server_are_those_that_the_guide_has() -> None:
+    apart = {"page": "/", "file": FILE, **ENDPOINTS}
+    ours = {path for name, path in PATHS.items() if name not in apart} | {OFFER, SCAN, *OTHERS}
+    told = {path.replace("ID", "{user}") for path in _paths(TEXT["docs/serve.md"])}
+    assert told == ours | {"/api/2/…"}
+
+
+def test_endpoints_of_amplitude_are_those_that_the_guide_has() -> None:
+    paths = {path.removesuffix("/…") for path in _paths(TEXT["docs/amplitude.md"])}
+    assert {path for path in paths if path.startswith("/api/")} == {
+        *ENDPOINTS.values(),
+        *NOT_SERVED,
+    }
+
+
+def _paths(page: str) -> set[str]:
+    """Those in the first cells of its tables; `…/x` is beside the one before."""
+    found: list[str] = []
+    for cell in re.findall(r"^\| ([^|]*`/[^|]*)\|", page, re.MULTILINE):
+        for path in re.findall(r"`([/…][^`]*)`", cell):
+            beside = path.startswith("…")
+            found.append(f"{found[-1].rpartition('/')[0]}{path[1:]}" if beside else path)
+    return set(found)
 
 
 def test_schemas_are_those_that_the_guide_has() -> None:
@@ -552,6 +686,18 @@ def test_exit_codes_are_those_that_the_guide_has() -> None:
     assert len(ours) > 1
     rows = re.findall(r"^\| (\d+) \|", _table("exit code"), re.MULTILINE)
     assert {int(row) for row in rows} == {0, 1, 2, *ours}
+
+
+def test_the_guarantees_name_as_many_stories_as_there_are() -> None:
+    assert re.findall(r"(\d+) stories", TEXT[GUARANTEES]) == [str(len(STORIES))]
+
+
+def test_sizes_are_computed_from_figures_that_benchmarks_have() -> None:
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \| `make bench BENCH=(\w+)` \|$", TEXT[SIZING], re.M)
+    assert rows
+    for figure, name in rows:
+        assert figure.partition(" (")[0] in TEXT[BENCHMARKS], figure
+        assert f"| `{name}` |" in TEXT[BENCHMARKS]
 
 
 def test_secrets_in_the_guide_are_settings_that_take_them() -> None:
