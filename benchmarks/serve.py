@@ -90,7 +90,7 @@ def run(events: int, runs: int, command: str) -> Report:
         "exact": all(one["exact"] for one in found),
         "runs": found,
     }
-    report.ratios = {name: report.forebay[name] for name in BOUNDS}
+    report.ratios = {name: float(report.forebay[name]) for name in BOUNDS}
     report.bounds = BOUNDS
     _show(report, found)
     return report
