@@ -68,7 +68,9 @@ def panels(now: datetime) -> dict[str, str]:
         "segmentation": (
             "segmentation", {"events": "page_view", "measure": "totals", "period": days},
         ),
-        "a user": ("users/u1", {"limit": "100"}),
+        "by platform": (
+            "segmentation", {"events": "page_view", "by": "platform", "period": days},
+        ),
     }  # fmt: skip
     return {name: f"/v1/{path}?{urlencode(query)}" for name, (path, query) in asked.items()}
 
@@ -88,7 +90,7 @@ def run(events: int, runs: int, command: str) -> Report:
         "exact": all(one["exact"] for one in found),
         "runs": found,
     }
-    report.ratios = {name: report.forebay[name] for name in BOUNDS}
+    report.ratios = {name: float(report.forebay[name]) for name in BOUNDS}
     report.bounds = BOUNDS
     _show(report, found)
     return report

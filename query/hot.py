@@ -21,6 +21,8 @@ from forebay.storage.formats.log import Extent, Span
 from forebay.storage.formats.schema import OFFSET, RAW
 
 YIELD_ROWS = 131_072
+PIECE_ROWS = 65_536
+"""What comes is joined to fewer rows than these: a column is not copied whole for each look."""
 Found = Sequence[tuple[Span, memoryview]]
 
 
@@ -32,7 +34,8 @@ class _HotLog:
         self.from_raw = log.from_raw
         self._reader = log.open()
         self._found: list[tuple[Span, memoryview]] = []
-        self._columns: dict[str, tuple[int, pl.Series]] = {}
+        self._columns: dict[str, tuple[int, list[pl.Series]]] = {}
+        """How many batches it has of each, and its pieces, which are cut alike in all columns."""
 
     def follow(self, extent: Extent) -> None:
         """Read what is new in it. Raises MissingFile or Corruption."""
@@ -46,14 +49,14 @@ class _HotLog:
         self._decode([name for name in {*schema, OFFSET} if name in present], self._reader.decoded)
         self._decode(self.from_raw.lacking(present, schema), self._from_raw)
         for name in schema.keys() & self._columns.keys():
-            if (dtype := self._columns[name][1].dtype) != schema[name]:
+            if (dtype := self._columns[name][1][0].dtype) != schema[name]:
                 raise Corruption(
                     f"log {self._path}: {name}: expected {schema[name]}, got {dtype}", 0
                 )
         known = self._columns.get(OFFSET)
-        rows = 0 if known is None else min(extent.rows, len(known[1]))
+        rows = 0 if known is None else min(extent.rows, sum(map(len, known[1])))
         columns = [
-            self._columns[name][1].head(rows)
+            pl.concat(self._columns[name][1]).head(rows)
             if name in self._columns
             else pl.Series(name, [None], dtype).new_from_index(0, rows)
             for name, dtype in schema.items()
@@ -78,9 +81,18 @@ class _HotLog:
                 continue
             frame = pl.DataFrame(pa.Table.from_batches(decoded(self._found[done:], group)))
             for series in frame.get_columns():
-                known = self._columns.get(series.name)
-                whole = series if known is None else known[1].append(series).rechunk()
-                self._columns[series.name] = (len(self._found), whole)
+                _, pieces = self._columns.get(series.name, (0, []))
+                self._columns[series.name] = (len(self._found), _joined(pieces, series))
+
+
+def _joined(pieces: list[pl.Series], more: pl.Series) -> list[pl.Series]:
+    """All rows, in pieces of PIECE_ROWS but for the last one."""
+    if pieces and len(pieces[-1]) < PIECE_ROWS:
+        *pieces, last = pieces
+        more = pl.concat([last, more])
+    more = more.rechunk()
+    cuts = range(0, max(1, len(more)), PIECE_ROWS)
+    return [*pieces, *(more.slice(at, PIECE_ROWS) for at in cuts)]
 
 
 class HotCache:

@@ -173,6 +173,8 @@ class Client(threading.Thread):
             while part := got.read(PART_BYTES):
                 body += part
                 self._scene.over.wait(0.005)
+            if got.length:  # read by parts, http.client takes the end for that of the answer
+                raise http.client.IncompleteRead(bytes(body), got.length)
             return got.status, bytes(body)
         finally:
             connection.close()
