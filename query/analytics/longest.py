@@ -115,7 +115,8 @@ def _insert(found: Any, count: int, event: int) -> int:
         at -= 1
     if at < count and found[at] == event:
         return count
-    found[at + 1 : count + 1] = found[at:count].copy()
+    for n in range(count, at, -1):
+        found[n] = found[n - 1]
     found[at] = event
     return count + 1
 
@@ -228,9 +229,9 @@ def longest_paths(
             if not again:
                 count += 1
             unit, known_part = units[entry], part
-            lengths[count - 1] = (level, left)
-            events[count - 1] = -1
-            events[count - 1, :chosen] = filled[:chosen]
+            lengths[count - 1, 0], lengths[count - 1, 1] = level, left
+            for step in range(steps):
+                events[count - 1, step] = filled[step] if step < chosen else -1
             if not same or chosen > top_length:
                 if same:
                     longest[top] = False

@@ -179,7 +179,8 @@ def _count(
         if or_after:
             if at < high:
                 last = (places[high - 1] - bases[window]) // width
-                counts[cells[window], : last + 1] += 1
+                for day in range(min(last + 1, counts.shape[1])):
+                    counts[cells[window], day] += 1
             continue
         n = 0
         while at < high and n < len(bounds):

@@ -4,6 +4,9 @@ Events of a unit, in order of time, have a mask each: bit k for what may fill st
 above the steps a bit for each exclusion. Events at one time form a group; within it, any order
 counts, and a group fills as many steps as distinct events can fill (bipartite matching, by
 augmenting paths).
+
+Here and in `longest`, values are copied one by one: an assignment of an array to a part of another
+makes numba compile the text of an error, which takes longer than the rest.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ def following(units: Any, masks: Any, starts: Any, bits: int, forward: bool) -> 
         g = groups - 1 - n if forward else n
         if n and units[starts[g]] != units[starts[g + 1 if forward else g - 1]]:
             nearest[:] = -1
-        found[g] = nearest
+        for bit in range(bits):
+            found[g, bit] = nearest[bit]
         for i in range(starts[g], starts[g + 1]):
             for bit in range(bits):
                 if (masks[i] >> np.uint64(bit)) & np.uint64(1):
@@ -103,7 +107,8 @@ def allowed(level: int, places: Any, following: Any, steps: int, bounds: Any, or
                 continue
             begin, end = places[low], places[min(k, high)]
             if order == ANY:
-                begin, end = places[: k + 1].min(), places[: k + 1].max()
+                for at in range(k + 1):
+                    begin, end = min(begin, places[at]), max(end, places[at])
             excluded = following[begin, steps + n]
             if 0 <= excluded < end:
                 return k

@@ -86,7 +86,8 @@ def _lengths(events: Any, count: int, starts: Any, following: Any, bounds: Any, 
         while level < steps and events[path, level] >= 0:
             places[level] = place(starts, 0, len(starts), events[path, level] + 1) - 1
             level += 1
-        lengths[path] = (level, allowed(level, places, following, steps, bounds, order))
+        lengths[path, 0] = level
+        lengths[path, 1] = allowed(level, places, following, steps, bounds, order)
     return lengths
 
 
