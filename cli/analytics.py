@@ -8,7 +8,9 @@ event in the period is a warning.
 """
 
 import inspect
+import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -39,6 +41,14 @@ from forebay.storage.formats.schema import RAW
 SAMPLED = 1000
 """Messages whose keys are what an unknown property may have been meant to be."""
 ROLES = ("user", "event", "time", "session")
+
+
+def _say_what_takes_long() -> None:
+    """At a terminal, that the first question of its kind has its functions compiled."""
+    if sys.stderr.isatty():
+        log = logging.getLogger("forebay.compiled")
+        log.setLevel(logging.INFO)
+        log.addHandler(logging.StreamHandler())
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ class Question:
             )  # fmt: skip
             click.echo(code, nl=False)
             return
+        _say_what_takes_long()
         found = method(*arguments, **given, roles=self.roles, layers=self.layers)
         self.places.tell_missing(self.store)
         if self.as_json:

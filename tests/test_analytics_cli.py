@@ -3,8 +3,12 @@ functions answer."""
 
 from __future__ import annotations
 
+import os
+import pty
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -22,6 +26,7 @@ from forebay.cli.main import main
 from forebay.query.analytics import Event, Period, Where
 from forebay.query.analytics.code import written
 from forebay.query.analytics.grammar import parsed_event
+from forebay.storage.base.compiled import COMPILING
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.text import length_text
 from forebay.storage.formats.columns import arrow_schema
@@ -360,3 +365,29 @@ def test_what_is_written_is_the_value_that_it_was_made_of(value: object) -> None
 
     names = {"datetime": module, "Event": Event, "Where": Where, "Period": Period}
     assert eval(written(value), names) == value
+
+
+@pytest.mark.long
+@pytest.mark.executed
+def test_a_terminal_is_told_that_functions_are_compiled_which_happens_once(
+    data: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "forebay", "funnel", "search", "--data-dir", str(data)]
+
+    def said() -> bytes:
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(command, env=environment, stdout=-1, stderr=theirs) as process:
+            os.close(theirs)
+            assert b"search" in process.communicate()[0]
+            assert process.returncode == 0
+        os.set_blocking(ours, False)
+        try:
+            return os.read(ours, 65_536)
+        except OSError:  # nothing was, and nobody is there who could
+            return b""
+        finally:
+            os.close(ours)
+
+    assert said() == f"{COMPILING}\r\n".encode()
+    assert said() == b""

@@ -24,7 +24,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 log = logging.getLogger("forebay.compiled")
-_told: list[str] = []
+COMPILING = "compiling for this machine; this is kept, so that it happens once"
+_told: set[str] = set()
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
@@ -32,13 +33,12 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     try:
         made: Any = numba.njit(cache=True, nogil=True)(function)
         made._cache.load_overload = _of_these_types(made._cache.load_overload)
-    except RuntimeError as error:  # no place for the cache
-        if not _told:
-            _told.append(str(error))
-            log.warning(
-                "each start compiles anew, for compiled code can be kept neither beside the"
-                " modules nor in a home; set NUMBA_CACHE_DIR to a folder that can be written to"
-            )
+    except RuntimeError:  # no place for the cache
+        _tell_once(
+            logging.WARNING,
+            "each start compiles anew, for compiled code can be kept neither beside the modules nor"
+            " in a home; set NUMBA_CACHE_DIR to a folder that can be written to",
+        )
         made = numba.njit(nogil=True)(function)
     return cast(Callable[P, R], made)
 
@@ -49,6 +49,15 @@ def _of_these_types(load: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any
     def load_overload(signature: Any, target: Any) -> Any:
         found = load(signature, target)
         wanted, _ = normalize_signature(signature)  # type: ignore[no-untyped-call]
-        return found if found is not None and tuple(found.signature.args) == wanted else None
+        if found is not None and tuple(found.signature.args) == wanted:
+            return found
+        _tell_once(logging.INFO, COMPILING)
+        return None
 
     return load_overload
+
+
+def _tell_once(level: int, text: str) -> None:
+    if text not in _told:
+        _told.add(text)
+        log.log(level, text)
