@@ -41,6 +41,7 @@ from tests.stranger import Block, Stranger, blocks
 from tests.test_vendors import BROKER, FORMS, Form
 
 README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"
+SERVING = "docs/decisions/serving.md"
 CONTRIBUTING, GUARANTEES = "CONTRIBUTING.md", "docs/guarantees.md"
 SIZING, BENCHMARKS = "docs/sizing.md", "docs/benchmarks.md"
 DOCS = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
@@ -338,7 +339,7 @@ CHECKED: dict[tuple[str, str], Callable[[Block], None]] = {
     (DOCKER, "docker compose up"): _composed,
     (DOCKER, "WORKERS=4 JOB_MEMORY=8g docker compose"): _composed,
     (ARCHITECTURE, "Kafka ─► source"): _picture,
-    (ARCHITECTURE, "client ─HTTP─► front"): _processes,
+    (SERVING, "client ─HTTP─► front"): _processes,
     (ARCHITECTURE, "DATA/lock"): _layout,
     (REFERENCE.name, "Usage: forebay"): _help,
 }

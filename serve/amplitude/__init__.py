@@ -5,5 +5,5 @@ what it answers is given Amplitude's shape (`shapes`): no figure is computed her
 a question for. What always holds: an option that can't be answered is refused, and never ignored.
 
 Where the vendor's documentation is silent or differs from what its servers were seen to answer,
-ARCHITECTURE.md says what was chosen.
+docs/amplitude.md says what was chosen.
 """
