@@ -15,7 +15,6 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from polars.io.plugins import register_io_source
 
 from forebay.query.batches import Between, event_batches
 from forebay.query.cold import scan_cold
@@ -229,26 +228,11 @@ def scan_nodes(partitions: list[Partition], between: Between, types: pa.Schema) 
     schema = polars_schema(types)
     read = arrow_of(schema)
 
-    def rows(
-        with_columns: list[str] | None,
-        predicate: pl.Expr | None,
-        n_rows: int | None,
-        batch_size: int | None,
-    ) -> Iterator[pl.DataFrame]:
-        names = list(schema) if with_columns is None else with_columns
-        used = {*names, *(predicate.meta.root_names() if predicate is not None else ())}
-        columns = [name for name in schema if name in used] or [OFFSET]
-        where = pushed(predicate, schema)
-        for batch in remote_events(partitions, between, types, read, columns, where):
-            frame = framed(batch)
-            if n_rows is not None:
-                frame = frame.head(n_rows)
-                n_rows -= frame.height
-            yield (frame if predicate is None else frame.filter(predicate)).select(names)
-            if n_rows == 0:
-                return
+    def frames(used: PolarsSchema, predicate: pl.Expr | None) -> Iterator[pl.DataFrame]:
+        columns, where = list(used) or [OFFSET], pushed(predicate, schema)
+        return map(framed, remote_events(partitions, between, types, read, columns, where))
 
-    return register_io_source(rows, schema=schema, is_pure=True, explain_name="other nodes")
+    return scan_frames(frames, schema, "other nodes")
 
 
 def framed(batch: pa.RecordBatch) -> pl.DataFrame:
