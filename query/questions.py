@@ -147,7 +147,7 @@ class Questions(Dataset):
         roles: Roles | None = None,
         layers: Layers = "realtime",
     ) -> Segmentation:
-        """How often one or several `events` occurred in each interval of the period, and overall.
+        """A measure of one or several `events` in each interval of the period, and overall.
 
         `measure`: "uniques", "totals", "share", "average", "frequency"; or "sum", "mean", "median",
         "percentile" and "distinct", which take the property `of`. `percentile`: 0 to 100.

@@ -1,9 +1,9 @@
 """The gate: which requests are admitted, and the headers that every answer has for browsers.
 
 What always holds: a request uses an allowed name of the host, so that no page of another site can
-reach a server on loopback by a name that it made lead there; it comes from no page of another site;
-if there are tokens, it has one. Amplitude's clients send theirs as the secret key of HTTP Basic,
-and get errors in Amplitude's form.
+reach a server on loopback by a name that it made resolve to it; it comes from no page of another
+site; if there are tokens, it has one. Amplitude's clients send theirs as the secret key of HTTP
+Basic, and get errors in Amplitude's form.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Segmentation: how often one or several events occurred over time (Amplitude, Event Segmentation).
+"""Segmentation: a measure of one or several events over time, such as users (Amplitude, Event
+Segmentation).
 
     measure       a bucket's value is
     "uniques"     users who did the event

@@ -2,8 +2,8 @@
 
 What the form needs and a message lacks is added from its columns: an event of an SDK, which has
 `time`, gets an `event_time`; one of another vendor also an `event_type` and a `user_id`. If
-messages are not kept, a record has all columns. Times are texts in UTC, for example 2024-05-01
-09:00:01.000000.
+messages are not kept, a record has all columns.
+Times are texts in UTC, such as 2024-05-01 09:00:01.000000.
 """
 
 from __future__ import annotations
