@@ -1,10 +1,10 @@
-"""What the commands of product analytics have in common: whom they ask, about which time, and how
-the answer is shown.
+"""What the commands of product analytics have in common: the data they ask, the period, and how the
+answer is shown.
 
-The period ends, unless it is given, with the newest event that is not in the future (or its day,
-where intervals are days or more), and begins 30 days before, or with the first event. Days and
-times without a zone are those of `--zone`. A name that no event has is an error; one without an
-event in the period is a warning.
+Unless given, the period ends with the newest event that is not in the future (or its day, if
+intervals are days or more), and begins 30 days before, or with the first event if that is later.
+Days and times without a zone are those of `--zone`. A name that no event has is an error; a name
+without an event in the period is a warning.
 """
 
 import inspect
@@ -39,7 +39,7 @@ from forebay.storage.base.times import duration_ms, now_ms, time_of
 from forebay.storage.formats.schema import RAW
 
 SAMPLED = 1000
-"""Messages whose keys are what an unknown property may have been meant to be."""
+"""Number of messages whose keys are suggested in place of an unknown property."""
 ROLES = ("user", "event", "time", "session")
 
 
@@ -53,8 +53,8 @@ def _say_what_takes_long() -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """A frame of an answer: the column that its chart shows, and the shape in which people see
-    it."""
+    """A frame of an answer: the column that its chart shows, and the shape in which it is
+    printed."""
 
     measure: str | None = None
     shape: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame
@@ -62,8 +62,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Question:
-    """What all these commands are given; `tables` are the frames of the answer, the first of which
-    is shown by default."""
+    """The options common to all these commands; `tables` are the frames of the answer, the first of
+    which is shown by default."""
 
     tables: Mapping[str, Table]
     places: Places
@@ -87,8 +87,8 @@ class Question:
             object.__setattr__(self, "table", next(iter(self.tables)))
 
     def answer(self, name: str, *arguments: object, **options: object) -> None:
-        """Ask the store's method of this name, and print the answer (or the program that asks).
-        Options of their default are left out. Raises BadInput."""
+        """Call the named method of the store, and print the answer (or a program that asks the
+        same). Options with their default value are left out. Raises BadInput."""
         method = getattr(self.store, name)
         known = inspect.signature(method).parameters
         defaults = {name: parameter.default for name, parameter in known.items()}
@@ -124,7 +124,7 @@ class Question:
 
     @cached_property
     def frame(self) -> pl.LazyFrame:
-        """What periods and names are looked up in."""
+        """The events in which periods and names are looked up."""
         return self.store.scan(self.layers)
 
     @property
@@ -148,14 +148,14 @@ class Question:
         return Period(start, end, self.interval, self.zone, self.week_start)
 
     def instant(self, text: str | None) -> datetime | None:
-        """Of --from or --to; of a day its beginning in the zone."""
+        """The instant of --from or --to; for a day, its beginning in the zone."""
         found = None if text is None else self._bound(text)
         if found is None or isinstance(found, datetime):
             return found
         return datetime.combine(found, time(), zone_of(self.zone)).astimezone(UTC)
 
     def _bound(self, text: str) -> date | datetime:
-        """A day, an instant, or how long before the newest event (-7d: whole days before its)."""
+        """A day, an instant, or a time before the newest event (-7d: whole days before its day)."""
         if found := re.fullmatch(r"-(\d{1,6})([wdhm])", text):
             unit = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes"}[found[2]]
             back, newest = timedelta(**{unit: int(found[1])}), self._ends[1]
@@ -178,8 +178,8 @@ class Question:
 
     @cached_property
     def _kinds(self) -> pl.DataFrame:
-        """The names of events, and when the first and last of each was that is not in the
-        future."""
+        """The names of events, with the times of the first and last event of each that is not in
+        the future."""
         time, event = pl.col(self.roles.time), pl.col(self.roles.event)
         past = self.frame.filter(time <= time_of(now_ms()), pl.col(self.roles.user).is_not_null())
         found = past.group_by(event.alias("event")).agg(first=time.min(), last=time.max())
@@ -207,7 +207,7 @@ class Question:
             self._require(name)
 
     def _warn(self, names: set[str], period: Period) -> None:
-        """Of events that are asked for and were not in the period."""
+        """Warn of requested events that did not occur in the period."""
         event = pl.col(self.roles.event)
         within = self.frame.filter(event.is_in(sorted(names)), period.within(self.roles.time))
         there = within.select(event.unique()).collect(engine="streaming") if names else None
@@ -230,8 +230,7 @@ def _text(value: object) -> str | None:
 
 
 def properties(events: pl.DataFrame) -> list[str]:
-    """What these events have: their columns, and the paths in their messages, to the second
-    level."""
+    """The properties of these events: columns, and paths in their messages, to the second level."""
     found = set(events.columns)
     for message in events[RAW] if RAW in found else ():
         found.update(_keys(message))
@@ -253,7 +252,7 @@ def question(
     tables: Mapping[str, Table], *, interval: Interval | None = "day", ends: bool = True
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The command's first parameter is the Question. Without an `interval` its period has no
-    buckets; unless it `ends`, it is all of time where no bound is given."""
+    buckets; unless it `ends`, a bound that is not given is open."""
 
     def made(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
@@ -275,7 +274,7 @@ _NAMES = {name for name in Question.__dataclass_fields__ if name != "tables"}
 
 
 def _options(tables: Mapping[str, Table], interval: Interval | None, ends: bool) -> Iterator[Any]:
-    """The last of the help first."""
+    """The options, in reverse order of the help."""
     yield click.option("--show-code", is_flag=True, help="Print the Python that asks the same.")
     yield json_option("All tables of the answer, as JSON.")
     if any(table.measure for table in tables.values()):
@@ -321,7 +320,7 @@ def by_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def length(_context: click.Context, _option: click.Parameter, text: str | None) -> timedelta | None:
-    """Of an option such as 30m."""
+    """The duration of an option such as 30m."""
     try:
         return None if text is None else timedelta(milliseconds=duration_ms(text))
     except (ValueError, OverflowError) as error:
@@ -329,6 +328,6 @@ def length(_context: click.Context, _option: click.Parameter, text: str | None) 
 
 
 def choice(literal: Any, **attributes: Any) -> dict[str, Any]:
-    """The attributes of an option whose values are those of a Literal, the first by default."""
+    """The attributes of an option whose values are those of a Literal; the first is the default."""
     known = get_args(literal)
     return {"type": click.Choice(known), "default": known[0], "show_default": True, **attributes}

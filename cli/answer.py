@@ -1,7 +1,7 @@
 """How an answer of analytics is printed: a table for people, and a chart of bars.
 
-Names of columns say what they hold: `_ms` a length of time, `share` and `of_…` a part of one. Bars
-are as wide as the terminal allows, to an eighth of a cell, or of ASCII where it has no UTF-8.
+Column names show what they hold: `_ms` a duration, `share` and `of_…` a fraction. Bars are as wide
+as the terminal allows, to an eighth of a cell, or of ASCII if it has no UTF-8.
 """
 
 import shutil
@@ -18,18 +18,18 @@ from forebay.storage.base.text import length_text, plain, shortened
 
 ROWS_MAX = 1000
 LABEL_CELLS, BAR_CELLS = 40, 10
-"""A label of the chart at most, a bar at least."""
+"""Maximum width of a label in the chart, minimum width of a bar."""
 EIGHTHS = " ▏▎▍▌▋▊▉"
 SHARES = ("share", "of_first", "of_previous")
 LABELS = (
     "group", "bucket", "cohort", "step", "event", "kind", "next_event", "next_kind", "days",
     "from_day", "to_day", "from", "to", "times",
 )  # fmt: skip
-"""Columns that say what a row is of."""
+"""Columns that say what a row is about."""
 
 
 def echo_answer(table: pl.DataFrame, measure: str | None, *, chart: bool | None) -> None:
-    """Print its first ROWS_MAX rows, and bars for `measure`: if asked for, or at a terminal."""
+    """Print its first ROWS_MAX rows, and bars for `measure` if asked for, or at a terminal."""
     shown = table.drop("others", strict=False).head(ROWS_MAX)
     if not table.height:
         click.echo("nothing was found", err=True)

@@ -1,4 +1,4 @@
-"""`forebay batch`: handing over to a batch layer, step by step or with the one that comes along."""
+"""`forebay batch`: handing over to a batch layer, step by step or with the one included."""
 
 from datetime import datetime
 from pathlib import Path
@@ -35,17 +35,17 @@ through_option = time_option(
 
 @click.group()
 def batch() -> None:
-    """Hand days over to a batch layer. Each command may be given again, and by any scheduler."""
+    """Hand days over to a batch layer. Each command may be repeated, and run by any scheduler."""
 
 
 @batch.command(epilog=example("forebay batch seal --through 2024-05-02"))
 @through_option
 @data_dirs_option()
 def seal(until_ms: int, roots: list[Path]) -> None:
-    """From now on, what comes for earlier upload times is late: what is there never changes.
+    """From now on, new events for earlier upload times are late: what is there never changes.
 
-    Returns when no crash can undo that. Read the table `events_sealed` then, which has the late
-    table too, and say `complete --late`.
+    Returns when no crash can undo that. Then read the table `events_sealed`, which includes the
+    late table, and run `complete --late`.
     """
     with Handoff(roots) as handoff:
         for found in handoff.seal(until_ms):
@@ -58,8 +58,8 @@ def seal(until_ms: int, roots: list[Path]) -> None:
 @click.option("--late", is_flag=True, help="The batch layer has taken the late table as well.")
 @data_dirs_option()
 def complete(until_ms: int, late: bool, roots: list[Path]) -> None:
-    """From now on the batch layer answers for earlier upload times. Seals them if that was not
-    done: what came since you read them is hidden then, so better `seal` before you read."""
+    """From now on, the batch layer answers for earlier upload times. Seals them if needed: events
+    that arrived since you read them are then hidden, so `seal` before you read."""
     with Handoff(roots) as handoff:
         handoff.seal(until_ms)
         for found in handoff.complete(now_ms(), late=late):
@@ -113,8 +113,8 @@ def show(as_json: bool, roots: list[Path]) -> None:
 @force_option
 @data_dirs_option()
 def late(file: Path | None, force: bool, roots: list[Path]) -> None:
-    """The late table: events that came for a time that was handed over. `batch run` takes it with
-    the next day; for a batch layer of your own it is in the table `events_sealed` after a seal."""
+    """The late table: events that arrived after their time was handed over. `batch run` takes them
+    with the next day; for your own batch layer, they are in `events_sealed` after a seal."""
     store = query.open(*roots)
     if file is not None:
         with new_file(file, force=force) as temporary:
@@ -131,7 +131,7 @@ def late(file: Path | None, force: bool, roots: list[Path]) -> None:
 @json_option("One JSON object a day.")
 @data_dirs_option()
 def run(day: datetime | None, catch_up: bool, as_json: bool, roots: list[Path]) -> None:
-    """The batch layer that comes along: a day's events, once each, into an Iceberg table."""
+    """The included batch layer: write a day's events, once each, into an Iceberg table."""
     if (day is None) != catch_up:
         raise BadInput("batch run: expected either --day or --catch-up")
     try:

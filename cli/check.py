@@ -17,8 +17,8 @@ from forebay.storage.base.disk import Disk
 @json_option("As one JSON object.")
 @data_dirs_option()
 def check(as_json: bool, roots: list[Path]) -> None:
-    """Read every byte that counts, while the job runs or not, and say which file is damaged where.
-    Exit code 1 if one is.
+    """Read every byte that counts, whether or not the job runs, and report which files are damaged,
+    and where. Exit code 1 if a file is damaged.
 
     After a power loss, logs may lack their end until the job has started again.
     """

@@ -1,4 +1,4 @@
-"""`forebay config`: what the settings are, and what is wrong with them."""
+"""`forebay config`: the settings, and their faults."""
 
 import os
 from pathlib import Path
@@ -44,7 +44,7 @@ def config() -> None:
     help="Ask the broker, or look at the files, and try the schema on a few messages.",
 )  # fmt: skip
 def check(connect: bool) -> None:
-    """Report every fault at once: the name, what was expected, what came."""
+    """Report every fault at once: the setting, what was expected, and what was found."""
     faults, settings = [], None
     try:
         settings = load()
@@ -74,7 +74,7 @@ def check(connect: bool) -> None:
 
 
 def _notes(settings: Settings) -> list[str]:
-    """What works, but perhaps not as was meant."""
+    """Settings that work, but perhaps not as intended."""
     notes = [
         f"columns.{n}.path: a list is the keys of one path, {'.'.join(column.path)}; paths of which"
         " the first that holds a value counts are a list in `paths`"
@@ -98,7 +98,7 @@ def _listed(number: int) -> bool:
 
 
 def _source_faults(settings: Settings | None) -> list[str]:
-    """What is wrong with the source itself, as far as can be known without it."""
+    """Faults of the source itself, as far as they show without asking it."""
     if settings is not None and settings.source == "kafka":
         try:
             Consumer(settings.kafka_config.consumer()).close()
@@ -121,7 +121,7 @@ def _source_faults(settings: Settings | None) -> list[str]:
 
 
 def _data_faults(settings: Settings) -> list[str]:
-    """What the data that is there was made with, where the settings say otherwise: it is fixed once
+    """Settings that differ from those that the existing data was made with: these can't change once
     an event was kept."""
     try:
         wanted = schema_in_force(settings)
@@ -155,7 +155,7 @@ def _data_faults(settings: Settings) -> list[str]:
 
 
 def _reported(settings: Settings, error: KafkaException) -> str:
-    """What librdkafka says of its properties, without their values: it quotes them."""
+    """librdkafka's complaint about its properties, without their values, which it quotes."""
     text = masked(str(error.args[0].str()))
     for name, value in settings.kafka.librdkafka.items():
         if shown_property(name, value) == HIDDEN and str(value):
@@ -166,7 +166,7 @@ def _reported(settings: Settings, error: KafkaException) -> str:
 @config.command(epilog=example("forebay config show --json"))
 @json_option("As JSON, without defaults and reasons.")
 def show(as_json: bool) -> None:
-    """The effective values as a forebay.toml, secrets hidden, each with its trade-off."""
+    """The effective values as a forebay.toml, each with its trade-off; secrets are hidden."""
     settings = load()
     values = shown(settings, schema_in_force(settings))
     if as_json:

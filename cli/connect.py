@@ -1,7 +1,7 @@
-"""`forebay config check --connect`: the source itself is asked, and its messages are tried.
+"""`forebay config check --connect`: connect to the source, and try some of its messages.
 
-Nothing is changed by it: no topic is created, no offset is committed, nothing is written. Each
-question has a bounded time, and only a few messages are read.
+It changes nothing: no topic is created, no offset is committed, nothing is written. Each request
+has a time limit, and only a few messages are read.
 """
 
 import logging
@@ -37,16 +37,16 @@ MESSAGES, PARTITIONS_MAX, FILES_MAX = 100, 16, 8
 HEAD_BYTES = 4 << 20
 
 _AFTER = re.compile(r" \(after \d+ms in state .*\)$")
-"""Makes an error that is repeated look like another one."""
+"""The part that makes a repeated error look like a different one."""
 
 Sample = list[tuple[str, int, int, bytes]]
 """Partition, offset, broker time in ms, and the message."""
 
 
 def ask(settings: Settings) -> list[str]:
-    """Report whether the source can be read, and what its messages would become: a warning for
-    messages that would be rejects, none if all would be events. Raises BadInput with all that is
-    wrong, as it is where most would be rejects."""
+    """Report whether the source can be read, and what its messages would become: a warning if some
+    would be rejects, nothing if all would be events. Raises BadInput with all faults, and if most
+    would be rejects."""
     sample = _interruptible(_topic, settings) if settings.source == "kafka" else _heads(settings)
     if not sample:
         click.echo("messages: none there to try")
@@ -66,9 +66,9 @@ def ask(settings: Settings) -> list[str]:
 
 
 def _interruptible(question: Callable[[Settings], Sample], settings: Settings) -> Sample:
-    """Its answer, got by a thread: librdkafka's calls last for seconds, in which the one that they
-    are made by does not hear Ctrl-C. Nor does one that waits without an end, if Polars has set its
-    handler of signals, which lets a wait go on."""
+    """Its answer, fetched by a thread: librdkafka's calls last for seconds, and a thread in such a
+    call does not notice Ctrl-C. Nor does an unlimited wait, if Polars has set its signal handler,
+    which lets a wait go on."""
     answer: Future[Sample] = Future()
 
     def get() -> None:
@@ -84,7 +84,7 @@ def _interruptible(question: Callable[[Settings], Sample], settings: Settings) -
 
 
 def _tried(settings: Settings, sample: Sample) -> Outcome:
-    """The messages decoded as the job would; what of it would be an event counts as accepted."""
+    """The messages, decoded as in the job; those that would be events count as accepted."""
     config = DecodeConfig(
         schema_in_force(settings),
         settings.future_skew,
@@ -116,7 +116,7 @@ def _topic(settings: Settings) -> Sample:
     own = {"error_cb": errors.append, "logger": silent}
     consumer = Consumer({**settings.kafka_config.consumer(), **own})
     try:
-        # All topics: to ask for one by name might create it.
+        # All topics: asking for one by name might create it.
         topics = consumer.list_topics(timeout=ANSWER_S).topics
         known = topics.get(kafka.topic)
         if known is None or known.error is not None:
@@ -129,7 +129,7 @@ def _topic(settings: Settings) -> Sample:
         click.echo(f"kafka: {kafka.bootstrap} answers; topic {kafka.topic} has {count} partitions")
         return _newest(consumer, kafka.topic, sorted(known.partitions))
     except KafkaException as error:
-        consumer.poll(0)  # has the callback called
+        consumer.poll(0)  # runs the callback
         reported = [error.args[0], *errors]
         reasons = dict.fromkeys(_AFTER.sub("", plain(masked(one.str()))) for one in reported)
         raise BadInput(
@@ -160,7 +160,7 @@ def _newest(consumer: Consumer, topic: str, numbers: list[int]) -> Sample:
             error = message.error()
             if error is not None:
                 if error.code() == KafkaError._PARTITION_EOF:
-                    ends.pop(number, None)  # what is behind its last message are markers
+                    ends.pop(number, None)  # only markers follow its last message
                 continue
             if number in ends:
                 name = partition_key(topic, number).name

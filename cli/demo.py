@@ -2,10 +2,10 @@
 
 Steps: write a seeded load to files, with redelivered batches, late events and broken lines; run the
 job; kill all of its processes with SIGKILL half-way; run it again to the end; compare every total
-with the load's own. Then the job over the GitHub sample. Any difference is an error.
+with the load's own. Then run the job over the GitHub sample. Any difference is an error.
 
-The folder it works in is its own: another is refused, and only what an earlier demo made there is
-deleted. The jobs have settings of their own, whatever forebay.toml or the environment say.
+It works in a folder of its own: others are refused, and only what an earlier demo made there is
+deleted. The jobs have their own settings, whatever forebay.toml or the environment say.
 """
 
 import gzip
@@ -61,8 +61,8 @@ TOP = (
 
 @dataclass
 class _Job:
-    """A job of the demo: a folder of events, a schema, and what must come out; then the seconds all
-    of it took, and whether it was killed half-way."""
+    """A job of the demo: a folder of events, a schema, and the expected result; then the seconds
+    that it took in total, and whether it was killed half-way."""
 
     name: str
     schema: str
@@ -75,7 +75,7 @@ class _Job:
 
     @cached_property
     def store(self) -> query.Store:
-        """What came out."""
+        """The resulting data."""
         return query.open(self.data)
 
     @property
@@ -152,7 +152,7 @@ def _demo(folder: Path, events: int, seed: int, github: Path) -> None:
 
 
 def _is_ours(entry: Path) -> bool:
-    """Whether a demo made this, to judge by its name and its folder's."""
+    """Whether a demo made this, judging by its name and its folder's."""
     if entry.parent.name in ("data", "github-data"):
         return entry.name in ENTRIES
     return re.fullmatch(r"part-\d{5}\.ndjson|events\.ndjson", entry.name) is not None
@@ -175,7 +175,7 @@ def _generated(folder: Path, events: int, seed: int, progress: Progress) -> _Job
 
 
 def _github(folder: Path, sample: Path) -> _Job:
-    """The sample, whose last hundred events come twice; too short to be killed half-way."""
+    """The sample, with its last hundred events redelivered; too short to be killed half-way."""
     lines = gzip.decompress(sample.read_bytes()).splitlines()
     unique = len({orjson.loads(line)["id"] for line in lines})
     lines += lines[-100:]
@@ -187,7 +187,7 @@ def _github(folder: Path, sample: Path) -> _Job:
 
 
 def _run(job: _Job, log: Path, progress: Progress) -> None:
-    """Run, kill half-way (unless it is faster than that), run to the end."""
+    """Run, kill half-way (unless the job ends first), run to the end."""
     task = progress.add_task(f"ingesting {job.name}", total=job.messages)
     started_s = time.monotonic()
     process = job.start(log)
@@ -211,7 +211,7 @@ def _run(job: _Job, log: Path, progress: Progress) -> None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to all of a job's processes; nothing if it has ended."""
+    """Send SIGKILL to all of a job's processes; do nothing if it has ended."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -227,7 +227,7 @@ def _taken(data: Path) -> int:
 
 
 def _differences(job: _Job) -> list[str]:
-    """Every total that is not the oracle's."""
+    """Every total that differs from the oracle's."""
     totals = job.store.partitions().select(pl.col(*job.expected).sum()).row(0, named=True)
     faults = [
         f"{job.name}: expected {name} {count}, got {totals[name]}"
@@ -255,7 +255,7 @@ def _summary(jobs: list[_Job]) -> Table:
 
 
 def _chart(store: query.Store, width_max: int) -> str:
-    """Events per minute as bars, one column a minute; the last ones that there is room for."""
+    """Events per minute as bars, one column per minute; the last ones that fit."""
     minutes = (
         store.scan()
         .group_by(pl.col(UPLOAD_TIME).dt.truncate("1m").alias("minute"))

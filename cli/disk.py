@@ -31,7 +31,7 @@ REJECTS = "rejects"
 
 @dataclass(frozen=True)
 class _Item:
-    """A block, a chunk or a file of rejects, and what is to become of it."""
+    """A block, a chunk or a file of rejects, and what will become of it."""
 
     partition: str
     what: str
@@ -53,9 +53,9 @@ class _Item:
 @json_option("All of them, as a JSON list of objects.")
 @data_dirs_option()
 def disk(dry_run: bool, limit: int, as_json: bool, roots: list[Path]) -> None:
-    """Show what stays and what goes of blocks, chunks and files of rejects, and why: totals first,
-    then one by one. The job deletes what goes: as soon as a day was handed over, and every tick
-    interval; files follow after the grace period."""
+    """Show which blocks, chunks and files of rejects stay or go, and why: totals first, then one by
+    one. The job deletes what goes as soon as a day was handed over, and every tick interval; files
+    follow after the grace period."""
     view = take_view(Disk(), roots)
     items = [item for node in view.nodes for item in _items(node, settings())]
     if dry_run:
@@ -85,8 +85,8 @@ def disk(dry_run: bool, limit: int, as_json: bool, roots: list[Path]) -> None:
 
 
 def _summary(items: list[_Item]) -> list[tuple[str, str, int, int, str]]:
-    """Of each fate with its reason, and of each kind, how many there are, of how many rows and
-    which size."""
+    """For each fate with its reason, and each kind: how many there are, their rows and their
+    size."""
     groups = defaultdict(list)
     for item in items:
         groups[f"{item.fate}: {item.reason}", item.what].append(item)
@@ -120,7 +120,7 @@ def _items(node: NodeView, settings: Settings) -> Iterator[_Item]:
 
 
 def _rejects(partition: Partition, boundary: Boundary, kept_ms: int) -> Iterator[_Item]:
-    """Files of rejects, by when the newest of each arrived."""
+    """Files of rejects, by the arrival of the newest reject in each."""
     until_ms = boundary.covered_until_ms
     for extent in partition.state.rejects:
         file = partition.state.reject_files.get(extent.file)
@@ -152,7 +152,7 @@ def _fate(
 
 
 def _strays(partition: Partition) -> Iterator[_Item]:
-    """Files that no catalog names: replaced, withdrawn, or left by a run that was killed."""
+    """Files that no catalog names: replaced, withdrawn, or left by a killed run."""
     named = {*partition.chunk_paths}
     for path in sorted({*partition.layout.chunks(partition.name).rglob("*.parquet*")} - named):
         name, size = path.name, path.stat().st_size

@@ -8,17 +8,17 @@ import click
 from forebay.storage.base.errors import PERMANENT
 
 ENGINE_BEFORE = (3, 13)
-"""The first Python without it, as in pyproject.toml."""
+"""The first Python version without it, as in pyproject.toml."""
 
 
 class NoEngine(click.ClickException):
-    """Ends the command in a line, with the exit code of what a restart would meet again."""
+    """Ends the command with one line, and the exit code of errors that a restart would not mend."""
 
     exit_code = PERMANENT
 
 
 def require_engine(command: str) -> None:
-    """Raise NoEngine if a command that runs the job has nothing to run it with."""
+    """Raise NoEngine if the engine is missing for a command that runs the job."""
     if find_spec("bytewax") is not None:
         return
     expected = "the job's engine, bytewax, to be installed, got none: install forebay again"

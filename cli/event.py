@@ -10,10 +10,10 @@ from forebay.query.analytics.grammar import parsed_event, parsed_filters
 
 
 def events(_context: click.Context, _option: click.Parameter, given: Any) -> Any:
-    """The event of an argument, or the events of one that may be repeated."""
+    """The event of an argument, or the events of a repeatable one."""
     return [parsed_event(one) for one in given] if isinstance(given, tuple) else parsed_event(given)
 
 
 def filters(_context: click.Context, _option: click.Parameter, given: Any) -> list[Where]:
-    """All filters of an option that may be repeated."""
+    """All filters of a repeatable option."""
     return [one for text in given for one in parsed_filters(text)]

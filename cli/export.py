@@ -1,11 +1,11 @@
 """`forebay export`: every row of a table once, hot and cold, in a file of Parquet, NDJSON or CSV.
 
 What always holds: rows are of one view, and memory holds one batch of them; the file gets its name
-when it is whole. If a file of the view goes meanwhile, all is written again of a new view.
+when it is complete. If a file of the view goes meanwhile, everything is rewritten from a new view.
 
-In NDJSON a message that is UTF-8 is `raw` (of rejects `message`), another `raw_base64`; in CSV one
-that is not UTF-8 has U+FFFD for what can't be read. Times are in UTC; NaN and the infinities are
-null in NDJSON, as JSON has none.
+In NDJSON, a UTF-8 message is `raw` (for rejects `message`), any other `raw_base64`; in CSV, invalid
+UTF-8 is replaced by U+FFFD. Times are in UTC; NaN and the infinities are null in NDJSON, as JSON
+does not have them.
 """
 
 import base64
@@ -31,7 +31,7 @@ ROW_GROUP_BYTES = 64 << 20
 BINARY = (pa.binary(), pa.large_binary())
 
 LINES = 4096
-"""Rows that are held as text, or as Python's objects."""
+"""Rows held as text, or as Python objects, at a time."""
 
 
 @click.command(epilog=example("forebay export events.parquet --force"))
@@ -64,7 +64,7 @@ def export(file: Path, table: str, force: bool, roots: list[Path]) -> None:
 def write_rows(
     path: Path, suffix: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 ) -> int:
-    """Write the rows in the format of a suffix, one of WRITERS; how many there were."""
+    """Write the rows in the format of a suffix, one of WRITERS; return the number of rows."""
     rows = 0
 
     def counted() -> Iterator[pa.RecordBatch]:
@@ -110,7 +110,7 @@ def _parts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def json_line(row: dict[str, Any], binary: Sequence[str]) -> bytes:
-    """A row as a line of JSON from which the `binary` columns can be had back byte for byte."""
+    """A row as a line of JSON from which the `binary` columns can be recovered byte for byte."""
     for name in binary:
         value = row[name]
         try:
@@ -121,7 +121,7 @@ def json_line(row: dict[str, Any], binary: Sequence[str]) -> bytes:
 
 
 def readable(rows: pl.DataFrame) -> pl.DataFrame:
-    """With messages as text, in which bytes that are not UTF-8 are replaced."""
+    """With messages as text, in which invalid UTF-8 is replaced."""
     return rows.with_columns(
         pl.col(pl.Binary).map_elements(lambda value: value.decode(errors="replace"), pl.String)
     )

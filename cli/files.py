@@ -23,9 +23,9 @@ HEADINGS = ("partition", "rows", "bytes", "first", "last", "only", "path")
 def files(table: str, as_json: bool, roots: list[Path]) -> None:
     """List the Parquet files of a table, each with its rows and upload times.
 
-    A file that the job replaced or handed over, or that a killed run left, is not among them. Where
-    "only" is not empty, rows of other upload times must be left out. Hot rows are in no file;
-    `forebay export` has them too.
+    Files that the job replaced or handed over, or that a killed run left behind, are not listed. If
+    "only" is not empty, rows with other upload times must be left out. Hot rows are in no file;
+    `forebay export` includes them.
     """
     store = query.open(*roots)
     found = store.files(table)
@@ -48,7 +48,7 @@ def files(table: str, as_json: bool, roots: list[Path]) -> None:
 
 
 def _only(row: dict[str, Any]) -> str:
-    """The condition that rows must meet, in SQL."""
+    """The condition on upload times that rows must meet, in SQL."""
     bounds = (("from_time", ">="), ("before_time", "<"))
     return " and ".join(
         f"upload_time {compare} '{time_text(row[name], ms=True)}'"

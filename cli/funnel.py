@@ -30,7 +30,7 @@ def attribution(_context: click.Context, _option: click.Parameter, text: str) ->
 def exclusions(
     _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
 ) -> list[Exclusion]:
-    """Of EVENT, or 1-2:EVENT."""
+    """Exclusions given as EVENT, or 1-2:EVENT."""
     found = []
     for text in given:
         steps = re.match(r"\s*(\d+)-(\d+):", text)

@@ -1,13 +1,13 @@
-"""`forebay generate`: sends a seeded load to files or to a Kafka topic, and prints its totals.
+"""`forebay generate`: send a seeded load to files or to a Kafka topic, and print its totals.
 
 What always holds:
 
-- Copies of an event go to the partition of the original, after it: partitions are numbered
+- Copies of an event go to the same partition as the original, after it: partitions are numbered
   explicitly, and the producer is idempotent, so that not even its own retries add a copy.
 - Totals are printed only after everything is written or acknowledged; a failure prints none.
 - Files of an earlier run are never overwritten nor mixed with new ones.
 
-Files are DIR/part-00000.ndjson, with .gz or .zst if compressed: one message a line, and an event's
+Files are DIR/part-00000.ndjson, with .gz or .zst if compressed: one message per line; an event's
 offset is its line number from 0. In Kafka, a message's key is its device id; a message too broken
 to have one has no key.
 """
@@ -42,7 +42,7 @@ def _duration(text: str) -> int:
 
 
 def _send(load: Load, outlet: Outlet, rate: float) -> None:
-    """Send all slices, each not before its share of the time at `rate` has passed."""
+    """Send all slices, each no earlier than `rate` allows."""
     spec, start_s = load.spec, time.monotonic()
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,8 +1,8 @@
-"""Ctrl-C while the command is imported: the process ends at once with 130, as quietly as later.
+"""Ctrl-C while the command is being imported: the process ends at once with 130, without output.
 
-A KeyboardInterrupt in the midst of an import is reported by whatever imports, or lost. Nothing has
-begun then, so nothing is left undone. One handler does both, for Polars keeps the one that it finds
-when it is imported, and would be deaf if it were replaced.
+A KeyboardInterrupt during an import is reported by the importing code, or lost. Nothing has begun
+by then, so nothing is left undone. One handler serves both phases: Polars keeps the one that it
+finds when it is imported, and would not notice a replacement.
 """
 
 import os
@@ -17,7 +17,7 @@ _importing = 0
 
 
 def hear_interrupts() -> None:
-    """To be called first, in the main thread, unless who started the process has it ignored."""
+    """Call this first, in the main thread. Does nothing if SIGINT is ignored from the start."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupted)
 

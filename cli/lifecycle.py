@@ -15,5 +15,5 @@ EXAMPLE = "forebay lifecycle purchase --interval week"
 @question({"over_time": Table("returning")})
 def lifecycle(asked: Question, kind: Event) -> None:
     """In each interval, how many users who did EVENT (by default any) are new, returning,
-    resurrected or dormant. The bars are those of returning users."""
+    resurrected or dormant. The bars show returning users."""
     asked.answer("lifecycle", asked.period, event=kind if kind != Event() else None)

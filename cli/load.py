@@ -1,20 +1,20 @@
-"""A seeded load: events as an Amplitude export has them, and what an exact reader must count.
+"""A seeded load: events in Amplitude's export format, and what an exact reader must count.
 
-A load is made in slices, so its size never decides its memory. For each slice: arrivals, sorted,
-each with a device and with an upload time a little or far behind; the messages (joined of columns,
-two of which are texts from pools); copies of runs of a partition's recent
-messages, kept to be redelivered later; broken lines. What always holds:
+A load is made in slices, so memory does not depend on its size. Each slice has arrivals, sorted,
+each with a device and an upload time a little or far behind; the messages (joined from columns, two
+of which are texts from pools); copies of runs of a partition's recent messages, kept to be
+redelivered later; and broken lines. What always holds:
 
 - The same spec gives the same bytes.
-- A dedup key (`device_id`, `$insert_id`) is given out once. Its copies are the same byte for byte
-  and come after it in the same partition. A broken line never becomes an event.
-- No message is empty or holds a line break, so messages can be lines of a file.
+- A dedup key (`device_id`, `$insert_id`) is used for one event only. Its copies are the same byte
+  for byte and follow it in the same partition. A broken line never becomes an event.
+- No message is empty or contains a line break, so messages can be lines of a file.
 
-The totals are what these rules count, partition by partition, in order: upload times are whole
-milliseconds, truncated; stream time is the largest upload time of the good messages so far, the
-present one and copies included; accepted are the first copies of a dedup key, duplicates the later
-ones; late are accepted events that lie the dedup window or more behind stream time; rejects are
-the broken lines. Bytes leave out line breaks.
+The totals count by these rules, partition by partition, in order: upload times are whole
+milliseconds, truncated; stream time is the largest upload time of the good messages so far,
+including the present one and copies; the first copy of a dedup key is accepted, later ones are
+duplicates; accepted events that lie the dedup window or more behind stream time are late; rejects
+are the broken lines. Bytes do not include line breaks.
 """
 
 import bisect
@@ -35,7 +35,7 @@ import pyarrow.compute as pc
 
 Ints = npt.NDArray[np.int64]
 Insert = tuple[int, str, list[bytes]]
-"""Before which good message, what it counts as, and the messages."""
+"""The good message before which they go, what they count as, and the messages."""
 
 DEVICES_MAX = 100_000
 BATCH_MIN, BATCH_MAX = 20, 500
@@ -45,13 +45,13 @@ COUNTS = ("messages", "accepted", "duplicates", "rejects", "late")
 
 @dataclass(frozen=True)
 class LoadSpec:
-    """What a load is to be, with the bounds of each value (session ids have 13 digits, and good
+    """The specification of a load, with bounds for each value (session ids have 13 digits, and good
     upload times lie between the years 2000 and 2200). Raises ValueError that names every fault.
 
     Shares: `duplicates` and `broken` of all messages, `late` of `events` (the unique, good ones).
-    `bytes`: mean size of a message; padded up to it, never cut below what the fields need.
-    `redeliver_ms`: the longest wait until a batch is redelivered (at most a quarter of the span).
-    `slice_events`: more is faster, fewer lets a paced sender send more often.
+    `bytes`: mean size of a message; padded up to it, but fields are never cut. `redeliver_ms`: the
+    longest wait until a batch is redelivered (at most a quarter of the span). `slice_events`: more
+    is faster, fewer lets a rate-limited sender send more often.
     """
 
     events: Annotated[int, 0, 10**15]
@@ -78,12 +78,12 @@ class LoadSpec:
             raise ValueError("; ".join(faults))
 
     def due(self, share: float, done: int) -> int:
-        """How many of all messages `share` is once `done` unique events are out."""
+        """How many messages make up `share` once `done` unique events are out."""
         return round(share * done / (1 - self.duplicates - self.broken))
 
 
 _PHRASES = ("red shoes", "café près de moi", "usb-c", "東京 ホテル", "träd", "gift \\ card", "🎿")
-# In order of how often they occur: the k-th type's odds are 1 / k.
+# In order of frequency: the odds of the k-th type are 1 / k.
 EVENT_TYPES: dict[str, Callable[[random.Random], dict[str, object]]] = {
     "page_view": lambda r: {"path": f"/p/{r.randrange(900)}", "ms": r.randrange(40, 4000)},
     "click": lambda r: {"x": r.randrange(1920), "y": r.randrange(1080)},
@@ -123,7 +123,7 @@ def _clock(times_us: Ints) -> pa.Array:
 
 
 class _Devices:
-    """Whom events come from, the more active first; each device belongs to one partition."""
+    """The devices that send events, the more active first; each belongs to one partition."""
 
     def __init__(self, spec: LoadSpec, rng: np.random.Generator, r: random.Random) -> None:
         self.count = min(DEVICES_MAX, 64 + spec.events // 10)
@@ -149,13 +149,13 @@ class _Devices:
         return orjson.dumps({**fields, "user_properties": user})[1:-1]
 
     def draw(self, rng: np.random.Generator, count: int) -> Ints:
-        """Zipf-ish: odds fall as 1 / (rank + 20), so that no device takes much of a partition."""
+        """Roughly Zipf: odds fall as 1 / (rank + 20), so that no device dominates a partition."""
         ranks = 20 * np.exp(rng.random(count) * math.log((self.count + 20) / 20)) - 20
         return np.minimum(ranks.astype(np.int64), self.count - 1)
 
 
 def _change(message: bytes, name: bytes, value: bytes | None) -> bytes:
-    """The message with another value for one of its first texts, or without the field."""
+    """The message with another value for one of its first texts, or without that field."""
     field = b'"%b":"' % name
     instead = b"" if value is None else b'%b%b",' % (field, value)
     return re.sub(re.escape(field) + b'[^"]*",', lambda _: instead, message, count=1)
@@ -180,7 +180,7 @@ BROKEN_KINDS: dict[str, Callable[[bytes, random.Random], bytes]] = {
 
 
 class Load:
-    """The messages of `spec`, each given once, and the totals so far. Not safe for threads."""
+    """The messages of `spec`, each produced once, and the totals so far. Not thread-safe."""
 
     def __init__(self, spec: LoadSpec) -> None:
         self.spec = spec
@@ -195,12 +195,12 @@ class Load:
             for _ in range(self._variants)
         ]
         self._deeds = pa.array(deeds)
-        # Of each partition, its counts and its last good messages.
+        # For each partition, its counts and its last good messages.
         fresh: dict[str, Any] = {**dict.fromkeys(COUNTS, 0), "stream_time_ms": None}
         self._counts = [fresh.copy() for _ in range(spec.partitions)]
         self._recent: list[list[bytes]] = [[] for _ in range(spec.partitions)]
         self._done = self._put_by = self._broken = self._bytes = 0
-        # Due time, number, partition, messages; the number keeps equal times in order.
+        # Due time, number, partition, messages; the number orders equal times.
         self._waiting: list[tuple[int, int, int, list[bytes]]] = []
         self._batch = self._batch_size()
         self._memos, self._memo_mean = b"", 0
@@ -217,7 +217,7 @@ class Load:
 
     @property
     def totals(self) -> dict[str, Any]:
-        """The counts of the slices taken so far, as the module defines them; JSON-ready."""
+        """The counts of the slices produced so far, as the module defines them; JSON-ready."""
         return {
             **{name: sum(counts[name] for counts in self._counts) for name in COUNTS},
             "bytes": self._bytes,
@@ -262,8 +262,8 @@ class Load:
     def _merged(
         self, n: int, good: list[bytes], uploads_ms: Ints, inserts: list[Insert]
     ) -> list[bytes]:
-        """A partition's part of a slice, with the inserts, each before the good message at its
-        position; counted. (Neither copies nor broken lines move stream time.)"""
+        """A partition's part of a slice, with each insert before the good message at its position;
+        counted. (Neither copies nor broken lines move stream time.)"""
         counts = self._counts[n]
         if good:
             stream_ms = np.maximum(np.maximum.accumulate(uploads_ms), counts["stream_time_ms"] or 0)
@@ -282,7 +282,7 @@ class Load:
         return merged
 
     def _upload_times(self, arrivals: Ints) -> Ints:
-        """Arrivals less disorder; so many lie further behind that `late` are beyond the window."""
+        """Arrivals minus disorder; some lie further behind, so that a share of `late` is late."""
         spec, rng = self.spec, self._rng
         behind_us = rng.integers(0, 1000 * spec.disorder_ms + 1, len(arrivals))
         least_ms, most_ms = spec.window_ms / 10, max(LAG_MAX_MS, 2 * spec.window_ms)
@@ -318,13 +318,13 @@ class Load:
         return messages
 
     def _batch_size(self) -> int:
-        """How many messages the next batch has; the last one takes what is left."""
+        """The size of the next batch; the last one takes what is left."""
         left = self.spec.due(self.spec.duplicates, self.spec.events) - self._put_by
         few = left < 2 * BATCH_MIN
         return left if few else self._random.randint(BATCH_MIN, min(BATCH_MAX, left - BATCH_MIN))
 
     def _put_copies_by(self, good: list[bytes], arrivals: Ints, stops: list[int]) -> None:
-        """Choose runs of one partition's messages, each to come again some time after its end."""
+        """Choose runs of one partition's messages to be redelivered some time after their end."""
         due = self.spec.due(self.spec.duplicates, self._done)
         wait_us = min(1000 * self.spec.redeliver_ms, 250 * self.spec.span_ms)
         while self._batch and self._put_by + self._batch <= due:

@@ -1,8 +1,8 @@
 """The `forebay` command: every subcommand, and how errors are reported.
 
-A subcommand is imported when it is asked for, so that the supervisor stays small and `--help` fast.
-An error that a user may meet is a line or a few, not a traceback. Ctrl-C ends quietly with 130, a
-reader that has gone (`| head`) with 141, as a shell would tell of a process that a signal ended.
+A subcommand is imported when it is used, so that the supervisor stays small and `--help` fast. An
+error that users may meet is a line or a few, not a traceback. Ctrl-C ends quietly with 130, and a
+reader that has gone (`| head`) with 141, as a shell reports a process ended by a signal.
 """
 
 import os
@@ -23,12 +23,12 @@ COMMANDS = (
     "funnel", "retention", "segment", "sessions", "stickiness", "paths", "lifecycle", "user",
     "serve", "mcp", "token", "generate", "demo", "verify", "config",
 )  # fmt: skip
-"""Each is a command of its name in a module of its name."""
+"""Each is a command in a module of the same name."""
 NO_READER = 141
 
 
 class _Commands(click.Group):
-    """Imports a command when it is asked for, and turns errors into lines."""
+    """Imports a command when it is used, and turns errors into lines."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -49,7 +49,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        if sys.stdout is None:  # closed by who started this process
+        if sys.stdout is None:  # closed by the parent process
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         try:
             answer = super().invoke(ctx)
@@ -57,11 +57,11 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
         except BrokenPipeError:
-            # What is left in the buffer would raise again when the interpreter ends.
+            # The rest of the buffer would raise again when the interpreter ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(NO_READER) from None
         except (ForebayError, OSError) as error:
-            # What it quotes may be hostile, or a secret.
+            # Quoted text may be hostile, or a secret.
             raise click.ClickException(plain_lines(masked(str(error)))) from error
         return answer
 

@@ -1,4 +1,4 @@
-"""`forebay mcp`: a data directory asked by a language model, over standard input and output."""
+"""`forebay mcp`: a language model asks a data directory, over standard input and output."""
 
 import logging
 import sys
@@ -27,8 +27,8 @@ def mcp(timeout: float, memory: int, time_zone: str, roots: list[Path]) -> None:
     """Answer a language model that starts this command, over the Model Context Protocol (MCP).
 
     Its tools list tables, run queries, ask for segmentation, funnels and retention, explain a dedup
-    key, and say how far the job has come; none changes anything. It ends with its standard input.
-    `forebay serve` has the same under /mcp, for models elsewhere.
+    key, and report the progress of the job; none changes anything. It ends with its standard input.
+    `forebay serve` offers the same at /mcp, for models elsewhere.
     """
     require_extra("mcp", "mcp", ("mcp", "starlette", "prometheus_client"))
     from forebay.serve.stdio import answer

@@ -1,8 +1,8 @@
-"""The options of commands that read other nodes too, and the store that they name.
+"""The options of commands that read other nodes too, and the store that they open.
 
-`--nodes` are servers (`forebay serve`), which are asked beside the data directories named, or in
-place of that of the settings. Their tokens and authorities come from FOREBAY_TOKEN and FOREBAY_CA.
-No engine is loaded before the store is opened.
+`--nodes` are servers (`forebay serve`) that are asked in addition to the named data directories, or
+in place of the one in the settings. Their tokens and authorities come from FOREBAY_TOKEN and
+FOREBAY_CA. No engine is loaded before the store is opened.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Places:
-    """The data directories, and URLs of nodes, that a command was given; each answer of a node may
-    take so many `seconds`. With `partial`, answers do without those that can't be read."""
+    """The data directories, and URLs of nodes, that a command was given; `seconds` limits each
+    answer of a node. With `partial`, answers do without what can't be read."""
 
     roots: tuple[Path, ...]
     urls: tuple[str, ...]
@@ -51,7 +51,7 @@ class Places:
         return query.open(*self.roots, *self.urls, **more)
 
     def tell_missing(self, store: Store) -> None:
-        """Warn of what the last answer lacks."""
+        """Warn of what is missing in the last answer."""
         receipt = store.receipt()
         missing = [f"{one.node}: {one.missing}" for one in receipt.nodes if one.missing is not None]
         missing += [f"{p.node}: {p.partition}: {p.reason}" for p in receipt.silent_partitions]
@@ -62,8 +62,8 @@ class Places:
 def places_option(
     check: Check = require_data_directories, *, partial: bool = True
 ) -> Callable[[F], F]:
-    """The command takes `places`, of which `check` was called with the data directories; and
-    `--partial`, unless its answers are partial anyway."""
+    """The command takes `places`, whose data directories have passed `check`; and `--partial`,
+    unless its answers are partial anyway."""
 
     def keep(context: click.Context, option: click.Parameter, value: Any) -> None:
         context.meta[f"forebay.{option.name}"] = value

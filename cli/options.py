@@ -1,7 +1,7 @@
-"""Options that several commands have, each defined once, and what they stand for.
+"""Options that several commands have, each defined once, and their values.
 
-`--data-dir` gives a command the data directories it is about as `roots`: those named, or that of
-the settings; each is known to be one then.
+`--data-dir` gives a command its data directories as `roots`: those named, or the one in the
+settings; each was checked to be one.
 """
 
 import re
@@ -27,7 +27,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def settings() -> Settings:
-    """The settings, loaded once for each command. Raises BadInput."""
+    """The settings, loaded once per command. Raises BadInput."""
     kept = click.get_current_context().meta
     if "forebay.settings" not in kept:
         kept["forebay.settings"] = load()
@@ -38,7 +38,7 @@ def settings() -> Settings:
 def data_dirs_option(
     check: Check = require_data_directories, *, multiple: bool = True
 ) -> Callable[[F], F]:
-    """The command takes `roots`, which `check` was called with; one, unless `multiple`."""
+    """The command takes `roots`, which have passed `check`; a single one, unless `multiple`."""
 
     def roots(_context: click.Context, _option: click.Parameter, named: Any) -> list[Path]:
         found = [named] if isinstance(named, Path) else [*(named or ())]
@@ -63,7 +63,7 @@ force_option: Callable[[F], F] = click.option(
 
 
 def time_ms(text: str) -> int:
-    """Milliseconds of an ISO 8601 time, UTC unless it says otherwise."""
+    """Milliseconds of an ISO 8601 time; UTC unless it has a zone."""
     try:
         time = datetime.fromisoformat(re.sub(r"[zZ]\Z", "+00:00", text))
     except ValueError as error:
@@ -77,7 +77,7 @@ def time_ms(text: str) -> int:
 
 
 def time_option(name: str, parameter: str, **attributes: Any) -> Callable[[F], F]:
-    """The command takes the time in milliseconds."""
+    """The command takes a time, in milliseconds."""
     return click.option(
         name, parameter, **attributes,
         callback=lambda _context, _option, text: None if text is None else time_ms(text),
@@ -85,7 +85,7 @@ def time_option(name: str, parameter: str, **attributes: Any) -> Callable[[F], F
 
 
 def require_extra(command: str, extra: str, modules: Sequence[str]) -> None:
-    """Raise BadInput if one of the modules is missing that come with the extra of this name."""
+    """Raise BadInput if one of the modules that the named extra installs is missing."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise BadInput(
@@ -130,7 +130,7 @@ time_zone_option: Callable[[F], F] = click.option(
 
 
 def reject_filter_options(command: F) -> F:
-    """The command takes which rejects are meant, as keywords for `RejectFilter`."""
+    """The command takes the selection of rejects, as keywords for `RejectFilter`."""
     reasons, offsets = click.Choice(REASONS), click.IntRange(0, 2**53 - 1)
     for option in (
         time_option("--until", "until_ms", help="Broker time, exclusive."),

@@ -1,8 +1,8 @@
 """Where `forebay generate` sends a load: files, or a Kafka topic.
 
-What always holds: all is written or acknowledged when an outlet's context is left without an error;
-nothing of an earlier run is overwritten. A broker is asked for a bounded time, in short questions,
-so that Ctrl-C is heard within a second.
+What always holds: when an outlet's context is left without an error, everything is written or
+acknowledged; nothing of an earlier run is overwritten. Requests to a broker are short and have a
+time limit, so that Ctrl-C is noticed within a second.
 """
 
 import gzip
@@ -31,7 +31,7 @@ _TOPIC = re.compile(r"(?!\.\.?\Z)[A-Za-z0-9._-]{1,249}\Z")
 
 @dataclass(frozen=True)
 class Outlet:
-    """Where a slice goes, and what its partitions are called there."""
+    """Where a slice goes, and the names of its partitions there."""
 
     names: list[str]
     send: Callable[[list[list[bytes]]], None]
@@ -39,7 +39,7 @@ class Outlet:
 
 @contextmanager
 def files(directory: Path, partitions: int, compress: str) -> Iterator[Outlet]:
-    """One file a partition; all are complete when the context is left."""
+    """One file per partition; all are complete when the context is left."""
     directory.mkdir(parents=True, exist_ok=True)
     if found := sorted(path.name for path in directory.glob("part-*")):
         raise click.ClickException(f"{directory}: expected no part-* files, got {found[0]}")
@@ -61,7 +61,7 @@ def files(directory: Path, partitions: int, compress: str) -> Iterator[Outlet]:
 
 def _compressed(file: BinaryIO, compress: str) -> BinaryIO:
     if compress == "gzip":
-        # No name and no time in the header: the same load gives the same file.
+        # No name and no time in the header, so that the same load gives the same file.
         return cast(BinaryIO, gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0))
     if compress == "zstd":
         return cast(BinaryIO, zstandard.ZstdCompressor().stream_writer(file, closefd=False))
@@ -76,8 +76,8 @@ def topic_of(
     compress: str,
     properties: Mapping[str, str],
 ) -> Iterator[Outlet]:
-    """A topic, created with so many partitions if there is none; all messages are acknowledged when
-    the context is left. `properties` are librdkafka's, of clients that produce and create."""
+    """A topic, created with so many partitions if it does not exist; all messages are acknowledged
+    when the context is left. `properties` are librdkafka's, for producer and admin clients."""
     if not all(_BROKER.match(one) for one in bootstrap.split(",")):
         raise click.UsageError(f"--bootstrap: expected HOST:PORT, by comma, got {bootstrap!r}")
     if not _TOPIC.match(topic):
@@ -97,7 +97,7 @@ def topic_of(
 
 
 class _Topic:
-    """The clients, kept as long as their answers are waited for: these end with them."""
+    """The clients, kept while their answers are awaited: the answers end with them."""
 
     def __init__(
         self, bootstrap: str, topic: str, compress: str, properties: Mapping[str, str]
@@ -136,8 +136,8 @@ class _Topic:
         return click.ClickException(f"topic {self._name!r}: expected {expected}")
 
     def partitions(self) -> int:
-        """How many the topic has, 0 if there is none. All topics are listed: asking for one by name
-        might create it."""
+        """The topic's number of partitions, 0 if it does not exist. All topics are listed: asking
+        for one by name might create it."""
         deadline = time.monotonic() + BROKER_TIMEOUT_S
         while True:
             try:
@@ -152,7 +152,7 @@ class _Topic:
                     ) from error
 
     def create(self, partitions: int) -> int:
-        """Create the topic, and wait until the producer knows of it; its number of partitions."""
+        """Create the topic, wait until the producer sees it; return its number of partitions."""
         created = self._admin.create_topics([NewTopic(self._name, partitions)])[self._name]
         deadline = time.monotonic() + BROKER_TIMEOUT_S
         try:
@@ -171,14 +171,14 @@ class _Topic:
                     try:
                         self.producer.produce(self._name, message, device_of(message), number)
                         break
-                    except BufferError:  # a message that fails makes room as well
+                    except BufferError:  # failed messages make room as well
                         self.producer.poll(0.1)
             self.producer.poll(0)
             self._check()
 
     def flush(self) -> None:
-        """Wait until every message is acknowledged, or raise why one is not. By twice the time that
-        a delivery may take, each has succeeded or failed."""
+        """Wait until every message is acknowledged, or raise why one is not. Within twice the
+        delivery timeout, each has succeeded or failed."""
         deadline = time.monotonic() + 2 * DELIVERY_TIMEOUT_S
         while self.producer.flush(ASK_S) and time.monotonic() < deadline:
             self._check()
@@ -190,12 +190,12 @@ class _Topic:
             raise self.error(f"every message to be acknowledged, got: {self._failures[0]}")
 
     def _failed(self, error: KafkaError) -> None:
-        """Why the broker can't be reached, which a question that timed out does not say."""
+        """Why the broker can't be reached; a request that timed out does not say."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self._trouble = error.str()
 
 
 def device_of(message: bytes) -> bytes | None:
-    """The device id of a message of a load; None if it is too broken to tell."""
+    """The device id of a load's message; None if the message is too broken to have one."""
     found = _DEVICE.match(message)
     return found[1] if found else None

@@ -1,8 +1,8 @@
 """What commands print: tables for people, and JSON.
 
-A table is aligned text of which no cell is ever cut, and that can't steer a terminal. At a terminal
-too narrow for a row, each row becomes a block of lines, a value a line. Elsewhere (a pipe, a file)
-there is no width to keep to, and never any colour.
+A table is aligned text that can't control a terminal, and no cell is ever cut. At a terminal too
+narrow for a row, each row becomes a block of lines, one per value. Elsewhere (a pipe, a file) width
+is unlimited, and there is never any colour.
 """
 
 import shutil
@@ -22,7 +22,7 @@ GAP = "  "
 
 
 class PipedConsole(Console):
-    """Of which a reader that has gone is an error like that of any other output."""
+    """Raises an error if its reader has gone, like any other output."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -35,9 +35,9 @@ def text_table(
     right: Collection[str] = (),
     width: int | None = None,
 ) -> list[str]:
-    """The lines of a table, of which a cell is text, a whole number, a time or None; columns whose
-    heading is among `right` are aligned to that side. Within `width` cells of a terminal, if it is
-    given: as blocks where rows don't fit."""
+    """The lines of a table; a cell is text, an integer, a time or None. Columns whose heading is
+    among `right` are right-aligned. If `width`, in terminal cells, is given and rows don't fit,
+    they become blocks."""
     cells = [[_cell(value) for value in row] for row in (headings, *rows)]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     if width is not None and sum(widths) + len(GAP) * (len(widths) - 1) > width:
@@ -49,32 +49,32 @@ def text_table(
 def echo_table(
     headings: Sequence[str], rows: Sequence[Sequence[object]], *, right: Collection[str] = ()
 ) -> None:
-    """Print it as wide as standard output lets it be."""
+    """Print it in the width that standard output allows."""
     for line in text_table(headings, rows, right=right, width=terminal_width()):
         click.echo(line)
 
 
 def echo_json(value: object, option: int = 0) -> None:
-    """Print it as an indented document, with a further option of orjson's."""
+    """Print it as an indented document, with an additional option of orjson's."""
     click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2 | option))
 
 
 def totals(counts: Mapping[str, int], width: int | None) -> list[str]:
-    """Counts that are not 0 in a line, or in as few as `width` cells allow; a pair stays whole."""
+    """Counts that are not 0, in one line or as few as `width` cells allow; pairs stay whole."""
     joined = GAP.join(f"{name}\u00a0{count:,}" for name, count in counts.items() if count)
     lines = [joined] if width is None else wrap(joined, width, break_long_words=False)
     return [line.replace("\u00a0", " ") for line in lines]
 
 
 def terminal_width() -> int | None:
-    """Cells in a line of the terminal that standard output is; None if it is no terminal."""
+    """Cells in a line of the terminal at standard output; None if it is not a terminal."""
     if not sys.stdout.isatty():
         return None
     return shutil.get_terminal_size().columns
 
 
 def time_text(time: datetime | None, *, ms: bool = False) -> str:
-    """To the second, or to the millisecond."""
+    """The time to the second, or to the millisecond."""
     if time is None:
         return "-"
     return f"{time:%Y-%m-%d %H:%M:%S.%f}"[:-3] if ms else f"{time:%Y-%m-%d %H:%M:%S}"

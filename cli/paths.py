@@ -32,6 +32,6 @@ EXAMPLE = "forebay paths search --steps 3 --limit 5 --collapse"
 )
 @question(TABLES, interval=None)
 def paths(asked: Question, start: Event, window: timedelta, **options: Any) -> None:
-    """What users do after their first EVENT of the period: the most frequent events of each step,
+    """What users do after their first EVENT in the period: the most frequent events of each step,
     the others, and how many have dropped off."""
     asked.answer("paths", start, asked.period, window=window, **options)

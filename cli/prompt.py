@@ -1,7 +1,7 @@
-"""The prompt of `forebay sql`: a query over one or more lines, ended by a semicolon; its answer.
+"""The prompt of `forebay sql`: queries of one or more lines, ended by a semicolon; and answers.
 
-History is kept in the user's state folder, and each word can be completed: keywords, tables,
-columns. Ctrl-C ends a query, or clears the line; Ctrl-D ends the prompt.
+History is kept in the user's state folder. Keywords, tables and columns can be completed. Ctrl-C
+ends a query, or clears the line; Ctrl-D ends the prompt.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def _answered(answer: Callable[[str], None], text: str) -> None:
     try:
         answer(text)
     except ForebayError as error:
-        # What it quotes may be hostile, or a secret.
+        # Quoted text may be hostile, or a secret.
         click.echo(f"Error: {plain_lines(masked(str(error)))}", err=True)
     except KeyboardInterrupt:
         click.echo("ended", err=True)
 
 
 def _keys() -> KeyBindings:
-    """Enter ends a query that has a semicolon, or an empty line at its end; else a new line."""
+    """Enter ends a query that has a semicolon, or an empty line at its end; else adds a line."""
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -95,5 +95,5 @@ def _history() -> History:
         path = folder / "sql-history"
         path.touch(mode=0o600, exist_ok=True)
     except (OSError, RuntimeError):
-        return InMemoryHistory()  # a home that can't be written to
+        return InMemoryHistory()  # the home directory is not writable
     return FileHistory(str(path))

@@ -1,4 +1,4 @@
-"""`forebay rejects`: the messages that could not become events; to replay or delete them."""
+"""`forebay rejects`: the messages that could not become events: list, replay, delete them."""
 
 import signal
 import sys
@@ -43,7 +43,7 @@ def rejects() -> None:
 @json_option("As NDJSON, as `export` writes it.")
 @data_dirs_option()
 def list_(limit: int, as_json: bool, roots: list[Path], **options: Any) -> None:
-    """One line a reject, by partition and offset."""
+    """One line per reject, by partition and offset."""
     store = query.open(*roots)
     found = store.rejects(_meant(store.last_view, options)).sort("_partition", "_offset")
     first = found.head(limit + 1).collect()
@@ -74,7 +74,7 @@ def list_(limit: int, as_json: bool, roots: list[Path], **options: Any) -> None:
 @click.option("--raw", is_flag=True, help="The message alone, byte for byte.")
 @data_dirs_option()
 def show(partition: str, offset: int, raw: bool, roots: list[Path]) -> None:
-    """The reject at an offset: why it is one, and the whole message."""
+    """The reject at an offset: the reason, and the whole message."""
     meant = RejectFilter(partitions=(partition,), offsets=(offset,))
     rows = query.open(*roots).rejects(meant).collect().to_dicts()
     if not rows:
@@ -90,7 +90,7 @@ def show(partition: str, offset: int, raw: bool, roots: list[Path]) -> None:
             "bytes": len(message),
         }  # fmt: skip
         click.echo("".join(f"{name:13}{value}\n" for name, value in shown.items()))
-        # Bytes that are not UTF-8, and control characters, as escapes.
+        # Invalid UTF-8 and control characters are shown as escapes.
         click.echo(plain_lines(message.decode(errors="backslashreplace")))
 
 
@@ -102,7 +102,7 @@ def show(partition: str, offset: int, raw: bool, roots: list[Path]) -> None:
 def export(file: Path, force: bool, roots: list[Path], **options: Any) -> None:
     """Write rejects to FILE.ndjson or FILE.parquet.
 
-    NDJSON has a message that is UTF-8 as `message`, another as `message_base64`.
+    In NDJSON, a message that is UTF-8 is `message`, any other is `message_base64`.
     """
     if file.suffix not in SUFFIXES:
         raise BadInput(f"rejects export: expected {', '.join(SUFFIXES)}; got {file.name!r}")
@@ -117,9 +117,9 @@ def export(file: Path, force: bool, roots: list[Path], **options: Any) -> None:
 @reject_filter_options
 @data_dirs_option(multiple=False)
 def replay(roots: list[Path], **options: Any) -> None:
-    """Have rejects decoded again by the job, under the configuration that it runs with.
+    """Have the job decode rejects again, under the configuration that it runs with.
 
-    What passes becomes an event, or a duplicate, exactly once; what fails stays a reject. The job
+    Rejects that pass become events, or duplicates, exactly once; the others stay rejects. The job
     does it within seconds if it runs, else when it is started.
     """
     disk, layout, store = Disk(), Layout(*roots), query.open(*roots)
@@ -151,10 +151,10 @@ def replay(roots: list[Path], **options: Any) -> None:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @data_dirs_option(multiple=False)
 def delete(dry_run: bool, yes: bool, roots: list[Path], **options: Any) -> None:
-    """Have rejects deleted by the job: those that are there now, not those that come later.
+    """Have the job delete rejects: those that exist now, not later ones.
 
-    They are counted as `rejects_expired`, and their messages are gone: `export` writes them to a
-    file before. The job does it within seconds if it runs, else when it is started; files follow
+    They are counted as `rejects_expired`, and their messages are gone: use `export` first to keep
+    them in a file. The job does it within seconds if it runs, else when it is started; files follow
     after the grace period.
     """
     if dry_run and yes:
@@ -164,7 +164,7 @@ def delete(dry_run: bool, yes: bool, roots: list[Path], **options: Any) -> None:
     meant = _meant(view, options)
     _tell_pending(view)
     if meant == ALL:
-        # Counted by what is known of files, so that those that can't be read can be deleted too.
+        # Counted from what is known about files, so that unreadable ones can be deleted too.
         counters = [partition.state.counters for partition in view.partitions]
         count = sum(one.rejects for one in counters)
         found = sum((Counter(one.rejected) for one in counters), Counter[str]())
@@ -195,8 +195,8 @@ def _at_terminal() -> bool:
 
 
 def _confirmed(question: str) -> bool:
-    """The answer; Ctrl-C ends the command as it does elsewhere."""
-    signal.siginterrupt(signal.SIGINT, True)  # with Polars' handler, a read would go on
+    """The user's answer; Ctrl-C ends the command as elsewhere."""
+    signal.siginterrupt(signal.SIGINT, True)  # with Polars' handler, a read would continue
     try:
         return click.confirm(question)
     except click.Abort:
@@ -216,8 +216,8 @@ def _tell(disk: Disk, layout: Layout, request: ReplayRequest, count: int) -> Non
 
 
 def _meant(view: View, options: dict[str, Any]) -> RejectFilter:
-    """Raises BadInput on a partition that nothing was read from: that it has no rejects would be
-    true, and mislead who mistyped it."""
+    """Raises BadInput for a partition that nothing was read from: to report that it has no rejects
+    would be true, but would hide a typing error."""
     meant = RejectFilter(**options)
     states = [partition.state for partition in view.partitions]
     known = {name for state in states for name in (state.partition, *state.next_offsets)}

@@ -1,4 +1,4 @@
-"""What was asked of the job about rejects and is not carried out yet, as lines and as JSON."""
+"""Pending requests to the job about rejects, as lines and as JSON."""
 
 from typing import Any
 

@@ -12,7 +12,7 @@ from forebay.query.analytics import Event
 
 
 def _by_day(cohorts: pl.DataFrame) -> pl.DataFrame:
-    """A row a cohort, a column a day: the share that came back."""
+    """A row for each cohort, a column for each day: the share that came back."""
     keys = [name for name in ("group", "cohort", "out_of") if name in cohorts.columns]
     shares = pl.format("{}%", (pl.col("share") * 100).round(1))
     shown = pl.when(pl.col("complete") | (pl.col("count") > 0)).then(shares)
@@ -23,7 +23,7 @@ def _by_day(cohorts: pl.DataFrame) -> pl.DataFrame:
 def brackets(
     _context: click.Context, _option: click.Parameter, text: str | None
 ) -> list[tuple[int, int]] | None:
-    """Of 0,1-3,4-7: ranges of days, the last one included."""
+    """Ranges of days given as 0,1-3,4-7, the last day included."""
     if text is None:
         return None
     found = []

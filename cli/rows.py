@@ -1,5 +1,5 @@
-"""Rows of any query as a table or Markdown, for people: at most so many rows, and text that can't
-steer a terminal. What other programs read is written by `forebay.query.rows`."""
+"""Rows of any query as a table or Markdown, for people: a limited number of rows, and text that
+can't control a terminal. `forebay.query.rows` writes what other programs read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from forebay.storage.base.text import plain
 def shown(
     batches: pa.RecordBatchReader, rows_max: int, width: int | None, *, markdown: bool = False
 ) -> tuple[list[str], int, bool]:
-    """The lines of a table, how many rows it has, and whether there are more."""
+    """The lines of a table, how many rows it shows, and whether there are more."""
     held: list[pl.DataFrame] = []
     rows = 0
     for frame in frames(batches):

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def _open_standard_streams() -> None:
-    """Else what is opened next takes the number of one that was closed by who started this process:
-    workers would have the lock as their standard output, and write into it."""
+    """Open standard streams that the parent process closed. Otherwise the next opened file takes
+    such a number: workers would have the lock as standard output, and write into it."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -30,8 +30,8 @@ def _open_standard_streams() -> None:
 
 
 def _exported(settings: "Settings") -> Callable[[], Mapping[str, str]]:
-    """Let Prometheus ask from now on; what workers need for it."""
-    from forebay.flows.exporter import Exporter  # which a job without metrics does not have
+    """Serve metrics to Prometheus from now on; return what workers need for it."""
+    from forebay.flows.exporter import Exporter  # not loaded in a job without metrics
     from forebay.flows.hosts import Address
     from forebay.flows.metrics import Published, ends_of
     from forebay.storage.base.layout import Layout
@@ -51,7 +51,7 @@ all of them. Host 0 is met at its port, and each has a port above its own for ea
 @click.option("--hosts", "named", metavar="A:PORT,B:PORT", help=_HOSTS)
 @click.option("--host", type=int, help="Which of --hosts this is, counted from 0.")
 def run(workers: int, named: str | None, host: int | None) -> None:
-    """Run the job until its input ends or SIGTERM. Workers may be more or fewer in another run."""
+    """Run the job until its input ends or SIGTERM. Each run may have another number of workers."""
     if (named is None) != (host is None):
         raise click.UsageError("expected both --hosts and --host, or neither")
     _open_standard_streams()
@@ -61,8 +61,8 @@ def run(workers: int, named: str | None, host: int | None) -> None:
         stops.append(signal.SIGHUP)
     for number in stops:
         signal.signal(number, lambda *_: os._exit(0))
-    # Only now what takes time to import: a stop that comes early ends with 0 as well, at once, for
-    # nothing has begun. It stays, so the garbage collector need not look through it.
+    # Slow imports come only now: an early stop also ends with 0, at once, as nothing has begun.
+    # What they load stays, so the garbage collector need not scan it.
     gc.disable()
     from forebay.flows.cluster import Cluster
     from forebay.flows.handshake import shared
@@ -82,7 +82,7 @@ def run(workers: int, named: str | None, host: int | None) -> None:
         require_source(settings)
         require_open_files(workers)
         if settings.source == "files" and not settings.data_dir.exists():
-            # Else it would be made before a worker finds that there is nothing to read.
+            # Otherwise it would be created before a worker finds that there is nothing to read.
             file_partitions(FilesConfig(settings.files.path, leave_out=settings.data_dir))
         same = {**shared(settings), "version": __version__}
         measured = _exported(settings) if settings.metrics else None
@@ -93,7 +93,7 @@ def run(workers: int, named: str | None, host: int | None) -> None:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(PERMANENT) from error
     if code != PERMANENT:
-        from forebay.cli.summary import summary  # reads data, which a supervisor does not
+        from forebay.cli.summary import summary  # reads data, unlike the supervisor
 
         click.echo("\n".join(summary(settings.data_dir)))
     raise SystemExit(code)

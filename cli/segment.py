@@ -1,4 +1,4 @@
-"""`forebay segment`: how much of one or several events there was, over time."""
+"""`forebay segment`: a measure of one or several events over time, such as users."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,7 +41,7 @@ EXAMPLE = "forebay segment item_view --measure sum --of event_properties.price -
 @by_options
 @question(TABLES)
 def segment(asked: Question, kinds: list[Event], formula: str | None, **options: Any) -> None:
-    """How much of each EVENT (by default all together) there was, in each interval.
+    """Measure each EVENT (by default all together) in each interval, such as its users.
 
     An EVENT is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'; `*` is any.
     """

@@ -1,4 +1,4 @@
-"""`forebay serve`: a data directory asked over HTTP."""
+"""`forebay serve`: a data directory over HTTP."""
 
 import logging
 import os
@@ -54,10 +54,10 @@ def serve(
     max_rows: int, max_waiting: int, tokens: Path | None, tls_cert: Path | None,
     tls_key: Path | None, behind_proxy: bool, time_zone: str, places: Places,
 ) -> None:  # fmt: skip
-    """Answer questions over HTTP: SQL, analytics, progress, rejects, and events as they come.
+    """Answer questions over HTTP: SQL, analytics, progress, rejects, and events as they arrive.
 
-    It listens on this host alone, unless it is given tokens, and TLS or a proxy that has it. Its
-    first page, /, is for people; /docs says what programs can ask.
+    It listens on this host only, unless it is given tokens, and TLS or a proxy that provides it.
+    Its first page, /, is for people; /docs says what programs can ask.
     """
     require_extra("serve", "serve", NEEDED)
     from forebay.serve.server import serve as run

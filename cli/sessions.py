@@ -1,4 +1,4 @@
-"""`forebay sessions`: how many sessions there are, and how long they take."""
+"""`forebay sessions`: how many sessions there are, and how long they last."""
 
 from datetime import timedelta
 from typing import Any

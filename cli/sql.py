@@ -1,4 +1,4 @@
-"""`forebay sql`: one query over hot and cold, in the format asked for, or a prompt to ask many."""
+"""`forebay sql`: one query over hot and cold data, in a chosen format, or a prompt for many."""
 
 import re
 import sys
@@ -27,7 +27,7 @@ SUFFIXES = {
     ".parquet": "parquet", ".arrow": "arrow", ".md": "markdown", ".txt": "table",
 }  # fmt: skip
 WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,37})")
-"""Whole numbers are as exact as the engine's."""
+"""Integers that the engine represents exactly."""
 
 
 @click.command(
@@ -86,11 +86,11 @@ def sql(
     places: Places,
     verify: bool,
 ) -> None:
-    """Answer a query in SQL (DuckDB's) over the tables `events`, `events_all` (with the batch
-    layer's), `events_late`, `events_sealed` and `rejects`.
+    """Answer a SQL query (DuckDB's dialect) over the tables `events`, `events_all` (including the
+    batch layer's), `events_late`, `events_sealed` and `rejects`.
 
-    TEXT is the query; `-` reads it from standard input, as does a pipe without TEXT. At a terminal
-    and without TEXT, a prompt asks for queries until Ctrl-D.
+    TEXT is the query; `-` reads it from standard input, as does a pipe without TEXT. Without TEXT
+    at a terminal, a prompt asks for queries until Ctrl-D.
     """
     kind = _format(kind, output, spreadsheet)
     asked = None if text is None and file is None and _at_terminal() else _text(text, file)
@@ -148,7 +148,7 @@ def _answer(
 
 @contextmanager
 def _out(output: Path | None, force: bool) -> Iterator[BinaryIO]:
-    """As bytes: of text, click takes out what it believes to be colours."""
+    """Output as bytes: from text, click would remove what it takes for colours."""
     if output is None:
         yield cast(BinaryIO, sys.stdout.buffer)
         sys.stdout.buffer.flush()
@@ -190,7 +190,7 @@ def _at_terminal() -> bool:
 
 
 def _parameters(given: Sequence[str], text: str) -> Parameters:
-    """What stands before = is a name where the query has $ with a name."""
+    """If the query has named parameters, what precedes = is a name."""
     if not given:
         return None
     pairs = [_named(one) if re.search(r"\$[A-Za-z_]", text) else ("", one) for one in given]

@@ -65,7 +65,7 @@ def report(store: query.Store) -> dict[str, Any]:
 
 
 def _require_one(_what: str, roots: Sequence[Path]) -> None:
-    """Raise BadInput if no data directory is there, or another folder is in place of one."""
+    """Raise BadInput if no data directory exists, or another folder is in its place."""
     for root in [root for root in roots if root.is_dir()] or roots[:1]:
         require_data_directory(root)
 
@@ -91,7 +91,7 @@ def status(as_json: bool, watch: bool, places: Places) -> None:
 
 
 def _watch(store: query.Store, as_json: bool) -> None:
-    """At a terminal one picture that changes, else a block of lines each time."""
+    """At a terminal, update one picture; otherwise, print a block of lines each time."""
     try:
         if as_json or not sys.stdout.isatty():
             for found, rate in _looks(store):
@@ -107,7 +107,7 @@ def _watch(store: query.Store, as_json: bool) -> None:
 
 
 def _looks(store: query.Store) -> Iterator[tuple[dict[str, Any], float | None]]:
-    """A report each second, with the rate in messages a second since the one before."""
+    """A report each second, with the rate in messages per second since the one before."""
     last: tuple[float, int] | None = None
     while True:
         found = report(store)
@@ -140,11 +140,11 @@ def _lines(found: dict[str, Any], rate: float | None) -> list[str]:
 
 
 def _jobs(found: dict[str, Any]) -> list[str]:
-    """Whether a job runs on each node, and since when nothing new was published."""
+    """For each node, whether a job runs, and since when nothing new was published."""
     since: datetime | None = found["quiet_since"]
     quiet = "" if since is None else f"; the newest data was published {time_text(since)}"
     nodes = [node for node in found["nodes"] if node["job_runs"] is not None]
-    if not nodes:  # none of this host, whose job can be looked for
+    if not nodes:  # none on this host, so no job can be looked for
         return []
     running = [node["node"] for node in nodes if node["job_runs"]]
     if len(running) in (0, len(nodes)):
@@ -154,8 +154,8 @@ def _jobs(found: dict[str, Any]) -> list[str]:
 
 
 def _quiet_since(view: View) -> datetime | None:
-    """When a partition published something new for the last time: a manifest is written only if it
-    says something new."""
+    """When a partition last published something new: a manifest is only written if it has
+    changed."""
     here = [partition for partition in view.partitions if partition.remote is None]
     paths = [partition.layout.manifest(partition.name) for partition in here]
     times = [path.stat().st_mtime for path in paths if path.exists()]
@@ -163,7 +163,7 @@ def _quiet_since(view: View) -> datetime | None:
 
 
 def _unread(view: View) -> list[str]:
-    """The source's partitions that are known, but of which no message was read yet."""
+    """The source's known partitions of which no message was read yet."""
     seen: set[str] = set()
     for partition in view.partitions:
         seen |= {partition.name, *partition.state.next_offsets}

@@ -1,4 +1,4 @@
-"""The summary of a job that has ended: what its data holds now, and why messages are rejects."""
+"""The summary of a job that has ended: what its data contains, and why messages are rejects."""
 
 from itertools import chain, islice
 from pathlib import Path
@@ -10,7 +10,7 @@ from forebay.storage.formats.outcome import ADVICE, Outcome, sample
 
 
 def summary(root: Path) -> list[str]:
-    """The lines to end a run with. What can't be read does not fail the job that has ended."""
+    """The lines to end a run with. Unreadable data does not fail the job, which has ended."""
     found = Outcome()
     try:
         view = take_view(Disk(), [root], partial=True)

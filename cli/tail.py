@@ -1,7 +1,7 @@
-"""`forebay tail`: the newest events, and those that come.
+"""`forebay tail`: the newest events, and new ones as they arrive.
 
-A look for what is new costs a `stat` a manifest, as often as the job publishes at most. It ends
-when the reader of standard output has gone, also while no event comes.
+Looking for new events costs a `stat` per manifest, as often as the job publishes at most. The
+command ends when the reader of standard output has gone, even while no event arrives.
 """
 
 import select
@@ -30,7 +30,7 @@ from forebay.storage.base.text import did_you_mean, plain
 from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
 
 LOOK_MS = 100
-"""Between two looks: the job publishes no more often."""
+"""Time between two looks: the job publishes no more often."""
 EXAMPLE = "forebay tail -f 'item_view where event_properties.price > 50' --columns user_id,country"
 FORMATS = ("table", "json", "raw")
 Print = Callable[[pl.DataFrame], None]
@@ -63,12 +63,11 @@ def tail(
     kinds: list[Event], count: int, follow: bool, where: list[Where], columns: list[str],
     kind: str, roots: list[Path],
 ) -> None:  # fmt: skip
-    """Print the newest events, the newest last; with -f, as `tail -f` does, also those that come.
+    """Print the newest events, the newest last; with -f, like `tail -f`, also new ones.
 
-    It begins with the last of those in block logs: events that have long been in chunks are left to
-    `forebay sql`. Those that come are printed once each, some 0.2 s after the job took them, and
-    whether it is killed and started again meanwhile or not; what comes together is in order of
-    upload time.
+    It begins with the last events in block logs; older ones, which are only in chunks, are left to
+    `forebay sql`. New events are printed once each, some 0.2 s after the job took them, even if it
+    is killed and started again meanwhile; events that arrive together are in order of upload time.
 
     An EVENT is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'; `*` is any.
     """
@@ -95,19 +94,19 @@ def tail(
 
 
 def _wait() -> None:
-    """Until the next look. Raises BrokenPipeError once the reader has gone."""
+    """Wait until the next look. Raises BrokenPipeError once the reader has gone."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     for _, event in poll.poll(LOOK_MS):
         if event & (select.POLLERR | select.POLLHUP):
             raise BrokenPipeError
-        time.sleep(LOOK_MS / 1000)  # where a terminal can't be polled
+        time.sleep(LOOK_MS / 1000)  # if a terminal can't be polled
 
 
 def _wanted(
     roots: Sequence[Path], kinds: Sequence[Event], where: Sequence[Where]
 ) -> Callable[[pl.DataFrame], pl.DataFrame]:
-    """What is asked for of a frame."""
+    """The part of a frame that is asked for."""
     roles = read_roles(*roots) if any(one.name is not None for one in kinds) else None
 
     def wanted(frame: pl.DataFrame) -> pl.DataFrame:
@@ -121,7 +120,7 @@ def _wanted(
 
 
 def _warn_of_kinds(roots: Sequence[Path], kinds: Sequence[Event]) -> None:
-    """Of events that there never was one of, for they may be misspelt."""
+    """Warn of events that never occurred, as they may be misspelt."""
     named = [one.name for one in kinds if one.name is not None]
     if not named:
         return
@@ -138,7 +137,7 @@ def _warn(told: str) -> None:
 
 
 def _table(roots: Sequence[Path], columns: Sequence[str], out: BinaryIO) -> Print:
-    """Lines of columns that grow as wide as they must."""
+    """Lines of columns that grow as wide as needed."""
     widths: list[int] = []
 
     def show(frame: pl.DataFrame) -> None:
@@ -167,7 +166,7 @@ def _table(roots: Sequence[Path], columns: Sequence[str], out: BinaryIO) -> Prin
 
 
 def _columns(roots: Sequence[Path]) -> list[str]:
-    """The event and the user where it is known which columns these are."""
+    """The columns of event and user, if the data says which these are."""
     try:
         roles = read_roles(*roots)
     except BadInput:
@@ -189,7 +188,7 @@ def _json(out: BinaryIO) -> Print:
 
 
 def _raw(out: BinaryIO) -> Print:
-    """A message a line; a line's end in one is white space of JSON."""
+    """A message per line; line breaks inside one are JSON white space."""
 
     def show(frame: pl.DataFrame) -> None:
         if not frame.height:

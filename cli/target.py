@@ -1,13 +1,13 @@
-"""Where a command writes: a file that was not there, or a folder that it made itself.
+"""Where a command writes: a file that did not exist, or a folder that it made itself.
 
 What always holds, for every command:
 
-- A file is written under a temporary name beside its own, which it gets when it is whole. What goes
-  wrong before leaves nothing behind; a killed process leaves the temporary file at most, which
-  keeps no later one from writing, even one with the same process id, as in a container.
+- A file is written under a temporary name next to its own, and renamed when it is complete. An
+  error before that leaves nothing behind; a killed process leaves the temporary file at most, which
+  does not keep a later one from writing, even with the same process id, as in a container.
 - A file that exists is overwritten only with `--force`, and only if it is a plain file.
-- A folder is used again only if it has the marker that an earlier run put there, and then only what
-  such a run makes is deleted.
+- A folder is reused only if it has the marker of an earlier run, and then only what such a run
+  makes is deleted.
 """
 
 import os
@@ -35,7 +35,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         raise BadInput(f"{path}: expected a file that can be written, got {error}") from error
     try:
         yield temporary
-        _target(path, force)  # it may have been made meanwhile
+        _target(path, force)  # it may have been created meanwhile
         temporary.replace(target)
     except OSError as error:
         raise BadInput(f"{path}: expected to write it, got {error}") from error
@@ -44,7 +44,7 @@ def new_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def _target(path: Path, force: bool) -> Path:
-    """What a rename must replace: where `path` leads to, if it is a link."""
+    """What a rename must replace: if `path` is a link, its target."""
     if not path.name:
         raise BadInput(f"expected the name of a file, got {str(path)!r}")
     if os.path.lexists(path):
@@ -59,11 +59,11 @@ def _target(path: Path, force: bool) -> Path:
 def own_folder(
     folder: Path, marker: str, made: Sequence[str], ours: Callable[[Path], bool]
 ) -> Iterator[None]:
-    """A folder that is this command's alone for now, without what is `made` in it: it is new, was
-    empty, or has the `marker` file, of which the lock is held.
+    """A folder for this command's use alone, without what is `made` in it: it is new, was empty, or
+    has the `marker` file, whose lock is held.
 
-    Raises BadInput if it is another folder, if another process uses it, or if not all that stands
-    directly in a folder that was made is `ours`.
+    Raises BadInput if it is another folder, if another process uses it, or if a reused folder
+    directly contains anything that is not `ours`.
     """
     mark = folder / marker
     try:

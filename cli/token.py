@@ -28,14 +28,14 @@ def token() -> None:
 )  # fmt: skip
 @file_option
 def add(name: str, scope: Scope, path: Path) -> None:
-    """Make a token for NAME, and print it: it is shown this once. The file has its hash."""
+    """Make a token for NAME, and print it: it is only shown now. The file has its hash."""
     click.echo(add_token(path, name, scope))
 
 
 @token.command(name="list", epilog=example("forebay token list"))
 @file_option
 def list_(path: Path) -> None:
-    """The names of tokens, what each may do, and when it was made."""
+    """List the tokens: name, scope, and when each was made."""
     rows = [(one.name, one.scope, one.created) for one in read_tokens(path)]
     if rows:
         echo_table(("name", "scope", "created"), rows)
@@ -47,6 +47,6 @@ def list_(path: Path) -> None:
 @click.argument("name")
 @file_option
 def remove(name: str, path: Path) -> None:
-    """Remove a token: from the next request on nobody has it."""
+    """Remove a token: it is refused from the next request on."""
     remove_token(path, name)
     click.echo(f"{name} is removed")

@@ -11,7 +11,7 @@ from forebay.storage.formats.schema import OFFSET, PARTITION, RAW
 
 
 def _readable(events: pl.DataFrame) -> pl.DataFrame:
-    """Without messages, where they came from, and columns of nothing; ids are no amounts."""
+    """Without messages, their origin, and empty columns; ids are not formatted as numbers."""
     empty = [column.name for column in events if column.null_count() == events.height]
     shown = readable(events.drop(RAW, PARTITION, OFFSET, *empty, strict=False))
     return shown.with_columns(pl.col(pl.Int64).cast(pl.String))
@@ -24,7 +24,7 @@ def _readable(events: pl.DataFrame) -> pl.DataFrame:
 @click.option("--earliest", is_flag=True, help="The earliest events instead of the newest.")
 @question({"events": Table(shape=_readable)}, interval=None, ends=False)
 def user(asked: Question, who: str, limit: int, offset: int, earliest: bool) -> None:
-    """The newest events of the user ID, in order of time. --json has whole messages."""
+    """The newest events of the user ID, in order of time. --json includes whole messages."""
     asked.answer(
         "timeline", who, start=asked.instant(asked.since), end=asked.instant(asked.until),
         limit=limit, offset=offset, earliest=earliest,

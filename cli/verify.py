@@ -1,4 +1,4 @@
-"""`forebay verify`: runs every crash story against the installed build; prints what came of it."""
+"""`forebay verify`: run every crash story against the installed build, and print the results."""
 
 import itertools
 import math
@@ -43,8 +43,8 @@ def verify(
 ) -> None:  # fmt: skip
     """Kill the job at every dangerous step, and compare what comes out with what went in.
 
-    Each story runs the real job on input of its own. The table tells what came of it; on any
-    difference the exit code is 1. Ctrl-C prints the table so far.
+    Each story runs the real job on its own input. The table shows the results; on any difference
+    the exit code is 1. Ctrl-C prints the table so far.
     """
     require_engine("verify")
     if not long and (minutes is not None or kills is not None):
@@ -85,7 +85,7 @@ def verify(
 
 
 def _require_room(folder: Path, names: tuple[str, ...], seed: int, long: bool) -> None:
-    """Raise UsageError if a place that a story will have is taken."""
+    """Raise UsageError if a folder that a story needs is taken."""
     for name in names:
         for place in sorted(folder.glob(f"*/{_folder_of(name)}")):
             now = place.parent.name
@@ -99,7 +99,7 @@ def _folder_of(name: str) -> str:
 
 
 def _summed(rows: list[Row]) -> list[Row]:
-    """One row a story."""
+    """One row per story."""
     stories = pl.DataFrame(rows).group_by("story", maintain_order=True) if rows else None
     return [] if stories is None else [Row(*row) for row in stories.sum().rows()]
 

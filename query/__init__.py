@@ -1,4 +1,4 @@
-"""The query module: events of all nodes, hot and cold, as one table; each exactly once."""
+"""The query module: the events of all nodes, hot and cold, as one table with no duplicates."""
 
 from forebay.query.analytics import (
     Answer,

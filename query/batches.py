@@ -1,9 +1,9 @@
-"""Events as record batches that are read when they are asked for: a row group, then the next.
+"""Events as record batches that are read on demand, one row group after another.
 
-What always holds: no thread of ours reads ahead, and a reader that stops half-way leaves nothing
-behind that its process would have to wait for; memory holds one batch, and the bytes of one log.
-Pages of chunks are checked against their checksums. Each batch has the columns of the schema asked
-for: those that a chunk lacks are null, and so are times outside the years 1 to 9999.
+What always holds: no thread of ours reads ahead, and an abandoned reader leaves nothing behind that
+its process would have to wait for; memory holds one batch, and the bytes of one log. Pages of
+chunks are checked against their checksums. Each batch has the columns of the requested schema:
+columns that a chunk lacks are null, and so are times outside the years 1 to 9999.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from forebay.storage.formats.schema import UPLOAD_TIME
 
 BATCH_ROWS = 65_536
 REFUSED_S, LEAVE_S = 0.1, 0.05
-"""How long the end of the process waits for a reader to ask once more, and to leave Python then."""
+"""How long process exit waits for a reader to ask once more, and then for it to leave Python."""
 
 
 @dataclass(frozen=True)
 class Between:
-    """Upload times in milliseconds, from `first_ms` on and before `end_ms`; None: no bound."""
+    """Upload times in milliseconds, from `first_ms` on and before `end_ms`; None: unbounded."""
 
     first_ms: int | None = None
     end_ms: int | None = None
@@ -46,13 +46,13 @@ class Between:
         return not below and (self.end_ms is None or chunk.last_ms < self.end_ms)
 
     def within(self, other: Between) -> Between:
-        """Between both."""
+        """The intersection of both."""
         firsts = [ms for ms in (self.first_ms, other.first_ms) if ms is not None]
         ends = [ms for ms in (self.end_ms, other.end_ms) if ms is not None]
         return Between(max(firsts, default=None), min(ends, default=None))
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Those of a batch that are between."""
+        """The rows of a batch within these bounds."""
         times = batch.column(UPLOAD_TIME).cast(pa.int64())
         for bound, compare in ((self.first_ms, pc.greater_equal), (self.end_ms, pc.less)):
             if bound is not None:
@@ -61,7 +61,7 @@ class Between:
         return batch
 
     def scanned(self, rows: pl.LazyFrame) -> pl.LazyFrame:
-        """Those of a lazy frame that are between."""
+        """The rows of a lazy frame within these bounds."""
         for bound, compare in ((self.first_ms, pl.Expr.ge), (self.end_ms, pl.Expr.lt)):
             if bound is not None:
                 rows = rows.filter(compare(pl.col(UPLOAD_TIME), time_of(bound)))
@@ -71,10 +71,10 @@ class Between:
 class Pulled(Iterator[pa.RecordBatch]):
     """Batches for a reader that may pull on a thread of its own. Thread safety: any thread.
 
-    DuckDB asks for a batch more than it needs, and does not wait for it: its thread would be in
-    Python when the interpreter ends, which aborts the process or keeps it for ever. So the end of
-    the process waits for the batch that is being read, refuses the next one, and leaves the reader
-    a moment to go.
+    DuckDB asks for one batch more than it needs, and does not wait for it: its thread could be in
+    Python when the interpreter exits, which aborts the process or makes it hang. So process exit
+    waits for the batch that is being read, refuses the next one, and gives the reader a moment to
+    leave.
     """
 
     _open: ClassVar[WeakSet[Pulled]] = WeakSet()
@@ -99,7 +99,7 @@ class Pulled(Iterator[pa.RecordBatch]):
 
     @classmethod
     def end_all(cls) -> None:
-        """Let no more batches be read of any stream that was not read to its end."""
+        """Stop all streams that were not read to their end."""
         give_up_all()
         for one in (found := list(cls._open)):
             with one._turn:
@@ -118,11 +118,11 @@ def event_batches(
     schema: pa.Schema,
     where: pc.Expression | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of all chunks, then the hot ones, with these columns of the schema that `arrow_of`
-    gives; without row groups of which `where` holds for no row, as their statistics say.
+    """The rows of all chunks, then the hot rows, with these columns of the schema that `arrow_of`
+    returns; without row groups in which, by their statistics, no row can match `where`.
 
-    What a query keeps decoded of block logs is not used: all columns of all hot rows are many times
-    what their logs take. Raises MissingFile if the view is too old, or Corruption.
+    The decoded block logs that queries cache are not used: all columns of all hot rows take many
+    times the memory of their logs. Raises MissingFile if the view is too old, or Corruption.
     """
     for file in (file for partition in partitions for file in partition.chunk_files):
         yield from chunk_batches(file, between, schema, where)
@@ -135,7 +135,7 @@ def event_batches(
 def chunk_batches(
     file: ChunkFile, between: Between, schema: pa.Schema, where: pc.Expression | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """The same of one chunk."""
+    """The same for one chunk."""
     whole = between.all_of(file.chunk)
     columns = schema.names if whole else [*schema.names, UPLOAD_TIME]
     for batch in file.batches(BATCH_ROWS, columns, where):
@@ -144,7 +144,7 @@ def chunk_batches(
 
 
 def _shaped(batch: pa.RecordBatch, schema: pa.Schema, path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows, if there are any, with exactly the columns of `schema`."""
+    """The rows, if any, with exactly the columns of `schema`."""
     if not batch.num_rows:
         return
 

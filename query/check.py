@@ -1,12 +1,12 @@
 """The check: every byte that counts in a data directory, verified against its checksum.
 
-For each partition, whether or not the job runs: manifest and catalog, and that as many rejects are
-in files as are counted; every log that the manifest
-names, to its last row; every chunk of the catalog, and if one is damaged, which columns where. Then
-`batch.json` and the replay requests. A file that is gone is either named no more by a newer
-manifest or catalog, or it is missing. Drop logs may lack their end, for no commit waits for them;
-another log does after a power loss, until the job has started again. The recovery store is the
-engine's own and is not looked at, nor is what nothing names.
+For each partition, whether or not the job runs: its manifest and catalog, and that its files hold
+as many rejects as are counted; every log named by the manifest, to its last row; every chunk of the
+catalog and, if one is damaged, which columns where. Then `batch.json` and the replay requests. If a
+file is gone, either a newer manifest or catalog no longer names it, or it is missing. Drop logs may
+lack their end, since no commit waits for them; other logs may after a power loss, until the job has
+started again. The recovery store is the engine's own and is not checked, nor are files that nothing
+names.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong. `offset` is the first byte that is known to be, if any is."""
+    """One fault. `offset` is the first byte known to be wrong, if any is."""
 
     file: str
     offset: int | None
@@ -41,7 +41,7 @@ class Fault:
 
 @dataclass
 class Report:
-    """How many files and bytes were looked at, and what is wrong with them."""
+    """How many files and bytes were checked, and their faults."""
 
     files: int = 0
     bytes: int = 0
@@ -75,7 +75,7 @@ def check(disk: Disk, root: Path) -> Report:
 
 
 def _small(report: Report, path: Path, read: Callable[[Path], T]) -> T | None:
-    """What is in a small file, or None if it can't be read or is not there."""
+    """The content of a small file, or None if it can't be read or does not exist."""
     try:
         found = read(path)
         if path.is_file():
@@ -88,7 +88,7 @@ def _small(report: Report, path: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def _partition(disk: Disk, root: Path, name: str, report: Report) -> None:
-    """Look at what the partition names; if a file is gone, at what it names then."""
+    """Check what the partition names; if a file is gone, what it names then."""
     looked: set[Path] = set()
     for _ in range(TRIES):
         small = Report()
@@ -111,7 +111,7 @@ def _partition(disk: Disk, root: Path, name: str, report: Report) -> None:
 
 
 def _look(directory: Directory, part: Log | ChunkFile, report: Report) -> None:
-    """Raises MissingFile or FileNotFoundError, and nothing else that is wrong with a file."""
+    """Raises MissingFile or FileNotFoundError; reports any other fault of a file."""
     found: list[Exception] = []
     try:
         directory.require(part.path)
@@ -126,7 +126,7 @@ def _look(directory: Directory, part: Log | ChunkFile, report: Report) -> None:
 
 
 def _counted(report: Report, path: Path, state: PartitionState) -> None:
-    """Each reject that is counted is in a file, and each in a file is counted."""
+    """Check that each counted reject is in a file, and each in a file is counted."""
     listed, counted = sum(extent.rows for extent in state.rejects), state.counters.rejects
     if listed != counted:
         what = f"{path}: expected {counted} rejects in files, as counted, got {listed}"
@@ -134,13 +134,13 @@ def _counted(report: Report, path: Path, state: PartitionState) -> None:
 
 
 def _parts(directory: Directory, name: str, small: Report) -> Iterator[Log | ChunkFile]:
-    """What the partition names now. The manifest comes first, as in a view."""
+    """What the partition names now. The manifest is read first, as in a view."""
     layout = directory.layout
     state = _small(small, layout.manifest(name), lambda _: directory.state(name))
     catalog = _small(small, layout.catalog(name), lambda _: directory.catalog(name))
     if state is not None:
         _counted(small, layout.manifest(name), state)
-        # The logs of a block that a chunk covers may be gone already.
+        # The logs of a block that a chunk covers may have been deleted already.
         partition = Partition.of(directory, state, catalog or Catalog(name))
         yield from (*partition.block_logs, *partition.reject_logs, *partition.drop_logs)
     for chunk in catalog.chunks if catalog else ():

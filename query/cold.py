@@ -1,8 +1,8 @@
-"""Chunks as Polars sources: Polars reads the files; what they lack of declared columns comes from
-their raw.
+"""Chunks as Polars sources: Polars reads the files; declared columns that they lack are decoded
+from their raw.
 
-What always holds: a chunk is read by Polars as it stands unless it lacks a declared column that its
-raw tells; of one that does, raw is read only where such a column is used.
+What always holds: Polars reads a chunk as it is unless it lacks a declared column that can be
+decoded from its raw; even then, raw is read only if such a column is used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def scan_cold(
 def _within(
     files: Sequence[ChunkFile], schema: PolarsSchema, outside: Collection[str]
 ) -> pl.LazyFrame:
-    """The rows of chunks, which have times that no reader takes in the columns `outside`."""
+    """The rows of chunks, whose columns `outside` may have times beyond the years 1 to 9999."""
     within = [within_years(name, schema[name]) for name in sorted(outside & schema.keys())]
     return scan_chunks([file.path for file in files], schema).with_columns(within)
 
@@ -57,8 +57,8 @@ def _completed(
     used: PolarsSchema,
     _: pl.Expr | None,
 ) -> Iterator[pl.LazyFrame]:
-    """The same of chunks that lack declared columns, which their raw tells: of FRAME_ROWS or little
-    more at a time."""
+    """The same for chunks that lack declared columns, which are decoded from their raw: about
+    FRAME_ROWS at a time."""
     alike: dict[tuple[str, ...], list[ChunkFile]] = {}
     for file in files:
         alike.setdefault(tuple(from_raw.lacking(file.chunk.schema, used)), []).append(file)

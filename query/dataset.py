@@ -1,8 +1,8 @@
-"""A table whose rows are made when they are asked for, as the dataset that DuckDB and pyarrow know.
+"""A table whose rows are made on demand, as the kind of dataset that DuckDB and pyarrow know.
 
-Both ask a `pyarrow.dataset.Dataset` for the columns and rows that they need, and take everything
-else whole. What always holds: nothing is read before it is asked for, no thread of ours reads
-ahead, and a reader that stops half-way leaves nothing behind.
+Both ask a `pyarrow.dataset.Dataset` for just the columns and rows that they need, but read any
+other object whole. What always holds: nothing is read before it is asked for, no thread of ours
+reads ahead, and an abandoned reader leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 Rows = Callable[[Sequence[str], pc.Expression | None], Iterator[pa.RecordBatch]]
-"""Makes rows with these columns, at least all for which the filter may hold."""
+"""Makes rows with these columns: at least all rows for which the filter may hold."""
 
 
 class Retried(Protocol):
@@ -31,12 +31,12 @@ class Retried(Protocol):
 
 
 class NotRead(Exception):
-    """An engine could not read what it was given."""
+    """An engine could not read its input."""
 
 
 class Scan:
-    """One reading of a dataset, of which columns and rows are chosen, and nothing is read yet. Each
-    of its methods reads anew."""
+    """One scan of a dataset: columns and rows are chosen, but nothing is read yet. Each method
+    reads anew."""
 
     def __init__(
         self, schema: pa.Schema, batches: Callable[[], Iterator[pa.RecordBatch]], retried: Retried
@@ -68,20 +68,20 @@ class Scan:
 
 
 class Dataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
-    """What one can ask of a `pyarrow.dataset.Dataset`, of rows that are made by `_rows`; but for
-    its fragments, for there are none, and what a query does better."""
+    """The interface of a `pyarrow.dataset.Dataset` over rows made by `_rows`; without fragments, as
+    there are none, and without what a query does better."""
 
     def __init__(self) -> None:
-        """Not the constructor of pyarrow, which makes none."""
+        """Does not call pyarrow's constructor, which can't make one."""
 
     @abstractmethod
     def _rows(
         self, columns: Sequence[str], where: pc.Expression | None
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of the table: with these columns at least, all for which `where` may hold."""
+        """The rows of the table: at least these columns, and all for which `where` may hold."""
 
     def _retried(self, answer: Callable[[], T]) -> T:
-        """The answer, asked for again where that may help."""
+        """The answer, asked for again if that may help."""
         return answer()
 
     @property
@@ -95,8 +95,8 @@ class Dataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
         filter: pc.Expression | None = None,
         **options: object,
     ) -> Scan:
-        """What is to be read: these columns, or all, of the rows for which `filter` holds; other
-        `options` of pyarrow change nothing. Raises BadInput for columns that are not there."""
+        """A scan of these columns, or of all, and of the rows for which `filter` holds; other
+        `options` of pyarrow are ignored. Raises BadInput for unknown columns."""
         schema = self.schema
         if isinstance(columns, Mapping):
             raise BadInput("columns: expected names, got expressions")
@@ -105,7 +105,7 @@ class Dataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
             if name not in schema.names:
                 raise BadInput(f"columns: expected one of {schema.names}, got {name!r}")
         chosen = pa.schema([schema.field(name) for name in names])
-        # What an expression refers to it does not tell, but it names it when it is written out.
+        # An expression does not list the columns it refers to, but names them when written out.
         named = [] if filter is None else [one for one in schema.names if one in str(filter)]
         wanted = [*names, *(one for one in named if one not in names)]
         return Scan(chosen, lambda: self._chosen(wanted, filter, names), self._retried)
@@ -142,8 +142,8 @@ class Dataset(ds.Dataset):  # type: ignore[misc]  # pyarrow has no types
 
 
 class Made(Dataset):
-    """Rows that a function makes, asked as `_rows` is. `failure` is what went wrong while they were
-    made, for a reader in another language passes on only its text."""
+    """Rows that a function makes, called like `_rows`. `failure` is the error raised while making
+    them, since a reader in another language passes on only its text."""
 
     def __init__(self, schema: pa.Schema, rows: Rows) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class Made(Dataset):
 
 
 def reader(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatchReader:
-    """A reader of the batches, the first of which is read now: an old view is noticed then."""
+    """A reader of the batches. Reads the first one now, so that an old view is noticed."""
     first = next(batches, None)
     head = () if first is None else (first,)
     return pa.RecordBatchReader.from_batches(schema, Pulled(chain(head, batches)))

@@ -1,17 +1,17 @@
-"""What nodes say to each other: what one has, and what another wants to read of it.
+"""What nodes say to each other: what a node has, and what another wants to read of it.
 
-    GET  /v1/node        an `Offer`: of each data directory its boundary and partitions, as a view
+    GET  /v1/node        an `Offer`: the boundary and partitions of each data directory, as a view
     POST /v1/node/scan   a `Wanted`; the answer is a stream of Arrow's IPC
 
 Both are JSON of the dataclasses below. What always holds:
 
-- A node keeps nothing for who asks: a scan names the blocks and chunks of the view that it belongs
-  to, and their files stay for the grace period. So each scan is of one view, whichever of a
-  node's workers answers it, and one that comes too late is refused, as a local one is.
-- Builds whose PROTOCOL differs by one understand each other: unknown fields are ignored, and a
-  field that is added has a default.
-- A partition has an identity, the same wherever it is read, which tells whether two nodes have the
-  same one. It does not give away the seed that it is made of.
+- A node keeps no state for the reader: a scan names the blocks and chunks of its view, and their
+  files stay for the grace period. So each scan is of one view, whichever of a node's workers
+  answers it, and one that comes too late is refused, as a local one is.
+- Builds whose PROTOCOL differs by one understand each other: unknown fields are ignored, and every
+  added field has a default.
+- A partition has an identity, the same wherever it is read, which shows whether two nodes have the
+  same partition. It does not reveal the seed that it is derived from.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class OfferedPartition:
-    """A partition of a view, as far as readers need its state; `hot` are the blocks that no chunk
+    """A partition of a view, with the state that readers need; `hot` are the blocks that no chunk
     covers, `rejects` the extents of its rejects."""
 
     name: str
@@ -86,7 +86,7 @@ class OfferedPartition:
 
     @property
     def state(self) -> PartitionState:
-        """The state as far as it is known."""
+        """The state as far as known here."""
         return PartitionState(
             self.name, self.incarnation, self.key, self.block_span_ms, self.schema,
             stream_time_ms=self.stream_time_ms, next_offsets=self.next_offsets,
@@ -97,8 +97,8 @@ class OfferedPartition:
 
 @dataclass(frozen=True)
 class OfferedDirectory:
-    """A data directory of a node; `silent` has the reason why a partition is left out, by name.
-    `boundary` is None if all of it can't be read."""
+    """A data directory of a node; `silent` has the reasons for leaving out partitions, by name.
+    `boundary` is None if the whole directory can't be read."""
 
     root: str
     boundary: Boundary | None
@@ -108,7 +108,7 @@ class OfferedDirectory:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a node has at one moment. `version` is that of its build, for people."""
+    """What a node has at one moment. `version` is its build's, for people to read."""
 
     directories: tuple[OfferedDirectory, ...]
     version: str = ""
@@ -119,7 +119,7 @@ class Offer:
 
     @classmethod
     def decode(cls, data: bytes, node: str) -> Offer:
-        """Raises NodeError, which names the `node` that it is of."""
+        """Raises NodeError, which names the `node`."""
         try:
             _require_protocol(data)
             return _read(cls, data)
@@ -131,7 +131,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class WantedPart:
-    """What is wanted of a partition: these blocks and chunks, or extents of rejects."""
+    """What is wanted of a partition: these blocks and chunks, or these extents of rejects."""
 
     root: str
     name: str
@@ -142,14 +142,14 @@ class WantedPart:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Rows that are wanted: of the table `events`, those between two upload times; of `rejects`,
-    those that agree with a filter; of `batch`, the table of the metadata file `table`, those before
-    `end_ms`.
+    """The rows that are wanted: of the table `events`, those between two upload times; of
+    `rejects`, those that match a filter; of `batch`, those before `end_ms` of the table described
+    by the metadata file `table`.
 
-    `schema` has the columns that are read, of which `columns` are answered, for rows for which
-    `where` may hold (Substrait, in base64, over the schema as it is `compared`); `declared` are
-    those that a message may tell. `fold`: equal rows may be one row, with how often it came in one
-    more column.
+    `schema` has the columns to read, of which `columns` are returned, for rows for which `where`
+    may hold (Substrait, in base64, over the `compared` schema); `declared` are columns that may be
+    decoded from messages. `fold`: equal rows may be sent as one row, with their count in an
+    additional column.
     """
 
     table: str
@@ -180,8 +180,8 @@ class Wanted:
             ) from error
 
     def filter(self) -> pc.Expression | None:
-        """`where` as Arrow has it: over batches with exactly the columns of the schema, in order,
-        as they are `compared`. Raises BadInput."""
+        """`where` as an Arrow expression, over batches with exactly the columns of the schema, in
+        order, as they are `compared`. Raises BadInput."""
         if self.where is None:
             return None
         try:
@@ -194,8 +194,8 @@ class Wanted:
 
 
 def compared(schema: pa.Schema) -> pa.Schema:
-    """The columns in the types in which they are compared: times in microseconds, for Substrait has
-    no comparison of two units, and queries ask for those."""
+    """The columns in the types in which they are compared: times are in microseconds, which queries
+    use, as Substrait can't compare two units."""
     times = pa.timestamp("us", "UTC")
     return pa.schema(
         [field.with_type(times) if pa.types.is_timestamp(field.type) else field for field in schema]
@@ -203,7 +203,7 @@ def compared(schema: pa.Schema) -> pa.Schema:
 
 
 def substrait(where: pc.Expression | None, schema: pa.Schema) -> str | None:
-    """The filter in Substrait, in base64; None where it can't be said so."""
+    """The filter in Substrait, in base64; None if it can't be expressed."""
     if where is None:
         return None
     try:
@@ -213,7 +213,7 @@ def substrait(where: pc.Expression | None, schema: pa.Schema) -> str | None:
 
 
 def identity_of(partition: Partition) -> str:
-    """Equal for the same partition on any node; of version 1, which has no seed, on this host."""
+    """Equal for the same partition on any node; for version 1, which has no seed, on this host."""
     if partition.remote is not None:
         return partition.remote.identity
     name, seed = partition.name, partition.state.seed

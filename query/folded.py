@@ -1,9 +1,9 @@
-"""Rows that are equal, as one row and how often it came: what leaves a node where a query needs few
-columns, such as for counts of a kind. Rows are a multiset, so any question has the same answer.
+"""Equal rows as one row and a count: what leaves a node if a query needs few columns, such as for
+counts by kind. Rows are a multiset, so the answer to any question stays the same.
 
-What always holds: memory holds a batch; columns whose equal values may differ (floating point, for
-0.0 is -0.0) or are hardly ever equal (bytes) are not folded, nor is what turns out to have few
-equal rows.
+What always holds: memory holds one batch; columns whose equal values may differ (floating point, as
+0.0 equals -0.0) or are hardly ever equal (bytes) are not folded, nor is a stream that turns out to
+have few equal rows.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import pyarrow as pa
 from forebay.query.frames import exported
 
 TIMES = "times"
-"""Of the last column: how often the row came."""
+"""Name of the last column: how often the row occurred."""
 JUDGED_ROWS, WORTH = 1000, 0.5
-"""A batch of so many rows tells whether it is worth it: if no more than this share is left."""
+"""A batch of this many rows decides whether folding pays: at most this share may be left."""
 BATCH_ROWS, TIMES_MAX = 65_536, 1 << 20
-"""Of a batch that is unfolded: its rows, and how many a folded one may stand for."""
+"""Limits of unfolding: rows of a batch, and how many rows a folded batch may stand for."""
 
 
 def with_times(schema: pa.Schema) -> pa.Schema:
@@ -37,7 +37,7 @@ def can_fold(schema: pa.Schema) -> bool:
 
 
 def folded(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The batches, which have the columns of `schema`, each folded by itself."""
+    """The batches, which have the columns of `schema`, each folded separately."""
     worth, answered = True, with_times(schema)
     for batch in batches:
         if worth:
@@ -51,7 +51,7 @@ def folded(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.
 
 
 def unfolded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The rows again. Raises ValueError where they can't have been folded so."""
+    """The original rows. Raises ValueError if they can't have been folded like this."""
     times = batch.column(batch.num_columns - 1)
     rows = batch.select(batch.schema.names[:-1])
     counts = times.to_numpy(zero_copy_only=False)

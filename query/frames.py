@@ -1,8 +1,8 @@
-"""Frames over the files of a view, and the times that they may have.
+"""Frames over the files of a view, and the range of their times.
 
 A lazy frame reads nothing before it is collected; projection, predicate and row limit reach the
-files. Only the years 1 to 9999 are times: a query can make any time of any number, and version 1
-stored any, but engines panic over one outside these years, and Python has no type for it.
+files. Only times in the years 1 to 9999 are kept: a query can turn any number into a time, and
+version 1 stored any, but engines panic over other years, and Python has no type for them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PolarsSchema = dict[str, pl.DataType]
 Read = Callable[[PolarsSchema, pl.Expr | None], Iterator[pl.DataFrame] | Iterator[pl.LazyFrame]]
 PER_DAY_S = 86_400
 SCHEMAS = 64
-"""So many are kept as they were translated."""
+"""How many translated schemas are cached."""
 DECODED = "decoded from raw"
-"""The name of no column."""
+"""A name that no column has."""
 
 
 def polars_schema(schema: pa.Schema) -> PolarsSchema:
@@ -39,7 +39,7 @@ def _polars_schema(schema: pa.Schema) -> pl.Schema:
 
 
 def arrow_of(schema: PolarsSchema) -> pa.Schema:
-    """The schema in which rows of a frame leave."""
+    """The schema of a frame's rows when they are exported."""
     return _arrow_of(tuple(schema.items()), exported)
 
 
@@ -68,7 +68,7 @@ def viewed(frame: pl.DataFrame) -> pa.Table:
 def scan_chunks(
     paths: Sequence[Path], schema: PolarsSchema, include_file_paths: str | None = None
 ) -> pl.LazyFrame:
-    """The columns of `schema` of the rows of chunks; null where a chunk has none."""
+    """The columns of `schema` for the rows of chunks; null where a chunk lacks a column."""
     return pl.scan_parquet(
         list(paths),
         schema=schema,
@@ -83,8 +83,8 @@ def scan_chunks(
 def with_decoded(
     rows: pl.LazyFrame, from_raw: FromRaw, columns: PolarsSchema, *, where_null: bool = False
 ) -> pl.LazyFrame:
-    """The rows with these columns decoded from their raw; or where they are null, if the rows have
-    them."""
+    """The rows with these columns decoded from their raw; with `where_null`, only where the rows'
+    own values are null."""
     if not columns:
         return rows
 
@@ -104,9 +104,9 @@ def with_decoded(
 
 
 def scan_frames(read: Read, schema: PolarsSchema, name: str) -> pl.LazyFrame:
-    """The rows of the frames that `read` gives, which is asked for the columns that are used, and
-    at least the rows that the filter is true for; frames may have more of both. Of a lazy one, what
-    is used alone is ever in memory."""
+    """The rows of the frames that `read` returns. It is called with the used columns and a filter;
+    its frames may have more columns, and more rows than those that match. Of a lazy frame, only
+    what is used is ever in memory."""
 
     def rows(
         with_columns: list[str] | None,
@@ -135,7 +135,7 @@ def _in_memory(rows: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
 
 
 def on_calendar(answer: pl.DataFrame) -> pl.DataFrame:
-    """With null for each time outside these years."""
+    """With null for each time outside the years 1 to 9999."""
     columns = answer.schema.items()
     return answer.with_columns(
         within_years(*one) for one in columns if isinstance(one[1], pl.Datetime | pl.Date)
@@ -143,7 +143,7 @@ def on_calendar(answer: pl.DataFrame) -> pl.DataFrame:
 
 
 def within_years(name: str, dtype: pl.DataType) -> pl.Expr:
-    """The times or dates of a column as they are, null where they are outside these years."""
+    """The times or dates of a column, null where they are outside the years 1 to 9999."""
     if isinstance(dtype, pl.Datetime):
         first, end = (bound * PER_SECOND[dtype.time_unit] for bound in (FIRST_S, END_S))
     else:

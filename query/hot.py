@@ -1,7 +1,7 @@
 """Hot blocks as a Polars source: each record batch is read once, a column when first asked for.
 
-What always holds: a frame has exactly the rows of the extents it was asked for, whatever the logs
-have grown to since; logs are read forward only, from where the last read ended.
+What always holds: a frame has exactly the rows of the extents it was asked for, however much the
+logs have grown since; logs are read forward only, from where the last read ended.
 Thread safety: any thread; reads of one cache take turns.
 """
 
@@ -22,12 +22,12 @@ from forebay.storage.formats.schema import OFFSET, RAW
 
 YIELD_ROWS = 131_072
 PIECE_ROWS = 65_536
-"""What comes is joined to fewer rows than these: a column is not copied whole for each look."""
+"""New rows are joined to a piece of fewer rows, so that no look copies a whole column."""
 Found = Sequence[tuple[Span, memoryview]]
 
 
 class _HotLog:
-    """One log file: its record batches so far, and those columns that were ever asked for."""
+    """One log file: its record batches so far, and the columns that were ever asked for."""
 
     def __init__(self, log: Log) -> None:
         self._path = log.path
@@ -35,15 +35,15 @@ class _HotLog:
         self._reader = log.open()
         self._found: list[tuple[Span, memoryview]] = []
         self._columns: dict[str, tuple[int, list[pl.Series]]] = {}
-        """How many batches it has of each, and its pieces, which are cut alike in all columns."""
+        """Per column: its number of batches, and its pieces, which are cut alike in all columns."""
 
     def follow(self, extent: Extent) -> None:
-        """Read what is new in it. Raises MissingFile or Corruption."""
+        """Read its new batches. Raises MissingFile or Corruption."""
         self._found += self._reader.follow(extent, torn_ok=True)
 
     def frame(self, extent: Extent, schema: dict[str, pl.DataType]) -> pl.DataFrame:
-        """The columns of `schema` of the rows in `extent`; null where neither the log has one, nor
-        its raw tells it."""
+        """The columns of `schema` for the rows in `extent`; null where a column is neither in the
+        log nor can be decoded from its raw."""
         self.follow(extent)
         present = self._reader.schema.names if self._reader.schema else []
         self._decode([name for name in {*schema, OFFSET} if name in present], self._reader.decoded)
@@ -72,7 +72,7 @@ class _HotLog:
         names: list[str],
         decoded: Callable[[Found, Sequence[str]], Iterator[pa.RecordBatch]],
     ) -> None:
-        """Decode what is new of these columns."""
+        """Decode the new rows of these columns."""
         behind: dict[int, list[str]] = {}
         for name in names:
             behind.setdefault(self._columns.get(name, (0, None))[0], []).append(name)
@@ -86,7 +86,7 @@ class _HotLog:
 
 
 def _joined(pieces: list[pl.Series], more: pl.Series) -> list[pl.Series]:
-    """All rows, in pieces of PIECE_ROWS but for the last one."""
+    """All rows, in pieces of PIECE_ROWS except the last one."""
     if pieces and len(pieces[-1]) < PIECE_ROWS:
         *pieces, last = pieces
         more = pl.concat([last, more])
@@ -96,14 +96,14 @@ def _joined(pieces: list[pl.Series], more: pl.Series) -> list[pl.Series]:
 
 
 class HotCache:
-    """Decoded hot logs of one `Store`. Logs that are hot no more are dropped."""
+    """Decoded hot logs of one `Store`. Logs that are no longer hot are dropped."""
 
     def __init__(self) -> None:
         self._logs: dict[Path, _HotLog] = {}
         self._lock = threading.Lock()
 
     def keep(self, view: View) -> None:
-        """Let go of what this view does not name."""
+        """Drop all logs that this view does not name."""
         named = {log.path for partition in view.partitions for log in partition.block_logs}
         with self._lock:
             self._logs = {path: log for path, log in self._logs.items() if path in named}
@@ -111,7 +111,7 @@ class HotCache:
     def frames(
         self, partitions: Sequence[Partition], schema: dict[str, pl.DataType]
     ) -> Iterator[pl.DataFrame]:
-        """The hot rows, in frames of a size worth the call."""
+        """The hot rows, in frames large enough to be worth a call."""
         held: list[pl.DataFrame] = []
         rows = 0
         for log in (log for partition in partitions for log in partition.block_logs):
@@ -125,7 +125,7 @@ class HotCache:
             yield pl.concat(held)
 
     def follow(self, partition: Partition) -> None:
-        """Read what is new in its logs. Raises MissingFile or Corruption."""
+        """Read what is new in the partition's logs. Raises MissingFile or Corruption."""
         for log in partition.block_logs:
             with self._lock:
                 self._log(log).follow(log.extent)

@@ -1,11 +1,11 @@
-"""The batch layer's Iceberg table, as the columns of events.
+"""The batch layer's Iceberg table, with the columns of events.
 
-The table is read by its metadata file, not through its catalog: a handoff names one, so boundary
-and table change together, and what is written to the table later is not seen. Needs the extra
+The table is read by its metadata file, not through its catalog: a handoff names that file, so
+boundary and table change together, and later writes to the table are not seen. Needs the extra
 `batch`.
 
 Iceberg reserves the name `_partition`, so the table's column is `source_partition`; in tables made
-before that, and where a declared column has that name, it is `_partition`. Here it is `_partition`.
+before that, and if a declared column has that name, it is `_partition`. Here it is `_partition`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pyiceberg.manifest import DataFile
     from pyiceberg.table import StaticTable
 
-# Else Polars warns, at each collect, of a faster planner that is not installed.
+# Otherwise Polars warns at each collect that a faster planner is not installed.
 os.environ.setdefault("POLARS_ICEBERG_PLANNER", "pyiceberg")
 FILE_IO = "pyiceberg.io.pyarrow.PyArrowFileIO"
 SOURCE_PARTITION = "source_partition"
@@ -54,12 +54,12 @@ def scan_table(
     """The events (before `until`) of the table that the metadata file describes; `properties` are
     those of its file system.
 
-    Its own columns come first, with the types of `schema` where that has them: Iceberg knows no
-    times in ms or s. What the table, or a data file, lacks is null, unless it is among
-    the columns that can be had `from_raw`, and that is kept. Nothing is opened but what is below
-    one of the `roots`, or below `warehouse` in the properties: Corruption for all else, and for
-    what can't be read. What properties the table itself has is not asked: they could name code to
-    run. Raises MissingFile if the metadata file is not there.
+    Its own columns come first, with the types of `schema` if it has them: Iceberg has no times in
+    ms or s. What the table or a data file lacks is null, unless it can be decoded `from_raw` and
+    raw is kept. Only files below one of the `roots`, or below `warehouse` in the properties, are
+    opened: anything else raises Corruption, as does whatever can't be read. The table's own
+    properties are ignored, as they could name code to run. Raises MissingFile if the metadata file
+    does not exist.
     """
     if not can_read_tables():
         raise BadInput("layers: expected pyiceberg to be installed: forebay[batch]")
@@ -74,7 +74,7 @@ def scan_table(
         raise MissingFile(
             f"table {metadata}: {error}; a batch run of the last day names the table as it is now"
         ) from error
-    except Exception as error:  # whatever readers of Avro and JSON make of bytes they don't know
+    except Exception as error:  # whatever Avro and JSON readers raise on unknown bytes
         raise Corruption(f"table {metadata}: can't be read: {error!r}", 0) from error
     rows = pl.scan_iceberg(table)
     if until is not None:
@@ -96,14 +96,14 @@ def scan_table(
 def _lacking(
     table: StaticTable, files: Iterable[DataFile], names: Iterable[str]
 ) -> dict[str, datetime]:
-    """Which of the columns of these names a data file with `raw` lacks; up to which upload time."""
+    """The columns among `names` that a data file with `raw` lacks, each with the last such time."""
     from pyiceberg.conversions import from_bytes
     from pyiceberg.types import TimestamptzType
 
     ids = {field.name: field.field_id for field in table.schema().fields}
     last: dict[str, datetime] = {}
     for file in files if RAW in ids else ():
-        # Another writer may not have counted: of its files, no column is known to be there.
+        # Another writer may not have counted values: then no column is known to be in its files.
         present = file.value_counts or {ids[RAW]: 0}
         if ids[RAW] not in present:
             continue
@@ -123,8 +123,8 @@ def _completed(
     used: PolarsSchema,
     predicate: pl.Expr | None,
 ) -> Iterator[pl.LazyFrame]:
-    """The rows, with what they lack of the columns used: what is older than the last file without
-    one of these apart, for its raw is read. Of files that a predicate leaves out nothing is."""
+    """The rows, with the used columns that files lack: rows older than the last file without one of
+    these come separately, as their raw is read. Files left out by a predicate are not read."""
     if predicate is not None and lacking.keys().isdisjoint(predicate.meta.root_names()):
         rows = rows.filter(predicate)
     added = {name: dtype for name, dtype in used.items() if name in lacking}
@@ -140,7 +140,7 @@ def _completed(
 def _table(
     metadata: str, properties: Mapping[str, str], within: Sequence[str]
 ) -> tuple[StaticTable, list[DataFile]]:
-    """The table and its data files, after all places that it names were looked at; each before it
+    """The table and its data files, after all locations that it names were checked, each before it
     is opened."""
     from pyiceberg.catalog.noop import NoopCatalog
     from pyiceberg.io import load_file_io
@@ -165,8 +165,8 @@ def _table(
 
 
 def _require_within(location: str, within: Sequence[str]) -> None:
-    """Raise Corruption if it is neither below a folder of this host nor below a place elsewhere
-    that are among `within`."""
+    """Raise Corruption unless it is below a folder of this host, or below a remote location, that
+    is among `within`."""
     if not any(_is_below(location, place) for place in within):
         raise Corruption(
             f"table {location}: expected a file below {', '.join(within)}, or below"
@@ -183,8 +183,8 @@ def _is_below(location: str, place: str) -> bool:
 
 
 def _local(location: str) -> Path | None:
-    """The path on this host, None if it is elsewhere. URIs are taken apart as pyiceberg does; one
-    that readers might take apart in different ways is nowhere on this host."""
+    """The path on this host, None if it is elsewhere. URIs are parsed as pyiceberg does; one that
+    readers might parse differently counts as elsewhere."""
     uri = urlparse(location)
     if not uri.scheme:
         return Path(location)

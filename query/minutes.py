@@ -1,4 +1,4 @@
-"""Events by the minute in which they were uploaded, hot and cold ones apart."""
+"""Events by the minute of their upload, hot and cold separately."""
 
 from __future__ import annotations
 

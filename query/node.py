@@ -1,12 +1,12 @@
-"""Another node: a `forebay serve` that is asked for what its data directories have.
+"""Another node: a `forebay serve` whose data directories are read over HTTP.
 
-An answer is fetched by a thread of its own, as fast as the node gives it, into memory, and beyond
-SMALL_BYTES into a temporary file. So a node's worker never waits for who reads the answer, however
-many answers of one node a query needs, and all nodes are asked at once.
+A thread of its own fetches each answer, as fast as the node sends it, into memory and, beyond
+SMALL_BYTES, into a temporary file. So a node's worker never waits for the reader, however many
+answers of one node a query needs, and all nodes are asked at once.
 
-What always holds: an answer whose end has not come is an error for whoever reads it; no reader
-waits beyond the deadline, whatever the node does; a token goes nowhere but to its node, and
-unencrypted to this host only.
+What always holds: reading an answer that is cut short raises an error; no reader waits beyond the
+deadline, whatever the node does; a token is sent only to its node, and unencrypted only on this
+host.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from forebay.storage.base.errors import (
 from forebay.storage.base.text import plain, shortened
 
 TOKEN, CA = "FOREBAY_TOKEN", "FOREBAY_CA"
-"""Variables of the environment: tokens, and the file of a certificate authority."""
+"""Environment variables: tokens, and the file of a certificate authority."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SECONDS = 60.0
 CONNECT_S, LOOK_S = 5.0, 10.0
-"""How long a node may take to be reached, and to say what it has."""
+"""Time limits for reaching a node, and for it to say what it has."""
 SMALL_BYTES, ANSWER_BYTES_MAX = 1 << 20, 16 << 30
 PART_BYTES = 128 << 10
 PROBLEM_BYTES_MAX = 64 << 10
@@ -58,8 +58,8 @@ class Node:
     """A node by the `url` of its `forebay serve`, such as "https://a.example:8080".
 
     `token` is one of that server's; `ca` a file of the authorities (PEM) that may vouch for it, in
-    place of the system's. `seconds` is how long each of its answers may take, until its last byte.
-    Raises BadInput for what is no such URL, or a token that would go over the network unencrypted.
+    place of the system's. `seconds` limits each of its answers, until the last byte. Raises
+    BadInput for an invalid URL, or a token that would be sent over the network unencrypted.
     """
 
     url: str
@@ -87,8 +87,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Remote:
-    """Where a partition is that another node has: in its data directory `root`. `identity` is the
-    same wherever the partition is read."""
+    """Where another node has a partition: in its data directory `root`. `identity` is the same
+    wherever the partition is read."""
 
     node: Node
     root: str
@@ -102,11 +102,11 @@ def places_of(
     ca: str | PathLike[str] | None = None,
     seconds: float | None = None,
 ) -> list[Path | Node]:
-    """Data directories as paths, and nodes, of what a caller named: paths, URLs or nodes.
+    """The data directories (as paths) and nodes that a caller named by path, URL or node.
 
-    For a URL, `token`, `ca` and `seconds` count; `token` may be a mapping of URLs to tokens. What
-    is not given comes from the environment: FOREBAY_CA, and FOREBAY_TOKEN, which is a token for all
-    nodes, or URL=TOKEN for each of several, with blanks between them. Raises BadInput."""
+    `token`, `ca` and `seconds` apply to URLs; `token` may be a mapping of URLs to tokens. Defaults
+    come from the environment: FOREBAY_CA, and FOREBAY_TOKEN, which is one token for all nodes, or
+    URL=TOKEN for each of several, separated by blanks. Raises BadInput."""
     tokens = _tokens(token)
     ca = ca if ca is not None else os.environ.get(CA) or None
 
@@ -127,7 +127,7 @@ def places_of(
 
 
 def _plain_url(url: object) -> str:
-    """The URL in one spelling. Raises BadInput."""
+    """The URL in canonical form. Raises BadInput."""
     try:
         parts = urlsplit(url if isinstance(url, str) else "")
         port = parts.port
@@ -148,7 +148,7 @@ def _plain_url(url: object) -> str:
 
 
 def _tokens(given: str | Mapping[str, str] | None) -> dict[str, str]:
-    """Tokens by URL; below "" the one for all others."""
+    """Tokens by URL; under "" the one for all others."""
     if given is None:
         words = os.environ.get(TOKEN, "").split()
         pairs = [one.rpartition("=") if _URL.match(one) else ("", "", one) for one in words]
@@ -167,16 +167,16 @@ def _context(ca: str | None) -> ssl.SSLContext:
 
 
 def ask(node: Node, path: str, body: bytes | None = None, *, seconds: float | None = None) -> Asked:
-    """Begin to ask a node for the path, by POST if there is a `body` of JSON; the answer is to be
-    read and closed."""
+    """Send a request for the path, a POST if there is a `body` of JSON; the caller reads and closes
+    the answer."""
     return Asked(node, path, body, node.seconds if seconds is None else seconds)
 
 
 class Asked(io.RawIOBase):
-    """An answer on its way, as a file to read: what has come can be read before the rest has.
+    """An answer in transit, as a file: what has arrived can be read before the rest has.
 
-    Raises NodeError; MissingFile where the node says that what was asked for has gone; BadInput for
-    what it can't be asked; Corruption for what it can't read. Thread safety: one reader.
+    Raises NodeError; MissingFile if what was asked for is gone on the node; BadInput if the node
+    refuses the question; Corruption if it can't read its data. Thread safety: one reader.
     """
 
     def __init__(self, node: Node, path: str, body: bytes | None, seconds: float) -> None:
@@ -199,7 +199,7 @@ class Asked(io.RawIOBase):
         return True
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes, as many as there are until the end; all, if it is negative."""
+        """Up to `size` bytes, fewer only at the end; all, if it is negative."""
         wanted = None if size is None or size < 0 else size
         with self._changed:
             while not self._whole and (wanted is None or self._came - self._taken < wanted):
@@ -226,7 +226,7 @@ class Asked(io.RawIOBase):
         return f"expected an answer within {self._seconds:g} s, got {self._came:,} bytes of one"
 
     def close(self) -> None:
-        """Take no more of it, however much is still to come."""
+        """Receive no more of it, however much is still to come."""
         if not self.closed:
             with self._changed:
                 self._fail(NodeError(self._node.url, "expected to be read, got closed"))
@@ -235,7 +235,7 @@ class Asked(io.RawIOBase):
         super().close()
 
     def give_up(self) -> None:
-        """Let whoever reads it wait no longer."""
+        """Stop all waiting for it."""
         with self._changed:
             self._fail(NodeError(self._node.url, "expected a process that goes on, got its end"))
 
@@ -244,14 +244,14 @@ class Asked(io.RawIOBase):
         if not self._whole and self._failure is None:
             self._failure = failure
         if self._socket is not None:
-            try:  # of what is below TLS, for the thread may be reading
+            try:  # the socket below TLS, as the thread may be reading
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
             except OSError:
                 self._socket = None  # it has ended by itself
         self._changed.notify_all()
 
     def _fetch(self, path: str, body: bytes | None) -> None:
-        """What the thread does."""
+        """The body of the thread."""
         try:
             connection = self._connected()
             try:
@@ -293,7 +293,7 @@ class Asked(io.RawIOBase):
             ) from error
         with self._changed:
             self._socket = connection.sock
-            # The reader looks at the deadline; this is for a thread that nobody waits for any more.
+            # The reader checks the deadline; this ends a thread that nobody waits for any more.
             connection.sock.settimeout(self._seconds)
             if self._failure is not None:
                 connection.close()
@@ -329,7 +329,7 @@ class Asked(io.RawIOBase):
                 self._held.seek(0, io.SEEK_END)
                 self._held.write(data)
                 self._changed.notify_all()
-        if response.length:  # bytes that a Content-Length has promised
+        if response.length:  # bytes still missing by Content-Length
             raise NodeError(
                 self._node.url,
                 f"expected a whole answer, got its end {response.length:,} bytes too early",
@@ -341,7 +341,7 @@ class Asked(io.RawIOBase):
 
 
 def _refused(url: str, status: int, said: bytes) -> Exception:
-    """What a node answered in place of what it was asked for."""
+    """The error that a node answered with."""
     try:
         detail = json.loads(said)["detail"]
     except (ValueError, TypeError, KeyError):
@@ -366,6 +366,6 @@ _open: WeakSet[Asked] = WeakSet()
 
 
 def give_up_all() -> None:
-    """Let nobody wait for an answer any more: the process ends."""
+    """Stop all waiting for answers, as the process is ending."""
     for one in list(_open):
         one.give_up()

@@ -1,9 +1,9 @@
-"""What this node answers another one that asks for it: what its data directories have, and rows.
+"""What this node answers another node: what its data directories have, and their rows.
 
-It answers from files, as a view does, and keeps nothing for who asks. What always holds: nothing is
-read but what a view of these data directories could have named: logs and chunks of their
-partitions, and tables that their handoffs made. What has gone is MissingFile before the first row
-is given.
+It answers from files, as a view does, and keeps no state for the reader. What always holds: it
+reads only what a view of these data directories could have named: logs and chunks of their
+partitions, and tables that their handoffs made. If something is gone, MissingFile is raised before
+the first row.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def rows_of(
     scans: Scans, disk: Disk, roots: Sequence[Path], chunks: VerifiedChunks, wanted: Wanted
 ) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """The rows that are wanted, and their columns; `chunks` are those verified for other nodes.
-    Raises BadInput, MissingFile, Corruption; the last also from the iterator."""
+    Raises BadInput, MissingFile, or Corruption, which also the iterator may raise."""
     if wanted.table not in (EVENTS, REJECTS, BATCH):
         shown = plain(shortened(repr(wanted.table), SHOWN_CHARACTERS))
         raise BadInput(f"scan: table: expected {EVENTS}, {REJECTS} or {BATCH}; got {shown}")
@@ -82,7 +82,7 @@ def rows_of(
     if wanted.table == BATCH:
         return answered, _of_table(scans, disk, roots, wanted, declared)
     files = [file for one in partitions for file in one.chunk_files]
-    # Apart from those verified for this store's own queries: who asks says what a chunk should be.
+    # Kept apart from chunks verified for this store: here the other node says what they should be.
     chunks.keep(file.path for file in files)
     for file in files:
         chunks.require(file)
@@ -93,7 +93,7 @@ def rows_of(
 
 
 def _partition(disk: Disk, roots: Sequence[Path], part: WantedPart, declared: FromRaw) -> Partition:
-    """The partition as far as it is wanted, whose files are there."""
+    """The wanted part of the partition, all of whose files exist."""
     root = next((one for one in roots if str(one) == part.root), None)
     if root is None or not names_partition(part.name):
         shown = plain(shortened(repr((part.root, part.name)), SHOWN_CHARACTERS))
@@ -107,7 +107,7 @@ def _partition(disk: Disk, roots: Sequence[Path], part: WantedPart, declared: Fr
 def _events(
     scans: Scans, partitions: Sequence[Partition], wanted: Wanted, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of chunks and hot blocks that are between, with all columns of `schema`."""
+    """Rows of chunks and hot blocks within the bounds, with all columns of `schema`."""
     between = Between(wanted.first_ms, wanted.end_ms)
     for file in (file for one in partitions for file in one.chunk_files):
         yield from chunk_batches(file, between, schema)
@@ -140,7 +140,7 @@ def _filtered(
 def _of_table(
     scans: Scans, disk: Disk, roots: Sequence[Path], wanted: Wanted, declared: FromRaw
 ) -> Iterator[pa.RecordBatch]:
-    """Rows of the batch layer's table, which a handoff of one of the data directories made."""
+    """Rows of the batch layer's table, made by a handoff of one of the data directories."""
     known = {
         done.table
         for root in roots

@@ -1,12 +1,12 @@
-"""One partition as a reader has it: its published state, its logs and its chunks.
+"""One partition as a reader sees it: its published state, its logs and its chunks.
 
-Views, queries, `why` and the check read partitions through this module alone. What always holds:
+Views, queries, `why` and the check read partitions only through this module. What always holds:
 
-- Nothing is opened that a link leads to out of the data directory.
-- A log is read forward and verified up to its extent. Of a block log that a power loss cut, queries
-  read what is whole: the job is about to write the rest again. A drop log may be missing as well,
-  for it only explains. A reject log is whole, or an error.
-- A chunk is read after its footer was found to be what the catalog says; pages are verified then.
+- Nothing is opened if a link to it leads out of the data directory.
+- A log is read forward and verified up to its extent. If a power loss cut a block log short,
+  queries read what is whole: the job is about to write the rest again. A drop log may also be
+  missing, as it only explains. A reject log is whole, or an error.
+- A chunk's footer is checked against the catalog first, and its pages as they are read.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from forebay.storage.formats.state import BlockState, PartitionState
 
 T = TypeVar("T")
 LOG_BYTES = 4 << 20
-"""Compressed bytes of a log that are decoded at once."""
+"""Compressed bytes of a log that are decoded at a time."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """As much of a log file as counts. `torn_ok`: queries read it up to its last whole batch;
-    `optional`: it may lack its end, or be missing, and that is no fault. Columns that were declared
-    after it was begun come `from_raw`."""
+    """The part of a log file that counts. `torn_ok`: queries read it up to its last whole batch;
+    `optional`: it may lack its end, or be missing, without being faulty. Columns that were declared
+    after it was begun are decoded `from_raw`."""
 
     disk: Disk
     path: Path
@@ -71,8 +71,8 @@ class Log:
         return LogReader(self.disk, self.path.parent, self.path.name)
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Its rows (with those of the columns that it has, or its raw tells), some LOG_BYTES of the
-        file at a time. Raises MissingFile or Corruption."""
+        """Its rows, about LOG_BYTES of the file at a time, with those of the columns that it has or
+        that can be decoded from its raw. Raises MissingFile or Corruption."""
         reader = self.open()
         try:
             found = reader.follow(self.extent, torn_ok=self.torn_ok)
@@ -93,8 +93,8 @@ class Log:
             yield self._table(reader.decode(held, names), added)
 
     def added(self, reader: LogReader, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """What `reader`, which was opened here, has not read yet, a piece at a time: these columns,
-        or all that it has or its raw tells. Raises MissingFile or Corruption."""
+        """The rows that `reader`, which was opened here, has not read yet, a piece at a time: these
+        columns, or all of the file and its raw. Raises MissingFile or Corruption."""
         for found in reader.pieces(self.extent, torn_ok=self.torn_ok):
             if batches := reader.decode(found, columns):
                 present = batches[0].schema.names
@@ -105,7 +105,7 @@ class Log:
         return pa.Table.from_batches([self.from_raw.complete(one, added) for one in batches])
 
     def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The same, in batches as they were written."""
+        """The same, in the batches that were written."""
         for table in self.tables(columns):
             yield from table.to_batches()
 
@@ -119,7 +119,7 @@ class Log:
 
 @dataclass(frozen=True)
 class ChunkFile:
-    """A chunk, and the file it is in. Columns that were declared after it was made come
+    """A chunk, and its file. Columns that were declared after it was made are decoded
     `from_raw`."""
 
     disk: Disk
@@ -129,7 +129,7 @@ class ChunkFile:
 
     @property
     def lacking(self) -> list[str]:
-        """The declared columns that it has not, but its raw tells."""
+        """The declared columns that it lacks, but that can be decoded from its raw."""
         return self.from_raw.lacking(self.chunk.schema, self.from_raw.names)
 
     @property
@@ -147,9 +147,9 @@ class ChunkFile:
     def batches(
         self, rows_max: int, columns: Sequence[str], where: pc.Expression | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Its rows, with those of the columns that it has, or its raw tells; without row groups of
-        which `where` holds for no row. Raises MissingFile, or Corruption if any is not as
-        written."""
+        """Its rows, with those of the columns that it has or that can be decoded from its raw;
+        without row groups in which no row can match `where`. Raises MissingFile, or Corruption if
+        anything is not as written."""
         reader = ChunkReader(self.disk, self.path, self.chunk)
         added = self.from_raw.lacking(reader.names, columns)
         names = _read_for(reader.names, columns, added) or [OFFSET]
@@ -167,21 +167,21 @@ class ChunkFile:
                 yield pa.RecordBatch.from_arrays([part], names)
 
     def _groups(self, where: pc.Expression) -> list[int]:
-        """The row groups of which it may hold for a row."""
+        """The row groups that may have a matching row."""
         try:
             fragment = ds.ParquetFileFormat().make_fragment(str(self.path), LocalFileSystem())
-            # Of a column that it has not, statistics say nothing.
+            # Statistics say nothing about a column that the chunk lacks.
             known = pa.schema([*fragment.physical_schema, *self.from_raw.schema(self.lacking)])
             return [group.id for group in fragment.subset(where, schema=known).row_groups]
         except FileNotFoundError as error:
             raise MissingFile(f"chunk {self.path}: expected a file, none is there") from error
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            # It is of a column that no raw tells, or that the chunk has otherwise.
+            # A column in it can't be decoded from raw, or has another type in the chunk.
             return list(range(self.metadata().num_row_groups))
 
     def faults(self) -> Iterator[Corruption]:
-        """Yields or raises what is wrong with any of its bytes, by column and row group where that
-        can be told; raises MissingFile."""
+        """Yields or raises what is wrong with any of its bytes, by column and row group if that can
+        be determined; raises MissingFile."""
         metadata = self.metadata()
         try:
             self.require_whole()
@@ -191,16 +191,16 @@ class ChunkFile:
 
 
 def _read_for(present: Iterable[str], wanted: Iterable[str], added: Sequence[str]) -> list[str]:
-    """Of the columns present, those to be read for the wanted ones, some of which are added."""
+    """The columns to read, of those present, for the wanted ones, some of which are added."""
     needed = {*wanted, RAW} if added else {*wanted}
     return [name for name in present if name in needed]
 
 
 class VerifiedChunks:
-    """Chunks that were found to be what their catalog says. Thread safety: any thread.
+    """Chunks that were found to match their catalog. Thread safety: any thread.
 
-    A chunk's size is looked at in every view, its footer (with `whole`: every byte) once in each
-    store: a name is never used twice, so what was right stays right but for a disk that fails.
+    A chunk's size is checked in every view, its footer (with `whole`: every byte) once per store:
+    names are never reused, so what was right stays right unless the disk fails.
     """
 
     def __init__(self, *, whole: bool = False) -> None:
@@ -219,7 +219,7 @@ class VerifiedChunks:
         self._known[file.path] = columns_outside_years(metadata) if of_version_1 else frozenset()
 
     def outside_years(self, path: Path) -> frozenset[str]:
-        """The columns of a verified chunk that may have times which no reader takes."""
+        """The columns of a verified chunk that may have times outside the years 1 to 9999."""
         return self._known.get(path, frozenset())
 
     def keep(self, paths: Iterable[Path]) -> None:
@@ -229,9 +229,9 @@ class VerifiedChunks:
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition at one moment: what it has published, the blocks that no chunk covers, and the
-    chunks that count. `from_raw` has the columns that are declared, here or elsewhere. One that is
-    `remote` is another node's: it has no files here, and its rows are asked for there."""
+    """A partition at one moment: its published state, the blocks that no chunk covers, and the
+    chunks that count. `from_raw` has the columns that are declared, here or elsewhere. A `remote`
+    partition is another node's: it has no files here, and its rows are read from there."""
 
     disk: Disk
     layout: Layout
@@ -245,19 +245,19 @@ class Partition:
 
     @classmethod
     def of(cls, directory: Directory, state: PartitionState, catalog: Catalog) -> Partition:
-        """As a catalog that was read after the state has it."""
+        """The partition by this state and a catalog that was read after it."""
         counts = catalog.committed(state.runs, state.incarnation)
         hot = tuple(block for block in state.blocks if block.id not in counts.covered)
         rows = counts.handed_off_rows, counts.expired_rows
         return cls(directory.disk, directory.layout, state, hot, counts.chunks, *rows)
 
     def only(self, wanted: Callable[[Chunk | BlockState], bool]) -> Partition:
-        """With those blocks and chunks alone."""
+        """The partition with just these blocks and chunks."""
         hot = tuple(block for block in self.hot if wanted(block))
         return replace(self, hot=hot, chunks=tuple(one for one in self.chunks if wanted(one)))
 
     def without_files(self, paths: Collection[Path]) -> Partition:
-        """Without the chunks that are in these files."""
+        """The partition without the chunks in these files."""
         left = (file.chunk for file in self.chunk_files if file.path not in paths)
         return replace(self, chunks=tuple(left))
 
@@ -267,7 +267,7 @@ class Partition:
 
     @property
     def folder(self) -> Path:
-        """Of its block logs; it tells the partitions of all nodes apart."""
+        """The folder of its block logs, unique among the partitions of all nodes."""
         return self.layout.hot(self.name)
 
     @cached_property
@@ -296,8 +296,8 @@ class Partition:
         return [Log(self.disk, folder / extent.file, extent, **kind) for extent in extents]
 
     def rejects(self, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
-        """The rejects meant, in the order in which they came. Raises MissingFile if the view is too
-        old, or Corruption."""
+        """The rejects that match, in order of arrival. Raises MissingFile if the view is too old,
+        or Corruption."""
         return chain.from_iterable(wanted.pick(log.batches()) for log in self.reject_logs)
 
     @cached_property
@@ -322,8 +322,8 @@ class Partition:
         return sum(chunk.rows for chunk in self.chunks)
 
     def require_files(self, directory: Directory) -> None:
-        """Raise MissingFile if a block log or chunk has gone, Corruption if one is no plain file or
-        a link leads out."""
+        """Raise MissingFile if a block log or chunk is gone, Corruption if one is not a plain file
+        or a link leads out."""
         for log in (*self.reject_logs, *self.drop_logs):
             directory.require(log.path)
         for path in (*(log.path for log in self.block_logs), *self.chunk_paths):
@@ -331,14 +331,14 @@ class Partition:
 
 
 class Published:
-    """What partitions have published, decoded: a file that has the same bytes as before is not
-    decoded again. Thread safety: any thread."""
+    """Decoded published files of partitions: a file with the same bytes as before is not decoded
+    again. Thread safety: any thread."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[bytes, Any]] = {}
 
     def decoded(self, disk: Disk, path: Path, decode: Callable[[bytes, str], T]) -> T | None:
-        """What `decode` makes of the file's bytes and name; None if there is no file."""
+        """What `decode` returns for the file's bytes and name; None if there is no file."""
         try:
             data = disk.read(path)
         except FileNotFoundError:
@@ -351,8 +351,8 @@ class Published:
 
 
 class Directory:
-    """A data directory as a reader has it, links followed. Folders are looked at once, so one of
-    these serves one view; what is `published` may be kept over several."""
+    """A data directory as a reader sees it, links followed. Each folder is checked once, so an
+    instance serves one view; `published` may be kept for several."""
 
     def __init__(self, disk: Disk, root: Path, published: Published | None = None) -> None:
         self._published = published or Published()
@@ -368,7 +368,7 @@ class Directory:
             self._look(path)
 
     def require_file(self, path: Path) -> None:
-        """The same of a file that has to be there. Raises MissingFile, or Corruption if it is no
+        """The same for a file that must exist. Raises MissingFile, or Corruption if it is not a
         plain file."""
         try:
             mode = os.lstat(path).st_mode
@@ -398,8 +398,8 @@ class Directory:
         return self._published.decoded(self.disk, path, Catalog.decode) or Catalog(name)
 
     def state(self, name: str) -> PartitionState | None:
-        """What the partition has published, if anything. Raises MissingFile if that is gone though
-        chunks of it are there."""
+        """The partition's published state, if any. Raises MissingFile if that is gone although it
+        has chunks."""
         path = self.layout.manifest(name)
         self.require(path)
         self.require(self.layout.catalog(name))

@@ -1,7 +1,7 @@
-"""Hot blocks by the upload times that they have, so that a question about some times reads those
-alone that may have an event of these.
+"""Hot blocks by upload time, so that a question about some times reads only the blocks that may
+have such events.
 
-What always holds: a filter of which nothing is known about times leaves all.
+What always holds: a filter that says nothing certain about times keeps all blocks.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from forebay.storage.formats.boundary import Placed
 from forebay.storage.formats.schema import UPLOAD_TIME
 
 STEP_MS = 5 * MINUTE_MS
-"""Blocks are looked at by whole intervals, for thousands of them have few of these."""
+"""Blocks are grouped by whole intervals: thousands of blocks share a few of these."""
 GROUPS = 8
 TIME = pa.timestamp("ms", "UTC")
 Interval = tuple[int, int]
 
 
 def grouped(partitions: Sequence[Partition]) -> list[tuple[Between, list[Partition]]]:
-    """All hot blocks in a few groups, at least one, by time: each with the times between which its
-    events are. A block is in one group only; the times of two groups may overlap."""
+    """All hot blocks in a few groups by time (at least one), each with the bounds of its upload
+    times. A block is in one group only; the times of two groups may overlap."""
     found = _intervals(partitions)
     size = max(1, -(-len(found) // GROUPS))
     groups = [found[first : first + size] for first in range(0, len(found), size)]

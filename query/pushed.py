@@ -1,9 +1,9 @@
-"""What of a filter of Polars another node can apply: as an expression of Arrow that holds wherever
+"""The part of a Polars filter that another node can apply: an Arrow expression that holds wherever
 the filter does.
 
-A filter is read as Polars writes it out in JSON. What always holds: what is not known is left out,
-so that rather more rows come than too few, for the filter itself is applied to what comes. Columns
-of floating point are left out, for Arrow's NaN is another than Polars'.
+The filter is read from Polars' JSON form. What always holds: unknown parts are left out, so that
+rather too many rows come than too few; the filter itself is then applied to them. Columns of
+floating point are left out, as NaN differs between Arrow and Polars.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Json = Any
 
 
 def pushed(predicate: pl.Expr | None, schema: PolarsSchema) -> pc.Expression | None:
-    """The expression, or None where there is none for it."""
+    """The expression, or None if there is none."""
     if predicate is None:
         return None
     try:
@@ -88,7 +88,7 @@ class _Reading:
         return None
 
     def _among(self, name: str, data: bytes) -> pc.Expression | None:
-        """That it is one of the texts of a column, which is written as Arrow's stream."""
+        """The value is among these texts, given as an Arrow stream."""
         texts = pa.ipc.open_stream(data).read_all().column(0).to_pylist()
         usual = self._schema.get(name) == pl.String() and texts
         if not usual or not all(isinstance(one, str) for one in texts):
@@ -96,7 +96,7 @@ class _Reading:
         return pc.field(name).isin(pa.array(texts, pa.string()))
 
     def _scalar(self, name: str, value: Json) -> pa.Scalar | None:
-        """A value that the column can be compared with as it is."""
+        """A value that the column can be compared with directly."""
         dtype = self._schema.get(name)
         match value:
             case {"Literal": {"Scalar": {"String": str(text)}}} if dtype == pl.String():
@@ -109,6 +109,6 @@ class _Reading:
                 return pa.scalar(number, pa.int64())
             case {"Literal": {"Scalar": {"Datetime": [int(number), unit, {"inner": "UTC"}]}}} if (
                 isinstance(dtype, pl.Datetime) and UNITS.get(unit) == dtype.time_unit
-            ):  # of two units Polars takes the coarser, Arrow the finer
+            ):  # given two units, Polars uses the coarser, Arrow the finer
                 return pa.scalar(number, pa.timestamp(dtype.time_unit, "UTC"))
         return None

@@ -3,10 +3,10 @@
     store.funnel(["search", "purchase"]).steps
     store.retention("signup", by="country", layers="all").overall
 
-Each asks the function of its name in `forebay.query.analytics`, which says what its options mean,
-about the events of a view taken for it, and again of a new view when a file has gone. What always
-holds: an event is an `Event` or its name; roles are those of the data unless others are given; the
-period is the last 30 days of the data unless one is given.
+Each calls the function of the same name in `forebay.query.analytics`, which documents the options,
+on the events of a fresh view, and again on a newer one if a file has gone. What always holds: an
+event is an `Event` or its name; roles are those of the data unless given; the period is the last 30
+days of the data unless given.
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ ANY = Event()
 
 
 def _events(given: object) -> Event | list[Event]:
-    """Of an event or its name, or of several."""
+    """An event, or several, each given as such or by name."""
     if isinstance(given, Sequence) and not isinstance(given, str):
         return [Event.parse(one) for one in given]
     return Event.parse(given)
 
 
 class Questions(Dataset):
-    """What one can ask about users; a `Store` has these methods.
+    """Questions about users; a `Store` has these methods.
 
-    All take a `period` (by default the last 30 days up to the newest event, or from the first one
-    on), `layers` as in `Store.scan`, and `roles`: the columns of user, event, time and session, by
-    default those of the data. Where they are taken, `by` is a property that divides the answer into
-    groups, of which the `limit` largest are named, and `segment` or `where` filters events. A
+    All take a `period` (by default the 30 days up to the newest event, or since the first one),
+    `layers` as in `Store.scan`, and `roles`: the columns of user, event, time and session, by
+    default those of the data. In those that take it, `by` is a property that divides the answer
+    into groups, of which the `limit` largest are named; `segment` or `where` filters events. A
     property is a column, or a path such as "user_properties.plan" into `raw`.
 
-    Answers hold tidy frames and the question; `answer.chart()` draws one. Raise BadInput for what
-    can't be asked, else what the other methods of a Store raise.
+    Answers hold tidy frames and the question; `answer.chart()` draws one. Raises BadInput for an
+    invalid question, and otherwise the same errors as the other methods of a Store.
     """
 
     @abstractmethod
     def _published_roles(self) -> list[Mapping[str, str]]:
-        """The roles that each partition with events has."""
+        """The roles of each partition with events."""
 
     @abstractmethod
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
         """All events of a view taken now."""
 
     def roles(self, **named: str) -> Roles:
-        """The columns that have the user, the event, its time and the session, as the job has
-        published them; `named` ones (user=…, event=…, time=…, session=…) take their place. Raises
-        BadInput where one is unknown or differs between data directories."""
+        """The columns that have the user, the event, its time and the session, as published by the
+        job; `named` ones (user=…, event=…, time=…, session=…) take precedence. Raises BadInput if a
+        role is unknown or differs between data directories."""
         return roles_of(self._published_roles(), **named)
 
     def funnel(
@@ -123,10 +123,10 @@ class Questions(Dataset):
     ) -> Retention:
         """How many of those who did `start` did `back` (by default any event) on later days.
 
-        `mode`: "on" day X, or "on or after" it. `days`: the last one that is asked about, counted
-        in intervals of the period; `brackets`: ranges of days in place of it, ends not included.
-        `calendar`: days of the zone, not 24 hours from the start. `segment` filters start events.
-        `now`: the time of asking, by default that of the newest event.
+        `mode`: "on" day X, or "on or after" it. `days`: the last day asked about, counted in
+        intervals of the period; `brackets`: ranges of days instead, ends not included. `calendar`:
+        days of the zone, not 24 hours from the start. `segment` filters start events. `now`: the
+        time of asking, by default that of the newest event.
         """
         return self._asked(analytics.retention, locals(), "start", "back")
 
@@ -147,13 +147,12 @@ class Questions(Dataset):
         roles: Roles | None = None,
         layers: Layers = "realtime",
     ) -> Segmentation:
-        """How much of one or several `events` there was in each interval of the period, and
-        overall.
+        """A measure of one or several `events` in each interval of the period, and overall.
 
         `measure`: "uniques", "totals", "share", "average", "frequency"; or "sum", "mean", "median",
         "percentile" and "distinct", which take the property `of`. `percentile`: 0 to 100.
-        `frequency`: the least numbers of its bins. `compare`: the same of the period before, as far
-        as this one has come at `now`.
+        `frequency`: the lower ends of its bins. `compare`: the same for the preceding period, up to
+        the point that this one has reached at `now`.
         """
         events = [events] if isinstance(events, Event | str) else events
         return self._asked(analytics.segmentation, locals(), "events")
@@ -193,9 +192,9 @@ class Questions(Dataset):
     ) -> Sessions:
         """How many sessions begin in each interval, their length, and their events.
 
-        A session is what has one id in the role session; with `gap`, a run of a user's events
-        without a longer pause, which with `to_midnight` ends with the day. `longest`: how far
-        outside the period events are read. `bins_ms`: lower ends of the table of lengths.
+        A session is a user's events with one id in the role session; with `gap`, a run of a user's
+        events without a longer pause, which with `to_midnight` ends with the day. `longest`: how
+        far outside the period events are read. `bins_ms`: lower ends of the table of lengths.
         """
         return self._asked(analytics.sessions, locals())
 
@@ -210,8 +209,8 @@ class Questions(Dataset):
         roles: Roles | None = None,
         layers: Layers = "realtime",
     ) -> Stickiness:
-        """On how many days of a week or month users did `event`, by default any: exactly so many,
-        or with `at_least` so many or more. The default period is divided into weeks."""
+        """On how many days of a week or month users did `event`, by default any: exactly that many,
+        or with `at_least` that many or more. The default period is divided into weeks."""
         return self._asked(analytics.stickiness, locals(), "event", interval="week")
 
     def paths(
@@ -227,9 +226,9 @@ class Questions(Dataset):
         roles: Roles | None = None,
         layers: Layers = "realtime",
     ) -> Paths:
-        """What users do after their first `start` of the period, in `steps` steps within `window`;
-        each names its `limit` most frequent events. `collapse`: an event that is repeated at once
-        is one step. `among`: after the first, only these are steps."""
+        """What users do after their first `start` in the period, in `steps` steps within `window`;
+        each step names its `limit` most frequent events. `collapse`: an event that is repeated
+        directly is one step. `among`: after the first, only these are steps."""
         return self._asked(analytics.paths, locals(), "start", "among")
 
     def lifecycle(
@@ -254,8 +253,8 @@ class Questions(Dataset):
         roles: Roles | None = None,
         layers: Layers = "realtime",
     ) -> Sample:
-        """Some of the events that are `event` and pass `where`, at most `limit`, and how many there
-        are: of the period, or without one of all times. Events without a user count too."""
+        """At most `limit` of the events that are `event` and pass `where`, and how many there are:
+        in the period, or without one of all times. Events without a user count too."""
         return self._asked(analytics.sample, locals(), "event", interval=None)
 
     def timeline(
@@ -271,7 +270,7 @@ class Questions(Dataset):
         layers: Layers = "realtime",
     ) -> Timeline:
         """The newest `limit` events of a `user` (with `earliest`, the earliest), in order of time,
-        from `start` on and before `end`, after leaving out `offset` of them."""
+        from `start` on and before `end`, after skipping `offset` of them."""
         return self._asked(analytics.timeline, locals())
 
     def _asked(
@@ -281,8 +280,8 @@ class Questions(Dataset):
         *kinds: str,
         interval: Interval | None = "day",
     ) -> T:
-        """The answer of a function of analytics to a method's arguments, of which `kinds` are
-        events; without an `interval`, no period stands for one that is not given."""
+        """Call a function of analytics with a method's arguments, of which `kinds` are events;
+        without an `interval`, a period that is not given stays open."""
         del given["self"]
         named, layers = given.pop("roles"), given.pop("layers")
         given |= {name: _events(given[name]) for name in kinds if given[name] is not None}

@@ -1,5 +1,5 @@
-"""What a view says of itself: what an answer covers, how far each partition has come, and the chunk
-files that count, which another engine may read in place of a query of ours."""
+"""What a view says about itself: what an answer covers, how far each partition has come, and the
+chunk files that count, which another engine may read directly."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from forebay.storage.formats.boundary import Placed
 
 @dataclass(frozen=True)
 class PartitionReceipt:
-    """How far one partition had come.
+    """How far a partition had come.
 
-    `node` is its data directory; `partition` its name there. `stream_time` is the greatest upload
-    time so far, in UTC, None before the first event. `next_offsets` has, of each source that feeds
+    `node` is its data directory, `partition` its name there. `stream_time` is the greatest upload
+    time so far, in UTC, None before the first event. `next_offsets` has, for each source that feeds
     it, the offset of the next message to read.
     """
 
@@ -34,11 +34,11 @@ class PartitionReceipt:
 
 @dataclass(frozen=True)
 class NodeReceipt:
-    """What one `node` (its data directory, or URL) has to do with the answer.
+    """What one `node` (a data directory, or URL) contributes to the answer.
 
-    `batch_number` and `covered_until` are its own; where the latter is before that of the receipt,
-    its events between are hidden, for the batch layer has them once the handoff has come to this
-    node too. `missing` is why nothing of it is in the answer, None if something could be.
+    `batch_number` and `covered_until` are its own. If the latter is before the receipt's, its
+    events in between are hidden: the batch layer has them once the handoff has reached this node
+    too. `missing` is why nothing of it is in the answer, None if something could be.
     """
 
     node: str
@@ -49,13 +49,13 @@ class NodeReceipt:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What an answer covers. Rows are those of the view, before any filter.
+    """What an answer covers. Row counts are those of the view, before any filter.
 
-    `batch_number` is how many handoffs were completed; before `covered_until` (UTC, None if there
+    `batch_number` is the number of completed handoffs; before `covered_until` (UTC, None if there
     was none) the batch layer answers. `hot_rows` are in block logs, `cold_rows` in Parquet chunks;
-    `partitions` says how far each had come; one that several nodes have is counted once. `nodes`
-    has each that was asked. `silent_nodes` and `silent_partitions` are what an answer lacks that is
-    `partial`. Below `sealed_until` (UTC, None without a seal on every node) events are about to be
+    `partitions` says how far each had come, counting one that several nodes have once. `nodes` has
+    each node that was asked. `silent_nodes` and `silent_partitions` are missing from a `partial`
+    answer. Below `sealed_until` (UTC, None without a seal on every node) events are about to be
     handed over, or were.
     """
 
@@ -124,7 +124,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def partitions_of(view: View) -> pl.DataFrame:
-    """One row a partition: progress, counters, and what is hot and cold."""
+    """One row per partition: progress, counters, and what is hot and cold."""
     rows = [_row(n.name, partition) for n in view.nodes for partition in n.partitions]
     return pl.DataFrame(rows, schema=_PARTITION_SCHEMA)
 
@@ -157,8 +157,8 @@ def _row(node: str, partition: Partition) -> dict[str, Any]:
 def files_of(
     partitions: Sequence[Partition], from_ms: int | None, before_ms: int | None
 ) -> pl.DataFrame:
-    """One row a chunk of a view. Of a chunk with rows on both sides of a bound, only those count
-    whose upload time is at or after `from_time`, or before `before_time`; null where all do."""
+    """One row per chunk of a view. If a chunk has rows on both sides of a bound, only those count
+    whose upload time is at or after `from_time`, or before `before_time`; null if all count."""
     first, last = pl.col("first_upload_time"), pl.col("last_upload_time")
     start, end = (pl.lit(None if ms is None else time_of(ms), _TIME) for ms in (from_ms, before_ms))
     return (
@@ -172,7 +172,7 @@ def files_of(
 
 
 def whole_files_of(partitions: Sequence[Partition], paths: Collection[Path]) -> pl.DataFrame:
-    """One row for each of the chunks in these files, with the declared columns that it lacks."""
+    """One row for each chunk in these files, with the declared columns that it lacks."""
     wanted = [str(path.absolute()) for path in paths]
     return _files(partitions).filter(pl.col("path").is_in(wanted))
 
@@ -197,7 +197,7 @@ COUNTERS = (
     "nulled", "skipped",
 )  # fmt: skip
 MESSAGES = ("accepted", "duplicates", "rejects", "rejects_expired")
-"""Each message that was read is counted as one of these."""
+"""Each message read is counted as one of these."""
 COUNTS = (
     *COUNTERS, "hot_events", "cold_events", "handed_off", "expired", "hot_blocks", "chunks",
 )  # fmt: skip

@@ -1,10 +1,9 @@
-"""Rows of other nodes: asked of all at once, and read as record batches, one node after the other.
+"""Rows of other nodes: all nodes are asked at once, and read one after the other, in batches.
 
-What always holds: a row is answered once, for each partition is asked of one node; of columns only
-those that are needed leave a node, and of rows only those between the times asked for, for which
-the filter may hold. Chunks of which it holds for no upload time are not asked for. A node whose
-answer does not come whole is an error: its rows may have been read by then, so who takes a part for
-an answer must not.
+What always holds: each row is read once, as each partition is read from one node; a node sends only
+the columns needed, and only rows between the requested times that may match the filter. Chunks
+whose upload times rule out a match are not requested. An answer that is cut short is an error: its
+rows may have been read by then, so the caller must not treat them as an answer.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ from forebay.storage.formats.schema import UPLOAD_TIME
 
 
 def remote(partitions: Sequence[Partition]) -> list[Partition]:
-    """Those of other nodes."""
+    """The partitions of other nodes."""
     return [partition for partition in partitions if partition.remote is not None]
 
 
@@ -56,9 +55,9 @@ def remote_events(
     columns: Sequence[str],
     where: pc.Expression | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of those that other nodes have, with these `columns`, at least all for which `where`
-    may hold. `types` has all columns as they are stored, and `schema` as they are read. Raises
-    NodeError; MissingFile if the view is too old, or Corruption."""
+    """The rows of other nodes' partitions, with these `columns`: at least all for which `where` may
+    hold. `types` has all columns as stored, `schema` as read. Raises NodeError; MissingFile if the
+    view is too old, or Corruption."""
     named = [] if where is None else [one for one in schema.names if one in str(where)]
     read = [one for one in schema.names if one in {*columns, *named}]
     stored = pa.schema([types.field(name) for name in read])
@@ -84,7 +83,7 @@ def remote_events(
 def remote_rejects(
     partitions: Sequence[Partition], wanted: RejectFilter
 ) -> Iterator[pa.RecordBatch]:
-    """The rejects that agree with `wanted` of those that other nodes have."""
+    """The rejects of other nodes' partitions that match `wanted`."""
     table = Wanted(REJECTS, tuple(REJECT_SCHEMA.names), rejects=wanted)
     asked = []
     for (node, _), some in _by_node(partitions).items():
@@ -102,7 +101,7 @@ def remote_table(
     node: Node, metadata: str, until_ms: int, declared: FromRaw, types: pa.Schema,
     schema: pa.Schema, columns: Sequence[str],
 ) -> Iterator[pa.RecordBatch]:  # fmt: skip
-    """The rows before `until_ms` of the batch layer's table that a node has."""
+    """The rows before `until_ms` of a node's batch layer table."""
     wanted = Wanted(
         BATCH, tuple(columns), column_types(types), end_ms=until_ms, declared=declared.columns,
         metadata=metadata,
@@ -111,7 +110,7 @@ def remote_table(
 
 
 def _by_node(partitions: Sequence[Partition]) -> dict[tuple[Node, FromRaw], list[Partition]]:
-    """Those of other nodes, by node, and by what is declared."""
+    """The partitions of other nodes, by node and by declared columns."""
     found: dict[tuple[Node, FromRaw], list[Partition]] = {}
     for partition in partitions:
         if partition.remote is not None:
@@ -129,7 +128,7 @@ def _part(partition: Partition, where: pc.Expression | None, schema: pa.Schema) 
 def _possible(
     chunks: Sequence[Chunk], where: pc.Expression | None, schema: pa.Schema
 ) -> tuple[Chunk, ...]:
-    """Those of which the filter may hold for a row, as far as their upload times tell."""
+    """The chunks that may have a matching row, judging by their upload times."""
     if where is None or not chunks:
         return tuple(chunks)
     time, form = pc.field(UPLOAD_TIME), ds.ParquetFileFormat()
@@ -147,13 +146,13 @@ def _possible(
     try:
         known = ds.FileSystemDataset(fragments, schema, form)
         kept = {int(one.path) for one in known.get_fragments(filter=where)}
-    except (pa.ArrowException, ValueError):  # it compares what is not of the columns' types
+    except (pa.ArrowException, ValueError):  # it compares values of other types
         return tuple(chunks)
     return tuple(one for number, one in enumerate(chunks) if number in kept)
 
 
 def _batches(wanted: Sequence[tuple[Node, Wanted]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """What is wanted of each node; all are asked before the first is read."""
+    """The rows wanted of each node; all are asked before the first is read."""
     with ExitStack() as stack:
         asked = [
             (node, stack.enter_context(closing(ask(node, SCAN, one.encode()))))
@@ -165,7 +164,7 @@ def _batches(wanted: Sequence[tuple[Node, Wanted]], schema: pa.Schema) -> Iterat
 
 
 def _read(node: Node, answer: Asked, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The batches of an answer, which is whole when the last one is given."""
+    """The batches of an answer; raises at the end unless it is whole."""
     reading: Callable[[], pa.RecordBatch] | None = None
     fold = False
     while True:
@@ -181,7 +180,7 @@ def _read(node: Node, answer: Asked, schema: pa.Schema) -> Iterator[pa.RecordBat
         except StopIteration:
             break
         except (pa.ArrowException, OSError, ValueError) as error:
-            answer.read(1)  # raises what went wrong with the answer, if that is it
+            answer.read(1)  # raises if the answer itself failed
             raise NodeError(
                 node.url, f"expected Arrow's stream of rows, got {plain(str(error))}"
             ) from error

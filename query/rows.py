@@ -1,9 +1,8 @@
-"""Rows of any query in the formats that other programs read.
+"""Rows of any query, in formats that other programs read.
 
-All rows are written, batch by batch, with values as they are. In JSON, times are RFC 3339,
-intervals ISO 8601, NaN and the infinities null, and bytes text, in which those that are not UTF-8
-are replaced; lists and structs are JSON in CSV too. Parquet and Arrow have types that every reader
-knows.
+All rows are written, batch by batch, with unchanged values. In JSON, times are RFC 3339, intervals
+ISO 8601, NaN and the infinities null; bytes are text, in which invalid UTF-8 is replaced; lists and
+structs are JSON in CSV too. Parquet and Arrow have types that every reader knows.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from forebay.query.frames import on_calendar
 from forebay.query.sql_types import distinct, known
 
 FORMULA = r"^[=+\-@\t\r]"
-"""How text begins that a spreadsheet takes for a formula."""
+"""Text that begins like this is a formula to a spreadsheet."""
 
 
 def frames(batches: pa.RecordBatchReader) -> Iterator[pl.DataFrame]:
-    """The rows in types that can be written; at least one frame, for its columns."""
+    """The rows, in types that can be written; at least one frame, for its columns."""
     names = distinct(batches.schema.names)
     none = [pa.nulls(0, field.type) for field in batches.schema]
     empty = pa.RecordBatch.from_arrays(none, schema=batches.schema)
@@ -90,7 +89,7 @@ def csv(batches: pa.RecordBatchReader, out: BinaryIO) -> int:
 
 
 def spreadsheet(batches: pa.RecordBatchReader, out: BinaryIO) -> int:
-    """CSV in which no text or heading is a formula: such text has an apostrophe before it."""
+    """CSV in which no text or heading is a formula: such text is prefixed with an apostrophe."""
     return _csv(batches, out, _harmless)
 
 
@@ -114,14 +113,14 @@ def _csv(
 ) -> int:
     rows = 0
     for number, frame in enumerate(frames(batches)):
-        # Written by us: the error of a pipe without a reader is Python's own then.
+        # Written by Python, so that a pipe without a reader raises Python's own error.
         out.write(changed(flat(frame)).write_csv(include_header=not number).encode())
         rows += frame.height
     return rows
 
 
 def flat(frame: pl.DataFrame) -> pl.DataFrame:
-    """With text for what CSV and a table have no type for."""
+    """With text in place of types that neither CSV nor a table has."""
     nested = [name for name, dtype in frame.schema.items() if dtype.is_nested()]
     return frame.with_columns(
         pl.Series(

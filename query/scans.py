@@ -1,7 +1,7 @@
-"""The tables of a view: as lazy frames, and as what the engine of SQL reads.
+"""The tables of a view: as lazy frames, and as what the SQL engine reads.
 
-Rows of the real-time layer are those of chunks and hot blocks between two times; `events_all` has
-the batch layer's below them, and what came late and is not in that.
+Rows of the real-time layer are those of chunks and hot blocks between two times; `events_all` adds
+the batch layer's rows below them, and late events that the batch layer lacks.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ from forebay.storage.formats.schema import OFFSET, UPLOAD_TIME
 
 @dataclass(frozen=True)
 class Scans:
-    """Makes tables of views: with the chunks that were verified, the decoded hot logs, and what the
-    batch layer's table needs to be read (`iceberg` properties, folders that it may be in)."""
+    """Makes tables of views, using the verified chunks, the decoded hot logs, and what it takes to
+    read the batch layer's table (`iceberg` properties, and folders that it may be in)."""
 
     chunks: VerifiedChunks
     hot: HotCache
@@ -80,7 +80,7 @@ class Scans:
         return pl.concat([batch, self.late_only(view, batch), events], how="diagonal")
 
     def late_only(self, view: View, batch: pl.LazyFrame) -> pl.LazyFrame:
-        """The rows of the late table that the batch layer's has not."""
+        """The rows of the late table that the batch layer's table does not have."""
         late = self.table(view, LATE)
         placed: list[Placed] = []
         for partition in view.late:
@@ -104,7 +104,7 @@ class Scans:
         )
 
     def _remote_table(self, view: View, node: Node, table: str) -> pl.LazyFrame:
-        """The same where another node has it."""
+        """The same if another node has it."""
         types, schema = view.schema, polars_schema(view.schema)
         until_ms, declared, read = view.covered_until_ms or 0, view.from_raw, arrow_of(schema)
 
@@ -139,8 +139,8 @@ class Scans:
         located: Callable[[ChunkFile], str],
         asks: Callable[[str], bool],
     ) -> Relation:
-        """One of TABLES, whose chunk files the engine finds where they are `located`; of its
-        columns the query `asks` for some."""
+        """One of TABLES. The engine finds its chunk files where they are `located`; the query
+        `asks` for some of its columns."""
         if name == REJECTS:
             return relation_of_frame(name, scan_rejects(view, ALL))
         batch = self.batch(view) if name == ALL_EVENTS else None
@@ -168,14 +168,14 @@ class Scans:
             yield from remote_events(partitions, between, view.schema, read, wanted, where)
 
         files = ChunkTables(view.schema, self.chunks, located, asks)
-        # The engine asks for the first column where it needs none.
+        # If the engine needs no column, it asks for the first one.
         first = {UPLOAD_TIME: dtypes[UPLOAD_TIME], **dtypes}
         return relation_of(name, parts(view, name), files, hot, viewed_of(first), others, read)
 
 
 def parts(view: View, table: str) -> list[Part]:
-    """The partitions with what may be of a table of events (of the real-time layer's alone), and
-    between which times its rows are. Raises BadInput for what is sealed unless every node has a
+    """The partitions, with what may belong to a table of events (of the real-time layer only), and
+    the bounds of its rows' times. Raises BadInput for the sealed table unless every node has a
     seal."""
     until_ms, sealed_ms = view.covered_until_ms, view.sealed_until_ms
     if table == LATE:
@@ -190,9 +190,9 @@ def parts(view: View, table: str) -> list[Part]:
 
 
 def by_hour(view: View, start_ms: int, end_ms: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The events of the real-time layer that were uploaded from `start_ms` on and before `end_ms`,
-    each batch with the beginning of its hour in UTC, hour by hour. Of each hour only those files
-    are read that may have some of it. Raises MissingFile if the view is too old, or Corruption."""
+    """The events of the real-time layer uploaded from `start_ms` on and before `end_ms`, hour by
+    hour; each batch with the beginning of its hour in UTC. For each hour, only files that may have
+    some of its events are read. Raises MissingFile if the view is too old, or Corruption."""
     [(partitions, between)] = parts(view, TABLE)
     schema = arrow_of(polars_schema(view.schema))
     first_ms = max(start_ms, between.first_ms or start_ms)
@@ -218,13 +218,13 @@ def _overlaps(low_ms: int, high_ms: int, part: Placed) -> bool:
 
 
 def picked_rejects(view: View, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
-    """Those meant, batch by batch."""
+    """The rejects that match, batch by batch."""
     here = chain.from_iterable(partition.rejects(wanted) for partition in view.partitions)
     return chain(here, remote_rejects(view.partitions, wanted))
 
 
 def scan_nodes(partitions: list[Partition], between: Between, types: pa.Schema) -> pl.LazyFrame:
-    """The rows of partitions of other nodes that are between, lazily; `types` has their columns."""
+    """The rows of other nodes' partitions between the bounds, lazily; `types` has their columns."""
     schema = polars_schema(types)
     read = arrow_of(schema)
 

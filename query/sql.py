@@ -1,10 +1,10 @@
-"""SQL over tables of a view: DuckDB answers it, reading chunk files by itself.
+"""SQL over the tables of a view: DuckDB answers it, and reads chunk files directly.
 
-This is the second of two fences; the first is `forebay.query.statement`, which lets only statements
-through that read tables of ours. What always holds: the engine can open files in the chunk folders
-of its data directories, and in a folder of its own for what does not fit into memory, and nothing
-else: no other file, no network, no extension, no variable of Python. Its settings are locked. A
-query ends at its deadline, and on Ctrl-C.
+This is the second of two fences; the first is `forebay.query.statement`, which only admits
+statements that read our tables. What always holds: the engine can open files in the chunk folders
+of its data directories, and in a folder of its own for what does not fit into memory, but nothing
+else: no other file, no network, no extension, no Python variable. Its settings are locked. A query
+ends at its deadline, and on Ctrl-C.
 
 Thread safety: any thread; each query has a cursor of its own.
 """
@@ -40,10 +40,10 @@ from forebay.storage.base.errors import BadInput, ForebayError
 from forebay.storage.formats.checksum import Checksum
 
 HEARD_S = 0.1
-"""How long Ctrl-C may go unheard."""
+"""How long Ctrl-C may go unnoticed."""
 ENDED_S = 1.0
-"""So long the engine is waited for that was told to end. It looks up between two vectors of rows
-only, and one value may take it minutes; then its thread is left alone."""
+"""How long to wait for an interrupted engine. It checks for interrupts only between two vectors of
+rows, and a single value may take minutes; after this time its thread is abandoned."""
 Waited = Callable[[Callable[[], Any]], Any]
 
 USERS = (
@@ -52,12 +52,12 @@ USERS = (
     duckdb.OutOfRangeException, duckdb.ParserException, duckdb.PermissionException,
     duckdb.SyntaxException, duckdb.TypeMismatchException,
 )  # fmt: skip
-"""What is wrong with a query, or with what it asks of values; not with what is read."""
+"""Errors of a query, or of what it does with values; not of what it reads."""
 OF_FILES = re.compile(r"parquet|zstd|decompress|thrift|page|file", re.IGNORECASE)
 
 
 class Engine:
-    """The engine of one store, which opens nothing outside the chunk folders `folders`."""
+    """The engine of one store; it opens nothing outside the chunk folders `folders`."""
 
     def __init__(self, folders: Sequence[Path], limits: Limits, time_zone: str) -> None:
         self._folders = {folder: self._without_patterns(folder) for folder in folders}
@@ -68,9 +68,9 @@ class Engine:
         self._known: dict[Path, Checksum] = {}
 
     def located(self, file: ChunkFile) -> str:
-        """Where the engine finds a file of the chunk folders. A name is never used twice, so it
-        does not look again at what it knows of a file; but if the data directory was made anew, it
-        is to forget everything."""
+        """Where the engine finds a file of the chunk folders. As names are never reused, it does
+        not check again what it knows of a file; but if the data directory was recreated, it must
+        forget everything."""
         path, checksum = file.path, file.chunk.checksum
         with self._lock:
             if self._known.setdefault(path, checksum) != checksum:
@@ -81,8 +81,8 @@ class Engine:
         return str(path)
 
     def _without_patterns(self, folder: Path) -> Path:
-        """A name of the folder that the engine does not take for a pattern of names, for it would
-        look for others."""
+        """A name of the folder that the engine does not treat as a glob pattern, which would match
+        other files."""
         if not re.search(r"[*?\[]", str(folder.absolute())):
             return folder.absolute()
         links = Path(mkdtemp(prefix="forebay-sql-"))
@@ -93,8 +93,8 @@ class Engine:
     def frame(
         self, statement: Statement, parameters: Parameters, relations: Mapping[str, Relation]
     ) -> pl.DataFrame:
-        """The whole answer. Raises BadInput if it can't be given, or has more rows than allowed;
-        NotRead if what it reads can't be read."""
+        """The whole answer. Raises BadInput if the query is invalid or the answer has too many
+        rows; NotRead if its input can't be read."""
         with self._running(statement, parameters, relations) as (cursor, waited):
             kinds = [str(one[1]) for one in cursor.description or ()]
             found = cursor.to_arrow_reader(BATCH_ROWS)
@@ -112,8 +112,8 @@ class Engine:
     def stream(
         self, statement: Statement, parameters: Parameters, relations: Mapping[str, Relation]
     ) -> pa.RecordBatchReader:
-        """The answer batch by batch; the first is read now. The time that its reader takes counts
-        as the query's."""
+        """The answer batch by batch; the first batch is read now. The time that its reader takes
+        counts towards the query's limit."""
 
         def answer() -> Iterator[Any]:
             with self._running(statement, parameters, relations) as (cursor, waited):
@@ -129,8 +129,8 @@ class Engine:
     def _running(
         self, statement: Statement, parameters: Parameters, relations: Mapping[str, Relation]
     ) -> Iterator[tuple[duckdb.DuckDBPyConnection, Waited]]:
-        """A cursor that has begun to answer, until the deadline; and how its calls are waited for:
-        the engine works on another thread, for it may not hear a signal for as long as it works."""
+        """A cursor to run the query until the deadline, and a function that waits for its calls.
+        The engine works on another thread, as it may not notice a signal while it works."""
         _require_text(parameters)
         cursor = self._cursor()
         deadline = time.monotonic() + self._limits.seconds
@@ -139,7 +139,7 @@ class Engine:
         def waited(call: Callable[[], Any]) -> Any:
             asked = thread.submit(call)
             try:
-                # Polars' handler of signals lets a wait go on: Python hears of it after.
+                # Polars' signal handler lets a wait go on: Python notices the signal after it.
                 while not wait([asked], HEARD_S).done and time.monotonic() <= deadline:
                     pass
             except KeyboardInterrupt:
@@ -169,15 +169,15 @@ class Engine:
                 cursor.close()
 
     def _told(self, error: Exception, late: bool) -> BaseException:
-        """The engine's error as ours: it is NotRead where files may be at fault."""
+        """The engine's error as ours: NotRead if files may be at fault."""
         text = str(error)
         if isinstance(error, duckdb.FatalException | duckdb.InternalException):
-            self._instance = None  # it answers no more
+            self._instance = None  # it no longer answers
         if late:
             return BadInput(f"query: expected an answer in {self._limits.seconds:g} s, got none")
         if isinstance(error, duckdb.OutOfMemoryException):
             return BadInput(f"query: {said(error).splitlines()[0]}: aggregate or filter more")
-        of_files = OF_FILES.search(text) or type(error) is duckdb.Error  # what it has no class for
+        of_files = OF_FILES.search(text) or type(error) is duckdb.Error  # for which it has no class
         if isinstance(error, USERS) or not of_files:
             return BadInput(f"query: {said(cast(Any, error))}{_hint(text)}")
         return NotRead(said(cast(Any, error)))
@@ -189,7 +189,7 @@ class Engine:
             return self._instance.cursor()
 
     def _open(self) -> duckdb.DuckDBPyConnection:
-        # The engine makes it when memory runs out, and removes it.
+        # The engine creates it when memory runs out, and removes it.
         spill = Path(gettempdir()) / f"forebay-sql-{uuid.uuid4().hex}"
         memory = self._limits.memory_bytes or _half_of_memory()
         instance = duckdb.connect(
@@ -202,8 +202,8 @@ class Engine:
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
                 "allow_community_extensions": False,
-                # What a join knows of its keys it would ask of datasets in filters of kinds that
-                # pyarrow has not.
+                # It would filter datasets by a join's keys, with kinds of filters that pyarrow does
+                # not have.
                 "disabled_optimizers": "join_filter_pushdown",
             },
         )
@@ -215,7 +215,7 @@ class Engine:
             raise BadInput(
                 f"time_zone: expected a name such as Europe/Berlin, got {self._time_zone!r}"
             ) from error
-        # As a setting, it needs ipywidgets in a notebook, be it to have none.
+        # As a setting, even to disable it, this needs ipywidgets in a notebook.
         instance.execute("pragma disable_progress_bar")
         instance.execute("set global parquet_metadata_cache = true")
         instance.execute("set global validate_external_file_cache = 'NO_VALIDATION'")
@@ -226,7 +226,7 @@ class Engine:
 
 
 def _require_text(parameters: Parameters) -> None:
-    """Raise BadInput for text that is none in Unicode, such as half of a pair."""
+    """Raise BadInput for text that is not valid Unicode, such as half of a surrogate pair."""
     given = parameters.values() if isinstance(parameters, Mapping) else parameters or ()
     for value in given:
         try:
@@ -236,7 +236,7 @@ def _require_text(parameters: Parameters) -> None:
 
 
 class _Thread:
-    """Makes calls, one after the other. The process may end while one goes on."""
+    """Makes calls, one after the other. The process may exit during a call."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
@@ -249,7 +249,7 @@ class _Thread:
         return self._asked
 
     def end(self) -> bool:
-        """Take no more calls; whether none goes on."""
+        """Accept no more calls; return whether none is running."""
         self._calls.put(None)
         return self._asked is None or self._asked.done()
 
@@ -260,12 +260,12 @@ class _Thread:
                 asked.set_result(call())
             except BaseException as error:  # noqa: BLE001  # who asked has it raised
                 asked.set_exception(error)
-            del given, asked, call  # what was answered is not kept until the next call
+            del given, asked, call  # so that no answer is kept until the next call
 
 
 def _end(cursor: duckdb.DuckDBPyConnection, asked: Future[Any]) -> None:
-    """Interrupt a call until it has ended, for a query that begins after it forgets that, but for a
-    bounded time."""
+    """Interrupt a call until it has ended, but for a bounded time. A query that begins after an
+    interrupt clears it."""
     until = time.monotonic() + ENDED_S
     while not wait([asked], HEARD_S).done and time.monotonic() < until:
         cursor.interrupt()

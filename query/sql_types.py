@@ -1,9 +1,9 @@
-"""Answers of the engine of SQL in types that Polars and files have.
+"""Answers of the SQL engine in types that Polars and files have.
 
-What always holds: no two columns have one name; no time is outside the years 1 to 9999, however
-deep it lies in lists and structs, for readers panic over it: it is null. Intervals, unions and the
-engine's own types are text, but for intervals without months, which are durations in a frame. What
-Arrow would get wrong is refused.
+What always holds: no two columns share a name; times outside the years 1 to 9999 are null, however
+deep in lists and structs, as readers panic over them. Intervals, unions and the engine's own types
+are text, but in a frame intervals without months are durations. What Arrow would get wrong is
+refused.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import END_S, FIRST_S, PER_SECOND
 
 WITHOUT_ARROW = re.compile(r"\b(UHUGEINT|BIGNUM|BIT|TIME WITH TIME ZONE|VARIANT|GEOMETRY)\b")
-"""Types whose values come out of the engine as other ones, or as bytes that say nothing."""
+"""Types whose values the engine exports as other values, or as meaningless bytes."""
 
 
 def require_types(description: Sequence[Sequence[Any]]) -> None:
-    """Raise BadInput if a column of an answer has a type that Arrow has not."""
+    """Raise BadInput if a column of an answer has a type that Arrow lacks."""
     for name, kind, *_ in description:
         found = WITHOUT_ARROW.search(str(kind))
         if found:
@@ -36,7 +36,7 @@ def require_types(description: Sequence[Sequence[Any]]) -> None:
 
 
 def framed(table: pa.Table, kinds: Sequence[str]) -> pl.DataFrame:
-    """The answer as a frame; whole numbers of 128 bits as 64 where they fit."""
+    """The answer as a frame; 128-bit integers become 64-bit ones where they fit."""
     columns = [_column(*one) for one in zip(table.columns, kinds, strict=True)]
     names = distinct(table.column_names)
     found = pl.DataFrame(pa.table(columns, names=names)) if columns else pl.DataFrame()
@@ -63,7 +63,7 @@ def _column(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, of which repeated ones get a number."""
+    """The names; repeated ones get a number."""
     found: list[str] = []
     for name in names:
         count, own = 0, name
@@ -91,7 +91,7 @@ def known(array: pa.Array) -> pa.Array:
 
 
 def _odd(kind: pa.DataType) -> bool:
-    """Whether a value of the type may have to be another."""
+    """Whether a value of the type may have to be replaced."""
     if pa.types.is_map(kind):
         return pa.types.is_nested(kind.key_type) or _odd(kind.key_type) or _odd(kind.item_type)
     if pa.types.is_nested(kind) and not pa.types.is_union(kind):
@@ -121,7 +121,7 @@ def _nested(array: pa.Array) -> pa.Array:
 
 
 def _map(array: pa.MapArray, mask: pa.Array) -> pa.Array:
-    """Keys that are times are text; with those that are lists or structs, it is a list of pairs."""
+    """Keys that are times become text; a map with lists or structs as keys, a list of pairs."""
     keys, items = known(array.keys), known(array.items)
     if pa.types.is_nested(keys.type):
         pairs = pa.StructArray.from_arrays([keys, items], ["key", "value"])

@@ -1,8 +1,8 @@
-"""A SQL text, looked at before any of it runs: one statement that only reads, of our tables alone.
+"""A SQL text, checked before any of it runs: one statement that only reads our tables.
 
 What always holds: a text is refused unless every node of its parse tree is known to be harmless; so
-what a later version of the engine adds is refused until it is let in here. This is the first of two
-fences: the second, `forebay.query.sql`, is that the engine itself can open nothing but chunks.
+what a later version of the engine adds is refused until it is allowed here. This is the first of
+two fences: with the second, `forebay.query.sql`, the engine itself can open nothing but chunks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TABLE_FUNCTIONS = frozenset({
     "generate_series", "histogram", "histogram_values", "json_each", "json_tree",
     "pg_timezone_names", "range", "repeat", "repeat_row", "unnest",
 })  # fmt: skip
-"""Those that make rows of their arguments, or of a table of ours."""
+"""Functions that make rows from their arguments, or from a table of ours."""
 
 OF_A_TABLE = frozenset({"histogram", "histogram_values"})
 
@@ -38,7 +38,7 @@ UNSTEADY = frozenset({
     "current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "now",
     "sample", "tablesample", "today", "tomorrow", "yesterday",
 })  # fmt: skip
-"""Words that ask for the time or a sample, and are no functions to the engine's list."""
+"""Words that depend on time or chance, but are not in the engine's list of functions."""
 
 NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
 FROM = frozenset({"BASE_TABLE", "COLUMN_DATA", "EMPTY", "EXPRESSION_LIST", "JOIN", "PIVOT",
@@ -75,8 +75,8 @@ Node = dict[str, Any]
 
 @dataclass(frozen=True)
 class Statement:
-    """What is to be run: `text`; which `tables` of ours it reads; and whether it may read columns
-    of theirs that it does not name, as by a `*` (`whole`)."""
+    """What to run: `text`; which `tables` of ours it reads; and whether it may read columns of
+    theirs that it does not name, as with `*` (`whole`)."""
 
     text: str
     tables: frozenset[str]
@@ -91,8 +91,8 @@ class Statement:
 
 
 def parse(text: object) -> Statement:
-    """The statement that a text is. Raises BadInput, with the place in the text, for anything but
-    one statement that only reads, of tables of ours."""
+    """The statement in a text. Raises BadInput, with the place in the text, for anything but one
+    statement that only reads our tables."""
     if not isinstance(text, str) or not text.strip():
         raise BadInput(f"query: expected a SQL query, got {text!r}")
     try:
@@ -103,8 +103,8 @@ def parse(text: object) -> Statement:
 
 @cache
 def _parser() -> duckdb.DuckDBPyConnection:
-    """Of texts alone: it runs none, has no tables, and opens nothing. (To see the statements of an
-    IMPORT DATABASE, it would read them from a file.)"""
+    """A parser of texts: it runs none, has no tables, and opens nothing. (To list the statements of
+    an IMPORT DATABASE, it would read them from a file.)"""
     fenced = dict.fromkeys(
         (
             "allow_community_extensions",
@@ -132,8 +132,8 @@ def _table_functions() -> frozenset[str]:
 
 
 def steady(text: str) -> bool:
-    """Whether the same rows give the same answer whenever it is asked: no word of the text is a
-    function of time or chance."""
+    """Whether the same rows always give the same answer: no word of the text is a function of time
+    or chance."""
     return _unsteady().isdisjoint(WORD.findall(text.casefold()))
 
 
@@ -152,14 +152,14 @@ def _unsteady() -> frozenset[str]:
 
 
 class _Check:
-    """Of one text. The engine counts its bytes."""
+    """The check of one text. The engine counts positions in bytes."""
 
     def __init__(self, text: str, utf8: bytes) -> None:
         self._text = text
         self._utf8 = utf8
         self._tables: set[str] = set()
         self._named: set[str] = set()
-        self._whole = "columns" in text.casefold()  # of COLUMNS(…), not all is in the tree
+        self._whole = "columns" in text.casefold()  # the tree lacks some of COLUMNS(…)
 
     def statement(self) -> Statement:
         kinds = self._kinds()
@@ -180,14 +180,14 @@ class _Check:
         return Statement(self._text, frozenset(self._tables), self._whole)
 
     def _kinds(self) -> list[str]:
-        """Of its statements; those that the parser has made of one PIVOT come as several."""
+        """The kinds of its statements; if the parser split up one PIVOT, there are several."""
         try:
             return [str(one.type.name) for one in _parser().cursor().extract_statements(self._text)]
         except duckdb.Error as error:
             raise BadInput(f"query: {said(error)}") from error
 
     def _reading(self, at: int) -> Node:
-        """The tree of the text from `at` on, every node of which is known to be harmless."""
+        """The tree of the text from `at` on, in which every node is known to be harmless."""
         row = _parser().cursor().execute("select json_serialize_sql(?)", [self._utf8[at:].decode()])
         try:
             tree: Node = json.loads(row.fetchall()[0][0])
@@ -254,7 +254,7 @@ class _Check:
             self._refuse(f"expected functions of values alone, got {name}", at)
 
     def _explained(self) -> int:
-        """Where the statement begins that EXPLAIN is of, after options such as (FORMAT json)."""
+        """Where the statement after EXPLAIN begins, past options such as (FORMAT json)."""
         words = self._words()
         depth = 0
         for n, (at, word) in enumerate(words):
@@ -265,16 +265,16 @@ class _Check:
         return len(self._utf8)
 
     def _words(self) -> list[tuple[int, str]]:
-        """The tokens, folded, and where each begins; without what is between them."""
+        """The tokens, case-folded, and where each begins; without what is between them."""
         starts = [at for at, _ in duckdb.tokenize(self._text)]
         ends = [*starts[1:], len(self._utf8)]
         tokens = [self._utf8[at:end].decode() for at, end in zip(starts, ends, strict=True)]
         return [(at, _token(one)) for at, one in zip(starts, tokens, strict=True)]
 
     def _pivot(self) -> None:
-        """A PIVOT that looks up its own values has no tree to look at: the parser has made several
-        statements of it. So its words are looked at, and what they might name is refused; that it
-        is one statement shows in that no semicolon is in it, but at its end."""
+        """Check a PIVOT that looks up its own values. It has no tree, as the parser splits it into
+        several statements. So its words are checked, and refused if they might name anything else;
+        it is one statement if it has no semicolon except at its end."""
         self._whole = True
         words = [word for _, word in self._words()]
         while words and words[-1] == ";":
@@ -310,25 +310,25 @@ TOKEN = re.compile(
     r"""e'(?:[^'\\]|''|\\.)*' | [bxn]?'(?:[^']|'')*' | "(?:[^"]|"")*" | \$(\w*)\$.*?\$\1\$""",
     re.DOTALL | re.IGNORECASE | re.VERBOSE,
 )
-"""One that may have anything in it."""
+"""A token that may contain anything."""
 EXPLAINED = ("analyse", "analyze", "format", "verbose")
 
 
 def _token(text: str) -> str:
-    """The token that a text begins with, folded. Others have no space, and end before a comment."""
+    """The first token of a text, case-folded. Unquoted ones end at a space or comment."""
     quoted = TOKEN.match(text)
     found = quoted[0] if quoted else re.split(r"\s|--|/\*", text, maxsplit=1)[0]
     return found.casefold()
 
 
 def _elsewhere(name: str) -> bool:
-    """Whether a name that is not ours could be a file's, a catalog's or that of a table's part
-    where no CTE has it."""
+    """Whether a name that is not one of our tables could, if no CTE has it, be that of a file, of a
+    catalog, or of a part of a table."""
     return "." in name or "/" in name or name.startswith(CATALOGS) or _is_own(name)
 
 
 def _is_own(name: str) -> bool:
-    """Whether it is as those of the parts of which tables are made, such as "events hot 0"."""
+    """Whether it is named like the parts that tables are made of, such as "events hot 0"."""
     table, space, _ = name.partition(" ")
     return bool(space) and table in TABLES
 
@@ -341,14 +341,14 @@ def _names_file(word: str, following: str) -> bool:
 
 
 def _shows_tables(tree: Node) -> bool:
-    """Whether it is SHOW TABLES, and nothing beside it."""
+    """Whether it is SHOW TABLES, and nothing else."""
     source = tree["statements"][0]["node"].get("from_table", {})
     return source.get("type") == "SHOW_REF" and source.get("table_name") in SHOWN
 
 
 def _takes_all(nodes: Sequence[Node]) -> bool:
-    """Whether columns are taken that are not named: by a `*`, as the rest of a PIVOT, as those that
-    two tables share, or as a row, which is named as its table is."""
+    """Whether it reads columns that it does not name: by a `*`, as the rest of a PIVOT, as those
+    that two tables share, or as a row, which has the name of its table."""
     tables = [node for node in nodes if "sample" in node and "alias" in node]
     rows = {str(node.get(one, "")).casefold() for node in tables for one in ("table_name", "alias")}
     return any(
@@ -377,7 +377,7 @@ def _words(kind: str) -> str:
 
 
 def pointed(text: str, at: int) -> str:
-    """Two lines that show a place in the text, given in bytes, as the engine's own errors do."""
+    """Two lines that show a place in the text, given in bytes, like the engine's own errors."""
     before = text.encode()[:at].decode(errors="ignore")
     number = before.count("\n") + 1
     column = len(before) - (before.rfind("\n") + 1)
@@ -388,8 +388,8 @@ def pointed(text: str, at: int) -> str:
 
 
 def said(error: duckdb.Error) -> str:
-    """What the engine says, without the name of the kind of error and without empty lines; of a
-    long list of what it might have meant, the beginning."""
+    """The engine's message, without the kind of error and without empty lines; a long list of
+    suggestions is shortened."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

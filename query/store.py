@@ -1,14 +1,14 @@
-"""The store: hot blocks and cold chunks of one or several nodes as one table, `events`; and beside
-it the `rejects`.
+"""The store: hot blocks and cold chunks of one or several nodes as one table, `events`; and the
+`rejects`.
 
     store = forebay.open("data")
     store.sql("select event_type, count(*) as n from events group by event_type order by n desc")
     store.scan().filter(pl.col("user_id") == "u42").collect()
 
 Columns are `_partition`, `_offset`, `upload_time`, the declared ones, and `raw` if it is kept.
-Projection, predicate and row limit reach both layers. One answer comes from one view; `receipt`
-says what the last one covered. No chunk is read before its size and footer were found to be as its
-catalog says, nor, with `verify`, before all of it was.
+Projection, predicate and row limit reach both layers. Each answer comes from one view; `receipt`
+says what the last one covered. Before a chunk is read, its size and footer are checked against its
+catalog; with `verify`, all of its bytes are.
 """
 
 from __future__ import annotations
@@ -93,20 +93,20 @@ NOT_VALID = (
     pl.exceptions.InvalidOperationError,
     pl.exceptions.SchemaError,
 )
-"""Errors that a query meets before it reads."""
+"""Errors that a query raises before it reads anything."""
 
 T = TypeVar("T")
 
 
 class Store(Questions):
-    """One data directory, or several nodes' read as one; `open` makes it.
+    """One data directory, or those of several nodes read as one; made by `open`.
 
-    Reads; never writes. Thread safety: any thread. Each answer comes from a view taken for it. What
-    is lazy has to be collected, and a stream read, within the grace period (10 minutes unless the
-    job has another `grace`), for then files that were replaced are deleted.
+    Reads; never writes. Thread safety: any thread. Each answer comes from a view taken for it. Lazy
+    frames must be collected, and streams read, within the grace period (10 minutes unless the job
+    has another `grace`), as replaced files are deleted after that.
 
-    Methods raise BadInput for what can't be asked; Corruption, FormatVersion or MissingFile if what
-    counts can't be read, which with `partial` leaves out its partition.
+    Methods raise BadInput for an invalid question; Corruption, FormatVersion or MissingFile if data
+    that counts can't be read. With `partial`, its partition is left out instead.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Store(Questions):
         time_zone: str = "UTC",
     ) -> None:
         """`places` are data directories and other nodes; `partial`, `verify`, `iceberg`, `limits`
-        and `time_zone` are as in `open`, which checks them before."""
+        and `time_zone` are as in `open`, which checks them."""
         super().__init__()
         self._limits = limits or Limits()
         self._time_zone = time_zone
@@ -133,14 +133,14 @@ class Store(Questions):
         self._published = Published()
         self._cache = HotCache()
         self._answering = threading.local()
-        """`lost`: the nodes that the answer on its way does without, and why; `view`: the one view
-        that all of it is of, if it has to be."""
+        """`lost`: the nodes that the current answer does without, and why; `view`: the view that
+        all of it must come from, if any."""
         self._scans = Scans(self._chunks, self._cache, dict(iceberg or {}), roots)
         self.last_view = self.view()
-        """The view that the last answer was made of; no part of the public interface."""
+        """The view of the last answer; not part of the public interface."""
 
     def __repr__(self) -> str:
-        """What the last answer covers, in lines of a terminal."""
+        """What the last answer covers, as lines of text."""
         places = shortened(plain(", ".join(map(str, self._places))), REPR_WIDTH - 10)
         return "\n  ".join([f"Store of {places}", *told_of(self.last_view)])
 
@@ -151,15 +151,15 @@ class Store(Questions):
 
     @cached_property
     def _engine(self) -> Engine:
-        """Made for the first query, as are imports of it: DuckDB takes a while to load."""
+        """Made, like its imports, for the first query: DuckDB takes a while to load."""
         from forebay.query.sql import Engine
 
         folders = [Layout(root).chunks("") for root in self._roots]
         return Engine(folders, self._limits, self._time_zone)
 
     def view(self) -> View:
-        """Take a new view, which `last_view`, `receipt` and the next use of it refer to. What is in
-        a view is no part of the public interface."""
+        """Take a new view, which `last_view`, `receipt` and the next use of it refer to. The
+        content of a view is not part of the public interface."""
         view: View | None = getattr(self._answering, "view", None)
         if view is None:
             view = take_view(
@@ -172,8 +172,8 @@ class Store(Questions):
         return view
 
     def _readable(self, *, events: bool = True, rejects: bool = False) -> View:
-        """A new view. With `partial`, without the partitions of which a log that is asked for is
-        damaged: they are read beforehand, for a query fails as a whole."""
+        """A new view. With `partial`, without partitions that have a damaged log of the kinds asked
+        for: these logs are read first, as a query fails as a whole."""
         view = self.view()
         if self._partial:
             faults = _damaged(view.partitions, self._cache.follow) if events else {}
@@ -184,7 +184,7 @@ class Store(Questions):
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns of events as they are now, in Arrow's types."""
+        """The current columns of events, in Arrow's types."""
         return arrow_of(polars_schema(self.view().schema))
 
     def _rows(
@@ -199,7 +199,7 @@ class Store(Questions):
         self, view: View, part: Part, schema: pa.Schema, columns: Sequence[str],
         where: pc.Expression | None = None,
     ) -> Iterator[pa.RecordBatch]:  # fmt: skip
-        """The rows of a part with these columns of `schema`, here and on other nodes."""
+        """The rows of a part with these columns of `schema`, from here and other nodes."""
         wanted = pa.schema([schema.field(name) for name in columns])
         yield from event_batches(*part, wanted, where)
         names = list(columns) or [OFFSET]
@@ -207,8 +207,8 @@ class Store(Questions):
             yield batch.select(list(columns))
 
     def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
-        """All events of a view taken now: those of the real-time layer, from the boundary on, or
-        those of both, with `layers` "all".
+        """All events of a view taken now: those of the real-time layer, from the boundary on, or of
+        both layers, with `layers` "all".
 
         Columns are `_partition`, `_offset`, `upload_time` (ms, UTC), the declared ones, and `raw`
         if it is kept. Collect it within the grace period. Raises BadInput for other layers, or for
@@ -219,30 +219,30 @@ class Store(Questions):
         return self._scans.table(self._readable(), TABLE if layers == "realtime" else ALL_EVENTS)
 
     def late(self) -> pl.LazyFrame:
-        """The late table of a view taken now: events below the boundary that came after their time
-        was sealed, and that no batch layer took yet."""
+        """The late table of a view taken now: events below the boundary that arrived after their
+        time was sealed, and that no batch layer has taken yet."""
         return self._scans.table(self._readable(), LATE)
 
     def sealed(self) -> pl.LazyFrame:
         """What the newest seal is about to hand over: events below it that no batch layer has, and
-        the late table up to it. The same rows in every view until the boundary moves. Raises
-        BadInput unless every node has a seal."""
+        the late table up to it. The rows are the same in every view until the boundary moves.
+        Raises BadInput unless every node has a seal."""
         return self._scans.table(self.view(), SEALED)
 
     def rejects(self, wanted: RejectFilter = ALL) -> pl.LazyFrame:
-        """All rejects of a view taken now, or those that agree with `wanted`: `_partition`,
-        `_offset`, `broker_time` (ms, UTC), `reason`, `detail` and `message` (bytes).
+        """All rejects of a view taken now, or those that match `wanted`: `_partition`, `_offset`,
+        `broker_time` (ms, UTC), `reason`, `detail` and `message` (bytes).
 
-        Collect it within the grace period. Raises BadInput for what is no RejectFilter.
+        Collect it within the grace period. Raises BadInput for anything but a RejectFilter.
         """
         return scan_rejects(self._with_rejects(wanted), wanted)
 
     def reject_batches(self, wanted: RejectFilter) -> Iterator[pa.RecordBatch]:
-        """The rejects that agree with `wanted`, batch by batch, so that memory holds one file's;
+        """The rejects that match `wanted`, batch by batch, so that memory holds those of one file;
         columns as in `rejects`.
 
-        Raises BadInput for what is no RejectFilter; MissingFile if files went meanwhile, for the
-        grace period is over.
+        Raises BadInput for anything but a RejectFilter; MissingFile if files have gone meanwhile,
+        as the grace period is over.
         """
         return picked_rejects(self._with_rejects(wanted), wanted)
 
@@ -256,11 +256,10 @@ class Store(Questions):
     ) -> Explanation:
         """Where the event of this dedup key is, or why it is not there.
 
-        `key` has a value for each column of the dedup key; `paths` says where a message has it, as
-        keys from the outside in, where that is another place than the job has recorded: rejects are
-        decoded for it, or searched for the values as text where nothing is known. The batch
-        layer's table is asked if it can be read here. Raises BadInput for another key, or where
-        nothing has been taken in yet.
+        `key` has a value for each column of the dedup key. `paths` says where messages have it, as
+        keys from the outside in, if not where the job has recorded: rejects are decoded for it, or
+        searched for the values as text if nothing is known. The batch layer's table is searched if
+        it can be read here. Raises BadInput for another key, or if nothing has been ingested yet.
         """
 
         def answer() -> Explanation:
@@ -273,14 +272,14 @@ class Store(Questions):
 
     def sql(self, text: str, parameters: Parameters = None) -> pl.DataFrame:
         """The answer to `text`, one query in DuckDB's SQL over the tables `events`, `events_all`
-        (with the batch layer's), `events_late` (the late table), `events_sealed` (what is to be
+        (including the batch layer's), `events_late` (the late table), `events_sealed` (about to be
         handed over) and `rejects`. `parameters` are values for `?`, in order, or for `$name`, by
         name.
 
         Times have microseconds, and are null outside the years 1 to 9999. `raw` is JSON here:
-        `raw->>'$.a.b'`; it is null where a message is no JSON. Whole numbers of 128 bits, such as
-        sums, come as Int64 if they fit. Raises BadInput if it is not valid, does more than read
-        these tables, or exceeds a limit; Corruption if that is for a damaged chunk.
+        `raw->>'$.a.b'`; it is null if a message is not JSON. 128-bit integers, such as sums, become
+        Int64 if they fit. Raises BadInput if the query is invalid, does more than read these
+        tables, or exceeds a limit; Corruption if it fails because of a damaged chunk.
         """
         statement = _parsed(text)
         return self._retried(
@@ -289,15 +288,15 @@ class Store(Questions):
 
     def sql_stream(self, text: str, parameters: Parameters = None) -> pa.RecordBatchReader:
         """The answer to `text` with its `parameters`, as from `sql`, in Arrow and batch by batch,
-        so that memory never holds all of it. Read it within the limit of time, which is below the
-        grace period. Raises the same, also from the reader."""
+        so that memory never holds all of it. Read it within the time limit, which is less than the
+        grace period. Raises the same errors, also from the reader."""
         statement = _parsed(text)
         return self._retried(
             lambda: self._engine.stream(statement, parameters, self._relations(statement))
         )
 
     def _relations(self, statement: Statement) -> dict[str, Relation]:
-        """The tables that it reads, of a view taken now."""
+        """The tables that the statement reads, of a view taken now."""
         names = statement.tables
         view = self._readable(events=names != {REJECTS}, rejects=REJECTS in names)
         located, asks = self._engine.located, statement.asks_for
@@ -314,23 +313,23 @@ class Store(Questions):
         return receipt_of(self.last_view)
 
     def partitions(self) -> pl.DataFrame:
-        """One row a partition: progress, counters, and what is hot and cold now.
+        """One row per partition: progress, counters, and what is hot and cold now.
 
-        `next_offset` is None where several sources feed a partition; `lag` counts messages that
-        the sources had beyond what was read, as last known.
+        `next_offset` is null if several sources feed a partition; `lag` is the number of messages
+        in the sources that were not read yet, as last known.
         """
         return partitions_of(self.view())
 
     def per_minute(self, minutes: int = 60) -> pl.DataFrame:
-        """How many events of the last `minutes` up to the newest one are hot and cold now, by the
-        minute of their upload: `minute`, `hot`, `cold`, a row for each, none where there are no
+        """How many events of the last `minutes` up to the newest one are hot and cold now, by
+        minute of upload: `minute`, `hot`, `cold`, a row for each minute; no rows if there are no
         events. Raises BadInput for more than a day."""
         return self._retried(lambda: per_minute(self._scans, self._readable(), minutes))
 
     def stream(self, table: str = TABLE) -> pa.RecordBatchReader:
-        """All rows of a `table`, which is "events", "events_all", "events_late" or "rejects", of a
-        view taken now, batch by batch: nothing is read before it is asked for; memory never holds
-        all of it.
+        """All rows of a `table` ("events", "events_all", "events_late" or "rejects") of a view
+        taken now, batch by batch: nothing is read before it is asked for; memory never holds all of
+        it.
 
         Read it within the grace period. Raises BadInput for another table; MissingFile or
         Corruption, also from the reader.
@@ -340,12 +339,12 @@ class Store(Questions):
         return self._retried(lambda: self._stream(table))
 
     def files(self, table: str = TABLE) -> pl.DataFrame:
-        """The chunk files that count for a `table`, which is "events" or "events_late", in a view
-        taken now, one a row: node, partition, path, rows, bytes, first and last upload time.
+        """The chunk files that count for a `table` ("events" or "events_late") in a view taken now,
+        one per row: node, partition, path, rows, bytes, first and last upload time.
 
-        Where `from_time` or `before_time` is not null, only rows whose `upload_time` is at or after
-        the one, or before the other, are of the table. Hot rows are in no file: `receipt` counts
-        them. The files stay for the grace period. Raises BadInput for another table.
+        If `from_time` or `before_time` is not null, only rows whose `upload_time` is at or after
+        the former, or before the latter, belong to the table. Hot rows are in no file: `receipt`
+        counts them. The files stay for the grace period. Raises BadInput for another table.
         """
         if table not in (TABLE, LATE):
             raise BadInput(f"table: expected {TABLE} or {LATE}, got {table!r}")
@@ -355,13 +354,12 @@ class Store(Questions):
         return files_of(partitions, between.first_ms, between.end_ms)
 
     def files_and_rest(self, table: str = TABLE) -> tuple[pl.DataFrame, pa.RecordBatchReader]:
-        """A `table`, which is "events" or "events_late", of one view in two parts, for an engine
-        that reads Parquet: the files of which every row counts, as from `files` but without
-        conditions, and all other rows, hot ones among them, batch by batch. Together they have each
-        row once.
+        """A `table` ("events" or "events_late") of one view in two parts, for an engine that reads
+        Parquet: the files in which every row counts, as from `files` but without conditions; and
+        all other rows, including hot ones, batch by batch. Together they have each row once.
 
-        `lacking` are declared columns that a file has not: they are null in it for other engines,
-        while a Store reads them from `raw`. Read both within the grace period. Raises BadInput for
+        `lacking` are declared columns that a file lacks: other engines see null there, while a
+        Store decodes them from `raw`. Read both within the grace period. Raises BadInput for
         another table; MissingFile or Corruption, also from the reader.
         """
         if table not in (TABLE, LATE):
@@ -395,14 +393,14 @@ class Store(Questions):
         return reader(schema, self._events(view, part, schema, schema.names))
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
-        """All events as a stream of batches, for DuckDB, pyarrow and others. It has the columns'
-        own types, whatever `requested_schema` asks for, as the protocol allows."""
+        """All events as a stream of batches, for DuckDB, pyarrow and others. Columns keep their own
+        types, whatever `requested_schema` asks for, as the protocol allows."""
         return self.stream().__arrow_c_stream__(requested_schema)
 
     def _retried(self, answer: Callable[[], T]) -> T:
-        """Ask again of a new view when a file of the old one has gone; with `partial`, also without
-        a node that did not answer to the end. What is part of an answer of one view is not asked
-        again by itself."""
+        """Ask again with a new view if a file of the old one has gone; with `partial`, also without
+        a node that did not answer completely. A part of an answer that must come from one view is
+        not retried by itself."""
         if getattr(self._answering, "view", None) is not None:
             with self._reported_as_ours():
                 return answer()
@@ -430,7 +428,7 @@ class Store(Questions):
             yield
         except (pl.exceptions.PanicException, pl.exceptions.PolarsError, NotRead) as error:
             if not isinstance(error, NOT_VALID):
-                # It is Corruption if a chunk's pages, not looked at before, made the query fail.
+                # It is Corruption if the pages of a chunk, not checked before, made the query fail.
                 for file in self.last_view.chunk_files:
                     file.require_whole()
             raise _not_answered(error) from error
@@ -447,19 +445,19 @@ def open(
     ca: str | PathLike[str] | None = None,
     seconds: float | None = None,
 ) -> Store:
-    """The store of one data directory, or of several nodes' `data_dirs` read as one; one that is a
-    URL is another node, a `forebay serve`.
+    """The store of one data directory, or of several nodes' `data_dirs` read as one; a URL is that
+    of another node, a `forebay serve`.
 
-    Of such nodes, `token` is the token of all, or a mapping of URLs to tokens (by default what the
-    variable FOREBAY_TOKEN has), `ca` the file of the authorities that vouch for them (FOREBAY_CA),
-    and `seconds` how long each of a node's answers may take (60); a `Node` has its own.
+    For such nodes, `token` is the token of all, or a mapping of URLs to tokens (by default from the
+    variable FOREBAY_TOKEN), `ca` the file of the authorities that vouch for them (FOREBAY_CA), and
+    `seconds` how long each of a node's answers may take (60); a `Node` has its own.
 
     With `partial`, a node or partition that can't be read is left out of answers, and the receipt
-    says so. With `verify`, every byte of a chunk is verified before its first use; without, only
-    its footer, and a flipped bit in its pages can change an answer. `iceberg` has the properties of
-    the file system that the batch layer's table is on, if it needs any. `limits` are those of
-    queries in SQL, and `time_zone` is the one in which these make days of times, such as
-    "Europe/Berlin".
+    says so. With `verify`, every byte of a chunk is verified before its first use; otherwise only
+    its footer is, and a flipped bit in its pages can change an answer. `iceberg` has the properties
+    of the file system of the batch layer's table, if it needs any. `limits` are those of SQL
+    queries, and `time_zone`, such as "Europe/Berlin", is the one in which SQL converts times to
+    days.
     Raises BadInput if a directory can't be read, NodeError if a node can't.
     """
     if not data_dirs:
@@ -485,8 +483,8 @@ def open(
 
 def offer(store: Store, version: str) -> Offer:
     """What another node may read of the store's data directories, in a view taken now, without
-    partitions that can't be read; `version` is that of this build. Raises BadInput where it reads
-    other nodes."""
+    partitions that can't be read; `version` is that of this build. Raises BadInput if the store
+    reads other nodes."""
     if others := [one for one in store._places if not isinstance(one, Path)]:
         raise BadInput(
             f"node: expected data directories, got the node {others[0]}: ask that one itself"
@@ -496,9 +494,9 @@ def offer(store: Store, version: str) -> Offer:
 
 
 def of_one_view(store: Store, answer: Callable[[View], T]) -> T:
-    """What `answer` makes of a view that is taken for it: all that it asks of the store meanwhile,
-    in this thread, is of that view. It is called again, with a new one, where files of it have
-    gone."""
+    """What `answer` returns for a view taken for it: all that it asks of the store meanwhile, in
+    this thread, comes from that view. If files of the view have gone, it is called again with a new
+    one."""
     answering = store._answering
 
     def answered() -> T:
@@ -513,7 +511,7 @@ def of_one_view(store: Store, answer: Callable[[View], T]) -> T:
 
 def rows_for(store: Store, wanted: Wanted) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """The rows that another node wants of a view that it was offered. Raises BadInput; MissingFile
-    if that is too old, or Corruption, also from the iterator."""
+    if the view is too old, or Corruption, also from the iterator."""
     return rows_of(store._scans, store._disk, store._roots, store._wanted_chunks, wanted)
 
 
@@ -535,8 +533,8 @@ def _parsed(text: object) -> Statement:
 def _damaged(
     partitions: Sequence[Partition], read: Callable[[Partition], object]
 ) -> dict[Path, str]:
-    """What is wrong with the logs that `read` reads, by the folder of each partition that has a
-    damaged one."""
+    """The faults of the logs that `read` reads, by folder, for each partition with a damaged
+    log."""
     found = {}
     for partition in partitions:
         try:
@@ -549,7 +547,7 @@ def _damaged(
 def stream(
     rows: pl.LazyFrame, guard: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> pa.RecordBatchReader:
-    """The rows batch by batch, each made in a `guard`, so that memory never holds all of them."""
+    """The rows batch by batch, each made within a `guard`; memory never holds all of them."""
     frames = rows.collect_batches(chunk_size=STREAM_ROWS, lazy=True)
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -1,5 +1,5 @@
-"""The tables that queries name, and what the engine of SQL has for each: a query of chunk files,
-which it reads by itself, and of datasets, which it asks for the columns that it needs.
+"""The tables that queries name, and what the SQL engine sees for each: a query of chunk files,
+which it reads directly, and of datasets, which it asks for the columns that it needs.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ TABLES = (TABLE, ALL_EVENTS, LATE, SEALED, REJECTS)
 BATCH_ROWS = 122_880
 Parameters = Sequence[object] | Mapping[str, object] | None
 Part = tuple[list[Partition], Between]
-"""Partitions with what may be of a table, and between which times its rows are."""
+"""Partitions with what may belong to a table, and the bounds of its rows' upload times."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one query may take: `seconds`, which should be below the job's `grace` (10 minutes
-    unless it is set otherwise), for then files that were replaced are deleted; `rows` of an answer
-    that is a whole frame; `memory_bytes` of the engine (None: half of the machine's), and
-    `disk_bytes` of temporary files for what exceeds them."""
+    """Limits of one query: `seconds`, which should be less than the job's `grace` (10 minutes
+    unless set otherwise), as replaced files are deleted after that; `rows` of an answer that is a
+    whole frame; `memory_bytes` of the engine (None: half of the machine's), and `disk_bytes` of
+    temporary files for what exceeds them."""
 
     seconds: float = 540.0
     rows: int = 10_000_000
@@ -50,22 +50,22 @@ class Limits:
 
 @dataclass(frozen=True)
 class Relation:
-    """A table as the engine has it: a query of chunk files, and of datasets by their names."""
+    """A table as the engine sees it: a query of chunk files, and of datasets by name."""
 
     text: str
     datasets: Mapping[str, Made] = field(default_factory=dict)
 
     def beside(self, other: Relation) -> Relation:
-        """The rows of both, each with null for a column that only the other has."""
+        """The rows of both; a column that only one of them has is null in the other's rows."""
         text = f"from ({self.text}) union all by name from ({other.text})"
         return Relation(text, {**self.datasets, **other.datasets})
 
 
 @dataclass(frozen=True)
 class ChunkTables:
-    """Chunk files as tables with the columns of `schema`: which of them the engine reads where they
-    are `located`, and which are read for it, because they have times that it can't read, or lack a
-    column that it `asks` for and their raw tells."""
+    """Chunk files as tables with the columns of `schema`. The engine reads most of them where they
+    are `located`; others are read for it, because they have times that it can't read, or lack a
+    column that it `asks` for and that can be decoded from their raw."""
 
     schema: pa.Schema
     chunks: VerifiedChunks
@@ -73,7 +73,7 @@ class ChunkTables:
     asks: Callable[[str], bool]
 
     def relation(self, name: str, files: Iterable[ChunkFile], between: Between) -> Relation:
-        """The rows of these files that are between."""
+        """The rows of these files between the bounds."""
         groups: dict[tuple[frozenset[str], frozenset[str], bool], list[ChunkFile]] = {}
         odd: list[ChunkFile] = []
         older: list[ChunkFile] = []
@@ -94,7 +94,7 @@ class ChunkTables:
             bounds = None if whole else between
             queries.append(_select(self.schema, present, source, bounds, lacking_too))
         made = {}
-        if odd:  # where a time is null that is none in the file, its statistics don't say
+        if odd:  # statistics don't show which times become null
             made[f"{name} odd"] = Made(
                 self.schema, lambda columns, _: self._batches(odd, between, columns, None)
             )
@@ -127,10 +127,9 @@ def relation_of(
     ],
     others_schema: pa.Schema,
 ) -> Relation:
-    """Events: those of chunk files, and hot ones, of which `hot` gives the columns that are asked
-    for, as `others` does of partitions of other nodes. Where a query asks for times, the hot ones
-    are in groups with the times that each has, for the engine leaves out those that it needs none
-    of."""
+    """Events: the rows of chunk files, and hot rows. `hot` returns the requested columns of hot
+    rows, `others` those of other nodes' partitions. If a query asks for times, hot rows come in
+    groups with known bounds, and the engine skips the groups that it does not need."""
     queries: list[str] = []
     datasets: dict[str, Made] = {}
     for number, (partitions, between) in enumerate(parts):
@@ -152,7 +151,7 @@ def relation_of(
 
 
 def relation_of_frame(name: str, rows: pl.LazyFrame) -> Relation:
-    """Any rows, of which the columns that are asked for are made."""
+    """Any rows; only the columns that are asked for are made."""
     schema = rows.collect_schema()
 
     def made(columns: Sequence[str], _: object) -> Iterator[pa.RecordBatch]:
@@ -185,11 +184,11 @@ def _select(
 
 def _column(column: pa.Field, present: bool, unasked: bool) -> str:
     name = quoted(column.name)
-    if unasked:  # the engine drops what is not read, so that this shows a wrong guess
+    if unasked:  # the engine drops unread columns, so this shows a wrong guess
         told = literal(f"bug: {column.name}: expected no one to ask for it")
         return f"error({told})::{_type(column.type)} as {name}"
     if column.name == RAW:
-        # Of bytes that are no JSON, null: one of them must not end a query.
+        # Null if the bytes are not JSON: a single message must not end a query.
         value = f"try_cast(try(decode({name})) as json)" if present else "null::json"
         return f"{value} as {name}"
     if not present:

@@ -1,16 +1,16 @@
-"""The tail: events as they are published, from block logs alone, each once.
+"""The tail: events as they are published, read only from block logs, each once.
 
-Manifests are looked at for a change (`stat`), and read if there is one; of each log, what was added
-since. An evicted block stays in its manifest for the grace period after a chunk has covered it, so
-whoever looks more often than that meets every event in a log, and merges change nothing.
+Manifests are watched for changes (`stat`), and read if there is one; from each log, only what was
+added since. An evicted block stays in its manifest for the grace period after a chunk has covered
+it. So whoever looks more often finds every event in a log, and merges change nothing.
 
 What always holds:
 
-- A log is read forward from where it was read before, a piece at a time, and not kept.
+- A log is read forward from where it was last read, a piece at a time, and not kept.
 - A run that starts goes back to a commit: its manifest lists less of the logs of earlier runs, and
-  what came after is read from the source once more, into logs of its own. So when it starts, what
-  was known beyond that is looked up in the old logs, which stay for the grace period, and is left
-  out when it comes again. Memory holds no more than what a crash undid.
+  the source redelivers what came after, into new logs. So at that moment, the known events beyond
+  the commit are looked up in the old logs, which stay for the grace period, and are skipped when
+  they are redelivered. Memory holds only what a crash undid.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.formats.state import PartitionState
 
 SORTED_ROWS = 65_536
-"""At most so many events are held to be put in order."""
+"""Maximum number of events that are held for sorting."""
 ORDER = [UPLOAD_TIME, PARTITION, OFFSET]
 PLACE = [PARTITION, OFFSET]
 Extents = Mapping[str, Extent]
@@ -42,7 +42,7 @@ Wanted = Callable[[pl.DataFrame], pl.DataFrame]
 
 
 class Tail:
-    """The events of data directories as they come; `wanted` keeps those of a frame that count.
+    """The events of data directories as they arrive; `wanted` selects those of a frame to keep.
 
     Raises MissingFile, Corruption or FormatVersion for what can't be read. Thread safety: one
     thread."""
@@ -57,11 +57,11 @@ class Tail:
 
     @property
     def missed(self) -> int:
-        """How many events went by unseen, for it was not looked within the grace period."""
+        """How many events were missed because no look came within the grace period."""
         return sum(partition.missed for partition in self._partitions.values())
 
     def last(self, count: int) -> pl.DataFrame:
-        """Of the events that were in logs when the tail began, the last `count` by upload time, in
+        """The last `count` by upload time of the events that were in logs when the tail began, in
         that order."""
         found = pl.DataFrame()
         blocks = [
@@ -80,8 +80,8 @@ class Tail:
         return found
 
     def look(self) -> Iterator[pl.DataFrame]:
-        """What came since the last look, in order of upload time: of all, or where that is more
-        than SORTED_ROWS, of parts."""
+        """The events since the last look, in order of upload time; if there are more than
+        SORTED_ROWS, each part is in order."""
         held: list[pl.DataFrame] = []
         for partition in self._known():
             for frame in partition.new(self._wanted):
@@ -93,7 +93,7 @@ class Tail:
             yield pl.concat(held, how="diagonal").sort(ORDER)
 
     def _known(self) -> list[_Partition]:
-        """All partitions that there are now."""
+        """All current partitions."""
         for root in self._roots:
             hot = Layout(root).hot("_").parent
             for entry in os.scandir(hot) if hot.is_dir() else ():
@@ -104,7 +104,7 @@ class Tail:
 
 
 class _Partition:
-    """One partition: how far its logs were read, and what is to come again."""
+    """One partition: how far its logs were read, and what will be redelivered."""
 
     def __init__(self, disk: Disk, root: Path, name: str) -> None:
         self._disk = disk
@@ -115,17 +115,17 @@ class _Partition:
             disk, Layout(root).manifest(name), self._read, None
         )
         self.state: PartitionState | None = None
-        """As of the last look: all that it lists is known."""
+        """The state at the last look: all that it lists is known."""
         self.missed = 0
         self._readers: dict[str, LogReader] = {}
         self._undone = pl.DataFrame(schema={PARTITION: pl.String, OFFSET: pl.Int64})
-        """Places of known events that crashes undid, and that have not come again yet."""
+        """Places of known events that crashes undid, and that were not redelivered yet."""
 
     def _read(self) -> PartitionState | None:
         return Directory(self._disk, self._root).state(self._name)
 
     def begin(self) -> None:
-        """From here on, what comes is new."""
+        """From now on, events are new."""
         self.state = self._manifest.read()
 
     def rows(self, extents: Sequence[Extent]) -> Iterator[pl.DataFrame]:
@@ -135,7 +135,7 @@ class _Partition:
             yield from self._frames(log, log.open(), self.state)
 
     def new(self, wanted: Wanted) -> Iterator[pl.DataFrame]:
-        """The events that are wanted of those that came since the last look."""
+        """The wanted events since the last look."""
         before, state = self.state, self._manifest.read()
         if state is None or state is before:
             return
@@ -156,7 +156,7 @@ class _Partition:
     def _added(
         self, known: Extents, extents: Extents, state: PartitionState
     ) -> Iterator[pl.DataFrame]:
-        """What was added to the logs."""
+        """The rows that were added to the logs."""
         self._readers = {file: one for file, one in self._readers.items() if file in extents}
         for file, extent in extents.items():
             if file in known and extent.bytes <= known[file].bytes:
@@ -169,7 +169,7 @@ class _Partition:
             yield from self._frames(log, self._readers[file], state)
 
     def _lost(self, known: Extents, extents: Extents) -> Iterator[pl.DataFrame]:
-        """The places of what is known and is listed no more."""
+        """The places of known events that are no longer listed."""
         for file, extent in known.items():
             left = extents.get(file)
             if left is not None and left.bytes >= extent.bytes:
@@ -181,11 +181,11 @@ class _Partition:
                     reader.skip(left)
                 for table in log.added(reader, PLACE):
                     yield pl.DataFrame(table)
-            except MissingFile:  # it was covered by a chunk for long
+            except MissingFile:  # a chunk covered it long ago
                 continue
 
     def _fresh(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Without what comes again."""
+        """Without redelivered events."""
         if not self._undone.height:
             return frame
         met = frame.select(PLACE)
@@ -202,7 +202,7 @@ class _Partition:
     def _frames(
         self, log: Log, reader: LogReader, state: PartitionState | None
     ) -> Iterator[pl.DataFrame]:
-        """What was not read yet, with all columns that there are."""
+        """The rows not read yet, with all columns."""
         dtypes = polars_schema(parse_types(state.schema)) if state is not None else {}
         for table in log.added(reader):
             frame = on_calendar(pl.DataFrame(table))
@@ -211,6 +211,6 @@ class _Partition:
 
 
 def _extents(state: PartitionState | None) -> Extents:
-    """All of a state, by their files."""
+    """All extents of a state, by file."""
     blocks = [] if state is None else state.blocks
     return {extent.file: extent for block in blocks for extent in block.extents}

@@ -1,12 +1,12 @@
 """A view: what all nodes together hold at one moment, each event exactly once.
 
-Steps, for each node: `batch.json`, then every partition's hot manifest, then every partition's
-chunk catalog, then `batch.json` again. Blocks only ever move from hot to cold, so in this order
-none is missed; a hot block that the catalog covers is left out, so none is read twice. A chunk that
-the manifest's run has withdrawn, or is about to, does not count. What the batch layer has may be
-deleted as soon as the boundary has moved, so a view whose boundary moved is too old, as is one
-whose files are gone or whose catalog is of a later run than its manifest; it is taken again. One
-partition that is damaged does not keep the others from being read, if the reader may do without it.
+For each node, in this order: `batch.json`, every partition's hot manifest, every partition's chunk
+catalog, then `batch.json` again. Blocks only ever move from hot to cold, so in this order none is
+missed; a hot block that the catalog covers is left out, so none is read twice. A chunk that the
+manifest's run has withdrawn, or is about to, does not count. The batch layer's events may be
+deleted as soon as the boundary has moved. So a view is too old if its boundary moved, if files of
+it are gone, or if a catalog is of a later run than its manifest; it is then taken again. A damaged
+partition does not keep the others from being read, if the reader may do without it.
 
 No locks, and nothing is written: the job never knows. A view's files stay for the grace period.
 """
@@ -48,8 +48,8 @@ PAUSE_S = 0.01
 
 @dataclass(frozen=True)
 class SilentPartition:
-    """A `partition` that can't be read and is left out, of which `node` (its data directory), and
-    the `reason`, in words."""
+    """A `partition` that can't be read and is left out, its `node` (the data directory), and the
+    `reason`, in words."""
 
     node: str
     partition: str
@@ -58,8 +58,8 @@ class SilentPartition:
 
 @dataclass(frozen=True)
 class NodeView:
-    """One data directory; `boundary` is None if it did not answer, for this `reason`. `silent` ones
-    are left out. `node` is the other node that has it, None if it is read from here."""
+    """One data directory; `boundary` is None if it did not answer, for this `reason`. `silent`
+    partitions are left out. `node` is the other node that has it, None if it is read from here."""
 
     root: Path
     boundary: Boundary | None
@@ -68,14 +68,14 @@ class NodeView:
     reason: str = ""
     node: Node | None = None
     name: str = ""
-    """By which people know it: that of the directory, or of the node that has it."""
+    """Its name for people: that of the directory, or of the node that has it."""
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", str(self.root))
 
     def without(self, faults: Mapping[Path, str]) -> NodeView:
-        """Leaving out the partitions of these folders of this host, for these reasons."""
+        """The node without the partitions in these folders of this host, for these reasons."""
         if self.node is not None:
             return self
         out = [p for p in self.partitions if p.folder in faults]
@@ -96,8 +96,8 @@ class View:
 
     @property
     def _with_events(self) -> list[Partition]:
-        """All, but for those that never had an event where others had: these go on under any key
-        and columns, so what they were begun with says nothing."""
+        """All partitions; if any ever had events, only those that did: the others go on under any
+        key and columns, so what they were begun with says nothing."""
         had = [partition for partition in self.partitions if partition.state.counters.accepted]
         return had or self.partitions
 
@@ -110,7 +110,7 @@ class View:
         return [file for partition in self.partitions for file in partition.chunk_files]
 
     def without(self, faults: Mapping[Path, str]) -> View:
-        """Leaving out the partitions of these folders, for these reasons."""
+        """The view without the partitions in these folders, for these reasons."""
         return View(tuple(node.without(faults) for node in self.nodes))
 
     @property
@@ -120,7 +120,7 @@ class View:
         return from_raw_of(tuple(known.values()))
 
     def declaring(self) -> View:
-        """With each partition knowing what any declares, and of that what it declares itself."""
+        """The view with each partition knowing what any declares; its own declarations win."""
         known = {one.name: one for p in self._with_events for one in p.state.declared}
 
         def informed(partition: Partition) -> Partition:
@@ -136,7 +136,7 @@ class View:
 
     @property
     def covered_until_ms(self) -> int | None:
-        """One boundary for all nodes: the furthest that any of them knows."""
+        """One boundary for all nodes: the furthest of any."""
         known = [batch.covered_until_ms for batch in self._boundaries]
         return max((ms for ms in known if ms is not None), default=None)
 
@@ -147,7 +147,7 @@ class View:
 
     @property
     def events(self) -> list[Partition]:
-        """All that may have events at or after the boundary."""
+        """All partitions that may have events at or after the boundary."""
         until_ms = self.covered_until_ms
         if until_ms is None:
             return self.partitions
@@ -155,24 +155,24 @@ class View:
 
     @property
     def late(self) -> list[Partition]:
-        """All that may have events of the late table: they came after their time was sealed, and
-        the boundary has passed them, but no batch layer took them."""
+        """All partitions that may have events of the late table: they arrived after their time was
+        sealed, and the boundary has passed them, but no batch layer took them."""
         until_ms = self.covered_until_ms
         return [] if until_ms is None else self._such(partial(_came_late, until_ms))
 
     @property
     def sealed_until_ms(self) -> int | None:
-        """Up to where all nodes are sealed."""
+        """The time up to which all nodes are sealed."""
         seals = [node.boundary.seal if node.boundary else None for node in self.nodes]
         return min((s.until_ms for s in seals if s), default=None) if all(seals) else None
 
     @property
     def sealed(self) -> list[Partition]:
-        """All that may have events which the newest seal is about to hand over."""
+        """All partitions that may have events which the newest seal is about to hand over."""
         return self._such(_about_to_go)
 
     def _such(self, wanted: Callable[[Boundary, Placed], bool]) -> list[Partition]:
-        """All, with those blocks and chunks alone that are wanted at their node's boundary."""
+        """All partitions, with just the blocks and chunks wanted at their node's boundary."""
         return [
             partition.only(partial(wanted, node.boundary or Boundary()))
             for node in self.nodes
@@ -181,7 +181,7 @@ class View:
 
     @property
     def table(self) -> str | None:
-        """The metadata file of the batch layer's table, as of the boundary."""
+        """The metadata file of the batch layer's table at the boundary."""
         found = self._with_table
         return None if found is None or found.boundary is None else found.boundary.table
 
@@ -192,8 +192,8 @@ class View:
 
     @property
     def _with_table(self) -> NodeView | None:
-        """The node whose boundary is the furthest, with a table if one of these has one: where that
-        lies in a data directory, the node with that one, and else one of here if there is one."""
+        """Of the nodes with the furthest boundary, one with a table if possible; of these
+        preferably the one with the table in its data directory, then one on this host."""
 
         def order(node: NodeView) -> tuple[int, bool, bool, bool]:
             assert node.boundary is not None
@@ -210,13 +210,13 @@ class View:
 
     @property
     def _boundaries(self) -> list[Boundary]:
-        """Of the nodes that answered."""
+        """The boundaries of the nodes that answered."""
         return [node.boundary for node in self.nodes if node.boundary is not None]
 
     @property
     def version(self) -> bytes:
-        """Equal for views of the same data: a hash of boundaries, manifests and chunks that count,
-        and of what is left out."""
+        """Equal for views of the same data: a hash of the boundaries, manifests and chunks that
+        count, and of what is left out."""
         found = blake2b(digest_size=16)
         for node in self.nodes:
             boundary = b"" if node.boundary is None else node.boundary.encode()
@@ -232,7 +232,7 @@ class View:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The dedup key's columns. Raises BadInput if partitions differ in it."""
+        """The dedup key's columns. Raises BadInput if partitions have different ones."""
         keys = {partition.state.key for partition in self._with_events}
         if len(keys) > 1:
             raise BadInput(f"dedup_key: expected the same of all nodes, got {sorted(keys)}")
@@ -240,7 +240,7 @@ class View:
 
     @property
     def schema(self) -> pa.Schema:
-        """All columns that any partition ever had. Raises BadInput where two types clash."""
+        """All columns that any partition ever had. Raises BadInput if types conflict."""
         types = [p.state.schema for p in self._with_events]
         types += [chunk.schema for p in self.partitions for chunk in p.chunks]
         try:
@@ -267,7 +267,7 @@ def _about_to_go(boundary: Boundary, part: Placed) -> bool:
 
 
 class _TooOld(MissingFile):
-    """What was read does not fit together any more."""
+    """The files that were read no longer fit together."""
 
 
 def take_view(
@@ -279,11 +279,10 @@ def take_view(
     partial: bool = False,
     without: Mapping[str, str] | None = None,
 ) -> View:
-    """The present view of all nodes: of data directories, and of other nodes, which are asked all
-    at once. With `partial`, a node or partition that can't be read is left out and named in the
-    receipt; without, it is an error. `chunks` are those verified
-    before, and `published` is what was decoded then; `without` are nodes (their
-    URLs) that are left out, for these reasons.
+    """A view of all nodes as they are now: of data directories, and of other nodes, which are asked
+    all at once. With `partial`, a node or partition that can't be read is left out and named in the
+    receipt; otherwise it is an error. `chunks` were verified before, and `published` was decoded
+    before; `without` are nodes (their URLs) to leave out, for these reasons.
 
     Raises BadInput if a root is no directory, MissingFile if files stay missing, Corruption,
     FormatVersion, NodeError.
@@ -311,7 +310,7 @@ def _missing(node: Node, reason: str) -> NodeView:
 
 
 def _offered(disk: Disk, node: Node, asked: Asked, partial: bool) -> list[NodeView]:
-    """What another node says that it has."""
+    """The data directories that another node offers."""
     try:
         offer = Offer.decode(asked.read(), node.url)
     except ForebayError as error:
@@ -344,9 +343,8 @@ def _offered(disk: Disk, node: Node, asked: Asked, partial: bool) -> list[NodeVi
 
 
 def _counted_once(nodes: Sequence[NodeView]) -> list[NodeView]:
-    """The same without partitions that another of them has too, for both have the same directory
-    or a copy of it: the one counts that has come furthest, and of equals that which is read from
-    here."""
+    """The nodes, with each partition once: two nodes may have the same directory or a copy of it.
+    The partition that has come furthest counts, and of equals the one read from here."""
     best: dict[str, tuple[tuple[int, int, bool], Partition]] = {}
     for partition in (one for node in nodes for one in node.partitions):
         counters = partition.state.counters
@@ -386,7 +384,7 @@ def _node(
 
 @contextmanager
 def _readable(root: Path) -> Iterator[None]:
-    """An OSError from within becomes one of ours."""
+    """Turn an OSError from within into one of ours."""
     try:
         yield
     except OSError as error:
@@ -396,7 +394,7 @@ def _readable(root: Path) -> Iterator[None]:
 def _read_node(
     disk: Disk, root: Path, chunks: VerifiedChunks, published: Published
 ) -> tuple[NodeView, list[ForebayError]]:
-    """The node, and what is wrong with the partitions that had to be left out."""
+    """The node, and the faults of the partitions that had to be left out."""
     if not root.is_dir():
         raise NotADirectoryError(f"no directory at {root}")
     directory = Directory(disk, root, published)
@@ -422,7 +420,7 @@ def _read_node(
 
 @contextmanager
 def _noted(faults: dict[str, ForebayError], root: Path, partition: str) -> Iterator[None]:
-    """Note a fault of one partition, for the others may be read for all that."""
+    """Note a fault of one partition, as the others may still be readable."""
     try:
         with _readable(root):
             yield

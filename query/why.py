@@ -1,9 +1,9 @@
-"""Why: where the event of a dedup key is, or what became of its copies.
+"""Why: where the event with a dedup key is, or what became of its copies.
 
-Steps, over one view: the hot blocks and the chunks, also those handed off but not deleted yet; the
-batch layer's table, if there is one; the drop logs, by the hash of the key; the rejects, whose
-messages are searched for the key. A copy that no place knows was never seen, or is older than what
-is kept: drop logs are bounded, and a batch layer without a table is not asked.
+Steps, over one view: the hot blocks and the chunks, including those handed off but not deleted yet;
+the batch layer's table, if there is one; the drop logs, by the hash of the key; the rejects, whose
+messages are searched for the key. A copy found nowhere was never seen, or is older than what is
+kept: drop logs are bounded, and a batch layer without a table can't be searched.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _PLACE = [PARTITION, OFFSET, UPLOAD_TIME]
 
 @dataclass(frozen=True)
 class Copy:
-    """One message that had the key, and what became of it.
+    """One message with the key, and what became of it.
 
     `what`: "event" (kept), "duplicate", "conflict" (a duplicate with another payload) or "reject".
     `partition` and `offset` are its place, `upload_time` is in UTC, None if it had none. `where` an
-    event is: "hot block ID", "chunk FILE" or "the batch layer's table". It came `late`: when it was
-    older than the dedup window; it is `handed_off` if the batch layer answers for it. `of` is the
-    place of the event that a duplicate was one of, if that can be found yet. `detail`: a reject's
+    event is: "hot block ID", "chunk FILE" or "the batch layer's table". `late`: it was older than
+    the dedup window when it arrived; `handed_off`: the batch layer answers for it. `of` is the
+    place of the event that a duplicate was one of, if that can still be found. `detail`: a reject's
     reason, a sampled conflict's payload.
     """
 
@@ -61,16 +61,16 @@ class Copy:
     of: tuple[str, int] | None = None
     detail: str | None = None
     certain: bool = True
-    """False for a reject that can't be read but has the key as text in it, and for a duplicate
+    """False for a reject that can't be decoded but contains the key as text, and for a duplicate
     that may be one of another event than `of`."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """All that is known of a `key`: the `copies` of its event, by partition and offset.
+    """All that is known about a `key`: the `copies` of its event, by partition and offset.
 
-    `covered_until` (UTC): earlier events are with the batch layer, None before any handoff;
-    `table`: whether its table was asked.
+    `covered_until` (UTC): the batch layer has earlier events, None before any handoff; `table`:
+    whether its table was searched.
     """
 
     key: dict[str, Any]
@@ -81,17 +81,17 @@ class Explanation:
 
 @dataclass(frozen=True)
 class _Key:
-    """The key as one row, typed as the partitions have it."""
+    """The key as one row, with the partitions' types."""
 
     row: pa.RecordBatch
 
     def hash(self, seed: str) -> int:
-        """As the partition of this seed has it in its drop log."""
+        """The key's hash in the drop log of the partition with this seed."""
         return int(KeyHash(seed)(self.row.columns)[0])
 
     @property
     def columns(self) -> list[str]:
-        """The key's, and those that say where a row is."""
+        """The key's columns, and those for the place of a row."""
         return list(dict.fromkeys((*_PLACE, *self.row.schema.names)))
 
     @property
@@ -99,14 +99,14 @@ class _Key:
         return dict(self.row.to_pylist()[0])
 
     def rows(self, frame: pl.LazyFrame | pl.DataFrame) -> list[dict[str, Any]]:
-        """The rows that have it."""
+        """The rows with the key."""
         wanted = pl.DataFrame(self.row)
         same = [pl.col(name) == wanted[name][0] for name in wanted.columns]
         return frame.lazy().filter(same).collect().to_dicts()
 
 
 def key_names(view: View) -> tuple[str, ...]:
-    """The columns of the dedup key. Raises BadInput if nothing has been taken in yet."""
+    """The columns of the dedup key. Raises BadInput if nothing has been ingested yet."""
     if not view.partitions:
         raise BadInput("why: expected a data directory with events, got an empty one")
     return view.key
@@ -120,9 +120,9 @@ def explain(
 ) -> Explanation:
     """What became of the messages with this key.
 
-    Where a message has the key's columns, `paths` says, or else each partition's state; without
-    both, rejects are searched for the values as text. `table` is the batch layer's, up to the
-    boundary.
+    `paths` says where a message has the key's columns, otherwise each partition's state does;
+    without both, rejects are searched for the values as text. `table` is the batch layer's, up to
+    the boundary.
 
     Raises BadInput if `key` does not give the key's columns, MissingFile if the view is too old.
     """
@@ -182,8 +182,8 @@ def _typed(view: View, key: Mapping[str, object]) -> _Key:
 
 
 def _stored(partition: Partition, key: _Key) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows with the key, and where each is. Of chunks, Polars reads the row groups whose
-    statistics leave room for it."""
+    """The rows with the key, and where each is. In chunks, Polars reads only row groups that may
+    have it by their statistics."""
     for block in partition.hot:
         logs = partition.logs_of(block)
         for table in chain.from_iterable(log.tables(key.columns) for log in logs):
@@ -203,7 +203,7 @@ def _in_chunk(path: str | Path) -> str:
 
 
 def _drops(partition: Partition, key: _Key) -> Iterator[dict[str, Any]]:
-    """What the drop log explains of this key."""
+    """The drop log's entries for this key."""
     hash = pa.scalar(key.hash(partition.state.seed), pa.uint64())
     for log in partition.drop_logs:
         for batch in log.batches(DROP_SCHEMA.names):
@@ -216,9 +216,9 @@ def _place(row: Mapping[str, Any]) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class _Originals:
-    """The `events` that copies in one partition may have been dropped for (see `admission` and
-    `storage.dedup.duplicates`): of these, `live` are in a live block now, `backfill` in a backfill
-    one, or in the batch layer's table, which does not tell. A `day` is what a backfill block is of.
+    """The `events` that copies in one partition may be duplicates of (see `admission` and
+    `storage.dedup.duplicates`). Of these, `live` are in a live block now; `backfill` are in a
+    backfill block (of one `day`), or in the batch layer's table, which does not say.
     """
 
     events: Sequence[Copy]
@@ -250,7 +250,7 @@ class _Originals:
         )
 
     def dropped(self, row: Mapping[str, Any]) -> Copy:
-        """What the drop log says of a copy, and which event it was a copy of."""
+        """What the drop log says about a copy, and which event it was a copy of."""
         (source, offset), time = _place(row), row[UPLOAD_TIME]
         earlier = [
             e for e in self.events if e.partition != source or e.offset < offset or self.replayed
@@ -262,13 +262,13 @@ class _Originals:
         )
 
     def _original(self, earlier: Sequence[Copy], source: str, time: datetime) -> tuple[Copy, bool]:
-        """Which of the events that may have come before a copy it was dropped for, and whether that
-        is certain.
+        """Which of the events that may have come before a copy it was a duplicate of, and whether
+        that is certain.
 
         SUBTLE: an event is kept only if no live block has its key. So only the newest may have been
-        live when the copy came. If it was not, the copy was dropped for that of its own interval;
-        if there is none, for the backfill one of its day. Whether the newest was live then, and
-        whether the copy itself was backfill, is on no record.
+        live when the copy arrived. If it was not, the copy was dropped for the event of its own
+        interval or, if there is none, for the backfill event of its day. There is no record of
+        whether the newest was live then, or whether the copy itself was backfill.
         """
         own = [event for event in earlier if self._share(event, time, self.span)]
         retained = own or [
@@ -283,7 +283,7 @@ class _Originals:
             self.covered_until is None or _begin(time, self.day) >= self.covered_until
         )
         if self.replayed or any(event.partition != source for event in earlier):
-            return nearest, all_here and len(earlier) == 1  # not in order of offset
+            return nearest, all_here and len(earlier) == 1  # not ordered by offset
         newest = max(earlier, key=lambda event: event.offset)
         if newest in self.live:
             return newest, True
@@ -326,11 +326,11 @@ def _has(
     texts: Sequence[bytes],
     paths: Mapping[str, Iterable[Sequence[str]]],
 ) -> bool | None:
-    """Whether the message has the key for certain, False if perhaps, None if not. `texts` are its
-    values as JSON; `paths` has, for each column, those of which the first that holds a value
+    """True if the message certainly has the key, False if it may have it, None if not. `texts` are
+    the key's values as JSON; `paths` has, for each column, paths of which the first with a value
     counts."""
     as_text = all(text in message for text in texts)
-    if not as_text and b"\\" not in message:  # text may be escaped there
+    if not as_text and b"\\" not in message:  # text may be escaped
         return None
     try:
         document: object = orjson.loads(message.removeprefix(BOM))
@@ -349,8 +349,8 @@ def _has(
 
 
 def _text(value: str | int) -> bytes:
-    """What a message has of a value as JSON; of digits, the quotes may be missing, and all of it
-    where a part of the key is empty."""
+    """What a message contains if it has the value, as JSON: digits may lack their quotes, and an
+    empty part of the key may be missing altogether."""
     text = orjson.dumps(value)
     return text.strip(b'"') if _is_digits(value) or not value else text
 
@@ -366,7 +366,7 @@ def _at(document: object, path: Sequence[str]) -> object:
 
 
 def _first(found: Iterable[object]) -> object:
-    """The first that is a value, as far as can be known without the column's type."""
+    """The first that is a value, as far as this is known without the column's type."""
     return next((one for one in found if one not in (None, "") and type(one) in _PLAIN), None)
 
 
@@ -374,8 +374,8 @@ _PLAIN = (str, int, float, bool)
 
 
 def _same(found: object, value: object) -> bool | None:
-    """As `decode` reads a value: 1.0 is 1, true is not, and a whole number may be an id of its
-    digits. None if that can't be known, for a number has lost some."""
+    """Compare as `decode` reads values: 1.0 equals 1, true does not, and an integer may be an id
+    with its digits. None if unknown, as a number has lost some of its digits."""
     if isinstance(value, str) and type(found) in (int, float):
         return None if isinstance(found, float) and _is_digits(value) else str(found) == value
     if value == "" and found is None:  # a part of the key that may be missing

@@ -1,5 +1,5 @@
-"""Serving: questions of a data directory asked over HTTP.
+"""Serving: questions about a data directory, over HTTP.
 
-A front answers HTTP and decodes no data; query workers, processes of their own, each with a Store,
-read data and know nothing of HTTP. `forebay serve` starts both.
+A front answers HTTP and decodes no data; query workers, which are separate processes with a Store
+each, read data and know nothing of HTTP. `forebay serve` starts both.
 """

@@ -1,8 +1,8 @@
-"""What a query worker answers, question by question, and in which formats.
+"""What a query worker answers to each question, and in which formats.
 
-An answer has rows, as a stream, or tables by name, as frames; in JSON all tables of one are an
-object of lists, and rows a list. All of it is of one view, and its tag is a hash of the question
-and of that view.
+An answer has rows, as a stream, or tables by name, as frames; in JSON, an answer's tables are an
+object of lists, and rows a list. All of it comes from one view, and its tag is a hash of the
+question and that view.
 """
 
 from __future__ import annotations
@@ -52,30 +52,30 @@ ANALYTICS = (
     "segmentation", "formula", "funnel", "retention", "sessions", "stickiness", "paths",
     "lifecycle", "sample", "timeline",
 )  # fmt: skip
-"""Methods of a Store, by which their questions are named."""
+"""Methods of a Store; their names are those of the questions."""
 FORMATS = {**WRITERS, "spreadsheet": spreadsheet}
 OF_ANSWER = {"table": (str | None, None)}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An answer that is not made yet: its tag, if it has one, and what writes it."""
+    """An answer that is not made yet: its tag, if it has one, and a function that writes it."""
 
     etag: str | None
     write: Callable[[BinaryIO], object]
     missing: Callable[[], Sequence[str]] = tuple
-    """The nodes that the answer lacks, once it has begun."""
+    """The nodes missing in the answer, known once it has begun."""
 
     def head(self) -> bytes:
-        """What is said before it. What lacks a node has no tag, for the same question may soon have
-        more of an answer."""
+        """What precedes the answer. If a node is missing, there is no tag, as the same question may
+        soon get a fuller answer."""
         missing = self.missing()
         return orjson.dumps({"etag": None if missing else self.etag, "missing": missing})
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Files, and the rows that are in none of them: `rest` is None where nobody wants them."""
+    """Files, and the rows that are in none of them: `rest` is None if they are not wanted."""
 
     listed: Mapping[str, object]
     rest: pa.RecordBatchReader | None
@@ -89,7 +89,7 @@ class Bundle:
 @dataclass(frozen=True)
 class Kind:
     """One kind of question: its parameters, and what answers it with rows, tables, or an object.
-    `about` is what people read about it; `steady` tells whether an answer is the view's alone."""
+    `about` describes it for people; `steady` tells whether an answer depends on the view alone."""
 
     form: Form
     answer: Callable[
@@ -112,7 +112,7 @@ class Asked:
             time_zone=config.time_zone, partial=config.partial, seconds=config.node_seconds,
         )  # fmt: skip
         self._opened: Store | None = None
-        with suppress(NodeError):  # whoever asks is told; it may be back by then
+        with suppress(NodeError):  # questions report it; it may be back by then
             self._store.sql("select 1")  # the engine takes a while to load
         self.kinds = kinds(config.seconds)
 
@@ -123,8 +123,8 @@ class Asked:
         return self._opened
 
     def answer(self, question: Question, send: Callable[[Prepared], None]) -> None:
-        """Have the answer sent: once, or again if files of its view go while it is made. Raises
-        Problem or an error of ours."""
+        """Have the answer sent: once, or again if files of its view go meanwhile. Raises Problem or
+        an error of ours."""
         if question.name == "offer":
             send(Prepared(None, partial(write_offer, self._store)))
             return
@@ -138,7 +138,7 @@ class Asked:
         else:
             kind = self.kinds[question.name]
             values = kind.form.read(question.given, question.body, question.path)
-            # What is in the future is left out, unless a period is given.
+            # Future events are left out, unless a period is given.
             timely = question.name in ANALYTICS and values.get("period") is None
             write, steady = partial(self._write, kind, values, question), kind.steady(values)
 
@@ -152,7 +152,7 @@ class Asked:
         return self._store.receipt().silent_nodes
 
     def _tag(self, view: View, question: Question, *, timely: bool) -> str:
-        """With `timely`, one for each minute."""
+        """The tag of an answer; with `timely`, it changes every minute."""
         found = blake2b(view.version, digest_size=16)
         found.update(question.key)
         found.update(self._config.time_zone.encode())
@@ -198,7 +198,7 @@ class Asked:
         out.write(b"}\n")
 
     def _program(self, question: Question, values: Values, table: str | None) -> str:
-        """What asks the same. Raises Problem for a question that is none of analytics."""
+        """A program that asks the same. Raises Problem if it is not a question of analytics."""
         if question.name not in ANALYTICS:
             raise Problem(406, f"{question.name}: expected no program, got {question.format}")
         if question.format == "sql":
@@ -208,7 +208,7 @@ class Asked:
         )
 
     def _bounded(self, batches: pa.RecordBatchReader) -> pa.RecordBatchReader:
-        """The same rows; an error where there are more than one may ask for."""
+        """The same rows; raises an error if there are too many."""
 
         def counted() -> Iterator[pa.RecordBatch]:
             rows = 0
@@ -225,7 +225,7 @@ class Asked:
 
 
 class _Batches:
-    """A reader of which errors come as they are: pyarrow's own makes others of them."""
+    """A reader that passes on errors as they are; pyarrow's own converts them."""
 
     def __init__(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
         self.schema = schema
@@ -243,7 +243,7 @@ def _in_brief(
     table: str | None,
     rows: int,
 ) -> bytes:
-    """Any answer, of which at most so many rows are shown."""
+    """Any answer, showing at most `rows` rows."""
     about = "" if not isinstance(found, Answer) else _period(found)
     if isinstance(found, Answer):
         found = found.tables
@@ -275,7 +275,7 @@ def _reader(frame: pl.DataFrame) -> pa.RecordBatchReader:
 
 
 def kinds(seconds: float) -> dict[str, Kind]:
-    """All that can be asked, by name, of a server whose answers may take so long."""
+    """All kinds of questions by name, for a server whose answers may take this long."""
     found = {
         "sql": Kind(
             Form("sql", Store.sql_stream),
@@ -381,7 +381,7 @@ def _columns(store: Store) -> pl.DataFrame:
 
 
 def _tables(store: Store) -> dict[str, object]:
-    """All that queries can name; of a table that can't be read now, why not."""
+    """All that queries can name; for a table that can't be read now, the reason."""
     tables: dict[str, object] = {}
     for name in TABLES:
         try:
@@ -397,7 +397,7 @@ def _tables(store: Store) -> dict[str, object]:
 
 
 def _files_form(table: Literal["events", "events_late"] = "events", rest: bool = True) -> None:
-    """The parameters of a list of files: of which `table`, and whether with the `rest`."""
+    """Parameters of a list of files: of which `table`, and whether with the `rest`."""
 
 
 def _files(store: Store, values: Values) -> Bundle:
@@ -440,7 +440,7 @@ def _rejects(store: Store, values: Values) -> pa.RecordBatchReader:
 
 
 def _replay(store: Store, values: Values) -> dict[str, object]:
-    """Ask the job; the number of the request, and how many rejects are meant."""
+    """Ask the job for a replay; returns the request's number, and how many rejects match."""
     view = store.view()
     if len(view.nodes) != 1 or view.nodes[0].node is not None:
         names = ", ".join(node.name for node in view.nodes)

@@ -1,8 +1,7 @@
-"""One request over HTTP that asks a question: read, asked, answered.
+"""One HTTP request that asks a question: read, asked, answered.
 
-What always holds: no more of a body is read than a question may have; as soon as the client has
-gone, nobody works for it; an answer that can't be ended well is cut off, so that its client sees
-that it is not whole.
+What always holds: no more of a body is read than a question may have; once the client has left,
+nobody works for it; an answer that can't be completed is cut off, so that its client notices.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class Asking:
         except Gone:
             log.debug("%s: the client has gone", self._name)
         except Cut as cut:
-            # Without its end, the server closes the connection: the answer is not whole.
+            # Without an end, the server closes the connection: the client sees that it is cut off.
             self._metrics.cut.inc()
             log.warning("%s: cut off: %s", self._name, cut)
         finally:
@@ -106,7 +105,7 @@ class Asking:
             found = orjson.loads(text)
             if not isinstance(found, dict):
                 raise Problem(400, "body: expected an object of JSON, got another value")
-            orjson.dumps(found)  # of what is nested too deep, no question could be told
+            orjson.dumps(found)  # fails if nested too deep to be passed on
         except (ValueError, orjson.JSONEncodeError) as error:
             raise Problem(400, f"body: expected JSON, got what is none: {error}") from error
         return text
@@ -141,7 +140,7 @@ class Asking:
 
 async def body_of(receive: Receive, limit: int) -> bytes:
     """The body of a request. Raises Problem if it has more than `limit` bytes or takes too long,
-    and Gone."""
+    and Gone if the client leaves."""
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_S):
@@ -160,8 +159,8 @@ async def body_of(receive: Receive, limit: int) -> bytes:
 
 
 class AskingAmplitude(Asking):
-    """The same of an endpoint of Amplitude's API, whose parameters are in the address, and whose
-    answers have one form only."""
+    """The same for an endpoint of Amplitude's API: parameters are in the address, and answers have
+    one form only."""
 
     @override
     async def _question(self, scope: Scope, receive: Receive) -> Question:
@@ -196,13 +195,13 @@ async def _closed(reply: Reply) -> None:
 
 
 class Client:
-    """Who asks, watched for leaving."""
+    """The client, watched for leaving."""
 
     def __init__(self, receive: Receive) -> None:
         self._gone = asyncio.create_task(_left(receive))
 
     async def unless_gone(self, work: Awaitable[T]) -> T:
-        """What it comes to. Raises Gone, and ends it, if the client leaves before."""
+        """The result of `work`. If the client leaves first, ends it and raises Gone."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait([task, self._gone], return_when=asyncio.FIRST_COMPLETED)

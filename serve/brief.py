@@ -1,4 +1,4 @@
-"""Answers in brief, for a reader that pays for each word: a language model.
+"""Brief answers, for a reader that pays for each word: a language model.
 
     {"table":"steps","columns":["event","users"],"rows":[
     ["search",4],
@@ -6,9 +6,9 @@
     "other_tables":{"times":2},
     "cut":"rows: the first 2 of 12: …"}
 
-What always holds: an answer takes about BYTES at most, and holds whole rows; a text is as it is or
-ends with what it lacks; what was left out is said, and how to ask for it or for less. Nothing is
-read beyond what is shown, but for one batch.
+What always holds: an answer takes about BYTES at most, and contains whole rows; a text is complete
+or ends by saying what it lacks; the answer says what was left out, and how to ask for it or for
+less. Nothing is read beyond what is shown, except for one batch.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import pyarrow as pa
 from forebay.query.rows import flat, frames, json_value
 
 BYTES = 20_000
-"""Of an answer, as JSON."""
+"""Size limit of an answer, as JSON."""
 TEXT_MAX = 500
-"""Characters of one text; fewer where there are many columns, so that some rows find room."""
+"""Characters of one text; fewer if there are many columns, so that some rows find room."""
 TEXT_MIN = 20
 COLUMNS_MAX = 200
 ROWS_MAX = 1000
@@ -40,12 +40,12 @@ class Batches(Protocol):
 
 
 def brief_rows(batches: Batches, rows: int) -> bytes:
-    """The first `rows` of these, of which nobody knows how many there are."""
+    """The first `rows` of these, whose total number is unknown."""
     return b"{" + _rows(batches, rows, None) + b"}"
 
 
 def brief_tables(tables: Mapping[str, pl.DataFrame], table: str, about: str, rows: int) -> bytes:
-    """The first `rows` of one `table`, and how many the others have; `about` is what they tell."""
+    """The first `rows` of one `table`, and how many the others have; `about` describes them."""
     frame = tables[table]
     batches = pa.table(frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
     others = {name: one.height for name, one in tables.items() if name != table}
@@ -57,8 +57,8 @@ def brief_tables(tables: Mapping[str, pl.DataFrame], table: str, about: str, row
 
 
 def brief_object(found: Mapping[str, object], rows: int) -> bytes:
-    """An object of which each list has `rows` values at most, no text is longer than it may be, and
-    an object that is as one beside it is named after that."""
+    """An object whose lists are cut to `rows` values and whose texts are cut to length; an object
+    equal to one beside it is replaced by that one's name."""
     cuts: dict[str, str] = {}
 
     def cut(value: object, name: str) -> object:
@@ -84,7 +84,7 @@ def brief_object(found: Mapping[str, object], rows: int) -> bytes:
 
 
 class _Whole:
-    """A table as batches of no more rows than may be shown."""
+    """A table as batches, with no more rows than may be shown."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -98,8 +98,8 @@ class _Whole:
 
 
 def _rows(batches: Batches, wanted: int, height: int | None) -> bytes:
-    """Members `columns` and `rows`, and `cut` if that is not all; `height` is how many rows there
-    are, None where that is not known."""
+    """The members `columns` and `rows`, and `cut` if that is not all; `height` is the number of
+    rows, None if unknown."""
     shown: list[bytes] = []
     size, shortened, more, full = 0, False, False, False
     columns: list[str] = []

@@ -1,4 +1,4 @@
-"""What a server is started with."""
+"""The configuration that a server is started with."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class Config:
-    """`roots` are data directories; the rest is as the options of `forebay serve` say: `seconds`,
-    `memory_bytes` and `rows` bound one answer, `body_bytes` what is asked, `workers` how many are
-    asked at once, and `waiting` how many more may wait, each for `waiting_seconds`; `streams` how
-    many follow events. `hosts` are names by which the server may be called. `nodes` are URLs of
-    other servers, each of whose answers may take `node_seconds`; with `partial`, answers do without
-    those that are missing."""
+    """`roots` are data directories; the rest are options of `forebay serve`: `seconds`,
+    `memory_bytes` and `rows` limit one answer, `body_bytes` a request; `workers` is how many
+    questions are worked on at once, `waiting` how many more may wait, each for `waiting_seconds`;
+    `streams` is how many clients may follow events. `hosts` are names by which the server may be
+    called. `nodes` are URLs of other servers, each of whose answers may take `node_seconds`; with
+    `partial`, answers do without missing nodes."""
 
     roots: tuple[Path, ...]
     host: str = "127.0.0.1"
@@ -48,7 +48,7 @@ class Config:
 
     @property
     def names(self) -> frozenset[str]:
-        """The names of hosts that a request may be for."""
+        """The host names that a request may use."""
         own = LOOPBACK if self.loopback else (self.host,)
         return frozenset(name.casefold() for name in (*own, *self.hosts))
 

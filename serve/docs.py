@@ -1,5 +1,5 @@
-"""The page about what can be asked, for those who program: the OpenAPI document as plain HTML,
-without a script, and with nothing from elsewhere."""
+"""The page on what programs can ask: the OpenAPI document as plain HTML, without a script, and
+without anything loaded from elsewhere."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Events as they come, for all clients that follow them, as server-sent events.
+"""Events as they arrive, for all clients that follow them, as server-sent events.
 
 One process reads them for all; it is started for the first client, and ends after the last. What
-always holds: a client that reads too slowly holds up nobody: what it has no room for is left out,
-and counted for it; each other event is sent to it once. One that comes back soon, with the id of
-the last message it has, goes on after that; to one that can't, it is said (`gap`).
+always holds: a client that reads too slowly holds up nobody: events that it has no room for are
+skipped, and counted for it; each other event is sent to it once. A client that returns soon, with
+the id of the last message it has, continues after that; one that can't is sent a `gap`.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from forebay.serve.wire import LEAVE, PROBLEM, SUBSCRIBE, frame
 
 MODULE = "forebay.serve.tailing"
 HELD_BYTES = 4 << 20
-"""Of events that a client has yet to take."""
+"""Events held for a client that has yet to take them."""
 SENT_BYTES = 1 << 20
-"""Of messages that a client was sent, and may not have got."""
+"""Messages kept that were sent to a client, and may not have arrived."""
 AWAY_S = 30.0
-"""For so long it may be away."""
+"""How long a client may be away."""
 QUIET_S = 15.0
-"""After so long without an event a comment is sent, so that what lies between keeps the line."""
+"""After this long without an event, a comment is sent, to keep the connection open."""
 LAST_MAX = 1000
 NAMES = ("event", "where", "last")
 HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
 
 
 class _Client:
-    """What one client has yet to take, and what it was sent last: each message has a number, and
-    its id is that with the client's `name`. `problem` is why there will be no more; `connection` is
-    the one that it has now, None while it is away."""
+    """What one client has yet to take, and what it was sent last. Messages are numbered, and a
+    message's id is its number with the client's `name`. `problem` is why there will be no more;
+    `connection` is its present connection, None while it is away."""
 
     def __init__(self, asked: bytes = b"") -> None:
         self.asked = asked
@@ -72,7 +72,7 @@ class _Client:
         self.new.set()
 
     def taken(self) -> bytes:
-        """What there is now, as server-sent events."""
+        """All that there is now, as server-sent events."""
         parts = []
         while self.held:
             lines = self.held.popleft()
@@ -94,7 +94,7 @@ class _Client:
         return made
 
     def since(self, number: int) -> bytes | None:
-        """The messages after the one of this number; None if some of them are kept no more."""
+        """The messages after the one with this number; None if some of them are no longer kept."""
         behind = self._number - number
         if not 0 <= behind <= len(self._sent):
             return None
@@ -102,7 +102,7 @@ class _Client:
 
 
 class Feed:
-    """An ASGI application for those who follow events."""
+    """An ASGI application for clients that follow events."""
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
         self._config = config
@@ -131,7 +131,7 @@ class Feed:
                         b"event: gap\ndata: %b\n\n" % orjson.dumps({"after": had}) if had else b""
                     )
                     await client.unless_gone(self._subscribe(number, asked))
-                    await client.unless_gone(mine.new.wait())  # a problem, or what there is
+                    await client.unless_gone(mine.new.wait())  # for a problem, or for events
                     if mine.problem is not None:
                         raise mine.problem
                 await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
@@ -148,9 +148,9 @@ class Feed:
             self._metrics.requests.labels("events", str(status)).inc()
 
     def _back(self, had: str, asked: bytes) -> tuple[bytes, bytes | None]:
-        """The number of the client that was sent the message of the id `had`, and what came after
-        that; of a new one, and None, where it is not known or asks for something else. Raises
-        Problem where there are too many."""
+        """The number of the client that was sent the message with the id `had`, and what came after
+        that message. If it is not known, or asks for something else, a new client's number, and
+        None. Raises Problem if there are too many clients."""
         name, _, sent = had.partition("-")
         for number, one in self._clients.items():
             if one.name == name and one.asked == asked and one.problem is None and sent.isdecimal():
@@ -158,7 +158,7 @@ class Feed:
                 if missing is not None:
                     if one.away is not None:
                         one.away.cancel()
-                    one.new.set()  # a connection that it had before ends
+                    one.new.set()  # ends its earlier connection
                     return number, missing
         if len(self._clients) >= self._config.streams:
             away = next((n for n, one in self._clients.items() if one.connection is None), None)
@@ -174,8 +174,8 @@ class Feed:
         return number, None
 
     async def _follow(self, mine: _Client, missing: bytes, client: Client, send: Send) -> None:
-        """Send what comes until the client leaves or has another connection, or there will be no
-        more: the stream then ends without its end, and a browser asks again."""
+        """Send events until the client leaves or has another connection, or there will be no more:
+        the stream then ends abruptly, and a browser asks again."""
         connection = mine.connection
         part = b"retry: 1000\n\n" + missing + mine.taken()
         while True:
@@ -205,7 +205,7 @@ class Feed:
         self._process.write(frame(SUBSCRIBE, number + asked))
 
     def _leave(self, number: bytes, connection: object) -> None:
-        """Keep what comes for a while: it may be back."""
+        """Keep new events for a while: the client may return."""
         mine = self._clients.get(number)
         if mine is None or mine.connection is not connection:
             return
@@ -232,7 +232,7 @@ class Feed:
         self._metrics.streams.set(here)
 
     async def _read(self, process: Process) -> None:
-        """Give each client what is its own."""
+        """Give each client its events."""
         try:
             while True:
                 kind, payload = await process.read()

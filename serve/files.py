@@ -1,13 +1,13 @@
 """The Parquet files that have the events, over HTTP, for engines that read Parquet by themselves.
 
-`/v1/files` lists them, with the rows that are in no file of the job as one more; each is read at a
-path of its own, in ranges if a client likes. What always holds:
+`/v1/files` lists them, and the rows that are in no file of the job as one more file; each has a
+path of its own, and may be read in ranges. What always holds:
 
-- The files of a list have each event once, and are of one view. They go on being served while they
-  exist, which is for the job's grace period, whatever is listed meanwhile.
+- The files of a list have each event once, and are of one view. They are served while they exist,
+  which is for the job's grace period, whatever is listed meanwhile.
 - Only files of a view can be named, by a hash; no part of a path comes from a client.
-- Rows that are in no file are written to one without a name, of which nothing is left when this
-  process ends. Of these the newest are kept, up to a number, an age and a size.
+- Rows that are in no file are written to an unnamed one, so nothing is left when this process ends.
+  The newest of these are kept, up to a number, an age and a size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from forebay.serve.sharing import Answers, Cut, Reply
 LISTS_MAX = 32
 LIST_S = 600.0
 LISTS_BYTES_MAX = 4 << 30
-"""What is kept of lists, with the rows that are in no file."""
+"""Size limit of the lists kept, including the rows that are in no file."""
 KNOWN_MAX = 100_000
 WRITTEN_BYTES = 1 << 20
 NAME = re.compile(r"(rest-)?([0-9a-f]+)\.parquet\Z")
@@ -99,7 +99,7 @@ class Files:
         await response(scope, _nothing, send)
 
     async def _found(self, given: Mapping[str, list[str]]) -> _List:
-        """The list as it is now; one that was made is taken again while nothing has changed."""
+        """The current list; an earlier one is reused while nothing has changed."""
         self._forget()
         question = Question("files", BUNDLE, dict(given), known=tuple(sorted(self._lists)))
         reply = await self._answers.ask(question)
@@ -122,7 +122,7 @@ class Files:
         return made
 
     def _forget(self) -> None:
-        """Let go of lists that are too old, or too many."""
+        """Drop lists that are too old, or too many."""
         before = time.monotonic() - LIST_S
         held = sorted(self._lists.values(), key=lambda one: one.began)
         size = sum(one.bytes for one in held)
@@ -158,7 +158,7 @@ class Files:
             os.close(number)
 
     def _counted(self, scope: Scope, send: Send) -> Send:
-        """Counts what is sent; a range that can't be had is a problem as others are."""
+        """Count what is sent; a range that can't be served is a problem like any other."""
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in (400, 416):
@@ -175,7 +175,7 @@ class Files:
         return counted
 
     async def _opened(self, name: str) -> int:
-        """A descriptor of the file of this name, which the caller closes. Raises Problem."""
+        """A descriptor of the file with this name, which the caller closes. Raises Problem."""
         found = NAME.match(name)
         if found is None:
             raise Problem(404, f"file: expected a name that {FILES} lists, got {name!r}")
@@ -235,8 +235,8 @@ class Files:
 
 
 async def _kept(reply: Reply) -> _List:
-    """The answer of a worker: a line of JSON, then, if they are wanted, Parquet of the other rows,
-    and how many these are."""
+    """A worker's answer: a line of JSON, then (if wanted) Parquet of the other rows, and their
+    number."""
     began = time.monotonic()
     file = TemporaryFile(prefix="forebay-files-")  # noqa: SIM115  # closed when it is forgotten
     try:
@@ -281,7 +281,7 @@ async def _parts(reply: Reply) -> AsyncIterator[bytes]:
 
 
 def _told(found: _List, base: str) -> bytes:
-    """The list for a client that reaches the files below `base`."""
+    """The list, for a client that reaches the files under `base`."""
     files = [
         {"url": f"{base}/{file['id']}.parquet"}
         | {name: value for name, value in file.items() if name not in ("id", "path")}
@@ -302,7 +302,7 @@ def _told(found: _List, base: str) -> bytes:
 
 
 def _has(headers: Headers, etag: str) -> bool:
-    """Whether the client has what this tag stands for."""
+    """Whether the client has the version with this tag."""
     given = ",".join(headers.getlist("if-none-match")).split(",")
     return etag in {one.strip() for one in given}
 

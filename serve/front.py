@@ -1,4 +1,4 @@
-"""The front: paths, and what answers each. It decodes no data and imports no engine."""
+"""The front: paths, and the handler of each. It decodes no data and imports no engine."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def front(
 
 @dataclass(frozen=True)
 class _Raw:
-    """A function that is an ASGI application, which a route would take for another kind."""
+    """A function that is an ASGI application; a route would treat it as something else."""
 
     app: ASGIApp
 
@@ -127,7 +127,7 @@ class _Raw:
 
 
 class _Described:
-    """The OpenAPI document, which a worker makes once."""
+    """The OpenAPI document, made once by a worker."""
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers

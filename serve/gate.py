@@ -1,9 +1,9 @@
-"""The gate: which requests get to a question at all, and what every answer says to browsers.
+"""The gate: which requests are admitted, and the headers that every answer has for browsers.
 
-What always holds: a request is for a host by a name that is allowed, so that no page of another
-site can reach a server on loopback by a name that it has made to lead there; it comes from no page
-of another site; where there are tokens, it has one. Amplitude's clients send theirs as the secret
-key of HTTP Basic, and are told what is wrong in Amplitude's form.
+What always holds: a request uses an allowed name of the host, so that no page of another site can
+reach a server on loopback by a name that it made resolve to it; it comes from no page of another
+site; if there are tokens, it has one. Amplitude's clients send theirs as the secret key of HTTP
+Basic, and get errors in Amplitude's form.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from forebay.serve.tokens import Tokens
 
 OPEN = ("/", INDEX, "/livez", "/readyz", "/docs", "/openapi.json")
 OPEN_BELOW = "/page/"
-"""What says nothing of the data, and needs no token."""
+"""Reveals nothing about the data, and needs no token."""
 ADMIN = tuple(ORDERED.values())
 POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 SAID = {
@@ -36,14 +36,14 @@ SAID = {
     "cache-control": "private, no-cache",
     "vary": "Accept, Authorization",
 }
-"""Headers of each answer that has no other value for them."""
+"""Headers of each answer that sets no other value for them."""
 _BEARER = re.compile(r"bearer +([\x21-\x7e]+) *\Z", re.IGNORECASE)
 _BASIC = re.compile(r"basic +([A-Za-z0-9+/=]+) *\Z", re.IGNORECASE)
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^:\[\]/@\s]+)(?::\d{1,5})?\Z")
 
 
 class Gate:
-    """Middleware of ASGI. `tokens` is None where none is needed."""
+    """ASGI middleware. `tokens` is None if none is needed."""
 
     def __init__(self, app: ASGIApp, config: Config, tokens: Tokens | None) -> None:
         self._app = app
@@ -106,7 +106,7 @@ def _bearer(given: str) -> str | None:
 
 
 def _secret_key(given: str) -> str | None:
-    """The password of HTTP Basic; any user name will do."""
+    """The password of HTTP Basic; any user name is accepted."""
     found = _BASIC.match(given)
     try:
         text = "" if found is None else b64decode(found[1], validate=True).decode()
@@ -116,7 +116,7 @@ def _secret_key(given: str) -> str | None:
 
 
 async def answer_problem(problem: Problem, send: Send, path: str) -> None:
-    """Answer a request for this path with a problem, in the form that its clients read."""
+    """Answer a request for this path with a problem, in the form that its clients expect."""
     status, headers, body = told(problem, path)
     headers |= {"content-length": str(len(body)), "cache-control": "no-store"}
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
@@ -125,7 +125,7 @@ async def answer_problem(problem: Problem, send: Send, path: str) -> None:
 
 
 def told(problem: Problem, path: str) -> tuple[int, dict[str, str], bytes]:
-    """The status, headers and body of an answer that is a problem."""
+    """The status, headers and body of the answer for a problem."""
     if is_amplitude(path):
         headers = {"content-type": refusals.MEDIA_TYPE, **problem.headers}
         return refusals.status_of(problem), headers, refusals.body_of(problem)

@@ -1,5 +1,5 @@
-"""Days that are sealed and completed over HTTP: what `forebay batch seal` and `complete` do, by the
-same code, in a process that may be killed at any step, for each may be asked again.
+"""Sealing and completing days over HTTP: what `forebay batch seal` and `complete` do, by the same
+code, in a process that may be killed at any step, as each request may be repeated.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from forebay.storage.base.times import FIRST_MS, LAST_MS, ms_of, now_ms, utc_tex
 from forebay.storage.handoff import Handoff
 
 WAIT_SHARE = 0.9
-"""Of the time that an answer may take: for how long a job may take to commit the seal."""
+"""The share of an answer's time that a job may take to commit the seal."""
 
 
 def seal(view: View, seconds: float, through: date | datetime) -> dict[str, object]:
-    """From now on, what comes for upload times before `through` is late: what is there never
-    changes. Answers when no crash can undo that, with the number of each node's seal. To ask again
-    changes nothing."""
+    """From now on, events that arrive for upload times before `through` are late: what is there
+    never changes. Answers when no crash can undo that, with the number of each node's seal. Asking
+    again changes nothing."""
     until_ms = _until_ms(through)
     with _handoff(view, seconds) as handoff:
         found = handoff.seal(until_ms)
@@ -33,10 +33,10 @@ def seal(view: View, seconds: float, through: date | datetime) -> dict[str, obje
 def complete(
     view: View, seconds: float, through: date | datetime, late: bool = False
 ) -> dict[str, object]:
-    """From now on the batch layer answers for upload times before `through`, and with `late` it has
-    taken the late table as well. Seals them if that was not done: what came since you read them is
-    hidden then, so better seal before you read. Answers with each node's batch number. To ask again
-    changes nothing."""
+    """From now on, the batch layer answers for upload times before `through`; with `late`, it has
+    taken the late table as well. Seals them first if necessary: events that arrived since you read
+    them are then hidden, so it is better to seal before you read. Answers with each node's batch
+    number. Asking again changes nothing."""
     until_ms = _until_ms(through)
     with _handoff(view, seconds) as handoff:
         handoff.seal(until_ms)
@@ -53,12 +53,12 @@ def seal_form(through: date | datetime) -> None:
 
 
 def complete_form(through: date | datetime, late: bool = False) -> None:
-    """Those of its completion."""
+    """The parameters of a completion."""
 
 
 @contextmanager
 def _handoff(view: View, seconds: float) -> Iterator[Handoff]:
-    """The one that is open. Raises Problem while there is another, and where the directory can't be
+    """The open handoff. Raises Problem while there is another, and if the directory can't be
     written to; BadInput for other nodes."""
     if others := [node.name for node in view.nodes if node.node is not None]:
         raise BadInput(f"batch: expected data directories, got the node {others[0]}: ask there")

@@ -1,7 +1,7 @@
-"""MCP over HTTP: one path, at which a request is a POST and its answer JSON.
+"""MCP over HTTP: one path, at which a request is a POST and its answer is JSON.
 
 What always holds: the protocol is loaded for the first request, and off the loop, so that a server
-that nobody asks so does not pay for it; a client that leaves ends what is asked for it.
+without such requests does not pay for it; when a client leaves, the work for it ends.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _made(answers: Answers, body_bytes: int) -> StreamableHTTPSessionManager:
 
 
 class _Given:
-    """A body that was read before, and nothing after it."""
+    """A body that was already read, and nothing after it."""
 
     def __init__(self, body: bytes) -> None:
         self._body: bytes | None = body

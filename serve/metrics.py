@@ -1,4 +1,4 @@
-"""What a server counts of itself, in Prometheus' text."""
+"""What a server counts about itself, in Prometheus' text format."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a query worker answers another node: what there is here, and rows of it (`query.exchange`).
+"""What a query worker answers another node: what it has, and its rows (`query.exchange`).
 
-Rows are a stream of Arrow's IPC, compressed, of any size in bounded memory. It bears no bound of
-rows, for who asks has one of its own, but that of time.
+Rows are a compressed Arrow IPC stream, of any size in bounded memory. Only their time is limited,
+not their number, as the asking node has its own limit.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def write_offer(store: Store, out: BinaryIO) -> None:
 
 
 def write_rows(store: Store, body: str, out: BinaryIO) -> None:
-    """Raises Problem 410 where what is wanted has gone: the view that it is of is too old."""
+    """Raises Problem 410 if what is wanted is gone, as its view is too old."""
     try:
         schema, batches = rows_for(store, Wanted.decode(body.encode()))
         options = pa.ipc.IpcWriteOptions(compression=COMPRESSION)
         writer = pa.ipc.new_stream(out, schema, options=options)
         for batch in batches:
             writer.write_batch(batch)
-        writer.close()  # not where it is cut off: its end would say that it is whole
+        writer.close()  # not if cut off: its end would mark it as whole
     except MissingFile as error:
         raise Problem(410, str(error)) from error

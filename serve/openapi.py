@@ -148,7 +148,7 @@ def _operation(name: str, kind: Kind, method: str) -> Json:
 
 
 def _in_query(schema: Json, form: Form) -> list[Json]:
-    """Each as it is in an address: lists are repeated, and objects are JSON."""
+    """Each parameter as it is in an address: lists are repeated names, and objects are JSON."""
     found = []
     for name, one in schema.get("properties", {}).items():
         if name in form.path:
@@ -168,7 +168,7 @@ def _in_query(schema: Json, form: Form) -> list[Json]:
 
 
 def _plain_schema(schema: Json) -> Json | None:
-    """The schema of a text, or of a list of them; None where it has to be JSON."""
+    """The schema of a text, or of a list of texts; None if it must be JSON."""
     kept = {name: value for name, value in schema.items() if name != "title"}
     if "anyOf" in kept:
         some = [one for one in kept["anyOf"] if one.get("type") != "null"]

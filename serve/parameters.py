@@ -1,9 +1,9 @@
 """The parameters of questions, made from the signatures of the functions that answer them.
 
-A parameter has the name, the type and the default that it has there. Where a type is one of
-Python's own making, it is asked for as text or as an object of JSON: an event and filters in the
-grammar of the command line, a period as START/END, a length of time as 30m. In the query of an
-address all values are texts: a list is a repeated name or JSON, an object JSON.
+A parameter has the same name, type and default as in the signature. If its type is a Python class,
+it is given as text or as a JSON object: an event and filters in the grammar of the command line, a
+period as START/END, a duration as 30m. In the query of an address all values are texts: a list is a
+repeated name or JSON, an object is JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Scalar = str | int | float | bool | None
 
 
 def _object(value: object) -> object:
-    """A text that is an object of JSON as that."""
+    """A text that is a JSON object, as that object."""
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return value
     try:
@@ -220,11 +220,11 @@ KINDS: dict[Any, Any] = {
     Sequence[Where]: _asked_as(_filters, _FILTERS),
     Parameters: list[Scalar] | dict[str, Scalar] | None,
 }
-"""How values of a type are asked for."""
+"""How values of a type are given."""
 
 
 def _asked(hint: Any) -> Any:
-    """The type in which a value of type `hint` is asked for."""
+    """The type in which a value of type `hint` is given."""
     if hint in KINDS:
         return KINDS[hint]
     of = get_args(hint)
@@ -246,7 +246,7 @@ def _one_or_more(kind: Any) -> Any:
 
 
 def _is_list(kind: Any) -> bool:
-    """Whether a name may be repeated for it."""
+    """Whether its name may be repeated."""
     while get_origin(kind) is Annotated:
         if kind is KINDS[Sequence[Where]]:
             return True
@@ -258,7 +258,7 @@ def _is_list(kind: Any) -> bool:
 
 
 class Form:
-    """The parameters of one question. `model` is what they are read with."""
+    """The parameters of one question, read with `model`."""
 
     def __init__(
         self,
@@ -267,8 +267,8 @@ class Form:
         more: Mapping[str, tuple[Any, object]] | None = None,
         path: Sequence[str] = (),
     ) -> None:
-        """Of the `function` of this name; `more` are parameters that it has not, and `path` those
-        that are in the address."""
+        """From the named `function`; `more` are parameters that it does not have, and `path` those
+        in the address."""
         from pydantic import create_model
 
         hints = get_type_hints(function)
@@ -349,7 +349,7 @@ def _parsed(name: str, text: str) -> object:
 
 
 def _default(value: object) -> Any:
-    """Shown where JSON has such a value."""
+    """The default to show, if JSON has such a value."""
     if value is inspect.Parameter.empty:
         return ...
     if value is None or isinstance(value, str | int | float):

@@ -1,13 +1,13 @@
-"""Query workers: so many at once, one more in reserve, and who waits for one.
+"""Query workers: several at once, one more in reserve, and a queue for them.
 
 What always holds:
 
-- A worker has one question at a time. One that is killed, or ends, costs that question only, and
-  another takes its place.
-- At most `workers` questions are worked on. `waiting` more wait, in order, for a bounded time; what
-  comes beyond is refused at once. What is asked beside these takes the one in reserve.
-- The memory of workers is looked at while they work; one that holds more than it may is killed, and
-  one that holds half of it after an answer is replaced, so that the next question need not pay.
+- A worker has one question at a time. If it is killed, or ends, only that question fails, and
+  another worker takes its place.
+- At most `workers` questions are worked on. `waiting` more wait, in order, for a bounded time; any
+  more are refused at once. Questions asked beside these use the one in reserve.
+- The memory of workers is checked while they work; one that exceeds its limit is killed, and one
+  that holds half of it after an answer is replaced, so that the next question need not pay.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ MODULE = "forebay.serve.worker"
 LOOK_S = 0.05
 RETRY_S = 1.0
 LEFT_S = 0.2
-"""A question that nobody waits for any more, and that is over within this time, costs no worker."""
+"""An abandoned question that ends within this time costs no worker."""
 LAST = (END, CUT, SAME, PROBLEM)
 """Frames that end an answer."""
 log = logging.getLogger("forebay.serve")
 
 
 class Worker:
-    """A query worker. `asked` while it has a question."""
+    """A query worker, `asked` while it has a question."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -68,7 +68,7 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Pool:
-        """Start the first worker. Raises Problem if data can't be read at all."""
+        """Start the first worker. Raises Problem if no data can be read at all."""
         try:
             first = Worker(await Process.start(MODULE, self._config))
         except Ended as error:
@@ -87,7 +87,7 @@ class Pool:
 
     @property
     def ready(self) -> bool:
-        """Whether any worker could be asked, be it after those that ask it now."""
+        """Whether any worker could be asked, even if only after its present question."""
         return bool(self._all)
 
     @property
@@ -97,10 +97,10 @@ class Pool:
 
     @asynccontextmanager
     async def lent(self, *, beside: bool = False) -> AsyncIterator[Worker]:
-        """A worker for one question, which is not one of those at once if it is asked `beside`
-        them. Raises Problem where too many ask.
+        """A worker for one question; with `beside`, it does not count as one of those at once.
+        Raises Problem if there are too many questions.
 
-        If it has not been answered in full when the context is left, nobody waits for the rest."""
+        If it has not been answered in full when the context is left, the rest is abandoned."""
         slots = asyncio.Semaphore() if beside else self._slots
         worker = await self._taken(slots)
         self._metrics.busy.inc()
@@ -134,7 +134,7 @@ class Pool:
             self._metrics.waiting.set(self._waiting)
 
     async def _back(self, worker: Worker, slots: asyncio.Semaphore) -> None:
-        """Take it back, unless it is killed."""
+        """Take a worker back, unless it is killed."""
         try:
             if worker.asked and worker.process.killed is None:
                 with suppress(TimeoutError):
@@ -152,7 +152,7 @@ class Pool:
             slots.release()
 
     async def _keep(self, worker: Worker | None) -> None:
-        """Have a worker, and another when it has ended."""
+        """Keep a worker running: start another when it has ended."""
         while True:
             if worker is None:
                 worker = await self._started()
@@ -179,7 +179,7 @@ class Pool:
         self._metrics.workers.set(len(self._all))
 
     async def _watch(self) -> None:
-        """Kill those that hold too much."""
+        """Kill workers that hold too much memory."""
         while True:
             await asyncio.sleep(LOOK_S)
             for worker in self._all:

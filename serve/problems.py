@@ -1,4 +1,4 @@
-"""Problems: errors as RFC 9457 has them, each with what was expected and what came."""
+"""Problems: errors in the form of RFC 9457, each with what was expected and what was received."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ MEDIA_TYPE = "application/problem+json"
 
 @dataclass(eq=False)
 class Problem(Exception):
-    """An answer that is none: `status` of HTTP, `detail` in a sentence, and more `headers`;
-    `title` is a name of the kind, where the status alone does not say it."""
+    """An answer that reports an error: `status` of HTTP, `detail` in a sentence, and more
+    `headers`; `title` names the kind, if the status alone does not."""
 
     status: int
     detail: str
@@ -34,7 +34,7 @@ class Problem(Exception):
         return orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)
 
     def encode(self) -> bytes:
-        """As it passes from a worker to the front."""
+        """The form in which it passes from a worker to the front."""
         return orjson.dumps({"status": self.status, "detail": self.detail, "title": self.title})
 
     @classmethod

@@ -1,7 +1,7 @@
-"""A process of the front's, with a pipe to it and one from it.
+"""A child process of the front, with pipes to and from it.
 
-What always holds: it ends when the front does, for its pipe ends then; whoever waits for a frame is
-told when it has ended, and why it was killed if it was.
+What always holds: it ends when the front does, as its pipe ends then; whoever waits for a frame
+learns that it has ended, and why it was killed if it was.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Ended(Exception):
-    """The process has ended; `reason` is why it was killed, None if it was not by us."""
+    """The process has ended; `reason` is why we killed it, None if we did not."""
 
     def __init__(self, reason: str | None) -> None:
         super().__init__(reason)
@@ -28,7 +28,7 @@ class Ended(Exception):
 
 
 class Process:
-    """`python -m MODULE`, of which frames are read and to which they are written."""
+    """`python -m MODULE`; frames are read from it and written to it."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -36,7 +36,7 @@ class Process:
 
     @classmethod
     async def start(cls, module: str, config: Config) -> Process:
-        """Start one. Raises Ended if it ends before it is ready, and Problem if it can't be."""
+        """Start one. Raises Ended if it ends before it is ready, Problem if it reports one."""
         made = cls(
             await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -45,7 +45,7 @@ class Process:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=PIPE_BYTES,
-                # Not from the folder that this was started in, whosever modules are there.
+                # Don't import modules from the current folder, whatever is there.
                 env={**os.environ, "PYTHONSAFEPATH": "1"},
             )
         )
@@ -81,7 +81,7 @@ class Process:
             raise Ended(self.killed) from error
 
     def kill(self, reason: str) -> None:
-        """End it at once, by SIGKILL; the first reason counts."""
+        """End it at once, by SIGKILL; the first reason is kept."""
         if self.killed is None and self._process.returncode is None:
             self.killed = reason
             self._process.kill()
@@ -96,7 +96,7 @@ class Process:
 
     @property
     def memory_bytes(self) -> int:
-        """What it holds of its own; pages of files, which can be taken from it, don't count."""
+        """Its private memory; file pages, which the system can reclaim, don't count."""
         try:
             sizes = Path(f"/proc/{self.pid}/statm").read_text().split()
         except (OSError, ValueError):  # it has ended

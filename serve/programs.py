@@ -1,4 +1,4 @@
-"""The programs that ask what a question of analytics asks: Python, and SQL where there is one."""
+"""Programs that ask the same as a question of analytics: Python, and SQL if possible."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from forebay.storage.base.errors import BadInput
 def python_of(
     directories: Sequence[str], name: str, values: Mapping[str, Any], table: str | None
 ) -> str:
-    """Of the Store's method `name`, called with these values: of its parameters, and roles by
-    name. Raises BadInput for a table that its answer has not."""
+    """A call of the Store's method `name` with these values: its parameters, and roles by name.
+    Raises BadInput for a table that its answer does not have."""
     method = getattr(Store, name)
     parameters = inspect.signature(method).parameters
     needed = [one for one in values if parameters[one].default is inspect.Parameter.empty]
@@ -35,7 +35,7 @@ def python_of(
 
 
 def sql_of(store: Store, name: str, values: Mapping[str, Any]) -> str:
-    """Raises BadInput where there is none."""
+    """Raises BadInput if there is none."""
     if name != "segmentation":
         raise BadInput(f"sql: expected segmentation, got {name}: no SQL asks the same")
     roles = store.roles(**(values.get("roles") or {}))

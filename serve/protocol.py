@@ -1,8 +1,8 @@
-"""The Model Context Protocol (MCP): our tools as its server, for both of its transports.
+"""The Model Context Protocol (MCP): a server with our tools, for both of its transports.
 
-Both eras of the protocol are answered: that with a handshake (up to 2025-11-25), and that of
-2026-07-28, in which each request stands alone. No state is kept between requests. What goes wrong
-is a result of which `isError` is true, so that a model can read it and ask again.
+Both eras of the protocol are supported: the one with a handshake (up to 2025-11-25), and that of
+2026-07-28, in which each request stands alone. No state is kept between requests. An error is a
+result with `isError` true, so that a model can read it and ask again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ log = logging.getLogger("forebay.serve")
 
 
 def server_of(answers: Answers) -> Server[Any]:
-    """A server of the protocol, whose tools ask for these answers."""
+    """A protocol server whose tools ask for these answers."""
 
     async def listed(_: object, __: PaginatedRequestParams | None) -> ListToolsResult:
         return ListToolsResult(tools=LISTED)

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 import orjson
 
 OPENAPI = "openapi"
-"""Name of the question for the document that describes all others."""
+"""The question for the document that describes all others."""
 BRIEF = "brief"
-"""The format of an answer to a language model, which no request over HTTP can name."""
+"""The format of an answer for a language model; no HTTP request can name it."""
 BUNDLE = "bundle"
-"""The same of a list of files with what is in none: a line of JSON, Parquet, and in 8 bytes
-(big-endian) how many rows that has."""
+"""The format of a list of files with the rows that are in none: a line of JSON, Parquet, and the
+number of its rows in 8 bytes (big-endian); no HTTP request can name it."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: `name` of what, `format` and `table` of the answer, and parameters: `given`
-    texts by name, or an object of JSON as it was sent (`body`), and those of the path. `known` are
-    tags of answers that the asker has; `rows` is how many an answer in brief shows."""
+    """A question: its `name`, the `format` and `table` of the answer, and parameters: `given` texts
+    by name, or a JSON object as it was sent (`body`), and those of the path. `known` are tags of
+    answers that the client has; `rows` is how many an answer in brief shows."""
 
     name: str
     format: str = "json"

@@ -1,4 +1,4 @@
-"""What can be asked under which path, and the formats of answers."""
+"""What can be asked at which path, and the formats of answers."""
 
 from __future__ import annotations
 
@@ -34,20 +34,19 @@ REPLAY = "/v1/rejects/replay"
 SEAL = "/v1/batch/seal"
 COMPLETE = "/v1/batch/complete"
 ORDERED = {"replay": REPLAY, "seal": SEAL, "complete": COMPLETE}
-"""What changes something, by name: asked by POST, with scope admin."""
+"""Requests that change something, by name: POST only, with scope admin."""
 EVENTS = "/v1/events"
 OFFER = "/v1/node"
 SCAN = "/v1/node/scan"
-"""What other nodes ask: what there is here, and rows of it. Their paths stand in `query.exchange`
-too."""
+"""What other nodes ask: what this node has, and its rows. The paths are in `query.exchange` too."""
 FRESH = ("offer", "scan", *ORDERED)
-"""Questions whose answers are not shared: an answer of a second ago would be of an old view."""
+"""Questions whose answers are not shared: one from a second ago would be of an old view."""
 BESIDE = ("seal", "complete")
-"""Questions that wait for the job more than they compute: they are not among those at once."""
+"""Questions that mostly wait for the job: they don't count as questions at once."""
 SCAN_BYTES_MAX = 32 << 20
-"""What names the blocks and chunks of a view takes some hundred bytes for each."""
+"""Naming the blocks and chunks of a view takes some hundred bytes each."""
 MISSING = "forebay-missing"
-"""The header of an answer that is partial: the nodes that it lacks."""
+"""Header of a partial answer: the nodes that are missing."""
 FILES = "/v1/files"
 FILE = "/v1/files/{name}"
 MCP = "/mcp"
@@ -60,17 +59,17 @@ MEDIA_TYPES = {
     "parquet": "application/vnd.apache.parquet",
 }
 PROGRAMS = {"python": "text/x-python; charset=utf-8", "sql": "application/sql; charset=utf-8"}
-"""In place of an answer of analytics: what asks the same. They are had by their names alone."""
+"""Programs that ask the same, in place of an answer of analytics; available only by name."""
 
 
 ARCHIVE = "zip"
 CONTENT_TYPES = {**MEDIA_TYPES, **PROGRAMS, ARCHIVE: "application/zip"}
-"""Of answers; an archive is no format that can be asked for."""
+"""Media types of answers; an archive is not a format to ask for."""
 
 
 def format_of(named: Sequence[str], accepted: str) -> str:
-    """The format that is asked for: one that is named, or what `accepted`, a header Accept, likes
-    best. Raises Problem."""
+    """The requested format: one that is named, or the one that the Accept header `accepted`
+    prefers. Raises Problem."""
     if named:
         if len(named) > 1 or named[0] not in {**MEDIA_TYPES, **PROGRAMS}:
             names = ", ".join((*MEDIA_TYPES, *PROGRAMS))

@@ -1,7 +1,7 @@
-"""The server: a socket, the front, its workers, and their end.
+"""The server: its socket, the front, its workers, and shutdown.
 
-What always holds: it ends at once on SIGTERM and SIGINT, and no process of its own is left, however
-it ends: workers end with the pipe to it.
+What always holds: it ends at once on SIGTERM and SIGINT, and leaves no process of its own behind,
+however it ends: workers end with the pipe to them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BACKLOG = 256
 
 
 class _Server(uvicorn.Server):
-    """Signals are the caller's."""
+    """Leaves signals to the caller."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -45,7 +45,7 @@ class _Server(uvicorn.Server):
 
 def require_safe(config: Config) -> None:
     """Raise BadInput for an address beyond this host without tokens, or without TLS or a proxy that
-    has it."""
+    provides it."""
     if (config.tls_cert is None) != (config.tls_key is None):
         raise BadInput("serve: expected --tls-cert with --tls-key, got one of them")
     if config.loopback and not config.behind_proxy:
@@ -62,8 +62,8 @@ def require_safe(config: Config) -> None:
 
 
 def serve(config: Config, told: Callable[[str], None]) -> int:
-    """Serve until a signal; its number. `told` is called with the address once it answers. Raises
-    BadInput."""
+    """Serve until a signal; return its number. `told` is called with the address once it answers.
+    Raises BadInput."""
     require_safe(config)
     tokens = None if config.tokens is None else Tokens(config.tokens)
     if config.tls_cert is not None:
@@ -87,8 +87,8 @@ def _listening(config: Config) -> socket.socket:
         raise BadInput(
             f"serve: expected an address to listen at, got {config.host}:{config.port}: {error}"
         ) from error
-    # What is accepted here has it too. Without, the body of an answer waits until the client has
-    # acknowledged its head, which it does after 40 ms.
+    # Accepted connections inherit it. Otherwise the body of an answer waits until the client has
+    # acknowledged its head, which takes 40 ms.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
@@ -134,7 +134,7 @@ async def _serve(
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not that an answer was cut off, which is said with the reason, or ends with the server."""
+    """Drop reports of answers cut off: these are logged with the reason, or end with the server."""
     ended = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not ended and "without completing response" not in record.getMessage()
 

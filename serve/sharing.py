@@ -1,14 +1,14 @@
-"""Answers, shared by all who ask the same within a second, or while it is answered.
+"""Answers, shared by all who ask the same within a second, or while it is being answered.
 
 What always holds:
 
-- A small answer is held whole before any of it is sent: so no slow client keeps a worker, and what
-  goes wrong in it is a problem. What is larger goes to one client as it is made, no faster than
-  that client reads; the others who asked the same ask a worker each.
-- A question that nobody waits for any more ends. One that takes longer than it may ends too.
-- What is asked again and again is answered anew before its second is over, if a worker is free: so
-  whoever asks next need not wait, and no answer is older for that.
-- An answer that ends early is never taken for a whole one: its stream raises Cut.
+- A small answer is held whole before any of it is sent: so no slow client occupies a worker, and an
+  error in it is a problem. A larger one goes to one client as it is made, no faster than that
+  client reads; others who asked the same get a worker each.
+- A question that nobody waits for any more is ended, and so is one that exceeds its time.
+- An answer that is asked for repeatedly is renewed before its second is over, if a worker is free:
+  so the next client need not wait, and no answer gets older for it.
+- An answer that ends early is never mistaken for a whole one: its stream raises Cut.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from forebay.serve.wire import CUT, DATA, END, HEAD, PROBLEM, SAME, Frame
 SMALL_BYTES = 1 << 20
 SHARED_S = 1.0
 RENEWED_S = 0.7
-"""The age of an answer from which another is made for those who come next."""
+"""The age at which a shared answer is renewed for later clients."""
 SHARED_MAX = 64
-"""Answers that are held at most, beside those that are sent."""
+"""Maximum number of answers that are kept, besides those being sent."""
 OF_THE_QUESTION = (406, 422)
-"""Problems that would be the same if it were asked again."""
+"""Problems that would be the same if asked again."""
 AHEAD = 4
-"""Frames of a large answer that are read before the client takes them."""
+"""Frames of a large answer that are read ahead of the client."""
 log = logging.getLogger("forebay.serve")
 
 
@@ -48,8 +48,8 @@ class Cut(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """The head of an answer, of which some nodes may be `missing`, and what it has: nothing where
-    the asker has it already (`same`), `whole`, or a stream that has to be read to its end."""
+    """The head of an answer, with the nodes that are `missing`, and its content: nothing if the
+    client has it already (`same`), `whole`, or a stream that must be read to its end."""
 
     etag: str | None
     missing: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Reply:
 
 
 class _Running:
-    """One question on its way. `settled` once it is known how it is answered."""
+    """One question in progress; `settled` once it is known how it is answered."""
 
     def __init__(self, question: Question) -> None:
         self.question = question
@@ -76,8 +76,8 @@ class _Running:
         self.claimed = False
 
     def serves(self, question: Question) -> bool:
-        """Whether its answer is one to that question too: not where it was only our own trouble,
-        and not where it is known to be none that this asker has."""
+        """Whether its answer also answers that question: not if it failed for a passing reason, and
+        not if it says "same" of an answer that this client does not have."""
         if self.problem is not None and self.problem.status not in OF_THE_QUESTION:
             return False
         if self.same and _head(self)[0] not in question.known:
@@ -86,8 +86,8 @@ class _Running:
 
 
 class Stream:
-    """The parts of an answer as they are made. Raises Cut where it ends before it is whole. It must
-    be closed, for a worker makes it."""
+    """The parts of an answer as they are made. Raises Cut if it ends before it is whole. Must be
+    closed, to free its worker."""
 
     def __init__(self, parts: asyncio.Queue[Frame], leave: Callable[[], None]) -> None:
         self._parts = parts
@@ -121,10 +121,10 @@ class Answers:
         self._renewing: set[asyncio.Task[None]] = set()
 
     async def ask(self, question: Question) -> Reply:
-        """The answer. Whoever is given a stream must close it. Raises Problem."""
+        """The answer. The caller must close a stream. Raises Problem."""
         if question.name in FRESH:
             reply = await self._reply(self._started(question), question)
-            if question.name in BESIDE:  # no answer of before is one to who asks from now on
+            if question.name in BESIDE:  # earlier answers are out of date from now on
                 self._shared.clear()
             return reply
         key = question.key
@@ -138,7 +138,7 @@ class Answers:
         return await self._reply(running, question)
 
     async def _reply(self, running: _Running, question: Question) -> Reply:
-        """What it answers, when that is known."""
+        """The reply, once it is known."""
         running.watchers += 1
         try:
             await running.settled.wait()
@@ -156,7 +156,7 @@ class Answers:
         etag, missing = _head(running)
         if etag is not None and etag in question.known:
             return Reply(etag, same=True)
-        if running.same:  # another asker had it, this one has not
+        if running.same:  # another client had it, this one does not
             return await self.ask(replace(question, known=()))
         return Reply(etag, missing, whole=bytes(running.parts))
 
@@ -167,7 +167,7 @@ class Answers:
         return running
 
     def _renew(self, key: bytes, running: _Running) -> None:
-        """Have another made in time, unless all workers have something to do."""
+        """Renew the answer in time, unless all workers are busy."""
         loop = asyncio.get_running_loop()
         old = running.settled.is_set() and loop.time() - running.began_s >= RENEWED_S
         if old and not running.renewed and running.problem is None and self._pool.free:
@@ -191,7 +191,7 @@ class Answers:
             self._leave(made)
 
     def _share(self, key: bytes, running: _Running) -> None:
-        """Give the same to all who ask, until it is a second old."""
+        """Share the answer until it is a second old."""
         self._shared[key] = running
         assert running.task is not None
         loop = asyncio.get_running_loop()
@@ -222,7 +222,7 @@ class Answers:
         return Stream(running.large, lambda: self._leave(running))
 
     async def _run(self, running: _Running) -> None:
-        """Ask a worker, and take in what it answers."""
+        """Ask a worker, and receive its answer."""
         try:
             async with self._pool.lent(beside=running.question.name in BESIDE) as worker:
                 try:
@@ -235,7 +235,7 @@ class Answers:
                     self._fail(running, self._problem_of(error.reason))
         except Problem as problem:
             self._fail(running, problem)
-        except Exception:  # those who wait must be told
+        except Exception:  # those who wait must learn of it
             log.exception("a bug")
             self._fail(running, Problem(500, "expected an answer, got an error: see the log"))
         finally:
@@ -264,7 +264,7 @@ class Answers:
                 return
 
     def _fail(self, running: _Running, problem: Problem) -> None:
-        """What went wrong is a problem; in a stream its end, in place of what was not taken."""
+        """Report a problem; a stream ends with it, in place of what was not taken yet."""
         if running.large is None:
             running.problem = problem
             return
@@ -286,6 +286,6 @@ class Answers:
 
 
 def _head(running: _Running) -> tuple[str | None, tuple[str, ...]]:
-    """The tag of the answer, and the nodes that are missing in it."""
+    """The tag of the answer, and the nodes missing in it."""
     head = {} if running.head is None else orjson.loads(running.head)
     return head.get("etag"), tuple(head.get("missing", ()))

@@ -1,7 +1,7 @@
-"""The files of the page at `/`: read once, and sent as they are, to browsers that have them not.
+"""The files of the page at `/`: read once, and sent unchanged to browsers that don't have them.
 
-What always holds: they load nothing from elsewhere, no script or style is within a page, and no
-text becomes one.
+What always holds: they load nothing from elsewhere, pages contain no inline script or style, and no
+text can become one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAGE_POLICY = (
 
 @dataclass(frozen=True)
 class File:
-    """One of them, as an ASGI application."""
+    """One of the files, as an ASGI application."""
 
     data: bytes
     kind: str
@@ -47,7 +47,7 @@ class File:
 
 
 def files() -> dict[str, File]:
-    """All by their paths: `/` is index.html, the others are below /page/."""
+    """All files by path: `/` is index.html, the others are below /page/."""
     found = {}
     for path in sorted(FOLDER.iterdir()):
         data = path.read_bytes()

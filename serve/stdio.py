@@ -1,8 +1,8 @@
-"""MCP over standard input and output: the tools of one model, as a process that it has started.
+"""MCP over standard input and output: tools for one model, in a process that it started.
 
-What always holds: nothing but the protocol gets to standard output; the process ends with its
-input, on Ctrl-C and on SIGTERM, and its workers with it. Questions go to a worker as they do in a
-server, so deadlines and bounds of memory are the same.
+What always holds: only the protocol gets to standard output; the process ends with its input, on
+Ctrl-C and on SIGTERM, and its workers with it. Questions go to a worker as in a server, so
+deadlines and memory limits are the same.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def _answer(config: Config) -> None:
     except Problem as problem:
         raise BadInput(problem.detail) from problem
     if ended.done():
-        # A thread still waits for input, and the interpreter would wait for it.
+        # A thread still waits for input, and the interpreter would wait for that thread.
         os._exit(INTERRUPTED if ended.result() == signal.SIGINT else 0)
     await serving
 

@@ -1,7 +1,7 @@
 """The process that follows events: a Tail for each subscription, looked at ten times a second.
 
-What always holds: it ends when its standard input does. It never waits for a subscriber: the front
-takes every frame at once.
+What always holds: it ends with its standard input. It never waits for a subscriber: the front takes
+every frame at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from forebay.serve.wire import (
 from forebay.serve.worker import problem_of, streams
 
 LOOK_MS = 100
-"""Between two looks: the job publishes no more often."""
+"""Time between two looks: the job publishes no more often."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Subscription:
 
 
 class Tailing:
-    """All subscriptions, of which rows go into `pipe`."""
+    """All subscriptions; their rows are written to `pipe`."""
 
     def __init__(self, config: Config, pipe: BinaryIO) -> None:
         self._config = config
@@ -96,7 +96,7 @@ class Tailing:
                 self._end(one.number, error)
 
     def _tell(self, number: bytes, rows: pl.DataFrame, missed: int) -> None:
-        """Of a subscription: so many rows and how many were missed, and the rows as NDJSON."""
+        """Send a subscription's rows: how many, how many were missed, and the rows as NDJSON."""
         out = io.BytesIO()
         if rows.height:
             WRITERS["ndjson"](rows.to_arrow().to_reader(), out)
@@ -117,7 +117,7 @@ def main() -> None:
     tailing = Tailing(Config.decode(found[1]), pipe)
     pipe.write(frame(READY))
     pipe.flush()
-    # Unbuffered from here on, so that what poll says is all that there is.
+    # Unbuffered from here on, so that poll sees all of the input.
     channel = open(os.dup(0), "rb", buffering=0)  # noqa: SIM115
     whole = io.BufferedReader(channel, buffer_size=1)
     poll = select.poll()

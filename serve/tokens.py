@@ -2,8 +2,8 @@
 
     {"tokens": [{"name": "…", "scope": "read", "sha256": "…", "created": "…"}]}
 
-A token is 256 random bits, shown once; the file has its hash, and nobody but its owner may read it.
-A change of the file counts from the next request on.
+A token is 256 random bits, shown once; the file has its hash, and only its owner may read the file.
+A change of the file takes effect with the next request.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from forebay.storage.base.times import now_ms, utc_text
 
 Scope = Literal["read", "admin"]
 FILE = "forebay-tokens.json"
-"""Its name where none is given, in the current folder."""
+"""Default file name, in the current folder."""
 PREFIX = "forebay_"
 RANDOM_BYTES = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
@@ -36,7 +36,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}\Z")
 
 @dataclass(frozen=True)
 class Token:
-    """A token as it is stored: `scope` "read" asks, "admin" also replays rejects, seals and
+    """A stored token: `scope` "read" asks questions, "admin" also replays rejects, seals and
     completes."""
 
     name: str
@@ -46,7 +46,7 @@ class Token:
 
 
 def read_tokens(path: Path) -> tuple[Token, ...]:
-    """All of a file. Raises BadInput if it can't be read, or if others can read it."""
+    """All tokens of a file. Raises BadInput if it can't be read, or if others can read it."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -66,7 +66,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
 
 
 def add_token(path: Path, name: str, scope: Scope) -> str:
-    """The new token, which is nowhere else. Raises BadInput for a name that there is already."""
+    """Add a token and return it; it is stored nowhere else. Raises BadInput for a name in use."""
     if not NAME.match(name):
         raise BadInput(f"token: expected a name of letters, digits, . _ @ -; got {name!r}")
     known = read_tokens(path) if path.exists() else ()
@@ -78,7 +78,7 @@ def add_token(path: Path, name: str, scope: Scope) -> str:
 
 
 def remove_token(path: Path, name: str) -> None:
-    """Raises BadInput where there is none of this name."""
+    """Raises BadInput if there is no token with this name."""
     known = read_tokens(path)
     left = [one for one in known if one.name != name]
     if len(left) == len(known):
@@ -108,8 +108,8 @@ def _hash(text: str) -> str:
 
 
 class Tokens:
-    """The tokens of a file, as they are now. Raises BadInput if it can't be read at first; later,
-    nobody is let in as long as that is so."""
+    """The current tokens of a file. Raises BadInput if it can't be read at first; later, nobody is
+    admitted while it can't be."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -118,7 +118,7 @@ class Tokens:
         self._tokens = read_tokens(path)
 
     def scope_of(self, text: str) -> Scope | None:
-        """What a token may do; None if there is no such token. Takes as long for each."""
+        """The scope of a token; None if there is no such token. Takes the same time for each."""
         seen = self._disk.state(self._path)
         if seen != self._seen:
             try:

@@ -1,8 +1,8 @@
-"""Tools of a language model: what it may ask, and each call as questions of ours.
+"""Tools for a language model: what it may ask, and how each call becomes questions of ours.
 
 The model sees the parameters that it is likely to need; a call may have any that the question has,
-under the same names. What always holds: a tool reads, and changes nothing; what goes wrong comes as
-a sentence that says what was expected.
+under the same names. What always holds: a tool reads, and changes nothing; an error is a sentence
+that says what was expected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from forebay.storage.base.text import did_you_mean
 
 Json = dict[str, Any]
 ROWS, ROWS_MAX = 50, 1000
-"""Rows that an answer shows unless more are asked for, and at most."""
+"""Rows in an answer by default, and at most."""
 
 INSTRUCTIONS = (
     "Forebay holds product events of the last day or so, each exactly once, and is read-only."
@@ -79,8 +79,8 @@ _ABOUT: Json = {
 
 @dataclass(frozen=True)
 class Tool:
-    """`asks` are names of questions, each of which answers with a text; `properties` those of their
-    parameters that are shown, of which some are `required`."""
+    """`asks` are names of questions, each answered with a text; `properties` are the parameters
+    shown, of which some are `required`."""
 
     name: str
     title: str
@@ -91,7 +91,7 @@ class Tool:
 
     @property
     def schema(self) -> Json:
-        """Of its arguments, as JSON Schema."""
+        """JSON Schema of its arguments."""
         return {
             "type": "object",
             "properties": dict(self.properties),
@@ -218,7 +218,7 @@ TOOLS = (
 
 
 async def call(answers: Answers, name: str, arguments: Mapping[str, Any]) -> list[str]:
-    """The texts that a tool answers with. Raises Problem."""
+    """The texts that a tool returns. Raises Problem."""
     tool = next((one for one in TOOLS if one.name == name), None)
     if tool is None:
         known = [one.name for one in TOOLS]

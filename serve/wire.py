@@ -9,7 +9,7 @@
                       SAME (the head: the asker has this answer)
                       PROBLEM (JSON)
 
-The feed has SUBSCRIBE and LEAVE to it, and ROWS and PROBLEM from it, each with the number of a
+To the feed go SUBSCRIBE and LEAVE, from it come ROWS and PROBLEM, each with the number of a
 subscription in 4 bytes before the payload. A process ends when its pipe does.
 """
 
@@ -23,7 +23,7 @@ READY, HEAD, DATA, END, CUT, SAME, PROBLEM, ROWS = (
     b"R", b"H", b"D", b"E", b"X", b"U", b"P", b"W",
 )  # fmt: skip
 DATA_BYTES = 65_536
-"""Of an answer in one frame, at most."""
+"""Maximum size of an answer's part in one frame."""
 FRAME_BYTES_MAX = 64 << 20
 Frame = tuple[bytes, bytes]
 
@@ -33,7 +33,7 @@ def frame(kind: bytes, payload: bytes | memoryview = b"") -> bytes:
 
 
 def read_frame(file: BinaryIO) -> Frame | None:
-    """The next frame, or None where the pipe has ended."""
+    """The next frame, or None at the end of the pipe."""
     head = file.read(5)
     size = int.from_bytes(head[1:], "big")
     payload = file.read(size) if len(head) == 5 else b""
@@ -41,7 +41,7 @@ def read_frame(file: BinaryIO) -> Frame | None:
 
 
 async def next_frame(reader: asyncio.StreamReader) -> Frame:
-    """The next frame. Raises IncompleteReadError where the pipe has ended."""
+    """The next frame. Raises IncompleteReadError at the end of the pipe."""
     head = await reader.readexactly(5)
     size = int.from_bytes(head[1:], "big")
     if size > FRAME_BYTES_MAX:  # not a frame: something else wrote into the pipe

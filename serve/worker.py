@@ -1,7 +1,7 @@
 """A query worker: one Store, asked one question after another over its standard streams.
 
-What always holds: it ends when its standard input does, whatever it does then; nothing but frames
-gets into its output; memory holds no more of an answer than a batch and what one frame takes.
+What always holds: it ends with its standard input, whatever it is doing; only frames get into its
+output; memory holds no more of an answer than a batch and what one frame takes.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ log = logging.getLogger("forebay.serve.worker")
 
 
 class Out:
-    """The answer as a file to write to: frames of a bounded size. Before the first is sent, what
-    goes wrong can still be a problem, or another answer be begun."""
+    """The answer as a file to write to, sent in frames of limited size. Before the first is sent,
+    an error can still become a problem, or another answer can be begun."""
 
     def __init__(self, pipe: BinaryIO) -> None:
         self._pipe = pipe
@@ -57,8 +57,8 @@ class Out:
         self.closed = False
 
     def begin(self, head: Callable[[], bytes]) -> None:
-        """Begin an answer, of which `head` is asked for when the first frame is sent. Raises
-        Problem where some of another has been sent."""
+        """Begin an answer; `head` is called when the first frame is sent. Raises Problem if some of
+        another answer has been sent."""
         if self.begun:
             raise Problem(410, "expected files that stay until they are read, got some that went")
         self._head = head
@@ -96,7 +96,7 @@ class Out:
 
 
 def problem_of(error: BaseException) -> Problem:
-    """What is told of an error; of a bug, that it is one."""
+    """The problem that reports an error; a bug is called one."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, BadInput):
@@ -149,9 +149,9 @@ class Worker:
 
 
 def streams() -> tuple[BinaryIO, BinaryIO]:
-    """The two pipes; what else writes to standard output writes to standard error from now on. The
-    process ends with the one that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the front ends this process
+    """The two pipes; from now on, other writes to standard output go to standard error. The process
+    ends with the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal: the front ends this process
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -1,13 +1,13 @@
-"""Product analytics: questions over events, each a function of a lazy frame and its roles.
+"""Product analytics: questions about events, each a function of a lazy frame and its roles.
 
     store = forebay.open("data")
     roles = read_roles("data")
     may = Period(date(2024, 5, 1), date(2024, 6, 1), zone="Europe/Berlin")
     funnel(store.scan(), roles, [Event("search"), Event("purchase")], may).steps
 
-All have the form `function(frame, roles, …)`, read only the columns and rows that they need, and
-return a frozen dataclass that holds the question's parameters and tidy frames. Where definitions
-differ, the default is Amplitude's; each module says what it is and names the options' origins.
+Each is `function(frame, roles, …)`, reads only the columns and rows that it needs, and returns a
+frozen dataclass with the question's parameters and tidy frames. Where definitions differ, the
+default is Amplitude's; each module gives its definition and the origin of its options.
 """
 
 from forebay.query.analytics.answer import Answer

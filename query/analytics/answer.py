@@ -1,4 +1,4 @@
-"""What an answer is, whatever was asked: the question, tidy frames, and how it shows itself."""
+"""An answer to any question: the question itself, tidy frames, and how both are displayed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 ROWS = 20
-"""Of a table in a page."""
+"""Rows of a table shown in a page."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,15 +30,15 @@ class Answer:
 
     @property
     def tables(self) -> dict[str, pl.DataFrame]:
-        """Its frames by name; the first is the one that a chart is of by default."""
+        """Its frames by name; a chart shows the first of them by default."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: frame for name, frame in found.items() if isinstance(frame, pl.DataFrame)}
 
     def chart(self, table: str | None = None) -> alt.Chart | alt.LayerChart:
-        """An Altair chart of a `table`, by default the first that there is a chart of. It can be
+        """An Altair chart of `table`, by default of the first table that has a chart. It can be
         changed like any other, and saved without a network: `chart.save("a.png")`,
-        `chart.save("a.html", inline=True)`. Raises BadInput for a table without a chart, or where
-        the extra `charts` is not installed."""
+        `chart.save("a.html", inline=True)`. Raises BadInput for a table without a chart, or if the
+        extra `charts` is not installed."""
         known = CHARTS[type(self).__name__]
         named = next(iter(known)) if table is None else table
         if named not in known:
@@ -47,7 +47,7 @@ class Answer:
 
     @property
     def _headlines(self) -> list[str]:
-        """What was asked, and about which time, a line each."""
+        """What was asked, and about which period, one line each."""
         of = ", ".join(labels_of(self.question)) or "all events"
         period, by = self.question.get("period"), self.question.get("by")
         told = [f"{type(self).__name__} of {of}"]
@@ -71,7 +71,7 @@ class Answer:
 
 
 def table_html(frame: pl.DataFrame) -> str:
-    """A table in HTML, in which every name and value is text."""
+    """A table as HTML, with every name and value escaped."""
     columns = [[_cell(value) for value in column] for column in frame.drop("others", strict=False)]
     names = frame.drop("others", strict=False).columns
     rows = zip(*columns, strict=True)

@@ -1,8 +1,8 @@
 """Charts of answers, as Vega-Lite by Altair (the extra `charts`).
 
-What always holds: a chart has its rows in itself, in a few columns; times are those of the
-question's zone, whatever the zone of who looks at it; a name is text, also where the chart is put
-into a page: Altair writes it into a script as it is, so no `<` is followed by what could end that.
+What always holds: a chart contains its rows, in a few columns; times are in the question's zone,
+whatever the viewer's zone; a name is only ever text, even in a page: Altair writes it into a script
+unescaped, so no `<` is followed by anything that could end that script.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ FORMS = {
     "5 min": "%b %-d %H:%M", "hour": "%b %-d %H:%M",
     "day": "%b %-d", "week": "%b %-d", "month": "%b %Y",
 }  # fmt: skip
-"""How the time of a bucket is shown."""
+"""How the start of a bucket is formatted."""
 IN_ORDER = ("Funnel", "Retention")
-"""Answers in which one event follows another."""
+"""Answers in which events follow one another."""
 MEASURES = {
     "uniques": "users", "totals": "events", "share": "share of active users",
     "average": "events per user", "frequency": "users",
 }  # fmt: skip
 LARGE = 10_000
-"""From here on, numbers are shortened: 10k."""
+"""From this value on, numbers are abbreviated: 10k."""
 CELLS_WITH_TEXT = 16
-"""A heatmap with more columns has no numbers in it."""
+"""A heatmap with more columns shows no numbers."""
 WIDTH, HEIGHT, BAR = 560, 300, 28
-"""In pixels: of what has an axis of times or numbers, and of the bar of a name."""
+"""In pixels: the size of a chart with an axis of times or numbers, and the bar of a name."""
 NAME_CHARACTERS = 60
 HARMLESS = "<\u2060"
-"""A `<` and a joiner of no width."""
+"""A `<` and a zero-width joiner."""
 HOUR_MS, MINUTE_MS = 3_600_000, 60_000
 
 
 def altair() -> Any:
-    """The library. Raises BadInput where it is not installed."""
+    """The library. Raises BadInput if it is not installed."""
     try:
         import altair
     except ImportError:
@@ -60,13 +60,13 @@ def altair() -> Any:
 
 
 def text(name: object) -> str:
-    """A value as text of a chart."""
+    """A value as chart text."""
     held = NONE if name is None else shortened(plain(str(name)), NAME_CHARACTERS)
     return held.replace("<", HARMLESS)
 
 
 def rows_of(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """The rows, times as their zone's clock shows them, with `when` as text."""
+    """The rows, with times as their zone's clock shows them, and `when` as text."""
     found = table.drop("others", strict=False)
     for name, dtype in found.schema.items():
         if dtype == pl.String:
@@ -83,7 +83,7 @@ def rows_of(table: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def base(question: Question, name: str, table: pl.DataFrame, height: int = HEIGHT) -> Any:
-    """An empty chart of the rows, with its title, and the period below that."""
+    """An empty chart of the rows, with its title and, below that, the period."""
     alt = altair()
     period = question.get("period")
     by = question.get("by")
@@ -99,8 +99,8 @@ def base(question: Question, name: str, table: pl.DataFrame, height: int = HEIGH
 
 
 def color(table: pl.DataFrame, column: str = "group", title: str = "") -> dict[str, Any]:
-    """The encoding of a column by colour, in the order in which it comes; none where it has one
-    value or is not there."""
+    """The encoding of a column by colour, in order of appearance; empty if the column is missing or
+    has one value."""
     if column not in table.columns:
         return {}
     order = [text(value) for value in table[column].unique(maintain_order=True)]
@@ -109,7 +109,7 @@ def color(table: pl.DataFrame, column: str = "group", title: str = "") -> dict[s
 
 
 def times(column: str, title: str) -> Any:
-    """The axis of a column of times; `title` is what a bucket is, or anything else."""
+    """The axis of a column of times; `title` names a bucket, or anything else."""
     alt = altair()
     form = {"format": FORMS[title]} if title in FORMS else {}
     axis = alt.Axis(labelOverlap=True, labelSeparation=8, **form)
@@ -117,7 +117,7 @@ def times(column: str, title: str) -> Any:
 
 
 def number(table: pl.DataFrame, column: str, title: str, *, share: bool = False) -> Any:
-    """The axis of a number, or of a share as per cent."""
+    """The axis of a number, or of a share in per cent."""
     alt = altair()
     values = table[column].drop_nulls().cast(pl.Float64)
     whole = {"tickMinStep": 1} if (values % 1 == 0).all() else {}
@@ -127,7 +127,7 @@ def number(table: pl.DataFrame, column: str, title: str, *, share: bool = False)
 
 
 def tips(table: pl.DataFrame, *columns: str) -> Sequence[Any]:
-    """What is shown at the pointer."""
+    """The tooltip."""
     alt = altair()
     found = []
     for name in columns:
@@ -141,14 +141,14 @@ def tips(table: pl.DataFrame, *columns: str) -> Sequence[Any]:
 
 
 def lines(question: Question, name: str, table: pl.DataFrame, x: Any, y: Any, **more: Any) -> Chart:
-    """A line of points for each group (or whatever `more` colours)."""
+    """A line with points for each group (or for whatever `more` colours by)."""
     colored = more if "tooltip" in more else color(table)
     drawn: Chart = base(question, name, table).mark_line(point=True).encode(x=x, y=y, **colored)
     return drawn
 
 
 def length_unit(table: pl.DataFrame, *columns: str) -> tuple[pl.DataFrame, str]:
-    """The columns of milliseconds in the unit that suits the longest, and its name."""
+    """The columns of milliseconds, converted to the unit that suits the longest, and its name."""
     longest = max((float(table[name].max() or 0) for name in columns), default=0)  # type: ignore[arg-type]
     units = {"days": 24 * HOUR_MS, "hours": HOUR_MS, "minutes": MINUTE_MS, "seconds": 1000}
     for unit, ms in units.items():
@@ -158,12 +158,12 @@ def length_unit(table: pl.DataFrame, *columns: str) -> tuple[pl.DataFrame, str]:
 
 
 def _interval(question: Question) -> str:
-    """What a bucket of the question is: "day"."""
+    """The name of the question's bucket, such as "day"."""
     return str(getattr(question.get("period"), "interval", ""))
 
 
 def _funnel(question: Question, table: pl.DataFrame) -> Chart:
-    """A bar for each step: the share of the first one, and how many that are."""
+    """A bar for each step: its share of the first step, and its count."""
     alt = altair()
     counted = "users" if question["count"] == "uniques" else "paths"
     steps = pl.format("{}. {}", "step", pl.col("event").str.slice(0, NAME_CHARACTERS - 8))
@@ -187,7 +187,7 @@ def _funnel(question: Question, table: pl.DataFrame) -> Chart:
 
 
 def _conversion(question: Question, table: pl.DataFrame) -> Chart:
-    """The share of those who entered that reached the last step, by entry."""
+    """The share of those who entered that reached the last step, by time of entry."""
     last = table.filter(pl.col("step") == pl.col("step").max())
     x = times("bucket", _interval(question))
     y = number(last, "of_first", "share that converts", share=True)
@@ -201,7 +201,7 @@ def _times_to_convert(question: Question, table: pl.DataFrame) -> Chart:
 
 
 def _lengths(question: Question, table: pl.DataFrame) -> Chart:
-    """Bins are of many widths, so each is a name."""
+    """Bins differ in width, so each is a category."""
     ends = [*zip(table["from_ms"], table["to_ms"], strict=True)]
     names = [f"from {length_text(a)}" if b is None else f"{length_text(a)}–{length_text(b)}"
              for a, b in ends]  # fmt: skip
@@ -212,7 +212,7 @@ def _lengths(question: Question, table: pl.DataFrame) -> Chart:
 def _histogram(
     question: Question, name: str, table: pl.DataFrame, title: str, column: str, counted: str
 ) -> Chart:
-    """A bar from `from_ms` to `to_ms`."""
+    """Bars from `from_ms` to `to_ms`."""
     alt = altair()
     x = alt.X("from_ms:Q", title=title, bin="binned")
     found: Chart = (
@@ -240,7 +240,7 @@ def _bars(
 
 
 def _returns(question: Question, table: pl.DataFrame) -> Chart:
-    """The share that came back, by the day since."""
+    """The share that came back, by days since the start."""
     alt = altair()
     unit = _interval(question)
     x = alt.X("from_day:Q", title=f"{unit}s since the start", axis=alt.Axis(tickMinStep=1))
@@ -250,7 +250,7 @@ def _returns(question: Question, table: pl.DataFrame) -> Chart:
 
 def _cohorts(question: Question, table: pl.DataFrame) -> Chart:
     """A heatmap: a row for each cohort, a column for each day since; faint where the day is not
-    over for all of the cohort."""
+    over for the whole cohort."""
     alt = altair()
     unit = _interval(question)
     table = table.filter(pl.col("complete") | (pl.col("count") > 0))
@@ -263,7 +263,7 @@ def _cohorts(question: Question, table: pl.DataFrame) -> Chart:
         y=alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=240)),
         tooltip=tips(table, "group", "from_day", "count", "out_of", "share"),
     )
-    # Of day 0 all are there, mostly: shades are for the days after it.
+    # On day 0 nearly all are there: the shades are for the days after it.
     later = table.filter(pl.col("from_day") > 0)["share"].max() or 1.0
     scale = alt.Scale(scheme="blues", domain=[0, later], clamp=True)
     shade = alt.Color("share:Q", scale=scale, legend=alt.Legend(format=".0%", title="came back"))
@@ -278,7 +278,7 @@ def _cohorts(question: Question, table: pl.DataFrame) -> Chart:
 
 
 def _segmentation(question: Question, table: pl.DataFrame) -> Chart:
-    """A line for each event, group or number of times; bars of what is not divided by time."""
+    """A line for each event, group or number of times; bars if the answer has no times."""
     measure, of = question.get("measure", question.get("formula")), question.get("of")
     told = text(MEASURES.get(str(measure), measure) if of is None else f"{measure} of {of}")
     y = number(table, "value", told, share=measure == "share")
@@ -301,7 +301,7 @@ def _segmentation(question: Question, table: pl.DataFrame) -> Chart:
 
 
 def _series(question: Question, table: pl.DataFrame) -> pl.Series:
-    """What a line is of, as text: the event if there are several, and the group."""
+    """The name of each line: the event, if there are several, and the group."""
     names = labels_of(question)
     parts = []
     if "event" in table.columns and len(names) > 1:
@@ -321,7 +321,7 @@ def _sessions(question: Question, table: pl.DataFrame) -> Chart:
 
 
 def _stickiness(question: Question, table: pl.DataFrame) -> Chart:
-    """The share of active users by the number of days on which they were."""
+    """The share of active users, by the number of days they were active."""
     least = "at least so many" if question["at_least"] else "exactly so many"
     title = f"days of the {_interval(question)} on which they were active ({least})"
     table, counted = table.drop_nulls("share"), "share of active users"
@@ -329,7 +329,7 @@ def _stickiness(question: Question, table: pl.DataFrame) -> Chart:
 
 
 def _paths(question: Question, table: pl.DataFrame) -> Chart:
-    """At each step, how many users did what; the rest in grey."""
+    """How many users did what at each step; the rest in grey."""
     alt = altair()
     kinds = table.sort("users", descending=True).unique("event", keep="first", maintain_order=True)
     named = kinds.filter(pl.col("kind") == "event")["event"]
@@ -351,7 +351,7 @@ def _paths(question: Question, table: pl.DataFrame) -> Chart:
 
 
 def _lifecycle(question: Question, table: pl.DataFrame) -> Chart:
-    """Bars of those who are active above, of those who went below."""
+    """Bars of active users above the axis, of dormant ones below."""
     alt = altair()
     kinds = {
         "new": "#4c78a8",
@@ -398,4 +398,4 @@ CHARTS: dict[str, dict[str, Callable[[Question, pl.DataFrame], Chart]]] = {
     "Sample": {"events": partial(_marks, "Sample")},
     "Timeline": {"events": partial(_marks, "Timeline")},
 }
-"""Of each kind of answer, the tables that there is a chart of; the first is the one by default."""
+"""The tables with a chart, for each kind of answer; the first is the default."""

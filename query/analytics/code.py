@@ -1,4 +1,4 @@
-"""The Python that asks what a command asked: it runs as printed."""
+"""The Python program that asks what a command asked; it runs as printed."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +16,8 @@ def python(
     *,
     partial: bool = False,
 ) -> str:
-    """The program: data directories (or nodes) and named roles, the store's method with what it is
-    called with, and the table of the answer that is printed."""
+    """The program: data directories (or nodes), named roles, the store's method with its arguments,
+    and the table of the answer that is printed."""
     given = [*map(written, arguments), *(f"{name}={written(v)}" for name, v in options.items())]
     if named:
         roles = ", ".join(f"{name}={column!r}" for name, column in named.items())
@@ -49,7 +49,7 @@ def parts(value: object) -> Iterator[Any]:
 
 
 def written(value: object) -> str:
-    """As in a program with `import datetime`; what a dataclass has by default is left out."""
+    """As in a program with `import datetime`; defaults of dataclass fields are left out."""
     if is_dataclass(value):
         given = []
         for at, field in enumerate(fields(value)):

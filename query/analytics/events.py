@@ -1,9 +1,9 @@
-"""Which events a question is about: the columns that play its roles, events by name, filters.
+"""Which events a question is about: the columns for its roles, events by name, and filters.
 
     Event("purchase", where=(Where("country", "is", ("DE", "NL")), Where("a.b", "greater", (5,))))
 
-A property is a column of the frame or, where there is none of that name, a path such as
-`user_properties.plan` into the JSON of the column `raw`: its value is text there, and null where a
+A property is a column of the frame or, if no column has that name, a path such as
+`user_properties.plan` into the JSON of the column `raw`: its value is then text, and null where a
 message is not JSON or has nothing at that path. Everything compiles to Polars expressions over
 columns, so that projection and predicates reach the scan.
 
@@ -39,13 +39,13 @@ _COMPARED = {
     "greater or equal": pl.Expr.ge,
 }
 _VALUES = {"set": (0, 0), "not set": (0, 0), "between": (2, 2)}
-"""How many values an operator takes, from and to; others take one or more."""
+"""How many values an operator takes, minimum and maximum; others take one or more."""
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Names of columns: `user`, `event`, its `time` (Datetime in UTC), and `session` where there
-    are any (a whole number; -1 is none). Rows without a user or a time don't count."""
+    """Names of columns: `user`, `event`, its `time` (Datetime in UTC), and `session` if there are
+    sessions (a whole number; -1 is none). Rows without a user or a time don't count."""
 
     user: str
     event: str
@@ -56,7 +56,7 @@ class Roles:
 @dataclass(frozen=True)
 class Where:
     """A filter on one `property`. The `op` "set" and "not set" take no `values`, "between" two
-    (both ends included), the others one or more of which one must hold. Raises BadInput."""
+    (inclusive), others one or more, of which one must match. Raises BadInput."""
 
     property: str
     op: Operator
@@ -84,9 +84,9 @@ class Where:
             )
 
     def expr(self, schema: pl.Schema) -> pl.Expr:
-        """Whether it holds, true or false for every row of a frame of this `schema`. Raises
-        BadInput for a value that the property's type can't have, or a property that the frame
-        can't have."""
+        """Whether the filter holds: true or false for every row of a frame of this `schema`. Raises
+        BadInput for a value that the property's type can't have, or a property that the frame can't
+        have."""
         value = property_of(self.property, schema)
         dtype = schema.get(self.property, pl.String())
         if self.op in ("set", "not set"):
@@ -110,8 +110,8 @@ class Where:
 
 @dataclass(frozen=True)
 class Event:
-    """Events of one `name` (any with None) that pass all filters of `where`. With `first`, only a
-    user's first ones of them in the frame (of any name: new users), simultaneous ones included."""
+    """Events of one `name` (None: any) that pass all filters of `where`. With `first`, only each
+    user's first such events in the frame (of any name: new users), all simultaneous ones."""
 
     name: str | None = None
     where: tuple[Where, ...] = ()
@@ -124,7 +124,7 @@ class Event:
 
     @classmethod
     def parse(cls, given: object) -> Event:
-        """One that is `given` as a name, or in JSON types:
+        """An event `given` as a name, or in JSON types:
         {"event": NAME, "where": [{"property": …, "op": …, "values": […]}], "first": false}.
         Raises BadInput."""
         if isinstance(given, Event):
@@ -141,8 +141,8 @@ class Event:
         return cls(name, parse_filters(given.get("where", ())), first)
 
     def expr(self, schema: pl.Schema, roles: Roles) -> pl.Expr:
-        """Whether a row is such an event, true or false, in a frame of this `schema` and `roles`.
-        The name comes first, for Polars to prune by it."""
+        """Whether a row of a frame of this `schema` and `roles` is such an event: true or false.
+        The name is tested first, so that Polars can prune by it."""
         held = [where.expr(schema) for where in self.where]
         if self.name is not None:
             held.insert(0, (pl.col(roles.event) == self.name).fill_null(False))
@@ -155,16 +155,15 @@ class Event:
 
 
 def any_of(kinds: Sequence[Event], schema: pl.Schema, roles: Roles | None) -> pl.Expr:
-    """Whether a row is of any kind, whatever other rows there are; roles are needed where a kind
-    has a name. Raises BadInput for a user's first events."""
+    """Whether a row is of any of the kinds, regardless of other rows; roles are needed if a kind
+    has a name. Raises BadInput for a kind with `first`."""
     if any(kind.first for kind in kinds):
         raise BadInput("event: expected one that a row tells by itself, got a user's first")
     return _any(kind.expr(schema, roles or Roles("", "", "")) for kind in kinds)
 
 
 def labels_of(question: Mapping[str, object]) -> list[str]:
-    """The names of the events of a question, in the order in which they play a part; or its
-    user."""
+    """The names of a question's events, in the order of their roles in it; or its user."""
     found: list[str] = []
     for name in ("steps", "events", "start", "back", "event", "user"):
         value = question.get(name)
@@ -214,13 +213,13 @@ def property_of(name: str, schema: pl.Schema) -> pl.Expr:
     path = "".join(f"[{_quoted(key)}]" for key in name.removeprefix("$.").split("."))
     if schema[RAW] == pl.String:
         return pl.col(RAW).str.json_path_match(f"${path}")
-    # SUBTLE: `pl.col(RAW).map_batches` has a closure, which a scan that Python feeds can't be sent.
+    # SUBTLE: `pl.col(RAW).map_batches` has a closure, which can't be sent to a scan fed by Python.
     text = pl.map_batches([RAW], _text, pl.String, is_elementwise=True)
     return text.str.json_path_match(f"${path}")
 
 
 def _text(columns: Sequence[pl.Series]) -> pl.Series:
-    """Bytes as text, null where they are not UTF-8, for which the cast fails as a whole."""
+    """Bytes as text, null where they are not UTF-8; a cast of the whole column would fail."""
     (messages,) = columns
     try:
         return messages.cast(pl.String)
@@ -246,7 +245,7 @@ def _any(found: Iterable[pl.Expr]) -> pl.Expr:
 
 
 def _typed(value: Value, dtype: pl.DataType, name: str) -> pl.Expr:
-    """The value as a literal of a column's type."""
+    """The value as a literal of the column's type."""
     if isinstance(value, bool) and dtype == pl.String:
         value = "true" if value else "false"
     try:

@@ -1,23 +1,23 @@
-"""The funnel: how many users go from one step to the next, and how long it takes them.
+"""The funnel: how many users go from one step to the next, and how long it takes.
 
-A path begins with its entry, an event of step 1 in the period, and has all of its events within the
+A path begins with its entry, an event of step 1 in the period, and all of its events are within the
 window from its first one. Definitions are Amplitude's (Funnel Analysis: "How Amplitude computes
 funnels", "How Amplitude handles simultaneous events") unless an option says otherwise:
 
-- `order`: "this" (other events may lie between), "exact" (none may, but for such as are
-  simultaneous with a step) or "any" (step k counts if the steps up to k are there in any sequence).
-- `count`: "uniques" (of each unit the longest, then earliest path) or "totals" (all paths, each
-  event in one of them only).
-- `reentry`: "any" entry may begin the path that counts; Mixpanel's "first" (the first entry only;
-  in totals, none while a path is open) and "latest" (the last entry before step 2).
+- `order`: "this" (other events may lie between), "exact" (none may, except those simultaneous with
+  a step) or "any" (step k counts if the steps up to k occur in any sequence).
+- `count`: "uniques" (each unit's longest, then earliest path) or "totals" (all paths; each event
+  belongs to one of them only).
+- `reentry`: "any" entry may begin the path that counts; or Mixpanel's "first" (only the first
+  entry; in totals, no entry while a path is open) and "latest" (the last entry before step 2).
 - `resolution`: events in the same second are simultaneous, and either order counts; 0 orders them
-  by milliseconds, and simultaneous ones don't follow one another.
-- `segment`: filters on the entry only. `by`: a property that divides the paths, by the value at
+  by milliseconds, and simultaneous events don't follow one another.
+- `segment`: filters on the entry only. `by`: a property that groups the paths by its value at
   `attribution`: "entry" or, as in PostHog, "first touch", "last touch" (the first or last step with
-  a value), "all steps" (which then has one value: the unit is user and value), or a step's number.
-- `hold`: the unit is a user with one value of this property; events without a value don't count.
-- `exclude`: a path ends before a step if such an event lies between; with `exclusion` "drop", as in
-  PostHog, its unit is left out.
+  a value), "all steps" (all with one value: the unit is user and value), or a step's number.
+- `hold`: the unit is a user with one value of this property; events without it don't count.
+- `exclude`: a path ends before a step if such an event lies in between; with `exclusion` "drop", as
+  in PostHog, its unit is left out.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ ROUNDING_MS = 60_000
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Events that must not lie between two steps: none like `event` after the step `after` (from 1)
-    and before the step `before`, by default the first and last."""
+    """Events that must not lie between two steps: nothing like `event` after the step `after` (from
+    1) and before the step `before`; by default the first and last."""
 
     event: Event
     after: int = 1
@@ -106,7 +106,7 @@ def funnel(
     exclude: Sequence[Exclusion] = (),
     exclusion: Literal["break", "drop"] = "break",
 ) -> Funnel:
-    """The funnel of `steps`, as the module says. `limit` is the number of groups that are named.
+    """The funnel of `steps`, as the module defines it. `limit` is the number of named groups.
     Raises BadInput."""
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     _check(steps, order, window, count, reentry, resolution, attribution, exclude, exclusion)
@@ -153,7 +153,7 @@ def _check(
     exclude: Sequence[Exclusion],
     exclusion: str,
 ) -> None:
-    """Raise BadInput for what can't be asked."""
+    """Raise BadInput for an invalid question."""
     if not 1 <= len(steps) <= STEPS_MAX:
         raise BadInput(f"steps: expected 1 to {STEPS_MAX}, got {len(steps)}")
     if len(exclude) > STEPS_MAX:
@@ -198,8 +198,8 @@ def _events(
     hold: str | None,
     exclude: Sequence[Exclusion],
 ) -> pl.DataFrame:
-    """The events that matter: user, `ms`, `mask`, and `value` and `held` where they are asked for.
-    All events matter where none may lie between steps."""
+    """The relevant events: user, `ms`, `mask`, and `value` and `held` if asked for. All events are
+    relevant if none may lie between steps."""
     schema = frame.collect_schema()
     kinds = [*steps, *(one.event for one in exclude)]
     rows, found = matched(frame, roles, kinds, every=order == "exact")
@@ -226,8 +226,8 @@ def _counted(
     attribution: str | int,
     drop: bool,
 ) -> pl.DataFrame:
-    """A row a path: `longest`, `reached` (how many steps), `bucket` of entry, `group`, and
-    `elapsed_1`, …: from the first event of all steps so far to the last, null where not reached."""
+    """One row per path: `longest`, `reached` (how many steps), `bucket` of entry, `group`, and
+    `elapsed_1`, …: from the first event of all steps so far to the last, null if not reached."""
     reached = found.lengths[:, 1]
     events = np.where(np.arange(found.events.shape[1]) < reached[:, None], found.events, -1)
     kept = reached > 0
@@ -286,7 +286,7 @@ def _whole(finished: pl.DataFrame, grid: pl.DataFrame, last: pl.Expr) -> pl.Data
 
 
 def _by_step(paths: pl.DataFrame, grid: pl.DataFrame, labels: Sequence[str]) -> pl.DataFrame:
-    """For each row of the grid and each step: how many paths reached it, and since when."""
+    """For each row of the grid and each step: how many paths reached it, and the time it took."""
     keys, found = grid.columns, []
     for step, label in enumerate(labels, 1):
         since = pl.lit(None, pl.Int64)
@@ -309,7 +309,7 @@ def _by_step(paths: pl.DataFrame, grid: pl.DataFrame, labels: Sequence[str]) -> 
 
 
 def _distribution(finished: pl.DataFrame, groups: pl.DataFrame, last: pl.Expr) -> pl.DataFrame:
-    """How long the paths took that have all steps, in BINS bins from 0 to the longest."""
+    """The durations of paths with all steps, in BINS bins from 0 to the longest."""
     longest = finished.select(last.max()).item() or 0
     width = max(1, -(-longest // BINS))
     number = (last // width).clip(0, BINS - 1)

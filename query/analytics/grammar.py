@@ -1,11 +1,11 @@
-"""Events and filters as they are written in a line of text.
+"""The text form of events and filters.
 
     EVENT   NAME [where FILTER [and FILTER]...]     `*` is any event
             {"event": NAME, "where": [...], "first": true}
     FILTER  PROPERTY OPERATOR [VALUE[,VALUE]...]    price > 10   country = DE,NL   plan is set
 
-Operators are those of the charts, in words or as = != < <= > >=. What contains a comma, a quote or
-a word of this grammar is quoted: "a, b". A bare number is one where it is compared by size.
+Operators are those of the charts, in words or as = != < <= > >=. Text with a comma, a quote or a
+word of this grammar is quoted: "a, b". An unquoted number is a number if it is compared by size.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""What all questions begin and end with: rows that count, and groups, of which the largest are
-named.
+"""What all questions begin and end with: selecting the rows that count, and naming the largest
+groups.
 
-A row without a user or a time is none. Event names go to the scan as one predicate.
+A row without a user or a time doesn't count. Event names reach the scan as one predicate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from forebay.storage.base.times import now_ms, time_of
 
 OTHERS = "(others)"
 DAYS = 30
-"""Of a period that is not given."""
+"""Length of the default period."""
 GROUPS_MAX = 1000
 GROUP = ["group", "others"]
 GROUP_SCHEMA = {"group": pl.String, "others": pl.Boolean}
@@ -30,7 +30,7 @@ GROUP_SCHEMA = {"group": pl.String, "others": pl.Boolean}
 def matched(
     frame: pl.LazyFrame, roles: Roles, kinds: Sequence[Event], *, every: bool = False
 ) -> tuple[pl.LazyFrame, list[pl.Expr]]:
-    """The rows that are of any kind (with `every`, all), and for each kind whether a row is of it.
+    """The rows of any of the kinds (with `every`, all), and for each kind whether a row is of it.
 
     Raises BadInput if a role's column is missing or not of its type.
     """
@@ -38,7 +38,7 @@ def matched(
     require_roles(schema, roles)
     found = [kind.expr(schema, roles) for kind in kinds]
     for number, kind in enumerate(kinds):
-        if kind.first:  # of the whole frame, whatever is filtered afterwards
+        if kind.first:  # in the whole frame, before other filters
             frame = frame.with_columns(found[number].alias(f"_first_{number}"))
             found[number] = pl.col(f"_first_{number}")
     rows = frame.filter(pl.col(roles.user).is_not_null(), pl.col(roles.time).is_not_null())
@@ -82,8 +82,8 @@ def latest(frame: pl.LazyFrame, roles: Roles) -> int:
 
 
 def recent(frame: pl.LazyFrame, roles: Roles, interval: Interval) -> Period:
-    """The last DAYS days up to the newest event that is not in the future, from the first event on.
-    Raises BadInput if there is none."""
+    """The DAYS days up to the newest event that is not in the future, or since the first event if
+    that is later. Raises BadInput if there is none."""
     rows, _ = matched(frame, roles, [Event()])
     past = rows.filter(pl.col(roles.time) <= time_of(now_ms())).select(pl.col(roles.time).dt.date())
     found = past.select(first=pl.first().min(), last=pl.first().max()).collect(engine="streaming")
@@ -95,9 +95,9 @@ def recent(frame: pl.LazyFrame, roles: Roles, interval: Interval) -> Period:
 
 
 def top_groups(rows: pl.DataFrame, ranking: pl.DataFrame, limit: int) -> pl.DataFrame:
-    """With `group` as it is where it is one of the `limit` groups of the greatest `weight` in
-    `ranking`, and else OTHERS with true in the column `others`: a value may have that name itself.
-    Null is the group without a value. Raises BadInput for a limit below 1 or above GROUPS_MAX."""
+    """`group` is kept if it is one of the `limit` groups of the greatest `weight` in `ranking`;
+    else it becomes OTHERS, with `others` true, as a value may have that name. Null is the group
+    without a value. Raises BadInput for a limit below 1 or above GROUPS_MAX."""
     if not 1 <= limit <= GROUPS_MAX:
         raise BadInput(f"limit: expected 1 to {GROUPS_MAX} groups, got {limit}")
     kept = (
@@ -115,31 +115,31 @@ def top_groups(rows: pl.DataFrame, ranking: pl.DataFrame, limit: int) -> pl.Data
 
 
 def group_of(by: str | None, schema: pl.Schema) -> pl.Expr:
-    """The column `group`: a property as text, or null for one group of all."""
+    """The column `group`: a property as text, or null if all rows are one group."""
     found = pl.lit(None, pl.String) if by is None else property_of(by, schema).cast(pl.String)
     return found.alias("group")
 
 
 def filled(grid: pl.DataFrame, found: pl.DataFrame, zero: Sequence[str]) -> pl.DataFrame:
-    """The rows of a grid with what was found of them; for the others, 0 in the columns `zero`."""
+    """The rows of a grid with their values from `found`; if missing, 0 in the columns `zero`."""
     keys = [name for name in grid.columns if name in found.columns]
     rows = grid.join(found, on=keys, how="left", nulls_equal=True, maintain_order="left")
     return rows.with_columns(pl.col(name).fill_null(0) for name in zero)
 
 
 def groups_in(rows: pl.DataFrame) -> pl.DataFrame:
-    """The distinct groups, by name, those of OTHERS and without a value last; one if there is no
-    row."""
+    """The distinct groups by name, with OTHERS and the group without a value last; one group if
+    there are no rows."""
     if not rows.height:
         return pl.DataFrame({"group": [None], "others": [False]}, GROUP_SCHEMA)
     return rows.select(GROUP).unique().sort("others", "group", nulls_last=True)
 
 
 def without_group(by: object, *tables: pl.DataFrame) -> list[pl.DataFrame]:
-    """The tables, without the columns of groups where nothing divides them."""
+    """The tables, without the columns of groups if nothing groups them."""
     return [table if by is not None else table.drop(GROUP, strict=False) for table in tables]
 
 
 def share(part: str, whole: str) -> pl.Expr:
-    """From 0 to 1; null of none."""
+    """From 0 to 1; null if the whole is 0."""
     return pl.when(pl.col(whole) > 0).then(pl.col(part) / pl.col(whole))

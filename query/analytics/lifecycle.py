@@ -1,9 +1,9 @@
-"""Lifecycle: in each bucket, how many users are new, returning, resurrected, dormant.
+"""Lifecycle: how many users are new, returning, resurrected and dormant in each bucket.
 
-A user who is active in a bucket is new if the frame has no event of the kind before it, returning
-if there is one in the bucket before, else resurrected. Dormant are those who were active in the
-bucket before and are not in this one (Amplitude, Lifecycle; PostHog's "dormant" is the same). The
-bucket before the first one ends where the period begins.
+An active user of a bucket is new if the frame has no earlier event of the kind, returning if there
+is one in the preceding bucket, else resurrected. Dormant users were active in the preceding bucket
+and are not in this one (Amplitude, Lifecycle; PostHog's "dormant" is the same). The bucket before
+the first one ends where the period begins.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Lifecycle(Answer):
 def lifecycle(
     frame: pl.LazyFrame, roles: Roles, period: Period, *, event: Event | None = None
 ) -> Lifecycle:
-    """The lives of users by `event`, by default any. All of the frame before the end of the period
-    is read. Raises BadInput."""
+    """The lifecycle of users by `event`, by default any. Reads the whole frame before the end of
+    the period. Raises BadInput."""
     question = {"period": period, "event": event}
     rows, _ = matched(frame, roles, [event or Event()])
     edges = np.insert(period.edges_ms, 0, period.before.edges_ms[-2])

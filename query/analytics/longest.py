@@ -1,9 +1,9 @@
-"""The longest, then earliest path of each unit, compiled.
+"""The longest, then earliest path of each unit; compiled.
 
 A path begins with an event of step 0, its entry, and takes each further step in the earliest group
-that can fill it (one step of it if `strict`). Groups are found through `following`: for each group
-and bit the next group of the unit with such an event. So a path costs its steps, however many
-events lie between.
+that can fill it (one step per group if `strict`). `following` has, for each group and bit, the
+unit's next group with such an event. So a path costs as much as it has steps, however many events
+lie in between.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from forebay.storage.base.compiled import compiled
 def _refill(
     entry: int, group: int, level: int, most: int, masks: Any, starts: Any, filled: Any, own: Any
 ) -> int:
-    """Fill steps `level`, ..., `most` - 1 with the events of one group alone; the level then."""
+    """Fill steps `level`, ..., `most` - 1 with the events of one group; return the new level."""
     own[starts[group] : starts[group + 1]] = -1
     if starts[group] <= entry < starts[group + 1]:
         own[entry] = 0
@@ -33,12 +33,12 @@ def _unbroken(
     entry: int, group: int, units: Any, masks: Any, starts: Any, times: Any,
     steps: int, window: int, filled: Any, places: Any, own: Any,
 ) -> int:  # fmt: skip
-    """How many steps the path of an entry has in exact order, where each group between must have
-    one: fewer steps in one group may leave one for the next. Fills `filled` and `places`.
+    """How many steps an entry's path has in exact order, where each group in between must fill one:
+    using fewer events of one group may leave a step for the next. Fills `filled` and `places`.
 
-    A group that can fill steps k, ..., m can fill any first part of them, and k + 1, ..., m. So
-    the highest level that can be reached before a group is the best to have come from."""
-    reached = np.zeros((steps, steps + 1), dtype=np.bool_)  # after so many groups more, the level
+    A group that can fill steps k, ..., m can also fill any first part of them, and k + 1, ..., m.
+    So the highest level that is reachable before a group is the best one to continue from."""
+    reached = np.zeros((steps, steps + 1), dtype=np.bool_)  # the level after so many more groups
     best, last = 0, 0
     for n in range(steps):
         at = group + n
@@ -73,7 +73,7 @@ def _sequence(
     entry: int, group: int, units: Any, masks: Any, starts: Any, times: Any, following: Any,
     steps: int, window: int, exact: bool, strict: bool, filled: Any, places: Any, own: Any,
 ) -> int:  # fmt: skip
-    """How many steps the path of an entry has: events in `filled`, their groups in `places`."""
+    """How many steps an entry's path has; sets its events in `filled`, their groups in `places`."""
     filled[:] = -1
     own[starts[group] : starts[group + 1]] = -1
     own[entry] = 0
@@ -109,7 +109,7 @@ def _sequence(
 
 @compiled
 def _insert(found: Any, count: int, event: int) -> int:
-    """Put an event in order into the first `count`, unless it is there; how many there are then."""
+    """Insert an event in order into the first `count`, if not there yet; return the new count."""
     at = count
     while at and found[at - 1] >= event:
         at -= 1
@@ -126,8 +126,8 @@ def _unordered(
     entry: int, group: int, masks: Any, starts: Any, times: Any, following: Any, preceding: Any,
     steps: int, window: int, filled: Any, places: Any,
 ) -> int:  # fmt: skip
-    """The same in any order, of the latest window that holds the entry and the most steps. Of each
-    step, the nearest events are enough, as many on either side as there are steps."""
+    """The same in any order, in the latest window that contains the entry and the most steps. Only
+    the nearest events of each step matter: on either side, as many as there are steps."""
     found = np.empty(2 * steps * steps + starts[group + 1] - starts[group], dtype=np.int64)
     count = starts[group + 1] - starts[group]
     for i in range(count):
@@ -151,7 +151,7 @@ def _unordered(
         low = times[found[first]] if n else times[entry]
         if n and first and times[found[first - 1]] == low:
             continue
-        # What came before the entry, the nearest first, and then what came after it.
+        # Those before the entry, the nearest first, and then those after it.
         held = np.empty(len(found), dtype=np.int64)
         kinds = np.empty(len(found), dtype=np.uint64)
         size = 0
@@ -184,8 +184,8 @@ def longest_paths(
     steps: int, window: int, order: int, strict: bool, reentry: int, bounds: Any, drop: bool,
     edges: Any,
 ) -> Any:  # fmt: skip
-    """The longest, then earliest path of each unit and bucket of entry: its length without
-    exclusions and with them, its events, and whether it is the longest, earliest of its unit."""
+    """The longest, then earliest path of each unit and bucket of entry: its length without and with
+    exclusions, its events, and whether it is the longest, earliest path of its unit."""
     one = np.uint64(1)
     entries = 0
     for i in range(len(masks)):

@@ -1,9 +1,9 @@
 """Paths: what users do after an event, step by step (Amplitude, Journeys).
 
-A user's path begins with the first occurrence of the start event in the period, and has the events
-that follow it, one a step, within `window` of it. With `collapse`, an event that has the name of
-the one before is no step. At each step the events of most users are named, the others are one node,
-and so are those whose path has ended.
+A user's path begins with the first occurrence of the start event in the period, and continues with
+the events that follow within `window` of it, one per step. With `collapse`, an event with the same
+name as the one before is not a step. At each step the events with the most users are named; the
+others are one node, and so are the paths that have ended.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def paths(
     collapse: bool = False,
     among: Sequence[Event] = (),
 ) -> Paths:
-    """What follows `start` in `steps` steps, as the module says. `limit` is the number of events
-    that are named at each step; after the first, only events of `among`, if there are any, are
-    steps. Raises BadInput."""
+    """What follows `start` in `steps` steps, as the module defines it. `limit` is the number of
+    named events at each step; after the first step, only events of `among` (if given) are steps.
+    Raises BadInput."""
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     if not 1 <= steps <= STEPS_MAX:
         raise BadInput(f"steps: expected 1 to {STEPS_MAX}, got {steps}")
@@ -102,7 +102,7 @@ def _followed(rows: pl.DataFrame, window_ms: int, collapse: bool) -> pl.DataFram
 
 
 def _named(followed: pl.DataFrame, steps: int, limit: int) -> pl.DataFrame:
-    """Every user at each step, at most one step beyond the last: `event` and `kind`."""
+    """Every user at each step, and one step after their path's end: `event` and `kind`."""
     top = (
         followed.group_by("step", "event")
         .agg(users=pl.len())

@@ -1,8 +1,8 @@
 """The time a question is about, and its buckets in a time zone.
 
-A bucket begins with a local day, or with equal parts of one counted from its beginning, so days
-have 23 to 25 hours where clocks change, and an hour that repeats has two buckets. Local days begin
-at their first instant, whatever the clock shows then.
+A bucket begins with a local day, or with an equal part of one counted from its beginning. So days
+have 23 to 25 hours where clocks change, and an hour that repeats has two buckets. A local day
+begins at its first instant, whatever the clock shows then.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ BUCKETS_MAX = 100_000
 @dataclass(frozen=True)
 class Period:
     """From `start` on and before `end`: days of the time zone `zone`, or instants with a zone of
-    their own; in buckets of an `interval`. The first and last may begin before it, or end after it:
-    events outside the period count in none. Weeks begin on `week_start` (0 is Monday). Raises
-    BadInput."""
+    their own; in buckets of an `interval`. The first bucket may begin before the period and the
+    last may end after it, but events outside the period don't count. Weeks begin on `week_start` (0
+    is Monday). Raises BadInput."""
 
     start: date
     end: date
@@ -108,7 +108,7 @@ class Period:
 
     @property
     def buckets(self) -> int:
-        """How many there are."""
+        """The number of buckets."""
         return len(self.edges_ms) - 1
 
     def label(self, number: pl.Expr) -> pl.Expr:
@@ -118,7 +118,7 @@ class Period:
 
     @property
     def before(self) -> Period:
-        """As many whole buckets, directly before this period's first one."""
+        """A period of as many whole buckets, directly before this period's first bucket."""
         days = np.diff(self.edges_ms[[0, -1]]).item()
         zone = zone_of(self.zone)
         if self.interval in PARTS_MS:
@@ -139,9 +139,9 @@ class Period:
         return pl.col(column).is_between(low, high, closed="left" if not after_ms else "both")
 
     def bucket(self, ms: pl.Expr) -> pl.Expr:
-        """The number of the bucket of times `ms` in milliseconds, which are in the period."""
+        """The bucket number of times `ms` in milliseconds, all of which are in the period."""
         widths = np.diff(self.edges_ms)
-        if (widths == widths[0]).all():  # as it is unless clocks change
+        if (widths == widths[0]).all():  # unless clocks change
             return ((ms - int(self.edges_ms[0])) // int(widths[0])).cast(pl.Int32)
         edges = pl.lit(pl.Series(self.edges_ms))
         return edges.search_sorted(ms, side="right").cast(pl.Int32) - 1
@@ -167,7 +167,7 @@ def _local(ms: int, zone: tzinfo) -> date:
 
 def _instant(day: date, zone: tzinfo) -> int:
     """Milliseconds of a time, or of the first instant of a local day. (Where clocks skip midnight,
-    the offset from before the gap makes it the end of the gap.)"""
+    the offset before the gap makes it the end of the gap.)"""
     if not isinstance(day, datetime):
         day = datetime.combine(day, time(), zone)
     return ms_of(day.astimezone(EPOCH.tzinfo))

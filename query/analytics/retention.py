@@ -1,15 +1,15 @@
-"""Retention: how many of those who did a start event came back, by the day since.
+"""Retention: how many users who did a start event came back, by days since.
 
 A user who does the start event in several buckets of the period (days, weeks or months in its zone)
-opens a window in each, with the first such event of the bucket; the bucket is its cohort. Return
-events from that moment on count, also one that is the start event itself.
+opens a window in each, at the first such event of the bucket; the bucket is its cohort. Later
+return events count, even if they are the start event too.
 
-- Day 0 begins with the hour of the start event, a day is 24 hours (a week 168, a month 720): so
-  Amplitude and Mixpanel. With `calendar`, as in PostHog, days are those of the zone.
-- `mode` "on" counts returns on exactly day X, "on or after" on day X or later.
-- `brackets` are ranges of days in place of single ones, the end not included.
-- A cohort is complete at X when that day, counted from the cohort's beginning, was over at `now`.
-  Those that are not are left out of the overall figures, numerator and denominator.
+- Day 0 begins with the hour of the start event; a day is 24 hours (a week 168, a month 720), as in
+  Amplitude and Mixpanel. With `calendar`, days are those of the zone, as in PostHog.
+- `mode` "on" counts returns on exactly day X, "on or after" those on day X or later.
+- `brackets` are ranges of days in place of single days, end excluded.
+- A cohort is complete at X if that day, counted from the cohort's beginning, was over at `now`.
+  Incomplete cohorts are left out of the overall figures, in numerator and denominator.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ DAYS_MAX = 1000
 
 @dataclass(frozen=True, repr=False)
 class Retention(Answer):
-    """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) where there
-    is a `by`.
+    """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) if there is a
+    `by`.
 
     `cohorts`  `cohort` (the bucket), `from_day`, `to_day` (not included; null with "on or after"),
                `count` of users who came back, `out_of` users, `share`, `complete`
@@ -76,9 +76,9 @@ def retention(
     limit: int = 100,
     now: datetime | None = None,
 ) -> Retention:
-    """Who came back on days 0 to `days`, as the module says. `segment` filters start events, `by`
-    divides cohorts by a property of the start event; `now` is the time of asking, by default that
-    of the newest event that is not in the future. Raises BadInput."""
+    """Who came back on days 0 to `days`, as the module defines it. `segment` filters start events,
+    `by` groups cohorts by a property of the start event; `now` is the time of asking, by default
+    that of the newest event that is not in the future. Raises BadInput."""
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     bounds = _bounds(period, mode, days, brackets)
     now_ms = latest(frame, roles) + 1 if now is None else ms_of(now)
@@ -143,7 +143,7 @@ def _windows(
     now_ms: int,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Windows (user, `bucket`, `ms`, `place`, `group`) and returns (user, `ms`, `place`). Places
-    are numbers of buckets with `calendar`, else milliseconds: for windows, of the hour."""
+    are bucket numbers with `calendar`, else milliseconds: for windows, those of the hour."""
     until = replace(period, end=time_of(max(period.end_ms, now_ms)))
     ms, time, schema = pl.col("ms"), pl.col(roles.time), frame.collect_schema()
     rows, _ = matched(frame, roles, [filtered(start, segment)])
@@ -171,8 +171,8 @@ def _count(
     units: Any, begun: Any, bases: Any, cells: Any, lows: Any, back: Any, places: Any,
     width: int, bounds: Any, or_after: bool, counts: Any,
 ) -> None:  # fmt: skip
-    """Add each window to its cell's counts of the ranges of days in which its user came back. The
-    returns of a user begin at the place that `lows` has."""
+    """For each window, count the ranges of days in which its user came back, in its cell. A user's
+    returns begin at the index in `lows`."""
     for window in range(len(units)):
         low, high = lows[units[window]], lows[units[window] + 1]
         at = place(back, low, high, begun[window])
@@ -240,7 +240,7 @@ def _answer(
 
 
 def _over_ms(period: Period, ends: list[int], calendar: bool) -> Any:
-    """When so many days are over, for each bucket: an array of buckets by ends."""
+    """When so many days are over for each bucket: an array of buckets by ends."""
     if not calendar:
         widths = np.array(ends, dtype=np.int64) * WIDTHS_MS[period.interval]
         return period.edges_ms[:-1, None] + widths

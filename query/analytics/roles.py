@@ -1,7 +1,7 @@
-"""The roles of a data directory: which columns have the user, the event, its time and the session.
+"""The roles of a data directory: its columns for the user, the event, its time and the session.
 
 The job publishes them in the manifest of each partition, from its schema preset or its settings, so
-that a reader needs no configuration.
+a reader needs no configuration.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ NEEDED = ("user", "event", "time")
 
 def read_roles(*data: str | PathLike[str], **named: str) -> Roles:
     """The roles that all data directories have in common; `named` ones (user, event, time, session)
-    go before. Raises BadInput where one is unknown or differs, Corruption or FormatVersion if a
-    manifest can't be read."""
+    take precedence. Raises BadInput if a role is unknown or differs, Corruption or FormatVersion if
+    a manifest can't be read."""
     return roles_of(published_roles(*data), **named)
 
 
 def published_roles(*data: str | PathLike[str]) -> list[Mapping[str, str]]:
-    """Those of each partition with events. Raises Corruption or FormatVersion."""
+    """The roles of each partition with events. Raises Corruption or FormatVersion."""
     disk, found = Disk(), list[Mapping[str, str]]()
     for root in map(data_directory, data):
         require_data_directory(root)
@@ -38,8 +38,8 @@ def published_roles(*data: str | PathLike[str]) -> list[Mapping[str, str]]:
 
 
 def roles_of(found: Sequence[Mapping[str, str]], **named: str) -> Roles:
-    """The roles that all of these have in common; `named` ones go before. Raises BadInput where one
-    is unknown or differs."""
+    """The roles that all of these have in common; `named` ones take precedence. Raises BadInput if
+    a role is unknown or differs."""
     known = {field.name for field in fields(Roles)}
     if unknown := sorted(named.keys() - known):
         raise BadInput(f"roles: expected names among {', '.join(sorted(known))}; got {unknown}")

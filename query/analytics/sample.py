@@ -1,5 +1,5 @@
-"""A sample: some events of a kind, to look at what a figure of another question is made of. Here
-events without a user count too."""
+"""A sample: some events of a kind, to see what another question's figure is made of. Events without
+a user count here too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sample(Answer):
     """The answer to `question`.
 
     `events`  all columns of the frame, the earliest event first
-    `total`   `events`: how many there are, in one row
+    `total`   `events`: the number of such events, in one row
     """
 
     events: pl.DataFrame
@@ -39,8 +39,8 @@ def sample(
     where: Sequence[Where] = (),
     limit: int = 50,
 ) -> Sample:
-    """At most `limit` events of the kind that pass `where`, in the `period`, or of all times. They
-    are those that are read first, for no others have to be read whole. Raises BadInput."""
+    """At most `limit` events of the kind that pass `where`, in the `period` or of all times. They
+    are the first ones read, so that no others have to be read in full. Raises BadInput."""
     question = {name: value for name, value in locals().items() if name != "frame"}
     if not 1 <= limit <= LIMIT_MAX:
         raise BadInput(f"limit: expected 1 to {LIMIT_MAX:,}, got {limit}")

@@ -1,4 +1,4 @@
-"""Segmentation: how much of one or several events there was, over time (Amplitude, Event
+"""Segmentation: a measure of one or several events over time, such as users (Amplitude, Event
 Segmentation).
 
     measure       a bucket's value is
@@ -9,7 +9,7 @@ Segmentation).
     "frequency"   users who did it so many times, a row for each bin of `frequency`
     "sum" "mean" "median" "percentile" "distinct"   of the values of `of`, a property
 
-The overall value of users counts each user once; so it is no sum of buckets.
+Overall, a user counts once; so the overall value is not the sum of the buckets.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ MEASURES: dict[str, Measure] = {
     "PROPSUM": "sum",
     "PROPAVG": "mean",
 }
-"""In a formula."""
+"""Functions in a formula."""
 FORMULA_CHARACTERS = 1000
 _OPERATORS: dict[type[ast.operator], Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
@@ -62,13 +62,12 @@ _OPERATORS: dict[type[ast.operator], Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
 
 @dataclass(frozen=True, repr=False)
 class Segmentation(Answer):
-    """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) where there
-    is a `by`, and `times` (the least number of the bin, the end not included) with the measure
-    "frequency".
+    """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) if there is a
+    `by`, and `times` (the lower end of the bin, upper end excluded) with the measure "frequency".
 
     `over_time`  `event` (its place in the question, from 0; not in a formula's), `bucket`, `value`
     `overall`    the same over the whole period
-    `before`     as `over_time`, of the period before, if that was asked for
+    `before`     as `over_time`, of the preceding period, if that was asked for
     """
 
     over_time: pl.DataFrame
@@ -93,10 +92,10 @@ def segmentation(
     now: datetime | None = None,
 ) -> Segmentation:
     """The measure of each event in each bucket, and overall. `segment` filters all events, `by`
-    divides them by a property, of which the `limit` greatest groups of each event are named.
+    groups them by a property; the `limit` greatest groups of each event are named.
 
-    With `compare`, the same of as many buckets before the period; if `now` is within the period,
-    they are read only as far as the period itself has come. Raises BadInput.
+    With `compare`, the same for as many buckets before the period; if `now` is within the period,
+    only the corresponding part of them is read. Raises BadInput.
     """
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     _check(events, measure, of, percentile, frequency)
@@ -131,11 +130,11 @@ def formula(
     period: Period,
     **options: object,
 ) -> Segmentation:
-    """A formula over several events, such as "UNIQUES(B) / UNIQUES(A)": events are A, B, …;
-    functions the measures but "frequency" in capitals, with PROPSUM and PROPAVG for sum and mean as
-    Amplitude names them; operators + - * / and parentheses. A value is null where one it needs is,
-    or a divisor is 0; groups are those named of each event. `options` are those of `segmentation`
-    but `measure` and `compare`. Raises BadInput."""
+    """A formula over several events, such as "UNIQUES(B) / UNIQUES(A)". Events are A, B, …;
+    functions are the measures except "frequency", in capitals, with PROPSUM and PROPAVG for sum and
+    mean, as in Amplitude; operators are + - * / and parentheses. A value is null if one it needs is
+    null, or a divisor is 0; groups are those named for each event. `options` are those of
+    `segmentation` except `measure` and `compare`. Raises BadInput."""
     question = {"events": events, "period": period, "formula": text, **options}
     if not {"measure", "compare"}.isdisjoint(options):
         raise BadInput("formula: expected no measure and no comparison of its own")
@@ -157,7 +156,7 @@ def formula(
 def _joined(
     tables: Sequence[pl.DataFrame], uses: Iterable[tuple[Measure, int]], value: pl.Expr
 ) -> pl.DataFrame:
-    """The value of a formula over the tables of the measures that it uses."""
+    """The value of a formula over the tables of the measures it uses."""
     keys = [name for name in (*GROUP, "bucket") if name in tables[0].columns]
     grid = pl.concat(table.select(pl.lit(0).alias("all"), *keys) for table in tables).unique()
     for table, (measure, number) in zip(tables, uses, strict=True):
@@ -189,7 +188,7 @@ def _check(
 
 
 def _before(period: Period, now: datetime | None) -> Period:
-    """The period before, cut where `now` cuts this one."""
+    """The preceding period, cut short where `now` cuts this one."""
     before = period.before
     if now is None or not period.start_ms < ms_of(now) < period.end_ms:
         return before
@@ -250,7 +249,7 @@ def _series(
 
 
 def _value(measure: Measure, quantile: float) -> pl.Expr:
-    """Of rows (user, bucket, `events`), or of rows with values in `of`."""
+    """The value from rows (user, bucket, `events`), or from rows with values in `of`."""
     users, of = pl.col("user").n_unique(), pl.col("of")
     values: dict[str, Callable[[], pl.Expr]] = {
         "uniques": lambda: users,
@@ -268,12 +267,12 @@ def _value(measure: Measure, quantile: float) -> pl.Expr:
 
 
 def _ranking(found: pl.DataFrame, measure: Measure, value: pl.Expr) -> pl.DataFrame:
-    """The `weight` of each group, by which the greatest are named: its own overall value."""
+    """The `weight` by which the greatest groups are named: a group's own overall value."""
     return found.group_by("group").agg(weight=value.cast(pl.Float64))
 
 
 def _frequency(found: pl.DataFrame, keys: list[str], bins: Sequence[int]) -> pl.DataFrame:
-    """How many users did it so many times."""
+    """How many users did it how many times."""
     edges = pl.lit(pl.Series(bins, dtype=pl.Int64))
     per_user = found.group_by(*keys, "user").agg(n=pl.col("events").sum().cast(pl.Int64))
     at = edges.search_sorted(pl.col("n"), side="right") - 1
@@ -282,7 +281,7 @@ def _frequency(found: pl.DataFrame, keys: list[str], bins: Sequence[int]) -> pl.
 
 
 def _active(frame: pl.LazyFrame, roles: Roles, period: Period) -> pl.DataFrame:
-    """Users who did any event, by `bucket`, null overall."""
+    """Users who did any event, by `bucket`; null is overall."""
     rows, _ = matched(frame, roles, [Event()])
     user = pl.col(roles.user).alias("user")
     rows = rows.filter(period.within(roles.time)).select(
@@ -305,7 +304,7 @@ def _shared(table: pl.DataFrame, active: pl.DataFrame) -> pl.DataFrame:
 
 
 def _parsed(text: str, events: int, uses: dict[tuple[Measure, int], pl.Expr]) -> pl.Expr:
-    """The formula as an expression over columns "MEASURE NUMBER", which `uses` collects."""
+    """The formula as an expression over columns "MEASURE NUMBER", collected in `uses`."""
     try:
         if len(text) > FORMULA_CHARACTERS:
             raise ValueError
@@ -318,7 +317,7 @@ def _parsed(text: str, events: int, uses: dict[tuple[Measure, int], pl.Expr]) ->
 
 
 def _expression(node: ast.expr, events: int, uses: dict[tuple[Measure, int], pl.Expr]) -> pl.Expr:
-    """Raises ValueError for what is not of the grammar."""
+    """Raises ValueError for anything outside the grammar."""
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
             return pl.lit(float(number))

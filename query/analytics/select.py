@@ -1,8 +1,8 @@
-"""The SQL that asks what a segmentation asks, for who goes on from it in the prompt or elsewhere.
+"""A segmentation as SQL, to continue from in the prompt or elsewhere.
 
-It gives the table `over_time` but for buckets in which nothing was, and names all groups. Where SQL
-would answer otherwise (a user's first events, hours of a zone whose clocks change, weeks that do
-not begin on Monday, shares of active users, numbers of times), there is none.
+It gives the table `over_time`, except that empty buckets are missing and all groups are named. If
+SQL would answer differently (a user's first events, hours of a zone whose clocks change, weeks that
+do not begin on Monday, shares of active users, numbers of times), there is no SQL.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _COMPARED = {"less": "<", "less or equal": "<=", "greater": ">", "greater or equ
 
 
 def select(question: Mapping[str, object], roles: Roles, columns: Collection[str]) -> str:
-    """The text, of a question of `segmentation` by its parameters (those of their default may be
-    left out), over a table with these columns. Raises BadInput where there is none."""
+    """The SQL of a question of `segmentation`, given by its parameters (defaults may be left out),
+    over a table with these columns. Raises BadInput if there is none."""
     events = [Event.parse(one) for one in cast("Sequence[object]", question["events"])]
     measure = str(question.get("measure") or "uniques")
     period, by, of = question.get("period"), question.get("by"), question.get("of")
@@ -83,7 +83,7 @@ def _kind(event: Event, roles: Roles, columns: Collection[str]) -> str:
 
 
 def _filter(where: Where, columns: Collection[str]) -> str:
-    """Whether it holds, as `Where.expr` has it."""
+    """Whether the filter holds, as in `Where.expr`."""
     held = _property(where.property, columns)
     numbers = not any(isinstance(one, str) for one in where.values)
     if where.property not in columns and numbers and where.op in (*_COMPARED, "between"):
@@ -127,7 +127,7 @@ def _text(value: object) -> str:
 
 
 def _literal(value: Value) -> str:
-    """Text takes the type of what it is compared with."""
+    """Text, which takes the type of what it is compared with."""
     if isinstance(value, bool):
         return _text(value).lower()
     if isinstance(value, datetime):

@@ -1,5 +1,5 @@
-"""Paths of a funnel through the events of units, which are users, or users with one value of a
-property: numbered, put in order, and shared out to threads.
+"""Paths of a funnel through the events of units (users, or users with one value of a property):
+numbered, sorted, and divided among threads.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from forebay.query.analytics.units import number, order
 from forebay.storage.formats.hashes import I64, U64
 
 SHARED_ROWS = 100_000
-"""From so many on, threads are worth their start."""
+"""From this many rows on, threads are worth starting."""
 GROUP_EVENTS = 100
-"""A larger group is searched for events that make no difference."""
+"""Events that make no difference are dropped from larger groups."""
 
 
 @dataclass(frozen=True)
 class PathRules:
-    """What is a path: `window` and `resolution` in milliseconds; `bounds` has for each exclusion
-    the steps (from 0) that it lies between; `drop` chooses paths without regard to exclusions;
-    `edges` are those of the buckets of entry."""
+    """What counts as a path: `window` and `resolution` in milliseconds; `bounds` has the two steps
+    (from 0) of each exclusion; `drop` chooses paths regardless of exclusions; `edges` are those of
+    the buckets of entry."""
 
     steps: int
     window: int
@@ -41,8 +41,8 @@ class PathRules:
 
 @dataclass(frozen=True)
 class UnitPaths:
-    """A row a path: its length without and with exclusions, the row of the event of each step (-1
-    where there is none), and whether it is the one path of its unit."""
+    """One row per path: its length without and with exclusions, the row of each step's event (-1 if
+    there is none), and whether it is its unit's one path."""
 
     lengths: I64
     events: I64
@@ -53,9 +53,9 @@ def paths(
     units: pl.DataFrame, instants: I64, masks: U64, rules: PathRules, *, totals: bool
 ) -> UnitPaths:
     """The paths of all units, which are the distinct rows of `units`; `instants` in milliseconds.
-    With `totals` all of them, each with events of its own; else one a unit and bucket of entry.
+    With `totals`, all paths, none sharing an event; else one per unit and bucket of entry.
 
-    Units don't depend on each other, so threads share them out."""
+    Units are independent of one another, so threads share the work."""
     codes, firsts = number(units)
     threads = pl.thread_pool_size() if len(codes) > SHARED_ROWS else 1
 
@@ -80,7 +80,7 @@ def _fields(found: UnitPaths) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
 
 
 def _of_units(codes: I64, instants: I64, masks: U64, rules: PathRules, totals: bool) -> UnitPaths:
-    """The paths of events in order of unit and time."""
+    """The paths, with events sorted by unit and time."""
     strict, step_ms = rules.resolution == 0, max(1, rules.resolution)
     times = (instants + step_ms // 2) // step_ms * step_ms
     starts = groups(codes, times)
@@ -109,8 +109,8 @@ def _of_units(codes: I64, instants: I64, masks: U64, rules: PathRules, totals: b
 
 
 def _needed(starts: I64, instants: I64, masks: U64, rules: PathRules) -> npt.NDArray[np.bool_]:
-    """Whether an event can make a difference, so that a user's thousands in a second cost no search
-    each: of those of one group, mask and bucket (as entries), the first `steps` fill all steps."""
+    """Whether an event can make a difference, so that thousands of events in one second don't cost
+    a search each: of one group, mask and bucket (as entries), the first `steps` fill all steps."""
     group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
     bucket = np.searchsorted(rules.edges, instants, side="right") * (masks & np.uint64(1) > 0)
     rows = pl.DataFrame({"group": group, "mask": masks, "bucket": bucket})

@@ -1,10 +1,10 @@
-"""Sessions: how many there are, how long they take, and how many events they have.
+"""Sessions: how many there are, how long they last, and how many events they have.
 
-A session is, by default, what has one id in the role `session` of a user (-1 and null are none), as
-in Amplitude. With `gap` it is a run of a user's events of which none comes more than `gap` after
-the one before; with `to_midnight`, as in Mixpanel, it also ends with the day of the period's zone.
-A session is of the bucket in which it starts. Filters apply to events before they are grouped.
-Events more than `longest` outside the period are not read: a session that is longer is cut there.
+By default, a session is a user's events with one id in the role `session` (-1 and null are none),
+as in Amplitude. With `gap`, it is a run of a user's events with no longer pause in between; with
+`to_midnight`, as in Mixpanel, it also ends with the day in the period's zone. A session belongs to
+the bucket in which it starts. Filters apply before events are grouped. Events more than `longest`
+outside the period are not read: a longer session is cut off there.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ LENGTHS_MS = (0, 3_000, 10_000, 30_000, 60_000, 180_000, 600_000, 1_800_000, 3_6
 
 @dataclass(frozen=True, repr=False)
 class Sessions(Answer):
-    """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) where there
-    is a `by`.
+    """The answer to `question`. Columns `group` and `others` (see `frame.top_groups`) if there is a
+    `by`.
 
     `over_time`  `bucket`, `sessions`, `users` (with one), `mean_ms` and `median_ms` (length; null
                  of none), `events_per_session`, `per_user` (null of none)
@@ -67,8 +67,8 @@ def sessions(
     longest: timedelta = timedelta(days=1),
     bins_ms: Sequence[int] = LENGTHS_MS,
 ) -> Sessions:
-    """The sessions that start in the period, as the module says. `by` is a property of the first
-    event of a session; `bins_ms` are lower ends of `lengths`, ascending. Raises BadInput."""
+    """The sessions that start in the period, as the module defines them. `by` is a property of the
+    session's first event; `bins_ms` are the lower ends of `lengths`, ascending. Raises BadInput."""
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     if gap is None and (to_midnight or roles.session is None):
         raise BadInput(

@@ -1,12 +1,12 @@
-"""Steps of a funnel's path, compiled: groups of simultaneous events, and what they can fill.
+"""Steps of a funnel's path, compiled: groups of simultaneous events, and the steps they can fill.
 
-Events of a unit, in order of time, have a mask each: bit k for what may fill step k (from 0), and
-above the steps a bit for each exclusion. Events at one time form a group; within it, any order
-counts, and a group fills as many steps as distinct events can fill (bipartite matching, by
+The events of a unit are in order of time. Each has a mask: bit k is set if it may fill step k (from
+0); above the steps there is a bit for each exclusion. Simultaneous events form a group. Within it
+any order counts, and it fills as many steps as distinct events can fill (bipartite matching, by
 augmenting paths).
 
-Here and in `longest`, values are copied one by one: an assignment of an array to a part of another
-makes numba compile the text of an error, which takes longer than the rest.
+Here and in `longest`, values are copied one by one: if an array is assigned to a slice, numba
+compiles the text of an error, which takes longer than all the rest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ALL, FIRST, LATEST = 0, 1, 2
 
 @compiled
 def groups(units: Any, times: Any) -> Any:
-    """Where the groups of events of one unit and time begin, and the end of the last one."""
+    """Where each group of events of one unit and time begins, and the end of the last."""
     starts = np.empty(len(units) + 1, dtype=np.int64)
     count = 0
     for i in range(len(units)):
@@ -36,8 +36,8 @@ def groups(units: Any, times: Any) -> Any:
 
 @compiled
 def following(units: Any, masks: Any, starts: Any, bits: int, forward: bool) -> Any:
-    """For each group and bit the next group of its unit (or the one before) with such an event;
-    -1 if there is none."""
+    """For each group and bit, the unit's next (or previous) group with such an event; -1 if there
+    is none."""
     groups = len(starts) - 1
     found = np.full((groups, bits), -1, dtype=np.int32)
     nearest = np.full(bits, -1, dtype=np.int32)
@@ -56,9 +56,9 @@ def following(units: Any, masks: Any, starts: Any, bits: int, forward: bool) -> 
 
 @compiled
 def fill(masks: Any, low: int, high: int, level: int, most: int, filled: Any, own: Any) -> int:
-    """Fill steps `level`, …, `most` - 1, as many as can be, with the events from `low` to `high`;
-    the level then. `own` has the step that an event fills, or -1; the entry (0) stays."""
-    if high - low == 1:  # as nearly all groups are
+    """Fill steps `level`, …, `most` - 1, as many as possible, with the events from `low` to `high`;
+    return the new level. `own` has the step that an event fills, or -1; the entry (0) stays."""
+    if high - low == 1:  # the usual case
         if level < most and own[low] < 0 and (masks[low] >> np.uint64(level)) & np.uint64(1):
             own[low] = level
             filled[level] = low
@@ -98,8 +98,8 @@ def fill(masks: Any, low: int, high: int, level: int, most: int, filled: Any, ow
 
 @compiled
 def allowed(level: int, places: Any, following: Any, steps: int, bounds: Any, order: int) -> int:
-    """How many steps are left of a path, that ends before a step if an excluded event lies between
-    the two steps of its `bounds`, or between the first and last if in any order."""
+    """How many steps of a path are left. It ends before a step if an excluded event lies between
+    the two steps of its `bounds`; in any order, between the first and last."""
     for k in range(1, level):
         for n in range(len(bounds)):
             low, high = bounds[n]

@@ -31,9 +31,9 @@ DAYS = {"week": 7, "month": 31}
 @dataclass(frozen=True, repr=False)
 class Stickiness(Answer):
     """The answer to `question`: `over_time` has `bucket` (week or month), `days` (1 to 7 or 31),
-    `users` who were active on so many, `share` of those who were on any (null of none); `overall`
-    the same summed over all buckets. Columns `group` and `others` (see `frame.top_groups`) where
-    there is a `by`: a user is of each group in which there was an event, with the days of that."""
+    `users` active on that many days, `share` of users active on any day (null if none); `overall`
+    is the same summed over all buckets. Columns `group` and `others` (see `frame.top_groups`) if
+    there is a `by`: a user counts in each group with an event of theirs, by the days there."""
 
     over_time: pl.DataFrame
     overall: pl.DataFrame
@@ -49,7 +49,7 @@ def stickiness(
     by: str | None = None,
     limit: int = 100,
 ) -> Stickiness:
-    """On how many days users did `event`: exactly so many, or with `at_least` so many or more.
+    """On how many days users did `event`: exactly that many, or with `at_least` that many or more.
     Raises BadInput unless the period is divided into weeks or months."""
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     if period.interval not in DAYS:

@@ -34,9 +34,9 @@ def timeline(
     offset: int = 0,
     earliest: bool = False,
 ) -> Timeline:
-    """The newest `limit` events of a user after leaving out `offset` (or the earliest), from
-    `start` on and before `end`; those at one time in order of partition and offset, where the frame
-    has them. Raises BadInput."""
+    """A user's newest `limit` events (or the earliest) after skipping `offset`, from `start` on and
+    before `end`. Simultaneous events are in order of partition and offset, if the frame has them.
+    Raises BadInput."""
     question = {name: value for name, value in locals().items() if name != "frame"}
     schema = frame.collect_schema()
     require_roles(schema, roles)

@@ -1,9 +1,9 @@
-"""All paths, compiled, where each event is of one path only.
+"""All paths, each event belonging to one path only; compiled.
 
-Events are taken in order of time (at one time by their first step). Each goes to the open path that
-it takes furthest, the earliest of such; if there is none and it can be an entry (or any step, in
-any order), it opens one. Unless `reentry` is ALL, one path is open at a time, which with LATEST an
-entry before the second step begins again.
+Events are taken in order of time (simultaneous ones by their first step). Each goes to the open
+path that it takes furthest, the earliest of these. If there is none and it can be an entry (or any
+step, in any order), it opens a path. Unless `reentry` is ALL, one path is open at a time; with
+LATEST, an entry before its second step restarts it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from forebay.query.analytics.units import place
 from forebay.storage.base.compiled import compiled
 
 CLOSED, AGAIN, NEITHER = 0, -1, -2
-"""In place of a step: the open path has ended, begins again, or goes on without the event."""
+"""In place of a step: the open path has ended, restarts, or goes on without the event."""
 
 
 @compiled
@@ -25,7 +25,7 @@ def _without(
     mask: int, now: int, current: int, count: int, window: int, front: Any, begun: Any, events: Any
 ) -> tuple[int, int]:
     """In any order: the earliest open path that lacks a step of the mask, and the step. With a
-    `current` path, only that."""
+    `current` path, only that path."""
     path, step = -1, -1
     for k in range(len(front)):
         if not (mask >> np.uint64(k)) & np.uint64(1):
@@ -44,8 +44,8 @@ def _waiting(
     mask: int, group: int, now: int, window: int, exact: bool, strict: bool,
     heads: Any, behind: Any, begun: Any, last: Any,
 ) -> tuple[int, int]:  # fmt: skip
-    """In order: the path that waits for a step of the mask, the last such step first; and the
-    step. It waits no more."""
+    """In order: the path that waits for a step of the mask, the highest such step first; and the
+    step. It no longer waits."""
     for level in range(len(heads) - 1, 0, -1):
         if not (mask >> np.uint64(level)) & np.uint64(1):
             continue
@@ -64,7 +64,7 @@ def _current(
     mask: int, group: int, now: int, path: int, window: int, exact: bool, strict: bool,
     latest: bool, begun: Any, last: Any, events: Any,
 ) -> int:  # fmt: skip
-    """The step that an event fills in the one open path; or what becomes of that."""
+    """The step that an event fills in the one open path; or what becomes of that path."""
     step, steps = 1, events.shape[1]
     while step < steps and events[path, step] >= 0:
         step += 1
@@ -77,7 +77,7 @@ def _current(
 
 @compiled
 def _lengths(events: Any, count: int, starts: Any, following: Any, bounds: Any, order: int) -> Any:
-    """Of the first `count` paths, without and with exclusions."""
+    """The lengths of the first `count` paths, without and with exclusions."""
     steps = events.shape[1]
     lengths = np.zeros((count, 2), dtype=np.int64)
     places = np.empty(steps, dtype=np.int64)
@@ -100,7 +100,7 @@ def total_paths(
     one, size = np.uint64(1), len(masks)
     events = np.full((size, steps), -1, dtype=np.int64)
     begun, last = np.empty(size, dtype=np.int64), np.empty(size, dtype=np.int64)
-    behind = np.full(size, -1, dtype=np.int64)  # the path that waits behind this one
+    behind = np.full(size, -1, dtype=np.int64)  # the next path that waits after this one
     heads, tails = np.full(steps, -1, dtype=np.int64), np.full(steps, -1, dtype=np.int64)
     front = np.zeros(steps, dtype=np.int64)  # in any order: no path before it lacks the step
     exact, latest, every = order == EXACT, reentry == LATEST, reentry == ALL
@@ -115,7 +115,7 @@ def total_paths(
             first, i = n // (high - low), low + n % (high - low)
             mask, path, step = masks[i], -1, -1
             if not (mask >> np.uint64(first)) & one or mask & ((one << np.uint64(first)) - one):
-                continue  # its first step is another
+                continue  # it begins with another step
             if order == ANY:
                 only = -1 if every else current
                 path, step = _without(mask, now, only, count, window, front, begun, events)

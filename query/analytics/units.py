@@ -1,8 +1,8 @@
-"""Units, the users (or users with a value) that questions look at one by one: numbered, and their
+"""Units (users, or users with a value) that questions look at one by one: numbered, with their
 events in order of time.
 
-Numbers come from a table of 64-bit hashes under a seed of this process, and are confirmed on the
-values: two values never have one number.
+Numbers come from a table of 64-bit hashes, seeded per process, and are checked against the values:
+two values never share a number.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from forebay.storage.base.compiled import compiled
 from forebay.storage.formats.hashes import I64
 
 SLOTS = 1 << 17
-"""Of the first table that is tried."""
+"""Size of the first table that is tried."""
 DENSE = 4
-"""So many times as many cells as rows are counted in an array."""
+"""Rows are counted in an array if it has at most this many cells per row."""
 _SEED = int.from_bytes(os.urandom(8), "little")
 
 
 @compiled
 def _codes(hashes: Any, keys: Any, codes: Any, firsts: Any) -> int:
-    """Number the hashes in order of their first row, which `firsts` has; how many there are, or -1
-    if `firsts` is full. `keys`, a table twice as long, has hashes and their numbers from 1."""
+    """Number the hashes in order of their first row, set in `firsts`; return how many there are, or
+    -1 if `firsts` is full. `keys`, a table twice as long, has hashes and their numbers from 1."""
     mask, count = np.uint64(len(keys) - 1), 0
     for i in range(len(hashes)):
         slot = np.int64(hashes[i] & mask)
@@ -45,7 +45,7 @@ def _codes(hashes: Any, keys: Any, codes: Any, firsts: Any) -> int:
 
 @compiled
 def place(values: Any, low: int, high: int, value: int) -> int:
-    """The first index from `low` to `high` of an ascending value that is not below this one.
+    """The first index from `low` to `high` of an ascending value that is not below `value`.
     (numpy's search takes seconds to compile.)"""
     while low < high:
         middle = (low + high) // 2
@@ -58,9 +58,9 @@ def place(values: Any, low: int, high: int, value: int) -> int:
 
 @compiled
 def order(codes: I64, times: I64, count: int) -> I64:
-    """The rows by code (below `count`), then time; as they came where both are the same.
+    """The rows by code (below `count`), then time; in input order where both are equal.
 
-    Counting sort, then Shell sort (Knuth's gaps) in each unit, whose events mostly are in order."""
+    Counting sort, then Shell sort (Knuth's gaps) in each unit: its events mostly are in order."""
     ends = np.zeros(count + 1, dtype=np.int64)
     for i in range(len(codes)):
         ends[codes[i] + 1] += 1
@@ -94,7 +94,7 @@ def number(units: pl.DataFrame) -> tuple[I64, I64]:
     """A number from 0 for each row, the same for the same values; and the first row of each."""
     hashes = units.hash_rows(seed=_SEED).to_numpy()
     codes, slots, count = np.empty(len(hashes), np.int64), SLOTS, -1
-    while count < 0:  # a table that fits the caches is worth some beginnings
+    while count < 0:  # a table that fits the caches is worth some retries
         firsts = np.empty(slots // 2, np.int64)
         count = _codes(hashes, np.zeros((slots, 2), np.uint64), codes, firsts)
         slots *= 8
@@ -103,20 +103,20 @@ def number(units: pl.DataFrame) -> tuple[I64, I64]:
         return codes, firsts
     ranks = units.select(pl.struct(pl.all()).rank("dense")).to_series().to_numpy()
     _, firsts = np.unique(ranks, return_index=True)
-    return ranks.astype(np.int64) - 1, firsts  # two values have one hash
+    return ranks.astype(np.int64) - 1, firsts  # two values share a hash
 
 
 def ordered(units: pl.DataFrame, times: I64) -> tuple[I64, I64]:
-    """The rows by unit, which is a distinct row of `units`, and then time (as they came at one
-    time); and the numbers of their units."""
+    """The rows by unit (a distinct row of `units`), then time (in input order if equal); and the
+    numbers of their units."""
     codes, firsts = number(units)
     rows = order(codes, times, len(firsts))
     return rows, codes[rows]
 
 
 def tallied(rows: pl.DataFrame, buckets: int) -> pl.DataFrame:
-    """How many `events` each `user` (now a number) has of each `group` and `bucket` with any; all
-    buckets are below `buckets`."""
+    """How many `events` each `user` (a number now) has in each `group` and `bucket` that has any;
+    all buckets are below `buckets`."""
     users, firsts = number(rows.select("user"))
     groups, named = np.zeros(rows.height, np.int64), np.zeros(1, np.int64)
     if rows["group"].null_count() < rows.height:

@@ -1,4 +1,4 @@
-"""What answers each endpoint: parameters are read, the Store is asked, and its answer is shaped."""
+"""The answer of each endpoint: read the parameters, ask the Store, and shape its answer."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from forebay.storage.base.times import DAY_MS, MINUTE_MS, ms_of, now_ms, time_of
 Json = Mapping[str, object]
 DAYS = ("start", "end")
 INTERVALS_MAX = 365
-"""Of retention."""
+"""Of a retention answer."""
 WINDOW_S = 30 * 24 * 3600
 WINDOW_MAX_S = 366 * 24 * 3600
 REALTIME_MS = 5 * MINUTE_MS
 GAP = timedelta(minutes=30)
-"""Ends a session where no role has sessions, as in Amplitude's web SDK."""
+"""Ends a session if no role has sessions, as in Amplitude's web SDK."""
 EXPORT_MAX = timedelta(days=365)
 
 
@@ -73,7 +73,7 @@ class Answers:
         }
 
     def write(self, name: str, given: Mapping[str, Sequence[str]], out: BinaryIO) -> None:
-        """The answer of the endpoint of this name. Raises Problem, or what a Store raises."""
+        """Write the answer of the named endpoint. Raises Problem, or what a Store raises."""
         if name not in self._endpoints:
             self.export(given, out)
             return
@@ -260,7 +260,7 @@ class Answers:
         return {"data": shapes.session_days(self._sessions(period), period, "per_user", 1)}
 
     def realtime(self, given: Mapping[str, Sequence[str]]) -> Json:
-        """Two days up to the end of the five minutes that it is now."""
+        """Two days, up to the end of the current five minutes."""
         Given(given, ("i",)).choice("i", ("5",), default="5")
         end_ms = (self._clock() // REALTIME_MS + 1) * REALTIME_MS
         start = time_of(end_ms - 2 * DAY_MS)
@@ -287,11 +287,11 @@ class Answers:
         return people.search(self._store, properties, read.needed("user"), self._layers(0))
 
     def annotations(self, given: Mapping[str, Sequence[str]]) -> Json:
-        """None are kept here, whatever is asked."""
+        """Always empty: none are kept here."""
         return {"data": []}
 
     def cohorts(self, given: Mapping[str, Sequence[str]]) -> Json:
-        """None are kept here, whatever is asked."""
+        """Always empty: none are kept here."""
         return {"cohorts": []}
 
     def export(self, given: Mapping[str, Sequence[str]], out: BinaryIO) -> None:
@@ -314,7 +314,7 @@ class Answers:
 
     @property
     def _empty(self) -> bool:
-        """Whether no event ever came, so that no roles are known."""
+        """Whether no event ever arrived, so that no roles are known."""
         return not any(one.state.counters.accepted for one in self._store.view().partitions)
 
     def _read(
@@ -329,9 +329,9 @@ class Answers:
         return self._store.sessions(period, gap=gap, bins_ms=bins_ms, layers=layers)
 
     def _layers(self, first_ms: int) -> Layers:
-        """The layers that have the events from this time on. What was uploaded before the boundary
-        is with the batch layer, an event of a clock ahead too. Raises Problem where its table is
-        not known."""
+        """The layers that have the events from this time on. Events uploaded before the boundary
+        are with the batch layer, even those of a clock that is ahead. Raises Problem if its table
+        is not known."""
         view = self._store.view()
         until_ms = view.covered_until_ms
         if until_ms is None or first_ms >= until_ms + DAY_MS:
@@ -351,6 +351,6 @@ class Answers:
 
 
 def _require_any(event: Event, segments: Sequence[Segment]) -> None:
-    """A filter would make others new: those whose first event that passes it is in the period."""
+    """A filter would change who is new: those whose first matching event is in the period."""
     if event.first and any(segments):
         raise unsupported("s: expected no segment of new users")

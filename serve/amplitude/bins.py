@@ -9,16 +9,16 @@ from forebay.storage.base.times import DAY_MS, HOUR_MS, MINUTE_MS
 
 BIN = "timeHistogramConfigBin"
 NAMES = tuple(f"{BIN}{name}" for name in ("TimeUnit", "Min", "Max", "Size"))
-"""Of the parameters."""
+"""Names of the parameters."""
 UNITS_MS = {"hours": HOUR_MS, "minutes": MINUTE_MS, "seconds": 1000}
 BINS = 10
-"""Where a request has no size of bins."""
+"""The number of bins if a request gives no size."""
 BINS_MAX = 1000
 
 
 def edges_ms(given: Given) -> tuple[int, ...] | None:
-    """The edges of bins; None where they are not valid, for which Amplitude has its own. Raises
-    Problem for more than there may be."""
+    """The edges of bins; None if they are not valid, for which Amplitude has defaults. Raises
+    Problem for too many."""
     unit, low, high, size = map(given.text, NAMES)
     texts = [text for text in (low, high, size) if text is not None]
     numbers = [int(text) for text in texts if re.fullmatch(r"\d{1,9}", text)]

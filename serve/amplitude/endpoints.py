@@ -1,4 +1,4 @@
-"""The addresses of Amplitude's API that are served, and those that are not."""
+"""The paths of Amplitude's API that are served, and those that are not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDPOINTS = {
 }
 """Questions by name, with their paths."""
 ARCHIVES = ("amplitude export",)
-"""Those that are answered with a zip, and not with JSON."""
+"""Endpoints that answer with a zip instead of JSON."""
 NOT_SERVED = {
     "/api/2/revenue/ltv": (
         400,
@@ -34,7 +34,7 @@ NOT_SERVED = {
     "/api/5/cohorts": (404, "cohorts: none are kept here"),
     "/api/2/taxonomy": (404, "taxonomy: none is kept here; /api/2/events/list names the events"),
 }
-"""Beginnings of other paths that clients ask for: the status, and what is missing."""
+"""Prefixes of other paths that clients use: the status, and what is missing."""
 
 
 def is_amplitude(path: str) -> bool:
@@ -43,7 +43,7 @@ def is_amplitude(path: str) -> bool:
 
 
 def not_served(path: str, method: str) -> Problem:
-    """Of a request that no endpoint takes."""
+    """The problem for a request that no endpoint takes."""
     if path in ENDPOINTS.values():
         detail = f"expected GET, got {method}"
         return Problem(405, detail, {"Allow": "GET, HEAD"}, "Method not allowed")

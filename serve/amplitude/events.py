@@ -1,4 +1,4 @@
-"""Amplitude's events and segments, as ours.
+"""Amplitude's events and segments, converted to ours.
 
     event    {"event_type": T, "filters": [F], "group_by": [{"type": "event"|"user", "value": P}]}
     F        {"subprop_type": "event"|"user", "subprop_key": P, "subprop_op": OP,
@@ -36,8 +36,8 @@ Segment = tuple[Where, ...]
 
 @dataclass(frozen=True)
 class Asked:
-    """One event of a request: its `label` is its name there, `by` the property that it is grouped
-    by, if it is."""
+    """One event of a request: its `label` is its name there, `by` the property to group by, if
+    any."""
 
     event: Event
     label: str
@@ -45,7 +45,7 @@ class Asked:
 
 
 def read_event(name: str, text: str, properties: Properties, *, new: bool = False) -> Asked:
-    """The event in the parameter of this name; with `new`, it may be `_new`. Raises Problem."""
+    """The event in the named parameter; with `new`, it may be `_new`. Raises Problem."""
     given = _object(name, parsed(name, text), ("event_type", "filters", "group_by"))
     label = given.get("event_type")
     if not isinstance(label, str) or not label:
@@ -100,7 +100,7 @@ def _group(name: str, given: object, properties: Properties) -> str:
 
 
 def read_segments(given: Given, properties: Properties) -> list[Segment]:
-    """The segments of a request, one of all users if there is none. Raises Problem."""
+    """The segments of a request; one of all users if it has none. Raises Problem."""
     texts = given.all("s")
     if len(texts) > SEGMENTS_MAX:
         raise invalid(f"s: expected at most {SEGMENTS_MAX} segments, got {len(texts)}")
@@ -124,7 +124,7 @@ def _segment(text: str, properties: Properties) -> Segment:
 
 
 def read_group(given: Given, properties: Properties, segments: Sequence[object]) -> str | None:
-    """The property by which `g` divides. Raises Problem."""
+    """The property to group by, from `g`. Raises Problem."""
     names = [*given.all("g"), *given.all("g2")]
     if len(names) > 1:
         raise unsupported("g: expected one property, got several")
@@ -136,7 +136,7 @@ def read_group(given: Given, properties: Properties, segments: Sequence[object])
 def conditions(
     place: str, named: str, op: object, values: object, properties: Properties
 ) -> Segment:
-    """A condition on the property that is `named` so here. Raises Problem."""
+    """A condition on the property `named` in the request. Raises Problem."""
     if op in OF_SETS:
         raise unsupported(f"{place}: expected an operator of single values, got {op!r}")
     if op not in OPERATORS:

@@ -1,6 +1,6 @@
 """The Export API: a zip of gzipped JSON lines, a file for each hour of upload, in UTC.
 
-It is written as rows are read: memory holds one batch of them, whatever is asked for. All are of
+It is written as rows are read: memory holds one batch, however much is asked for. All rows are of
 one view, so each event is in one file, once.
 """
 
@@ -24,15 +24,15 @@ from forebay.serve.problems import Problem
 from forebay.storage.base.times import ms_of, time_of
 
 PROJECT = "forebay"
-"""In the names of files, where Amplitude has the number of a project."""
+"""Used in file names, where Amplitude has the number of a project."""
 ROWS = 4096
 LEVEL = 6
 ZIP_BEGINS = 1980
-"""The first year that the time of a file in a zip can have."""
+"""The earliest year that a zip can store as a file's time."""
 
 
 def nothing(start: datetime, end: datetime) -> Problem:
-    """Where there is nothing to export."""
+    """The problem if there is nothing to export."""
     return Problem(404, f"expected events of {start} to {end}, got none", title="Not found")
 
 
@@ -40,7 +40,7 @@ def write(
     store: Store, properties: Properties, start: datetime, end: datetime, out: BinaryIO
 ) -> None:
     """The events that were uploaded from `start` on and before `end`. Raises Problem, before
-    anything is written, where there are none."""
+    anything is written, if there are none."""
     batches = by_hour(store.view(), ms_of(start), ms_of(end))
     first = next(batches, None)
     if first is None:

@@ -1,4 +1,4 @@
-"""Amplitude's measures and methods, as ours."""
+"""Amplitude's measures and methods, converted to ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FUNCTIONS = {
     "UNIQUES": "UNIQUES", "TOTALS": "TOTALS", "AVG": "AVERAGE", "PROPSUM": "PROPSUM",
     "PROPAVG": "PROPAVG", "PROPCOUNT": "DISTINCT",
 }  # fmt: skip
-"""Of a formula: Amplitude's names, and ours."""
+"""Functions of a formula: Amplitude's names, and ours."""
 OF_VALUES = re.compile("PROPSUM|PROPAVG|DISTINCT")
 ORDERS: dict[str, Order] = {"ordered": "this", "unordered": "any", "sequential": "exact"}
 MODES: dict[str, Mode] = {
@@ -29,7 +29,7 @@ MODES: dict[str, Mode] = {
 
 
 def divided(event: Asked, group: str | None, measure: str) -> tuple[str | None, str | None]:
-    """The property that is measured, and the one that divides."""
+    """The property that is measured, and the one to group by."""
     if measure in OF_A_PROPERTY:
         if event.by is None:
             raise invalid(f"m: expected an event with a group_by for {measure}, got none")
@@ -40,7 +40,7 @@ def divided(event: Asked, group: str | None, measure: str) -> tuple[str | None, 
 
 
 def formula(text: str) -> str:
-    """With our names of functions. Raises Problem."""
+    """The formula with our function names. Raises Problem."""
 
     def ours(found: re.Match[str]) -> str:
         if found[0] not in FUNCTIONS:

@@ -1,7 +1,7 @@
-"""The parameters of a request to Amplitude's API, as texts, and what they mean by themselves.
+"""The parameters of a request to Amplitude's API, as texts, and their meaning.
 
-A day is YYYYMMDD in the project's time zone; `start` and `end` are both included. Everything raises
-Problem, in which the parameter is named.
+A day is YYYYMMDD in the project's time zone; `start` and `end` are both included. Everything here
+raises Problem, which names the parameter.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ INTERVALS: dict[str, Interval] = {
     "-300000": "5 min", "-3600000": "hour", "1": "day", "7": "week", "30": "month",
 }  # fmt: skip
 DAYS_MAX: dict[Interval, int] = {"5 min": 2, "hour": 7, "day": 365}
-"""Of a period, as Amplitude has them."""
+"""The longest periods, as in Amplitude."""
 CALENDAR = ("1", "7", "30")
 CAME_CHARACTERS = 200
 
 
 def invalid(detail: str, title: str = "") -> Problem:
-    """What was given is not valid."""
+    """The problem of an invalid value."""
     return Problem(400, detail, title=title)
 
 
 def unsupported(detail: str) -> Problem:
-    """What was given may be valid, but can't be answered here."""
+    """The problem of a value that may be valid, but can't be answered here."""
     return Problem(400, detail, title="Not supported")
 
 
@@ -40,7 +40,7 @@ def came(value: object) -> str:
 
 
 class Given:
-    """The parameters of one request. `known` are the names that its endpoint takes."""
+    """The parameters of one request. `known` are the names that its endpoint accepts."""
 
     def __init__(self, given: Mapping[str, Sequence[str]], known: Sequence[str]) -> None:
         for name in given:
@@ -51,7 +51,7 @@ class Given:
         self._given = given
 
     def all(self, name: str) -> list[str]:
-        """Each that was given, in order; empty ones are none."""
+        """Each value given, in order, without empty ones."""
         return [text for text in self._given.get(name, ()) if text.strip()]
 
     def text(self, name: str) -> str | None:
@@ -88,7 +88,7 @@ class Given:
         return None if found is None else parsed(name, found)
 
     def period(self, zone: str, intervals: Sequence[str] = tuple(INTERVALS)) -> Period:
-        """The days from `start` to `end` by the interval `i`, if the endpoint takes one."""
+        """The days from `start` to `end` in intervals of `i`, if the endpoint takes it."""
         start, end = (_day(name, self.needed(name)) for name in ("start", "end"))
         interval = INTERVALS[self.choice("i", intervals, default="1")]
         if start > end:
@@ -100,7 +100,7 @@ class Given:
 
 
 def parsed(name: str, text: str) -> object:
-    """JSON in the parameter of this name."""
+    """The parsed JSON of the named parameter."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:

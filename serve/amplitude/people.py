@@ -1,6 +1,6 @@
-"""Who there is, and what they do: single users, and the names of events.
+"""Users and what they do: single users, and the names of events.
 
-Amplitude knows a user by a number of its own, the Amplitude ID: events have it in `amplitude_id`.
+Amplitude knows a user by its own number, the Amplitude ID: events have it in `amplitude_id`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ FIELDS = {
     "region": "region", "city": "city", "dma": "dma", "language": "language",
     "start_version": "start_version",
 }  # fmt: skip
-"""Of a user, as the fields of the newest event."""
+"""Fields of a user, taken from the newest event."""
 TABLES: dict[Layers, str] = {"realtime": "events", "all": "events_all"}
 
 
 def quoted(name: str) -> str:
-    """A column in SQL."""
+    """A column name in SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def events(store: Store, roles: Roles, week: Period, layers: Layers) -> list[Json]:
-    """The names of all events, with how often they happened in a week, the most frequent first."""
+    """The names of all events, with how often they occurred in a week, the most frequent first."""
     event, user, time = map(quoted, (roles.event, roles.user, roles.time))
     found = store.sql(
         f"select {event} as name, count(*) filter ({user} is not null and {time} >= $start"
@@ -57,7 +57,7 @@ def events(store: Store, roles: Roles, week: Period, layers: Layers) -> list[Jso
 
 
 def _id(name: str) -> int:
-    """A number that stays the same, and that JavaScript can hold."""
+    """A stable number that JavaScript can represent."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) >> 11
 
 
@@ -69,7 +69,7 @@ def _amplitude_id(properties: Properties) -> str:
 
 
 def search(store: Store, properties: Properties, user: str, layers: Layers) -> Json:
-    """Whose user or device ID this is, else whose Amplitude ID, else whose user ID begins so."""
+    """Users with this user or device ID, else this Amplitude ID, else whose user ID begins so."""
     id = quoted(_amplitude_id(properties))
     roles = store.roles()
     name, time = quoted(roles.user), quoted(roles.time)
@@ -105,8 +105,8 @@ def activity(
     gap: timedelta | None,
     layers: Layers,
 ) -> Json:
-    """The user with this Amplitude ID, and so many of their events, the newest first, or with
-    `earliest` the earliest first."""
+    """The user with this Amplitude ID, and up to `limit` of their events, newest first; with
+    `earliest`, earliest first."""
     column = _amplitude_id(properties)
     roles = store.roles(user=column)
     found = store.timeline(
@@ -175,7 +175,7 @@ def _sessions(
     gap: timedelta | None,
     layers: Layers,
 ) -> tuple[int, int | float]:
-    """How many sessions a user had, and how long they took together, in milliseconds."""
+    """How many sessions a user had, and their total length in milliseconds."""
     days = [moment.astimezone(ZoneInfo(zone)).date() for moment in (first, last)]
     period = Period(days[0], days[1] + timedelta(days=1), zone=zone)
     mine = Where(roles.user, "is", (id,))

@@ -1,12 +1,12 @@
-"""Amplitude's names of properties, as ours.
+"""Amplitude's names of properties, converted to ours.
 
     user property   version, country, …    the field of an exported event, such as version_name
                     gp:NAME                user_properties.NAME
     event property  NAME                   event_properties.NAME
 
-A declared column that is taken from that place stands for it. This holds of data in Amplitude's
-form, which has the event's name in `event_type`; in other data a name is a column or a path as in
-/v1, with or without `gp:`.
+If a declared column is taken from that place, it is used instead. All this applies to data in
+Amplitude's form, which has the event's name in `event_type`; in other data, a name is a column or a
+path as in /v1, with or without `gp:`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from forebay.storage.formats.schema import RAW
 
 CUSTOM = "gp:"
 NONE = "(none)"
-"""How Amplitude writes the lack of a value."""
+"""How Amplitude writes a missing value."""
 BUILT_IN = {
     "version": "version_name", "country": "country", "city": "city", "region": "region",
     "DMA": "dma", "language": "language", "platform": "platform", "device": "device_family",
@@ -42,8 +42,8 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Properties:
-    """The columns of the data: `texts` tells of each whether it has text, `places` at which path of
-    a message (the first of several) a column is taken from."""
+    """The columns of the data: `texts` says for each whether it has text, `places` at which path of
+    a message (the first of several) it is found."""
 
     roles: Roles
     texts: Mapping[str, bool]
@@ -51,7 +51,7 @@ class Properties:
 
     @classmethod
     def of(cls, view: View, roles: Roles) -> Properties:
-        """Of the data of a view."""
+        """The properties of a view's data."""
         schema = view.schema
         texts = {field.name: pa.types.is_string(field.type) for field in schema}
         places: dict[Path, str] = {}
@@ -89,7 +89,7 @@ class Properties:
         return self.at("event_properties", *name.split(".")) if self.vendor else name
 
     def at(self, *path: str) -> str:
-        """The property at a path of messages. Raises Problem where nothing has it."""
+        """The property at a path of messages. Raises Problem if nothing has it."""
         if path in self.places:
             return self.places[path]
         name = ".".join(path)
@@ -98,13 +98,13 @@ class Properties:
         return f"$.{name}" if name in self.texts else name
 
     def column(self, *path: str) -> str | None:
-        """The declared column at a path of messages; one of its last name where no paths are known.
-        None if there is none."""
+        """The declared column at a path of messages; if no paths are known, the one with its last
+        name. None if there is none."""
         found = self.places.get(path)
         if found is None and not self.places and path[-1] in self.texts:
             return path[-1]
         return found
 
     def is_text(self, name: str) -> bool:
-        """Whether it is a column that has text, which is not ordered by size."""
+        """Whether it is a column of text, which is not ordered by size."""
         return self.texts.get(name, False)

@@ -1,9 +1,9 @@
-"""Events as Amplitude's Export API has them: the message itself, where it has that form already.
+"""Events in the form of Amplitude's Export API: the message itself, if it has that form already.
 
-What an Export has and a message lacks is added from its columns: an event of an SDK, which has
-`time`, gets an `event_time`; one of another vendor also an `event_type` and a `user_id`. Where
-messages are not kept, a record has all columns. Times are texts in UTC, such as
-2024-05-01 09:00:01.000000.
+What the form needs and a message lacks is added from its columns: an event of an SDK, which has
+`time`, gets an `event_time`; one of another vendor also an `event_type` and a `user_id`. If
+messages are not kept, a record has all columns.
+Times are texts in UTC, such as 2024-05-01 09:00:01.000000.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def record(row: Mapping[str, Any], properties: Properties) -> dict[str, Any]:
 
 
 def line(row: Mapping[str, Any], properties: Properties) -> bytes:
-    """The same as a line of JSON; byte for byte what was sent, where that is complete."""
+    """The same as a line of JSON; byte for byte what was sent, if that is complete."""
     found, raw = _message(row), row.get(RAW)
     whole = found is not None and not _lacking(found, row, properties)
     if whole and isinstance(raw, bytes) and not _LINES.search(raw):
@@ -46,7 +46,7 @@ def line(row: Mapping[str, Any], properties: Properties) -> bytes:
 def _message(row: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         found = orjson.loads(row[RAW]) if row.get(RAW) is not None else None
-    except orjson.JSONDecodeError:  # its columns are all that is known of it
+    except orjson.JSONDecodeError:  # only its columns are known
         return None
     return found if isinstance(found, dict) else None
 
@@ -54,7 +54,7 @@ def _message(row: Mapping[str, Any]) -> dict[str, Any] | None:
 def _lacking(
     found: Mapping[str, Any], row: Mapping[str, Any], properties: Properties
 ) -> dict[str, Any]:
-    """What is to be added to a message, or written in another way."""
+    """What must be added to a message, or written differently."""
     roles = properties.roles
     columns = {"event_type": roles.event, "event_time": roles.time, "user_id": roles.user}
     if properties.vendor:

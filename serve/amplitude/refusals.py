@@ -1,4 +1,4 @@
-"""Problems in the form in which Amplitude's API answers errors, as observed of its servers:
+"""Problems in the form of errors of Amplitude's API, as observed of its servers:
 
 {"error": {"http_code": 400, "type": "invalid", "message": "Invalid chart definition",
            "metadata": {"details": "..."}}}
@@ -19,7 +19,7 @@ TYPES = {400: "invalid", 401: "unauthorized", 403: "forbidden", 404: "not_found"
 
 
 def status_of(problem: Problem) -> int:
-    """Amplitude's API knows no 422."""
+    """The status of a problem. Amplitude's API has no 422."""
     return 400 if problem.status == 422 else problem.status
 
 

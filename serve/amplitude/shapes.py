@@ -1,7 +1,7 @@
 """Our answers in Amplitude's shapes: pure functions of frames.
 
-Groups are in order of their values, the greatest first; what is beyond the limit is left out, and a
-missing value is called (none). What has no value (a mean of nothing) is 0.
+Groups are in order of their values, the greatest first; groups beyond the limit are left out, and a
+missing value is called (none). A value that does not exist (the mean of nothing) is 0.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ Json = dict[str, object]
 Number = int | float
 DAY = "%b %d"
 Group = tuple[str | None, ...]
-"""A value of a property, or nothing where none divides."""
+"""A value of a property; empty if nothing groups the answer."""
 NO_VALUE: Group = (None,)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One of the series of an answer: its group, a value for each bucket, and one of the whole
-    period."""
+    """One series of an answer: its group, a value for each bucket, and one for the whole period."""
 
     group: Group
     values: list[Number]
@@ -37,19 +36,19 @@ class Line:
 
 
 def number(value: float | None) -> Number:
-    """0 of nothing, and whole where it is, up to what a double tells apart."""
+    """0 for None; an integer if it is one, as far as a double is exact."""
     if value is None:
         return 0
     return int(value) if float(value).is_integer() and abs(value) < 2**53 else value
 
 
 def ratio(part: float, whole: float) -> float:
-    """0.0 of nothing."""
+    """0.0 if the whole is 0."""
     return part / whole if whole else 0.0
 
 
 def x_values(period: Period) -> list[str]:
-    """The beginnings of its buckets: a day, or an hour or five minutes with its time of day."""
+    """The beginnings of its buckets: days; for hours or five minutes, with the time of day."""
     text = "%Y-%m-%dT%H:%M:%S" if period.interval in ("5 min", "hour") else "%Y-%m-%d"
     return [start.strftime(text) for start in _starts(period)]
 
@@ -66,7 +65,7 @@ def _starts(period: Period) -> list[datetime]:
 
 
 def by_group(table: pl.DataFrame) -> dict[Group, pl.DataFrame]:
-    """The rows of each group that is named; all under () where nothing divides them."""
+    """The rows of each named group; all rows under () if nothing groups them."""
     if "group" not in table.columns:
         return {(): table}
     named = table.filter(~pl.col("others"))
@@ -75,20 +74,20 @@ def by_group(table: pl.DataFrame) -> dict[Group, pl.DataFrame]:
 
 
 def ranked(weights: Mapping[Group, float]) -> list[Group]:
-    """Groups, the greatest first, equal ones by name. Without any event there is only one, without
-    a value: then there are none."""
+    """Groups, the greatest first, equal ones by name. Without any event there is just one group,
+    without a value: then the list is empty."""
     if len(weights) == 1 and not weights.get(NO_VALUE, 1):
         return []
     return sorted(weights, key=lambda group: (-weights[group], group != (), str(group)))
 
 
 def named(group: Group) -> str:
-    """The name of a group, of which there is none where nothing divides."""
+    """The name of a group; none if nothing groups the answer."""
     return "" if not group else NONE if group[0] is None else group[0]
 
 
 def lines(answer: Segmentation) -> list[Line]:
-    """The series of the answer to a question about one event, or of a formula."""
+    """The series of an answer about one event, or of a formula."""
     whole = {group: rows["value"][0] for group, rows in by_group(answer.overall).items()}
     parts = by_group(answer.over_time)
     return [
@@ -98,7 +97,7 @@ def lines(answer: Segmentation) -> list[Line]:
 
 
 def segmentation(found: Sequence[Sequence[Line]], period: Period, *, plain: bool) -> Json:
-    """Of the lines of each series; groups are labelled by name where `plain`, else with the number
+    """From the lines of each series; groups are labelled by name if `plain`, else with the number
     of the event."""
     labels: list[object] = []
     for place, some in enumerate(found):
@@ -115,7 +114,7 @@ def segmentation(found: Sequence[Sequence[Line]], period: Period, *, plain: bool
 
 
 def users(found: Sequence[Sequence[Line]], period: Period) -> Json:
-    """Of the lines of each segment. `seriesCollapsed` is 0 in what Amplitude answers too."""
+    """From the lines of each segment. `seriesCollapsed` is 0 in Amplitude's answers too."""
     flat = [(place, line) for place, some in enumerate(found) for line in some]
     meta: list[object] = [
         named(line.group) if line.group else {"segmentIndex": place} for place, line in flat
@@ -138,7 +137,7 @@ def composition(found: Sequence[Line], label: str) -> Json:
 
 
 def realtime(answer: Segmentation, period: Period) -> Json:
-    """Of two days by five minutes, the later first."""
+    """From two days in buckets of five minutes, the later day first."""
     (line,) = lines(answer)
     half = period.buckets // 2
     return {
@@ -149,7 +148,7 @@ def realtime(answer: Segmentation, period: Period) -> Json:
 
 
 def funnels(answer: Funnel, period: Period, labels: Sequence[str], segment: int) -> list[Json]:
-    """An object for each group of one segment."""
+    """One object for each group of a segment."""
     steps, whole = by_group(answer.steps), by_group(answer.whole)
     over_time, whole_by_day = by_group(answer.over_time), by_group(answer.whole_over_time)
     return [
@@ -176,7 +175,7 @@ def _steps(steps: pl.DataFrame, whole: pl.DataFrame) -> Json:
 
 
 def _times(steps: pl.DataFrame, whole: pl.DataFrame, column: str) -> list[Number]:
-    """Milliseconds of the whole funnel, and then of each step after the one before."""
+    """Milliseconds for the whole funnel, then for each step after the one before."""
     return [number(whole[column][0]), *map(number, steps[column][1:])]
 
 
@@ -196,8 +195,8 @@ def _by_day(
 
 
 def retention(found: Sequence[Retention], period: Period) -> Json:
-    """Of the answer of each segment. The first element of each list is the size of the cohort; the
-    others are the intervals, or brackets, that were asked about."""
+    """From the answer of each segment. The first element of each list is the size of the cohort;
+    the others are the intervals, or brackets, that were asked about."""
     series: list[Json] = []
     meta: list[Json] = []
     labels: list[object] = []
@@ -230,7 +229,7 @@ def _retained(
         ]
     counts = [(sum(sizes), sum(sizes)), *overall.select("count", "out_of").iter_rows()]
     combined = [
-        # Where no cohort has come so far, none counts.
+        # No cohort has got this far, so none counts.
         {"count": count, "outof": out_of, "retainedSetId": None, "incomplete": not out_of}
         for count, out_of in counts
     ]
@@ -238,7 +237,7 @@ def _retained(
 
 
 def _dates(period: Period) -> list[str]:
-    """Of its buckets, with the year where two would be called the same."""
+    """Dates of its buckets, with the year if two would have the same name."""
     starts = _starts(period)
     found = [start.strftime(DAY) for start in starts]
     if len(set(found)) < len(found):
@@ -247,7 +246,7 @@ def _dates(period: Period) -> list[str]:
 
 
 def session_lengths(answer: Sessions, edges_ms: Sequence[int], *, open_ended: bool) -> Json:
-    """Of bins with these edges; where `open_ended`, what is longer counts in the last."""
+    """From bins with these edges; if `open_ended`, longer sessions count in the last bin."""
     counts: list[int] = answer.lengths["sessions"].to_list()
     bins = counts[: len(edges_ms) - 1]
     if open_ended:
@@ -257,7 +256,7 @@ def session_lengths(answer: Sessions, edges_ms: Sequence[int], *, open_ended: bo
 
 
 def session_days(answer: Sessions, period: Period, column: str, divisor: int) -> Json:
-    """Of a column of its buckets; 0 of no sessions."""
+    """From a column by bucket; 0 if there are no sessions."""
     values = [0 if one is None else one / divisor for one in answer.over_time[column]]
     return {
         "series": [[number(value) for value in values]],
