@@ -1,13 +1,13 @@
-"""Units: a number of seconds, milliseconds or microseconds since 1970, as its size tells.
+"""Units: whether a number is seconds, milliseconds or microseconds since 1970, by its size.
 
     unit   from                to (exclusive)
     s      100_000_000         7_258_118_400
     ms     100_000_000_000     7_258_118_400_000
     µs     100_000_000_000_000 7_258_118_400_000_000
 
-All three are 1973-03-03T09:46:40Z to 2200-01-01T00:00:00Z, and no number is in two of them: what
-lies between, or beyond, is no time. A fraction is rounded to the nearest microsecond, of the double
-nearest to what is written; six places of a second are kept as they are.
+All three ranges are 1973-03-03T09:46:40Z to 2200-01-01T00:00:00Z, and no number is in two of them:
+a number between or beyond them is not a time. A fraction is rounded to the nearest microsecond,
+from the double nearest to what is written; six decimal places of a second are kept as they are.
 """
 
 from __future__ import annotations

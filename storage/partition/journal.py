@@ -125,7 +125,7 @@ class Journal:
         return self._rejects.sealed
 
     def date_rejects(self, now_ms: int) -> None:
-        """No reject came later than now."""
+        """Correct the arrival times of rejects: none is later than now."""
         self._rejects.date(now_ms)
         self._list()
 
