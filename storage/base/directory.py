@@ -36,8 +36,7 @@ def require_data_directory(root: Path) -> None:
 
 
 def require_data_directories(what: str, roots: Sequence[Path]) -> None:
-    """Raise BadInput unless each is a data directory, named only once; `what` names them in
-    errors."""
+    """Raise BadInput unless all are data directories, none twice; `what` names them in errors."""
     for root in roots:
         require_data_directory(root)
     require_distinct(what, roots)

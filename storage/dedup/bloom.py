@@ -7,9 +7,8 @@ bits of one 64-bit word, of which there is one for each WORD_KEYS keys that the 
 2007.) With more keys than that, false positives become more frequent.
 
 What always holds: the mask of a block has every row whose hash was added to the block. A block
-belongs to one layer, the newest when the block was opened; a layer takes blocks for a quarter of
-the dedup window, or until it is full, and is dropped with the last of them. Takes 2 to 8 bytes a
-key.
+belongs to one layer, the newest when it was opened; a layer takes blocks for a quarter of the dedup
+window, or until it is full, and goes with the last of them. Takes 2 to 8 bytes a key.
 """
 
 from __future__ import annotations

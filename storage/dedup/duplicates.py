@@ -2,9 +2,8 @@
 
 An event is checked against what was there before all of the arrivals, then against the arrivals
 before it. Its payload is compared with that of the event kept: the one that counts as live (in a
-live block, or accepted before it) if there is one, else the one of the first retained block that
-counts for it. No two of a kind have the same key, so the answer does not depend on how input is
-cut.
+live block, or accepted before it) if there is one, else that of the first retained block that
+counts for it. No two of a kind have the same key, so it does not matter how input is cut.
 """
 
 from __future__ import annotations

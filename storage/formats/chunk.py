@@ -68,8 +68,7 @@ class ChunkReader:
             ) from error
 
     def constant(self, group: int, name: str) -> object:
-        """The value that all rows of a row group have in a text column, if its statistics say
-        so."""
+        """The value of a text column in all rows of a row group, if its statistics say so."""
         column = self.metadata.row_group(group).column(self.metadata.schema.names.index(name))
         known = column.statistics
         if known is None or not known.has_min_max or known.null_count != 0:
@@ -172,8 +171,7 @@ def chunk_metadata(disk: Disk, path: Path, chunk: Chunk) -> pq.FileMetaData:
 
 
 def columns_outside_years(metadata: pq.FileMetaData) -> frozenset[str]:
-    """The columns in which a chunk of version 1 has, or may have, times outside the years 1 to
-    9999."""
+    """The columns in which a chunk of version 1 may have times outside the years 1 to 9999."""
     schema = metadata.schema.to_arrow_schema()
     times = [i for i, field in enumerate(schema) if pa.types.is_timestamp(field.type)]
     found = set()

@@ -34,8 +34,7 @@ class RejectFile:
     `arrived_ms` is the wall time at which the newest of them was taken in. Broker times would not
     do: a client may set them to anything, and have its rejects deleted at once, or never. A
     broker's own times are not later than ours, so a reject is kept at least as long as by them, and
-    longer by as much as the job was behind. None: the file was written by a build that did not
-    record it.
+    longer by as much as the job was behind. None: written by a build that did not record it.
 
     `labels` says how many there are of each reason and column, as `labels` counts them.
     """

@@ -12,8 +12,7 @@ later ones, however late it is carried out, and a partition that begins with it 
 
 Each partition skips a request that can't be read; its number stays taken. Requests are never
 deleted: a manifest does not show what a crash could undo, so a restart may look for a number that
-it had passed, and a new partition begins with the first. Each is some hundred bytes, and made by
-hand.
+it had passed, and a new partition begins with the first. Each is some hundred bytes, made by hand.
 
 Asking twice makes one request as long as no partition has begun another run, because within a run a
 message is always decoded alike. `runs` (each partition's incarnation at the request) shows that.

@@ -87,8 +87,7 @@ class Blocks:
         return self._journal.commits.settled
 
     def start(self, now_ms: int) -> Offer:
-        """Publish the state resumed from. Returns the offer that must reach `chunks` before any
-        other."""
+        """Publish the state resumed from. Returns the offer that must reach `chunks` first."""
         self._journal.date_rejects(now_ms)
         for folder in self._folders:
             self._garbage.doom(unlisted(folder, self.state), now_ms)
@@ -186,8 +185,7 @@ class Blocks:
     # -- handoff -----------------------------------------------------------------------------
 
     def notice(self, boundary: Boundary) -> bool:
-        """Carry out the newest seal, if not yet done. Returns whether a commit must still
-        follow."""
+        """Carry out the newest seal, if not yet done. Returns whether a commit is still needed."""
         seal = boundary.seal
         if seal is None:
             return False
