@@ -133,8 +133,7 @@ def _once(case: Case, source: Any, place: Path) -> tuple[Usage, int]:
 
 
 def _paced(case: Case, running: Broker, events: int, folder: Path) -> dict[str, Any]:
-    """One job over a topic that fills at a rate; its CPU time until all is visible, without
-    start-up."""
+    """One job over a topic that fills at a rate; its CPU time, without start-up."""
     name, made = case.name.replace(" ", "-"), case.partitions
     load = ("--bytes", str(case.bytes), *LIVE)
     few = generated(running, name, STARTUP_EVENTS, *load, "1000000", partitions=made)

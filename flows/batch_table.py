@@ -159,7 +159,7 @@ class EventTable:
             ) from error
 
     def _tried(self, act: Callable[[], Table]) -> Table:
-        """What `act` returns; it is repeated while the catalog can't do it just now."""
+        """What `act` returns, repeated while the catalog can't do it just now."""
         for _ in attempts():
             try:
                 return act()

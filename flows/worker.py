@@ -191,8 +191,8 @@ def _tell_unmet(met: threading.Event, addresses: list[str]) -> None:
 
 
 def _wait_for_listeners(addresses: list[str], of: str) -> None:
-    """Wait until those of these peers that are on this host listen, before the engine connects to
-    them: it would report each refusal. Does not connect: they count all connections."""
+    """Wait until the peers on the host `of` this worker listen, before the engine connects to them:
+    it would report each refusal. Does not connect: they count all connections."""
     here = of.rpartition(":")[0]
     ports = {int(port) for host, _, port in (a.rpartition(":") for a in addresses) if host == here}
     deadline = time.monotonic() + LISTEN_S

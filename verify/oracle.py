@@ -217,7 +217,7 @@ def _event(
 
 
 def _spelt(text: str) -> dict[str, str | None]:
-    """What a column of the type `text` has of each name of an object, the last of equal ones."""
+    """What a column of type `text` has for each name of an object, the last of equal ones."""
     read, found = json.JSONDecoder().raw_decode, {}
     at = _behind_space(text, text.index("{") + 1)
     while text[at] != "}":
@@ -246,8 +246,8 @@ def _in_row(value: object, kind: str, in_key: bool) -> Value:
 
 
 def value_of(value: object, kind: str, in_key: bool) -> str | int | float | bool | None:
-    """What a column has of a JSON value, of which fractions are Decimals: None for null, a time as
-    a number of the column's unit. Raises NoValue."""
+    """What a column makes of a JSON value, in which fractions are Decimals: None for null, a time
+    as a number of the column's unit. Raises NoValue."""
     if value is None:
         return None
     if (
@@ -282,7 +282,7 @@ def value_of(value: object, kind: str, in_key: bool) -> str | int | float | bool
 def first_value(
     document: object, paths: Iterable[Sequence[str]], kind: str, in_key: bool
 ) -> str | int | float | bool | None:
-    """What a column has of a document that may have its value at several paths. Raises NoValue."""
+    """What a column makes of a document that may have its value at many paths. Raises NoValue."""
     empty, wrong = None, False
     for path in paths:
         try:

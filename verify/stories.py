@@ -384,7 +384,7 @@ def _damage(
 ) -> tuple[str, set[Place], list[Place] | Corruption]:
     """Change the content of a log of a hot block, after a run and a kill; check that the job ends
     and names the file; repair it. Returns the partition, what a query should find, and what it
-    did."""
+    finds."""
     _die(trial, trial.moment())
     trial.ends()
     view = take_view(Disk(), [trial.data])

@@ -107,7 +107,7 @@ class LineReader:
             self._end(lines)
 
     def _take_some(self, lines: Lines, rows: int) -> None:
-        """Lines that end in the data held, or what it has of one that does not."""
+        """Take the lines that end in the data held, or the part of one that does not."""
         data = self._data
         if not data:
             return

@@ -17,7 +17,7 @@ ENTRIES = frozenset(
 
 
 def require_data_directory(root: Path) -> None:
-    """Raise BadInput, in a line, unless it is a readable directory that is empty or has what
+    """Raise BadInput, in a line, unless `root` is a readable directory that is empty or has what
     Forebay keeps in one. (Hidden files and those of the file system itself are ignored.)"""
     try:
         found = {entry.name for entry in os.scandir(root)}

@@ -25,7 +25,7 @@ EXPECTED = "expected a time in s, ms or µs, from 1973-03-03 to 2199"
 
 def moments(numbers: pa.Array) -> tuple[pa.Array, Mask]:
     """The times of a column of doubles, null where there is none, and the rows where there is a
-    number that is no time."""
+    number that is not a time."""
     found = numbers.to_numpy(zero_copy_only=False)  # null is NaN, which is within no bounds
     micros = np.zeros(len(found), dtype=np.float64)
     known: Mask = np.zeros(len(found), dtype=bool)

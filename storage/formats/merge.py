@@ -282,7 +282,7 @@ def _cuts(
     parts: Sequence[_InputPart], samples: list[tuple[Place, int]], rows_max: int
 ) -> list[Place]:
     """Where to cut the order of all rows, so that a range has about `rows_max` rows at most; where
-    a part begins, if that leaves the range half of them, for it is not cut then."""
+    a part begins, if that leaves the range half of them, because the part is then not cut."""
     starts, cuts = {part.first for part in parts}, []
     rows, begun = 0, (0, 0)
     for number, (place, weight) in enumerate(samples):

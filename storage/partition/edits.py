@@ -45,7 +45,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Reject:
-    """Messages, of REJECT_SCHEMA, that are no events; how many of each label; the wall time."""
+    """Messages, of REJECT_SCHEMA, that are not events; how many of each label; the wall time."""
 
     rows: pa.RecordBatch
     labels: Mapping[str, int]
@@ -197,7 +197,7 @@ class Evict:
 
 @dataclass(frozen=True)
 class Close:
-    """The seal holds: the blocks below it take no more events."""
+    """The seal is in force: the blocks below it take no more events."""
 
     seal: Seal
 

@@ -2,8 +2,8 @@
 
 A block or chunk goes when the batch layer has all of its events ("handed off"), or when its last
 event is older than the retention, in stream time, or than what the bound in bytes leaves room for
-("expired"; there is no such limit by default). It goes by being listed in the catalog as dropped;
-files follow after the grace period.
+("expired"; there is no such limit by default). It is deleted by being listed in the catalog as
+dropped; its files follow after the grace period.
 
 The bound is of a data directory as a whole, and each partition has a writer of its own. So whoever
 ticks adds up what all partitions have published (`kept`), and finds the upload time from which on

@@ -179,7 +179,7 @@ class Journal:
             self.apply(Expire(extent))
 
     def _replace(self, *paths: Path) -> None:
-        """These files are listed no more; others may be in their place."""
+        """These files are no longer listed; others may be in their place."""
         for path in paths:
             self._garbage.replace(path, self.state.snapshots)
         self._list()

@@ -56,7 +56,7 @@ def _next_incarnation(
 ) -> int:
     """One more than any start of this partition that left a trace.
 
-    Raises MissingFile if there is no committed state although there must have been one.
+    Raises MissingFile if there is no committed state but there must have been one.
     """
     traces = {committed.incarnation} if committed else {0}
     for folder in (layout.hot(partition), layout.rejects(partition), layout.drops(partition)):
