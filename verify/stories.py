@@ -382,9 +382,8 @@ def tally_of(trial: Trial, reader: subprocess.Popen[bytes]) -> Tally:
 def _damage(
     trial: Trial, change: Callable[[bytes], bytes]
 ) -> tuple[str, set[Place], list[Place] | Corruption]:
-    """Change the content of a log of a hot block, after a run and a kill; check that the job ends
-    and names the file; repair it. Returns the partition, what a query should find, and what it
-    finds."""
+    """Change the log of a hot block, after a run and a kill; check that the job ends and names the
+    file; repair it. Returns the partition, what a query should find, and what it finds."""
     _die(trial, trial.moment())
     trial.ends()
     view = take_view(Disk(), [trial.data])
