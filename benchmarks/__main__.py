@@ -1,6 +1,6 @@
 """The benchmarks' command: `python -m benchmarks NAME`; `make bench BENCH=NAME EVENTS=N`.
 
-`all` runs each in a process of its own, at its default size. Every figure is of this machine, in
+`all` runs each in a process of its own, at its default size. Every figure is for this machine, in
 this run; see `report` for what is written where.
 """
 

@@ -4,7 +4,7 @@ ClickHouse (chdb), all over the same Parquet files.
     python -m benchmarks.analysts NAME FOLDER
 
 Processes as in `engines`. The questions are such that each engine can answer them exactly: no two
-events have one time, and days are those of UTC.
+events have the same time, and days are those of UTC.
 """
 
 from __future__ import annotations

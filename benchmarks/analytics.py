@@ -1,7 +1,7 @@
 """Analytics: a funnel, retention and segmentation beside DuckDB and ClickHouse over the same files.
 
-A month of events of users of whom few do most, in sorted Parquet files; 15 % are of the three steps
-of the funnel. Every engine is asked each question once to begin with, then in turns; the medians
+A month of events, most of them by a few users, in sorted Parquet files; 15 % belong to the three
+steps of the funnel. Every engine is asked each question once first, then in turns; the medians
 count, and all answers must be the same.
 """
 

@@ -1,10 +1,10 @@
 """The ceiling: consume and decode as Forebay does, and throw the result away. A process of its own.
 
 With FOLDER nothing is thrown away: what was decoded is written once to a log that is synced every
-second, and MERGED_SHARE of it to Parquet, as in a job whose load is of an hour. That is what
-the libraries alone take for durable columns, without engine, dedup, blocks, commits or readers.
+second, and MERGED_SHARE of it to Parquet, as in a job whose load is of an hour. That is what the
+libraries alone cost for durable columns, without engine, dedup, blocks, commits or readers.
 
-Nothing in it makes reference cycles, so it does without Python's cycle collector.
+Nothing in it makes reference cycles, so it runs without Python's cycle collector.
 
 python -m benchmarks.ceiling BOOTSTRAP TOPIC MESSAGES SCHEMA [FOLDER]
 """

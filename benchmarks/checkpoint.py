@@ -1,7 +1,7 @@
-"""The checkpoint: what a commit writes, and how long it takes by how much is hot.
+"""The checkpoint: what a commit writes, and how long it takes depending on how much is hot.
 
-Bytes are those of a whole job, as the kernel counts them, chunks left out: block logs and their
-hash files, snapshots in the engine's store, manifests. Times are of one worker's partitions in this
+Bytes are those of a whole job, as the kernel counts them, without chunks: block logs and their hash
+files, snapshots in the engine's store, manifests. Times are of one worker's partitions in this
 process, which commit STEP_EVENTS new events at a time beside what is hot already.
 """
 
@@ -72,7 +72,7 @@ def run(events: int, runs: int, command: str) -> Report:
 
 
 def _written(data: Path, written: int) -> dict[str, int]:
-    """What all that was written went to; `bytes` is all but the chunks."""
+    """What all bytes were written to; `bytes` is everything except the chunks."""
     sizes = {
         name: sum(path.stat().st_size for path in data.glob(pattern))
         for name, pattern in (

@@ -1,8 +1,8 @@
 """The chunks: what a merge costs, and whether ingest waits for one.
 
-Six evicted blocks are merged into a chunk; beside it stands Polars' `write_parquet` of the same
-rows, read from the same logs, neither sorted nor checksummed. Then batches of messages are decoded
-and appended in this process, alone and while such merges go on and on beside them on a thread.
+Six evicted blocks are merged into a chunk, compared with Polars' `write_parquet` of the same rows,
+read from the same logs, neither sorted nor checksummed. Then batches of messages are decoded and
+appended in this process, alone and while such merges run without a pause on another thread.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _times(times_ms: list[float]) -> dict[str, float]:
 
 
 def _ingest(folder: Path, values: list[bytes]) -> list[float]:
-    """The time of each batch in ms. All is published and committed as often as a job would."""
+    """The time of each batch in ms. Everything is published and committed as often as in a job."""
     times_ms = []
     publish_s = commit_s = time.monotonic()
     with Partitions(folder, ["p"]) as partitions:

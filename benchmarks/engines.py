@@ -4,8 +4,8 @@ dataset of the same events.
 
     python -m benchmarks.engines NAME FOLDER
 
-Each is a process that stays, with all cores: a question's name a line in, its answer a line out as
-JSON: {"wall_s": …, "rows": [[…], …]}. Each has its own modules only, in an environment of its own.
+Each is a long-lived process with all cores. A line in is a question's name, a line out its answer
+as JSON: {"wall_s": …, "rows": [[…], …]}. Each has its own modules only, in its own environment.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The events: columnar frames without end, for benchmarks in which JSON should have no part.
+"""The events: endless columnar frames, for benchmarks in which JSON should play no part.
 
-Messages of a load are decoded once; their columns come again and again under new ids, upload times
-and offsets. So values, sizes and what compression makes of them are those of real events, for a
-tenth of what decoding takes.
+Messages of a load are decoded once; their columns are repeated under new ids, upload times and
+offsets. So values, sizes and compression are those of real events, at a tenth of the cost of
+decoding.
 """
 
 from __future__ import annotations

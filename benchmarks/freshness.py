@@ -1,10 +1,10 @@
 """Freshness: from produce until a reader's `scan()` has the event, by share of the greatest rate.
 
-The greatest rate is that at which a job works off a topic that holds the events already. Then a
-sender goes at shares of it while a reader in this process scans without a pause; the upload time is
-the timestamp that the sender's client gave each message when it was produced, so an event's age is
-known when a scan first has it. Broker, sender, job and reader share the machine, as the job would
-not elsewhere. Each figure is the median of those of several runs.
+The greatest rate is that at which a job works off a topic that already holds the events. Then a
+sender sends at shares of that rate while a reader in this process scans without a pause; the upload
+time is the timestamp that the sender's client gave each message when it was produced, so an event's
+age is known when a scan first has it. Broker, sender, job and reader share the machine, unlike
+elsewhere. Each figure is the median of several runs.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def run(events: int, runs: int, command: str) -> Report:
 
 
 def _greatest_rate(running: Broker, name: str, events: int, folder: Path) -> float:
-    """Events per second of a job that has the topic before it, from its first to its last."""
+    """Events per second of a job that works off a filled topic, from first event to last."""
     topic = generated(running, name, events, *PLAIN)
     job = Job(topic, folder / name, upload_time=BROKER)
     job.child.wait_until(lambda: taken(job.data) > 0, TIMEOUT_S)
@@ -95,7 +95,7 @@ def _greatest_rate(running: Broker, name: str, events: int, folder: Path) -> flo
 
 
 def _medians(found: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """One entry of several runs."""
+    """One entry from several runs."""
     runs = list(found)
     names = [name for name in runs[0] if name != "exact"]
     return {
@@ -168,7 +168,7 @@ class _Reader:
                 self.seen += fresh.height
 
     def follow(self, messages: int, job: Child, deadline_s: float) -> None:
-        """Scan until so many have been seen. Raises Failed if the job ends or is too slow."""
+        """Scan until so many are seen. Raises Failed if the job ends or is too slow."""
 
         def all_seen() -> bool:
             self.scan()

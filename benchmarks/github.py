@@ -16,8 +16,8 @@ _ISO = "%Y-%m-%dT%H:%M:%SZ"
 def github(path: Path, copies: int, seed: int, copy_span_s: int = 60) -> Iterator[bytes]:
     """Sample GitHub events, repeated: about 3 kB each, deeply nested, in order of `created_at`.
 
-    `path` holds them one JSON object a line. Each copy gets ids of its own (`seed` sets the first)
-    and times that go on where the copy before ended, drawn together to `copy_span_s` seconds.
+    `path` holds them, one JSON object per line. Each copy gets its own ids (`seed` sets the first)
+    and times that go on where the previous copy ended, compressed to `copy_span_s` seconds.
     """
     events = [orjson.loads(line) for line in path.read_bytes().splitlines()]
     events.sort(key=itemgetter("created_at"))

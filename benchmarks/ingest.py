@@ -1,11 +1,11 @@
 """Ingest: events of a Kafka topic, each kept once, per second of CPU time.
 
 Forebay ingests until every message is visible and committed; the ceiling consumes and decodes the
-same and throws it away; `written` is the ceiling with what was decoded written out, and nothing
-else done; each peer ends when all is durable in its own way. The broker and the sender are other
-processes and are not counted. The contestants take turns, so that what else the machine does falls
-on all alike. Each also runs once over a topic of STARTUP_EVENTS: what it takes to start at all,
-which is in its figure, and shown apart.
+same and throws it away; `written` is the ceiling that also writes out what was decoded, and does
+nothing else; each peer ends when all is durable in its own way. The broker and the sender are other
+processes and are not counted. The contestants take turns, so that other load on the machine affects
+all alike. Each also runs once over a topic of STARTUP_EVENTS: that shows its start-up cost, which
+its figure includes, and which is also shown separately.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Contestant:
     unique: list[int | None] = field(default_factory=list)
 
     def entry(self, topic: Topic) -> dict[str, Any]:
-        """Its figures, as the report has them."""
+        """The contestant's figures, as the report has them."""
         rates = [topic.messages / usage.cpu_s for usage in self.runs]
         cpu_s = Figure.of(usage.cpu_s for usage in self.runs)
         return {
@@ -89,7 +89,7 @@ def run(events: int, runs: int, variant: str, peers: tuple[str, ...], command: s
         topic = _topic(running, "events", variant, events, folder)
         for contestant in list(contestants):
             try:
-                _once(contestant, small, folder)  # fills the caches of compiled code
+                _once(contestant, small, folder)  # warms up the caches of compiled code
                 contestant.startup_s = _once(contestant, small, folder)[0].cpu_s
             except Failed as error:
                 _give_up(contestant, error, contestants, report)
@@ -142,7 +142,7 @@ def _once(contestant: _Contestant, topic: Topic, folder: Path) -> tuple[Usage, i
 def _give_up(
     contestant: _Contestant, error: Failed, contestants: list[_Contestant], report: Report
 ) -> None:
-    """A peer that fails is absent; without what is ours there is no benchmark."""
+    """A peer that fails is absent; if ours fails, there is no benchmark."""
     if contestant.name in OURS:
         raise error
     contestants.remove(contestant)

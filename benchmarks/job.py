@@ -52,12 +52,12 @@ class Job:
         self.child = Child(command, folder / "job.log", environment)
 
     def ingest(self) -> Usage:
-        """Until every message is visible; then stop, which commits, and measure."""
+        """Wait until every message is visible; then stop, which commits, and measure."""
         self.child.wait_until(lambda: taken(self.data) >= self._source.messages, TIMEOUT_S)
         return self.child.stop(STOP_S)
 
     def finish(self) -> Usage:
-        """Until it ends by itself, at the end of its files."""
+        """Wait until it ends by itself, at the end of its files."""
         return self.child.wait(TIMEOUT_S)
 
     def unique(self) -> int:
@@ -66,7 +66,7 @@ class Job:
 
 
 def taken(data: Path) -> int:
-    """Messages that readers can see the outcome of; 0 while there is nothing to read."""
+    """Messages whose outcome readers can see; 0 while there is nothing to read."""
     if not data.is_dir():
         return 0
     try:

@@ -1,4 +1,4 @@
-"""The lines: NDJSON files with a load, for benchmarks in which no broker should have a part."""
+"""The lines: NDJSON files with a load, for benchmarks in which no broker should play a part."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAIN = ("--broken", "0", "--late", "0", "--duplicates", "0")
 
 @dataclass(frozen=True)
 class Lines:
-    """A folder of files, one a partition, whose messages are all there."""
+    """A folder of files, one per partition, whose messages are all there."""
 
     folder: Path
     messages: int

@@ -1,10 +1,10 @@
 """Measure: CPU time, wall time and peak memory of a child process with all that it started.
 
-How: the child leads a process group of its own, and this process is the one that orphans fall to
+How: the child leads a process group of its own, and this process adopts orphans
 (PR_SET_CHILD_SUBREAPER), so whatever of that group the child did not wait for is reaped here. The
 CPU time is user + system of every process of the group; the kernel adds a reaped child's to its
 parent's, so each is counted once. Peak memory is that of the largest process, not a sum. Bytes
-written are those of all write calls, told by the kernel in the same way.
+written are those of all write calls, reported by the kernel in the same way.
 
 Linux only.
 """
@@ -34,7 +34,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class Failed(Exception):
-    """A measured process did not do what was asked of it."""
+    """A measured process did not do what it was asked to do."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Child:
         return self._process.pid
 
     def wait_until(self, reached: Callable[[], bool], timeout_s: float) -> None:
-        """Return when `reached` says so. Raises Failed if the process ends first or is too slow."""
+        """Return when `reached` is true. Raises Failed if the process ends first or is too slow."""
         deadline = time.monotonic() + timeout_s
         while not reached():
             if self._has_ended() and not reached():
@@ -136,7 +136,7 @@ class Child:
 
 
 def _written() -> int:
-    """Bytes that this process and all that it has reaped gave to write calls."""
+    """Bytes that this process and all that it has reaped passed to write calls."""
     found = re.search(r"wchar: (\d+)", Path("/proc/self/io").read_text())
     if found is None:
         raise Failed("/proc/self/io: expected wchar, got none")
@@ -165,7 +165,7 @@ class Figure:
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest value that so large a share of the values does not exceed."""
+    """The smallest value that this share of the values does not exceed."""
     found = sorted(values)
     return found[max(0, math.ceil(share * len(found)) - 1)]
 

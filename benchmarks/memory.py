@@ -1,8 +1,8 @@
 """Memory: what the dedup index holds for each key, how fast it is, and a whole worker's peak.
 
-The index takes so many hashes in batches, each looked up and then inserted, on one core; a Python
-set of the same hashes does likewise. Each is a process of its own, so that its peak is its own. The
-worker is a job whose events are all hot when it ends.
+The index takes KEYS hashes in batches, each looked up and then inserted, on one core; so does a
+Python set of the same hashes. Each runs in its own process, so that its peak is its own. The worker
+is a job whose events are all hot when it ends.
 
 python -m benchmarks.memory index|set KEYS
 """
@@ -79,7 +79,7 @@ def run(events: int, runs: int, command: str) -> Report:
 
 
 def _medians(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """One entry of several runs."""
+    """One entry from several runs."""
     names = ("bytes_per_key", "peak_bytes_per_key", "keys_per_s")
     figures = {name: Figure.of(entry[name] for entry in entries) for name in names}
     return {

@@ -21,7 +21,7 @@ SPAN_MS, WINDOW_MS, GRACE_MS = 300_000, 600_000, 600_000
 
 
 class Partitions:
-    """`forebay run` has one such set a worker. Settings are the defaults. Used in a `with`."""
+    """`forebay run` has one such set per worker. Settings are the defaults. Used in a `with`."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.layout, self.files = Layout(folder), OpenDisk()
@@ -49,7 +49,7 @@ class Partitions:
 
     def snapshot(self) -> int:
         """Commit as the `blocks` step does: one sync of all logs on threads, then each partition's
-        record. How many bytes the records have."""
+        record. Returns the bytes of the records."""
         logs = [log for blocks in self._blocks.values() for log in blocks.flush()]
         list(self._pool.map(lambda log: log.sync(), logs))
         return sum(len(blocks.snapshot()) for blocks in self._blocks.values())

@@ -1,4 +1,4 @@
-"""The peer: which there are, and how each is installed, run and checked.
+"""The peers: which ones there are, and how each is installed, run and checked.
 
 Each has an environment of its own in build/bench/venv-NAME, made at its first use, and the jars of
 its pom, if it has one, in build/bench/jars-NAME. One that can't be installed or run is absent, with
@@ -32,7 +32,7 @@ class Peer:
     requirements: tuple[str, ...]
 
     def install(self) -> None:
-        """Make its environment, unless it is there. Raises Failed."""
+        """Make its environment, unless it exists. Raises Failed."""
         pom = POMS / f"{self.name}.pom.xml"
         needs = [*self.requirements, pom.read_text() if pom.is_file() else ""]
         stamp = hashlib.sha256("\n".join(needs).encode()).hexdigest()

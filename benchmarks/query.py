@@ -1,9 +1,9 @@
 """Queries: what an answer takes beside engines over one sorted Parquet dataset of the same events.
 
 A job ingests the load; at its end a sixth of the events are hot, the others in chunks. The dataset
-has files of half an hour of upload time, sorted, zstd. Every engine is asked each question once to
-begin with, then in turns; the medians count, and all answers must be the same. What Forebay takes
-for its first answer, when nothing hot is decoded yet, is shown apart.
+has files of half an hour of upload time, sorted, zstd. Every engine is asked each question once
+first, then in turns; the medians count, and all answers must be the same. The time of Forebay's
+first answer, when nothing hot is decoded yet, is shown separately.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _asked(
 
 
 def _same(answers: dict[str, dict[str, Rows]]) -> bool:
-    """Whether every engine with all the events says the same."""
+    """Whether all engines that have all the events give the same answer."""
     whole = [answer for name, answer in answers.items() if name not in (HOT, COLD)]
     return all(answer == whole[0] for answer in whole)
 
@@ -180,8 +180,8 @@ def _entry(times: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _rate(report: Report, times: Times, hot_events: int, cold_events: int) -> None:
-    """The ratios: geometric means over the questions. The best peer is the one whose own is best;
-    beside it stands what comes of taking another best peer for each question."""
+    """The ratios: geometric means over the questions. The best peer is the one whose own mean is
+    best; beside it is the ratio with the best peer of each question."""
     mine, sql = report.forebay["ms"], report.forebay["sql"]["ms"]
     best = {q: min(peer["ms"][q] for peer in report.peers.values()) for q in QUESTIONS}
     hot_ms, cold_ms = (_entry(times[name])["ms"] for name in (HOT, COLD))

@@ -1,8 +1,8 @@
 """Recovery: from the start after a SIGKILL until the first new event is visible.
 
-A job reads files until so many events are visible and hot, and is killed; at each start after that
-it is awaited until readers see more than they saw before, and killed again. Reingesting is what
-the job took at first, from its start to the same number of events.
+A job reads files until so many events are visible and hot, and is killed; after each further start,
+once readers see more than they saw before, it is killed again. Reingesting is what the job took at
+first, from its start to the same number of events.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run(events: int, runs: int, command: str) -> Report:
 
 
 def _recover(source: Lines, folder: Path, hot: int, runs: int) -> dict[str, Any]:
-    """Kill a job at so many events, and start it again and again."""
+    """Kill a job at so many events, and restart it again and again."""
     ingest_s, _, seen = _until(source, folder, hot)
     times_s, cpu_s = [], []
     for _ in range(runs):
@@ -83,8 +83,8 @@ def _recover(source: Lines, folder: Path, hot: int, runs: int) -> dict[str, Any]
 
 
 def _until(source: Lines, folder: Path, events: int) -> tuple[float, float, int]:
-    """Start a job and kill it as soon as so many events are visible: how long that took, how much
-    CPU time, and how many were visible then."""
+    """Start a job and kill it as soon as so many events are visible. Returns how long that took,
+    how much CPU time, and how many were visible then."""
     started_s = time.monotonic()
     job = Job(source, folder, dedup_window=WINDOW)
     job.child.wait_until(lambda: taken(job.data) >= events, TIMEOUT_S)

@@ -4,8 +4,8 @@
      "forebay": {…}, "ceiling": {…}, "peers": {NAME: {…}}, "ratios": {NAME: 1.5},
      "ratios_started": {NAME: 1.6}, "bounds": {NAME: "<= 2"}, "absent": {NAME: "why"}}
 
-`ratios` has what the project has set itself bounds for; `ratios_started` the same where what a
-process takes to start at all is left out; the rest is what they come from.
+`ratios` has what the project has set itself bounds for; `ratios_started` the same without what a
+process takes to start; the rest is what they are computed from.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.measure import BUILD
 
 @dataclass(frozen=True)
 class Bound:
-    """What a ratio must be: at most, or at least, so much."""
+    """What a ratio must be: at most, or at least, this."""
 
     relation: Literal["<=", ">="]
     limit: float
@@ -104,7 +104,7 @@ class Report:
             console.print(f"absent: {name}: {reason}", highlight=False, markup=False)
 
     def plot(self, label: str, panels: Mapping[str, Mapping[str, float]]) -> None:
-        """build/bench/NAME.svg, a line a panel, if matplotlib is here (the extra `bench`)."""
+        """build/bench/NAME.svg, one curve per panel, if matplotlib is installed (extra `bench`)."""
         if find_spec("matplotlib") is None:
             return
         from matplotlib.figure import Figure as Picture

@@ -1,10 +1,10 @@
 """Scale: CPU time for each event by workers, partitions, dedup window, size and rate.
 
-One thing is varied at a time, the others stay as BASE. All read files, but for those with a rate,
-where a sender fills a topic while the job runs, with the upload times of sending. What it takes to
-start at all is measured by a load of STARTUP_EVENTS and left out of a figure. No chunks are merged
-where windows are compared, for a longer window merges less; its load is of six hours, so that as
-much is hot as the window says.
+One thing is varied at a time, the others stay as in BASE. All jobs read files, except those with a
+rate, where a sender fills a topic while the job runs, with the time of sending as upload time. The
+start-up cost is measured with a load of STARTUP_EVENTS and left out of the figures. Where windows
+are compared no chunks are merged, because a longer window merges less; that load spans six hours,
+so that as much is hot as the window says.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _once(case: Case, source: Any, place: Path) -> tuple[Usage, int]:
 
 
 def _paced(case: Case, running: Broker, events: int, folder: Path) -> dict[str, Any]:
-    """One job over a topic that fills at a rate; its CPU time from then until all is visible."""
+    """One job over a topic that fills at a rate; its CPU time, without start-up."""
     name, made = case.name.replace(" ", "-"), case.partitions
     load = ("--bytes", str(case.bytes), *LIVE)
     few = generated(running, name, STARTUP_EVENTS, *load, "1000000", partitions=made)

@@ -1,14 +1,14 @@
-"""Serving: what dashboards wait for answers while ingest goes on at half of its greatest rate.
+"""Serving: how long dashboards wait for answers while ingest goes on at half of its greatest rate.
 
-The greatest rate is that at which the job works off a topic that holds the events already, two
-hours of them. Then a sender goes at half of it, with upload times of now, while twenty clients ask
-`forebay serve` for ten panels each, every second, with the tags of the answers that they have;
-before that, one does so until all is warm.
-Broker, sender, job, server and clients share the machine, as they would not elsewhere.
+The greatest rate is that at which the job works off a topic that already holds the events, two
+hours of them. Then a sender sends at half of that rate, with the present as upload time, while
+twenty clients ask `forebay serve` for ten panels each, every second, with the tags of the answers
+that they have; before that, one client does so until all is warm.
+Broker, sender, job, server and clients share the machine, which they would not do elsewhere.
 
 An answer's time is from the request to its last byte. Freshness is the age of the newest event that
-readers can see, looked at while it lasts: `published` is that of the job, `answered` that of a
-panel's answer when a client has it, which may be shared for a second.
+readers can see, sampled meanwhile: `published` is that of the job, `answered` that of a panel's
+answer when a client has it, which may be shared for a second.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ BOUNDS = {
 
 
 def _measured(topic: Topic, folder: Path) -> dict[str, Any]:
-    """Load the topic, then ask while more comes."""
+    """Load the topic, then ask while more arrives."""
     job = Job(topic, folder / "job")
     rate = SHARE * _rate(job, topic.messages)
     server = _Server(job.data, folder)
@@ -158,7 +158,7 @@ def _measured(topic: Topic, folder: Path) -> dict[str, Any]:
 
 
 def _rate(job: Job, messages: int) -> float:
-    """Events per second of a job that has the topic before it, from its first to its last."""
+    """Events per second of a job that works off a filled topic, from first event to last."""
     job.child.wait_until(lambda: taken(job.data) > 0, TIMEOUT_S)
     started_s, before = time.monotonic(), taken(job.data)
     job.child.wait_until(lambda: taken(job.data) >= messages, TIMEOUT_S)
@@ -188,7 +188,7 @@ class _Server:
         self.port = int(found[1])
 
     def counters(self) -> int:
-        """How many answers its workers were asked for."""
+        """The number of answers that its workers were asked for."""
         with urlopen(f"http://127.0.0.1:{self.port}/metrics") as reply:
             text = reply.read().decode()
         for family in text_string_to_metric_families(text):
@@ -205,8 +205,8 @@ class Answered:
 
 
 class Watched:
-    """What the job has published, looked at now and then for so many seconds: `lags` in messages,
-    and `ages_s` of the newest event."""
+    """What the job has published, sampled now and then for so many seconds: `lags` in messages, and
+    `ages_s` of the newest event."""
 
     def __init__(self, data: Path, seconds: float) -> None:
         self.lags: list[int] = []
@@ -225,8 +225,8 @@ class Watched:
 
 
 class Dashboard:
-    """One client: a connection for each panel, all of which it asks for once a second, `phase_s`
-    after the others; `ages_s` is how old the newest event was that it was told of."""
+    """One client: a connection for each panel, each of which it asks for once a second, `phase_s`
+    after the others; `ages_s` are the ages of the newest event that it was shown."""
 
     def __init__(self, asked: Mapping[str, str], port: int, phase_s: float) -> None:
         self.answers: list[Answered] = []
@@ -256,7 +256,7 @@ class Dashboard:
                 if panel == NEWEST and status == 200:
                     newest = datetime.fromisoformat(orjson.loads(body)[0]["at"])
                     self.ages_s.append(time.time() - newest.timestamp())
-                # Who waits for longer than a second asks again with the next one.
+                # A client that waits for longer than a second asks again at the next one.
                 due_s += REFRESH_S * max(1, -(-(ended_s - due_s) // REFRESH_S))
         finally:
             writer.close()

@@ -47,7 +47,7 @@ def broker(folder: Path) -> Iterator[Broker]:
         raise Failed(lack)
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        # Long enough that no flush, cleaner or deletion falls into a measurement.
+        # Long enough that no flush, cleaner or deletion happens during a measurement.
         settings = {"log.retention.ms": "-1", "log.segment.bytes": str(1 << 30)}
         with BrokerProcess(folder, settings=settings) as running:
             yield running

@@ -1,13 +1,13 @@
 """The reference batch layer: a day's events, once each, in an Apache Iceberg table.
 
 Steps, each safe to repeat after a crash:
-1. seal up to the end of the day (see `handoff`): what is to be handed over never changes any more;
+1. seal up to the end of the day (see `handoff`): what is to be handed over no longer changes;
 2. count it, by interval; find what has the dedup key of another, across partitions and of late
    events also against the table, within the memory bound (see `cross_partition`);
 3. write it, interval by interval in order of upload time, to files that no table names yet, and
    that no other run writes (see `leftovers`);
 4. compare the rows written with those counted, and commit all files at once, with the seal's id
-   among the snapshot's properties: a run that finds it there does not write again (see
+   among the snapshot's properties: a run that finds the id there does not write again (see
    `batch_table`);
 5. complete the handoff, which moves the boundary and names the table as it is now.
 
@@ -54,8 +54,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class DayReport:
-    """What one run handed over. `outcome`: the rows were written now; taken up, for another run of
-    the same seal had added them but not completed; or all was completed before."""
+    """What one run handed over. `outcome`: the rows were written now; taken up, because another run
+    of the same seal had added them but not completed; or all was completed before."""
 
     day: date
     number: int
@@ -79,7 +79,7 @@ def run_day(
     """
     with Handoff(roots) as handoff:
         _require_next(handoff.batches, day)
-        # A seal of someone else's, within the day after, is completed with it.
+        # Someone else's seal, within the day after, is completed with it.
         open_ms = [b.seal.until_ms for b in handoff.batches if b.seal and not b.complete]
         reach_ms, end_ms = handoff.reach_ms(), max([_day_ms(day) + DAY_MS, *open_ms])
         if reach_ms is None or reach_ms < end_ms:
@@ -88,7 +88,7 @@ def run_day(
         batches = handoff.seal(end_ms)
         run = _Run([Path(root) for root in roots], config, batches)
         properties, outcome = run.write(progress)
-        # What is handed over is deleted here some time later: no power loss may take it there.
+        # What is handed over is deleted here some time later: a power loss must not take it there.
         os.sync()
         done = handoff.complete(now_ms(), late=True, table=run.metadata)
         number = max(batch.number for batch in done)
@@ -97,7 +97,7 @@ def run_day(
 
 
 def missing_days(roots: Sequence[Path]) -> list[date]:
-    """The days that are over and not handed over, oldest first."""
+    """The days that have ended and are not handed over, oldest first."""
     with Handoff(roots) as handoff:
         reach_ms, covered = handoff.reach_ms(), _covered_ms(handoff.batches)
         begun = _begun(handoff.batches)
@@ -153,8 +153,8 @@ class _Run:
     def write(self, progress: Progress) -> Result:
         """Have all rows in the table once: written now, or by another run of this seal.
 
-        What was written is added only to the table that it was compared with. If another has
-        changed that meanwhile, it is compared and written again.
+        What was written is added only to the table that it was compared with. If another run has
+        changed the table meanwhile, everything is compared and written again.
         """
         landed, head = self._table.landed(self._seal), self._table.head
         own: RunNote | None = None
@@ -196,8 +196,8 @@ class _Run:
         return landed.files if landed else None
 
     def _write(self, progress: Progress) -> tuple[RunNote, dict[str, str]]:
-        """Files of what is sealed, and the properties of the snapshot that is to add them; they are
-        deleted if that fails, for no table names them yet."""
+        """Files of what is sealed, and the properties of the snapshot that is to add them; if that
+        fails, the files are deleted, because no table names them yet."""
         counts = self._counts()
         total, late = int(counts["rows"].sum()), int(counts["late"].sum())
         progress(0, total)
@@ -268,7 +268,7 @@ class _Run:
                     continue  # a row group without rows has no statistics to prune by
                 table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
                 table = table.rename_columns(schema.names).cast(_large(schema))
-                # Rows to come are taken to be as large as those of this slice.
+                # Further rows are assumed to be as large as those of this slice.
                 fitting = SLICE_BYTES * len(table) // max(1, table.nbytes)
                 self._slice_rows = max(1, min(SLICE_ROWS, fitting))
                 if writer is None or day != start.date() or in_file >= FILE_ROWS:
@@ -317,7 +317,7 @@ class _Run:
 
 
 def _large(schema: pa.Schema) -> pa.Schema:
-    """With texts that may be more than 2 GB together: the same in Parquet."""
+    """With text columns that may exceed 2 GB in total: the same in Parquet."""
     large = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
     return pa.schema([field.with_type(large.get(field.type, field.type)) for field in schema])
 

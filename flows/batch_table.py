@@ -1,11 +1,11 @@
 """The batch layer's Iceberg table: opened, brought up to date, appended to once for each seal.
 
-A snapshot that adds rows carries the seal's id. Of those that the table's main branch is made of,
-at most one has a given id, whoever else is at work: a commit requires the branch to be where it was
-when duplicates were looked for, pyiceberg never repeats one by itself, and whether one has landed
-is for the table alone to say, not by the catalog's answer, which can be lost.
+A snapshot that adds rows carries the seal's id. Of the snapshots in the table's main branch, at
+most one has a given id, whoever else is at work: a commit requires the branch to be where it was
+when duplicates were looked for, pyiceberg never repeats a commit by itself, and whether one has
+landed is read from the table alone, not from the catalog's answer, which can be lost.
 
-Columns are those of events, but for `_partition` (see `query.iceberg`). Only columns of numbers and
+Columns are those of events, except `_partition` (see `query.iceberg`). Only columns of numbers and
 times have bounds in the table: pyiceberg can't round up a text that ends in U+D7FF.
 """
 
@@ -78,8 +78,8 @@ class Landed:
 
 
 class EventTable:
-    """The table that is configured, without a catalog in a SQLite one in `folder`. Made if there is
-    none, unless a handoff named one (`handed_over`).
+    """The configured table; if no catalog is configured, in a SQLite one in `folder`. Created if
+    missing, unless a handoff named one (`handed_over`).
 
     Raises BadInput if it can't be opened, or can't have the columns of events, `schema`.
     """
@@ -96,13 +96,13 @@ class EventTable:
 
     @property
     def head(self) -> int | None:
-        """The newest snapshot of the main branch, as of the last look."""
+        """The newest snapshot of the main branch, at the last look."""
         snapshot = self.table.current_snapshot()
         return snapshot.snapshot_id if snapshot else None
 
     def landed(self, seal: str) -> Landed | None:
-        """What was added for this seal, as of the last look. Raises Corruption if that is there
-        more than once, or can't be read."""
+        """What was added for this seal, at the last look. Raises Corruption if that is there more
+        than once, or can't be read."""
         history = ancestors_of(self.table.current_snapshot(), self.table.metadata)
         found = [snapshot for snapshot in history if _properties(snapshot).get(SEAL) == seal]
         if not found:
@@ -117,7 +117,7 @@ class EventTable:
 
     def append(self, paths: list[str], seal: str, properties: Mapping[str, str]) -> None:
         """Try to add these files, if the table is as it was at the last look; then look again.
-        Whether they are there now is for `landed` to say. Raises BadInput if they do not fit."""
+        `landed` says whether they are there now. Raises BadInput if they do not fit."""
         self._refused = NOT_SHOWN
         try:
             with self._told(), self.table.transaction() as change:
@@ -135,7 +135,7 @@ class EventTable:
         self.table = self._tried(lambda: self._catalog.load_table(self._name))
 
     def not_now(self) -> BadInput:
-        """Told by what the catalog last refused."""
+        """Judged by what the catalog last refused."""
         return BadInput(
             f"table {self._name}: expected the catalog to take a change, got {self._refused},"
             f" {TRIES} times; try again later"
@@ -189,8 +189,8 @@ class EventTable:
         return self._catalog.create_table(self._name, columns, properties={RETRIES: "0"})
 
     def _as_named(self, schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
-        """The columns of events as a table with these names them: where a declared column has our
-        name for `_partition`, that stays as it is, unless the table has ours already."""
+        """The columns of events, named as in a table with these columns: `_partition` keeps its
+        name where a declared column has ours for it, unless the table already uses ours."""
         if SOURCE_PARTITION not in schema.names:
             own = {PARTITION: SOURCE_PARTITION}
             return pa.schema([field.with_name(own.get(field.name, field.name)) for field in schema])
@@ -218,7 +218,7 @@ class EventTable:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """What pyiceberg refuses for good is raised as BadInput."""
+        """What pyiceberg permanently refuses is raised as BadInput."""
         try:
             yield
         except (ForebayError, *NOT_NOW):
@@ -228,8 +228,8 @@ class EventTable:
 
 
 def own_catalog(folder: Path) -> dict[str, str]:
-    """A SQLite catalog and a warehouse in this folder, whatever characters its path has: a URI is
-    given to SQLite only, and to no one else unless it is the same with and without quoting."""
+    """A SQLite catalog and a warehouse in this folder, whatever characters its path has: a URI goes
+    to SQLite only, and elsewhere only if it is the same with and without quoting."""
     place = str(folder.resolve())
     file = f"file:{quote(place)}/catalog.db"
     uri = URL.create("sqlite", database=file, query={"uri": "true"})
@@ -249,7 +249,7 @@ def attempts() -> Iterator[int]:
 
 
 def _one_line(error: Exception) -> str:
-    """As it is reported: SQLAlchemy adds its statements in more."""
+    """As it is reported, in one line: SQLAlchemy adds its statements in more."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 

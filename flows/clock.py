@@ -1,10 +1,10 @@
-"""A wall clock that steps back, noticed.
+"""Notices when the wall clock steps back.
 
 The engine compares wall times: when a source wants to be asked again, when a step wants to be
-called, how old an epoch is. So where the clock steps back, nothing is read and nothing is committed
-until it is where it was, and no call from outside wakes the engine, a stop's neither. What can be
-done is to end the workers and start them again from the last commit, as after a crash, with times
-that are of the new clock. A step forward ends an epoch early and does no harm.
+called, how old an epoch is. So when the clock steps back, nothing is read and nothing is committed
+until it is where it was, and nothing outside wakes up the engine, not even a stop. The remedy is to
+end the workers and restart them from the last commit, as after a crash, with times of the new
+clock. A step forward ends an epoch early and does no harm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Clock:
         self.stepped_back_s()
 
     def stepped_back_s(self) -> float:
-        """By how much the wall clock has stepped back since it last was not 0, STEP_S at least."""
+        """How far the wall clock has stepped back since this was last not 0; STEP_S at least."""
         for _ in range(READS):
             before = self._steady()
             wall = self._wall()
@@ -58,8 +58,8 @@ class Clock:
 
 
 def warn_of_steps() -> None:
-    """Say from now on, in a thread, when the wall clock has stepped back: for a job that no one
-    supervises, and that no one but who started it can start again."""
+    """Report from now on, on a thread, when the wall clock has stepped back: for a job without a
+    supervisor, which only whoever started it can restart."""
     threading.Thread(target=_watch, name="clock", daemon=True).start()
 
 

@@ -1,20 +1,20 @@
 """The cluster: N one-worker processes that run the dataflow as one, and their supervisor.
 
-Where the job is one of several hosts, the workers of all hosts are one cluster, and each host has a
+If the job runs on several hosts, the workers of all hosts are one cluster, and each host has a
 supervisor for its own, which does nothing of what follows without the others (see `group`).
 
 What always holds:
 
 - The recovery store is there, whole, before a worker starts.
-- No worker runs the dataflow before all have built it, so that none waits for a peer that does not
-  come: until then a stop, or one that fails, ends all at once, and nothing has begun.
-- When one worker dies, all are ended (SIGKILL: their state is safe) and all start again, after a
+- No worker runs the dataflow before all have built it, so that none waits for a peer that never
+  arrives: until then a stop, or a worker that fails, ends all at once, and nothing has begun.
+- When one worker dies, all are killed (SIGKILL: their state is safe) and all restart, after a
   back-off; never fewer than N go on.
 - A stop (SIGTERM or SIGINT) is forwarded; each worker then closes its last epoch with a snapshot.
 - An error that a restart would meet again ends the job, during a stop as well.
-- A stop of one host stops all; those that were not asked to stop wait for it, and start again.
-- When a worker asks for it, all are stopped, and start again at once. When the wall clock has
-  stepped back (see `clock`), all are ended and start again at once.
+- A stop of one host stops all; those that were not asked to stop wait for it, and restart.
+- When a worker asks for it, all are stopped, and restart at once. When the wall clock has stepped
+  back (see `clock`), all are ended and restart at once.
 - Exit code 0 means that the last run ended with a last snapshot, or had not begun.
 - Input that could not be read ends nothing: all workers go on to their ends, and the exit code of
   the job is INCOMPLETE.
@@ -95,8 +95,8 @@ class Cluster:
         measured: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         """Workers run `module` in `environment`; what they print goes to `output`, by default to
-        where this process prints. Of several `hosts`, all have the `shared` settings. At
-        each start `measured` is asked for more of the workers' environment."""
+        where this process prints. With several `hosts`, all have the `shared` settings. At each
+        start `measured` gives more of the workers' environment."""
         self._layout = Layout(data_dir)
         self._disk = Disk()
         self._module = module
@@ -148,7 +148,7 @@ class Cluster:
             backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
 
     def _tried(self) -> tuple[int, str]:
-        """One run: its exit code, and what to say of it if that is none of a job that has ended."""
+        """One run: its exit code, and what to report if the job has not ended by that."""
         failure: str | None = None
         code = 1
         try:
@@ -197,7 +197,7 @@ class Cluster:
         return said
 
     def _supervise(self) -> int:
-        """Until all workers have ended, or one has failed: the exit code."""
+        """Wait until all workers have ended, or one has failed. Returns the exit code."""
         self._unbuilt = self._left = len(self._processes)
         self._begun, self._code, deadline = False, 0, math.inf
         while True:
@@ -227,8 +227,8 @@ class Cluster:
                     process.send_signal(signal.SIGTERM)
 
     def _take(self, told: bytes | int) -> tuple[int | None, Said | None]:
-        """What a worker or the clock says: with which exit code the run ends by that, and what the
-        group says to it."""
+        """Handle what a worker or the clock says: the exit code with which that ends the run, and
+        what the group says to it."""
         if told == STEPPED:
             if self._stopped or not self._begun:
                 return None, None
@@ -248,7 +248,7 @@ class Cluster:
         return None, self._group.ended(self._code) if well else None
 
     def _follow(self, said: Said) -> int | None:
-        """Do what the group says; with which exit code the run ends by that."""
+        """Do what the group says. Returns the exit code with which that ends the run."""
         match said.kind:
             case Kind.GO:
                 self._begun = True
@@ -264,14 +264,14 @@ class Cluster:
         return PERMANENT if said.kind == Kind.REFUSED else 1
 
     def _let_go(self) -> None:
-        """All begin."""
+        """Let all workers begin."""
         begin(self._layout)
         for channel in self._channels:
-            with suppress(OSError):  # of a worker that has ended; its exit code comes
+            with suppress(OSError):  # of a worker that has ended; its exit code follows
                 channel.send(GO)
 
     def _note_end(self) -> None:
-        """All workers ended with a last snapshot."""
+        """Note that all workers ended with a last snapshot."""
         try:
             self._disk.touch(self._layout.ended)
         except OSError as error:
@@ -282,21 +282,21 @@ class Cluster:
             ) from error
 
     def close(self) -> None:
-        """Let the data directory and the ports go. (The end of the process does as well.)"""
+        """Release the data directory and the ports. (The end of the process does as well.)"""
         self._group.close()
         if self._lock:
             self._lock.close()
             self._lock = None
 
     def _cause(self, code: int) -> int:
-        """PERMANENT if any worker ends so: one that has lost its peer may end before the peer."""
+        """PERMANENT if any worker ended with it: one that lost its peer may end before the peer."""
         deadline = time.monotonic() + (0.0 if code in (-signal.SIGKILL, PERMANENT) else SETTLE_S)
         for process in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
         if any(p.returncode == PERMANENT for p in self._processes):
             return PERMANENT
-        # One of another host may be the peer that was lost; its supervisor says why it has ended.
+        # The lost peer may be one of another host; its supervisor says why it has ended.
         deadline = time.monotonic() + (SETTLE_S if self._hosts else 0.0)
         with suppress(queue.Empty):
             while event := self._next(deadline):
@@ -318,7 +318,7 @@ class Cluster:
         return self._events.get_nowait()
 
     def _stepped_back(self) -> bool:
-        """Whether the clock has stepped back so far that it is not to be waited for; says so."""
+        """Whether the clock has stepped back too far to wait for it; reports that."""
         back_s = self._clock.stepped_back_s()
         if back_s:
             log.warning(
@@ -331,7 +331,7 @@ class Cluster:
         return back_s > RESTART_S
 
     def _stop_within(self, seconds: float) -> bool:
-        """Whether a stop is asked for before so long has passed."""
+        """Whether a stop is asked for within so long."""
         deadline = time.monotonic() + seconds
         with suppress(queue.Empty):
             while event := self._next(deadline):
@@ -381,8 +381,8 @@ class Cluster:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """What is started within takes Ctrl-C of the terminal only when it can stop well: until then it
-    would end with a traceback (see `stop_on_signals`)."""
+    """What is started inside takes Ctrl-C from the terminal only when it can stop cleanly: until
+    then it would end with a traceback (see `stop_on_signals`)."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -391,7 +391,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def _end_of(code: int) -> str:
-    """What an exit code says of how a process ended; one below 0 is that of a signal."""
+    """What an exit code says about how a process ended; below 0, it was a signal."""
     if code >= 0:
         return f"ended with {code}"
     memory = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""

@@ -1,5 +1,5 @@
-"""The group as host 0 has it, whom the others meet: who is there, what each has said, and when
-all have."""
+"""The group as seen by host 0, to which the others connect: who is there, what each has said, and
+when all have."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ log = logging.getLogger("forebay.hosts")
 
 
 class Coordinator(Group):
-    """Of host 0, whom the others meet."""
+    """The group on host 0, to which the others connect."""
 
     def __init__(
         self, hosts: Hosts, greeting: Callable[[], Handshake], hear: Callable[[Heard], None]
     ) -> None:
-        """`greeting` is asked for anew each time."""
+        """`greeting` is called again each time."""
         self.processes = hosts.processes
         self._hosts, self._greeting, self._hear = hosts, greeting, hear
         self._listener: Listener | None = None
@@ -76,7 +76,7 @@ class Coordinator(Group):
         for link in self._members.values():
             link.send("wait", reason=what)
         for number in missing:
-            # Another host 0, where the order of the hosts is not the same.
+            # Another host 0: the order of the hosts is not the same there.
             reach(self._hosts.addresses[number], self._hear)
 
     @override
@@ -98,7 +98,7 @@ class Coordinator(Group):
         return self._hear_of_member(number, link, message)
 
     def _probe(self, link: Link) -> None:
-        """Ask who has the place of a host that has not come."""
+        """Ask who is in the place of a host that has not connected."""
         if self._apart or self._together or link.ended:
             link.close()
         else:
@@ -112,7 +112,7 @@ class Coordinator(Group):
             raise BadInput(reason_of(message))
 
     def _arrive(self, heard: Heard) -> Said | None:
-        """Someone who is no member yet says something."""
+        """Handle what someone says who is not yet a member."""
         link, message = heard.link, heard.message
         assert link is not None
         assert message is not None

@@ -2,8 +2,8 @@
 
 DuckDB finds them within a bound of memory, on disk beyond it. All names in its SQL are ours: `t`,
 `p` and `o` say where a row is, `k0`, `k1`, ... are its key. DuckDB takes names that differ by case
-for one, and a declared column can have any. A row of the table goes before one that is sealed, else
-the earlier one, by upload time, partition and offset.
+for one, and a declared column can have any. A row of the table comes before a sealed one; otherwise
+the earlier one, by upload time, partition and offset, comes first.
 """
 
 import shutil
@@ -26,7 +26,7 @@ SHORT_BYTES = 64
 
 
 class Duplicates:
-    """Those that were found, for as long as it is open."""
+    """The duplicates found, for as long as this is open."""
 
     def __init__(self, work: duckdb.DuckDBPyConnection) -> None:
         self._work = work
@@ -42,7 +42,7 @@ class Duplicates:
         texts = {own for own in keys if pa.types.is_large_string(reader.schema.field(own).type)}
         names = ", ".join([*PLACE, *(_short(own) if own in texts else own for own in keys)])
         # A part of the key is null only where version 1 stored a time that no reader takes: such
-        # keys were told apart when they came, so each is a duplicate only of what has its place.
+        # keys were distinct when they arrived, so each is a duplicate only of what has its place.
         lost = " or ".join(f"{own} is null" for own in keys)
         alike = [*keys, *(f"case when {lost} then {own} end" for own in ("p", "o"))]
         self._work.execute(
@@ -66,7 +66,7 @@ class Duplicates:
 
 @contextmanager
 def duplicates(folder: Path, memory_bytes: int) -> Iterator[Duplicates]:
-    """A place to find them; what a run that was killed left in the folder is deleted. Where
+    """A place to find them; what a killed run left in the folder is deleted. Where
     no lock keeps a second run out, that may delete what a first one has spilled, which then fails.
 
     The database is in memory, with what is beyond the bound on disk: a file's path may have no `?`.
@@ -92,8 +92,8 @@ def duplicates(folder: Path, memory_bytes: int) -> Iterator[Duplicates]:
 
 
 def _short(text: str) -> str:
-    """A key's text in SQL, bounded in size, for DuckDB can't spill what is larger than its blocks:
-    beyond SHORT_BYTES its SHA-256, in a form that no shorter text has."""
+    """A key's text in SQL, bounded in size, because DuckDB can't spill what is larger than its
+    blocks: beyond SHORT_BYTES its SHA-256, in a form that no shorter text has."""
     return (
         f"case when strlen({text}) > {SHORT_BYTES} then 'h' || sha256({text}) else {text} end"
         f" as {text}"

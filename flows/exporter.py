@@ -1,8 +1,8 @@
-"""The job's metrics over HTTP, by Prometheus' text format, from the supervisor.
+"""The job's metrics over HTTP, in Prometheus' text format, from the supervisor.
 
-The supervisor outlives its workers, so it has the port: what they have published it reads from the
-data directory, and what they measured themselves from a folder of theirs, a new one for each run.
-So what a worker counted itself begins at 0 in each run, as Prometheus expects of processes.
+The supervisor outlives its workers, so it has the port: it reads what they have published from the
+data directory, and what they measured themselves from their own folder, a new one for each run. So
+what a worker counts itself begins at 0 in each run, as Prometheus expects of processes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Exporter(Collector):
         self._folder: TemporaryDirectory[str] | None = None
 
     def open(self) -> None:
-        """Answer from now on. Raises BadInput if the port is taken, or none of this host's."""
+        """Answer from now on. Raises BadInput if the port is taken, or not one of this host's."""
         try:
             start_http_server(self._address.port, self._address.name, self._registry)
         except OSError as error:
@@ -45,8 +45,8 @@ class Exporter(Collector):
             ) from error
 
     def renew(self) -> dict[str, str]:
-        """What workers that start now find in their environment; those before have ended. Raises
-        OSError if there can't be a folder."""
+        """What workers that start now find in their environment; earlier ones have ended. Raises
+        OSError if the folder can't be made."""
         with self._lock:
             self._published.starts += 1
             if self._folder:

@@ -1,5 +1,5 @@
-"""A fault in the settings as one sentence: the name, what was expected, and what came, unless that
-may be a secret.
+"""A fault in the settings as one sentence: the name, what was expected, and what was found, unless
+that may be a secret.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -51,11 +51,11 @@ def faults(errors: Iterable[ErrorDetails], names: Names, columns: object) -> lis
         for error in errors
         if not (error["type"] == "missing" and error["loc"] in misspelt)
     ]
-    return list(dict.fromkeys(found))  # a value that may be one of several types is one fault
+    return list(dict.fromkeys(found))  # a value that may have several types is one fault
 
 
 def sections_with(name: str, names: Names) -> list[str]:
-    """The sections that have such a name, which may have been given without its section."""
+    """The sections that have such a name: it may have been given without its section."""
     return [section for section in ("files", "kafka", "batch") if name in names[section]]
 
 
@@ -80,7 +80,7 @@ def _fault(error: ErrorDetails, names: Names, columns: object) -> str:
 
 
 def _near(error: ErrorDetails, names: Names) -> str | None:
-    """The name that an unknown one was meant for, perhaps."""
+    """The name that an unknown one was perhaps meant to be."""
     place = tuple(map(str, error["loc"]))
     return nearest(place[-1], names.get(place[0] if place[1:] else "", ()))
 

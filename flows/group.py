@@ -1,16 +1,16 @@
 """The supervisors of a job's hosts, who run it together: one run of all, or none.
 
 1. Host 0 listens (`coordinator`), the others connect to it (`member`); each says who it is and what
-   it is set to (`handshake`). One that does not fit is refused with a reason; one that does waits
-   for all others.
+   its settings are (`handshake`). One that does not fit is refused with a reason; one that does
+   waits for all others.
 2. When all are there, all start their workers; when all workers have built the dataflow, and all
-   know the same partitions, all let them go.
-3. A stop of one host is a stop of all. When all have ended, all are done. Where one fails, or is
-   not heard of any more, the run is over for all, and they gather again.
+   know the same partitions, all let them begin.
+3. A stop of one host is a stop of all. When all have ended, all are done. If one fails, or is no
+   longer heard from, the run is over for all, and they gather again.
 
-Who waits says for whom, after SAY_S and then every SAY_EVERY_S, and goes on waiting. Everything
-here but the links is of the supervisor's main thread; what is heard on a link comes to it by
-`hear`, in the order of its other events.
+A host that waits reports for whom, after SAY_S and then every SAY_EVERY_S, and goes on waiting.
+Everything here except the links is used from the supervisor's main thread; what is heard on a link
+reaches it by `hear`, in order with its other events.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Said:
-    """`code`: with which exit code all are done. `reason`: why the run is over. `job`: that of the
-    data of all hosts."""
+    """`code`: the exit code with which all are done. `reason`: why the run is over. `job`: the id
+    of the job that the data of all hosts belongs to."""
 
     kind: Kind
     code: int = 0
@@ -74,13 +74,13 @@ class Group(ABC):
 
     @abstractmethod
     def meet(self) -> Said | None:
-        """Begin to gather; `hear` says when all are there. Raises OSError if others can't be met
+        """Begin to gather; `hear` says when all are there. Raises OSError if others can't connect
         here."""
 
     @abstractmethod
     def addresses(self) -> list[str]:
-        """Where all workers of this run meet, in the order of the engine's numbers. Raises OSError
-        if that can't be."""
+        """The addresses at which all workers of this run meet, in the order of the engine's
+        numbers. Raises OSError if they can't."""
 
     @abstractmethod
     def due_s(self) -> float:
@@ -88,7 +88,7 @@ class Group(ABC):
 
     @abstractmethod
     def remind(self) -> None:
-        """Say for whom is waited, and try again to reach them."""
+        """Report for whom this host waits, and try again to reach them."""
 
     @abstractmethod
     def hear(self, heard: Heard) -> Said | None:
@@ -108,15 +108,15 @@ class Group(ABC):
 
     @abstractmethod
     def part(self, reason: str | None, *, permanent: bool = False) -> None:
-        """The run is over here: for this reason, unless all are done. Gather no more."""
+        """The run is over here: for this reason, unless all are done. Stop gathering."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let all ports go."""
+        """Release all ports."""
 
 
 class Alone(Group):
-    """Of a job on one host: no one else has to be asked."""
+    """The group of a job on one host: no one else has to be asked."""
 
     def __init__(self, workers: int) -> None:
         self.processes = tuple(range(workers))
@@ -167,7 +167,7 @@ class Alone(Group):
 
 
 class Waiting:
-    """Says for whom is waited: not at once, and not all the time, but each new reason."""
+    """Reports for whom this host waits: not at once, and not all the time, but each new reason."""
 
     def __init__(self) -> None:
         self._next_s = time.monotonic() + SAY_S
@@ -188,5 +188,5 @@ def meeting_places(hosts: Hosts) -> list[str]:
 
 
 def reason_of(message: Mapping[str, Any]) -> str:
-    """What another host gives as one, in a line."""
+    """The reason that another host gives, in a line."""
     return plain(shortened(str(message.get("reason")), REASON_CHARS_MAX))

@@ -1,4 +1,4 @@
-"""What the hosts of a job must have in common, and which of it two have not, in a line."""
+"""What the hosts of a job must have in common, and what of that differs between two, in a line."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Handshake:
     begun: bool
 
     def misfit(self, other: Handshake) -> str | None:
-        """Why `other` does not fit to this, host 0; None if it does."""
+        """Why `other` does not fit this, host 0; None if it does."""
         who = f"on host {other.number}"
         for name in ("hosts", "versions", "workers"):
             ours, theirs = getattr(self, name), getattr(other, name)
@@ -63,7 +63,7 @@ class Handshake:
 
 
 def shared(settings: Settings) -> dict[str, Any]:
-    """Those that must be the same on all hosts, by name, as JSON."""
+    """The settings that must be the same on all hosts, by name, as JSON."""
     found = settings.model_dump(mode="json", by_alias=True, exclude={*OF_A_HOST, "kafka"})
     if settings.source == "kafka":
         kafka = settings.kafka.model_dump(mode="json", exclude=set(KAFKA_OF_A_HOST))
@@ -109,7 +109,7 @@ class Known:
         )
 
     def misfit(self, other: Known, number: int) -> str | None:
-        """Why what host `number` knows is not what host 0 does."""
+        """How what host `number` knows differs from what host 0 knows."""
         for topic in sorted({*self.topics} | {*other.topics}):
             ours, theirs = self.topics.get(topic), other.topics.get(topic)
             if ours != theirs:

@@ -1,11 +1,11 @@
-"""The hosts of a job over several: their addresses, and which ports of each are whose.
+"""The hosts of a job over several: their addresses, and what each port of theirs is for.
 
-A host is named with a port, `a:2101`. At that of host 0 the others meet it; the workers of a host
+A host is named with a port, `a:2101`. The others connect to that of host 0; the workers of a host
 have the ports that follow, `a:2102` the first of them.
 
 The engine numbers workers, and a partition's state is on the worker whose number is a hash modulo
 their count. Worker W of host H has the number W * hosts + H, so the host is the hash modulo the
-number of hosts, however many workers each has: they may be more or fewer in another run, and each
+number of hosts, however many workers each has: another run may have more or fewer, and each
 partition finds its data.
 """
 
@@ -54,7 +54,7 @@ class Hosts:
 
     @classmethod
     def parse(cls, text: str, number: int, workers: int) -> Hosts:
-        """Raises BadInput if these are no hosts, or if two would have the same port."""
+        """Raises BadInput if these are not hosts, or if two would have the same port."""
         try:
             addresses = tuple(Address.parse(one.strip()) for one in text.split(","))
         except BadInput as error:
@@ -89,7 +89,7 @@ class Hosts:
 
     @property
     def workers_addresses(self) -> tuple[Address, ...]:
-        """Where all workers are met by each other, in the order of the engine's numbers."""
+        """The addresses at which all workers meet, in the order of the engine's numbers."""
         return tuple(
             address.above(worker + 1)
             for worker in range(self.workers)

@@ -1,9 +1,9 @@
 """The schema in force: what the settings declare, under the preset that the data was begun with.
 
-Events that are there were told from their copies by one key, and read from certain paths. So data
-that was begun under what a preset was before goes on under that, for good: its columns are decoded
-as ever, and its key stays. Data without an event begins under the preset as it is now. The first
-start decides, and `DATA/form` keeps what it has decided: a manifest may be torn later.
+Existing events were deduplicated by one key, and read from certain paths. So data that was begun
+under an earlier form of a preset goes on under that, for good: its columns are decoded as before,
+and its key stays. Data without an event begins under the preset as it is now. The first start
+decides, and `DATA/form` keeps the decision: a manifest may be torn later.
 """
 
 from forebay.flows.settings import Settings
@@ -20,7 +20,7 @@ FORMER, PRESENT = Form(1), Form(2)
 
 def schema_in_force(settings: Settings) -> Schema:
     """What these settings declare for the data directory that they name. Raises BadInput if their
-    own columns don't fit, Corruption or FormatVersion if what it keeps of that can't be read."""
+    own columns don't fit, Corruption or FormatVersion if its record of that can't be read."""
     schema = settings.schema_under(_preset(settings))
     if faults := path_faults(schema.decoded):
         raise BadInput("\n".join(f"columns: {fault}" for fault in faults))
@@ -28,7 +28,7 @@ def schema_in_force(settings: Settings) -> Schema:
 
 
 def decided(settings: Settings, disk: Disk) -> Schema:
-    """The same, kept from now on."""
+    """The same, and kept from now on."""
     if settings.preset.former is not None:
         form = PRESENT if _preset(settings) == settings.preset else FORMER
         claim_form(disk, Layout(settings.data_dir), form)
@@ -61,7 +61,7 @@ def _preset(settings: Settings) -> Schema:
         try:
             state = read_manifest(disk, layout.manifest(partition))
         except (Corruption, FormatVersion, OSError):
-            unread = True  # whoever opens it says so
+            unread = True  # whoever opens it reports that
             continue
         if state is not None and state.counters.accepted:
             same = _made_under(now, state) or not _made_under(former, state)

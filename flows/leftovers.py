@@ -3,10 +3,10 @@
     DATA/batch/runs/RUN     JSON text by line: the seal's id, then the files, each before it is made
 
 Two runs of one seal never share a file: its name begins with the run's id. Which files are left
-over is certain once the seal has landed: whoever else has files for it finds it there, and adds
-none. So what the note of any run for that seal lists and its snapshot does not name is deleted
-then, and never before. A file without a note is not ours, and stays; so does what is not a note of
-ours, and a note, as long as a file that it lists can't be deleted.
+over is certain once the seal has landed: any other run that has files for it finds it there, and
+adds none. So files that a run's note for that seal lists and the seal's snapshot does not name are
+deleted then, and never before. A file without a note is not ours, and stays; so does what is not
+one of our notes, and a note, as long as a file that it lists can't be deleted.
 """
 
 import os
@@ -25,7 +25,7 @@ RUN_ID = "[0-9a-f]" * 32
 
 
 class RunNote:
-    """The files that one run makes for a seal, each on record before it is made."""
+    """The files that one run creates for a seal, each on record before it is created."""
 
     def __init__(self, folder: Path, seal: str) -> None:
         self._file_system = Disk()
@@ -47,8 +47,8 @@ class RunNote:
             self._path.unlink(missing_ok=True)
 
     def _append(self, *lines: str) -> None:
-        """Durably. Another run of this seal, which has landed it, may have deleted the note: it
-        is recreated then."""
+        """Durably. Another run, which has landed this seal, may have deleted the note: it is then
+        recreated."""
         with self._path.open("ab") as note:
             is_new = note.tell() == 0
             for line in (self._seal, *lines) if is_new else lines:
@@ -71,7 +71,7 @@ def clean(folder: Path, named: Callable[[str], Container[str] | None], delete: D
 
 
 def _delete(files: list[str], delete: Delete) -> bool:
-    """Whether none of them is there any more."""
+    """Whether none of them exists any more."""
     gone = True
     for file in files:
         try:
@@ -84,8 +84,8 @@ def _delete(files: list[str], delete: Delete) -> bool:
 
 
 def _lines(note: Path) -> list[str]:
-    """All whole lines: a crash may have torn the last one, whose file was never made. None at
-    all if it is no note that can be read, or is gone."""
+    """All whole lines: a crash may have torn the last one, whose file was never made. None if it is
+    not a note that can be read, or is gone."""
     try:
         whole, _, _ = Disk().read(note).rpartition(b"\n")
         lines = [orjson.loads(line) for line in whole.split(b"\n") if line]

@@ -1,10 +1,10 @@
 """A connection between the supervisors of two hosts: messages, and its end.
 
-A message is a JSON object on a line of its own. An empty line every BEAT_S says that the other is
-there: a link that says nothing for SILENT_S has ended, whatever became of the other's host. The
-end of a link is heard as a message is, once, and is the last that is heard of it.
+A message is a JSON object on a line of its own. An empty line every BEAT_S says that the other side
+is there: a link that is silent for SILENT_S has ended, whatever became of the other host. The end
+of a link is heard like a message, once, and is the last thing heard of it.
 
-There is no encryption and no password, as there is none between the engine's workers: the network
+There is no encryption and no password, as there are none between the engine's workers: the network
 between hosts must be private. What a stranger sends is bounded, and is never executed.
 """
 
@@ -33,8 +33,8 @@ log = logging.getLogger("forebay.hosts")
 
 @dataclass(frozen=True)
 class Heard:
-    """What came over a link; of its end, the reason. Of one that was asked for (`reach`), first
-    that it is there, or why there is none."""
+    """What came over a link; at its end, the reason. For one that was asked for (`reach`), first
+    that it is there, or why not."""
 
     link: Link | None
     message: Mapping[str, Any] | None = None
@@ -61,18 +61,18 @@ class Link:
             threading.Thread(target=work, name="link", daemon=True).start()
 
     def send(self, word: str, **more: object) -> None:
-        """That it could not be sent is heard as the end of the link."""
+        """If it can't be sent, that is heard as the end of the link."""
         self._write(orjson.dumps({"word": word, **more}) + b"\n")
 
     def take_leave(self) -> None:
-        """Nothing more will be sent, or heard but the end. The other reads all that was sent, and
-        closes the connection."""
+        """Nothing more will be sent, or heard except the end. The other side reads all that was
+        sent, and closes the connection."""
         self._left = True
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_WR)
 
     def finish(self) -> None:
-        """The same, and wait until it has, or is silent."""
+        """The same, and wait until the other side has, or is silent."""
         self.take_leave()
         self._ended.wait(SILENT_S)
         self.close()
@@ -115,10 +115,10 @@ class Link:
 
 
 class Listener:
-    """Takes in connections at an address, until it is closed."""
+    """Accepts connections at an address, until it is closed."""
 
     def __init__(self, address: Address, hear: Callable[[Heard], None]) -> None:
-        """Raises OSError if the address is taken, or none of this host's."""
+        """Raises OSError if the address is taken, or is not this host's."""
         self._hear = hear
         self._links: list[Link] = []
         self._socket = listening(address)
@@ -164,7 +164,7 @@ def listening(address: Address) -> socket.socket:
 
 
 def reach(address: Address, hear: Callable[[Heard], None]) -> None:
-    """Connect to who listens there, on a thread; `hear` has the link, or why there is none."""
+    """Connect to whoever listens there, on a thread; `hear` gets the link, or why there is none."""
 
     def work() -> None:
         try:

@@ -1,4 +1,4 @@
-"""The group as any other host than 0 has it: a link to host 0, made again when it ends."""
+"""The group as seen by any host other than 0: a link to host 0, reopened when it ends."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RETRY_S = 0.5
 
 
 class Member(Group):
-    """Of any other host."""
+    """The group on any other host."""
 
     def __init__(
         self, hosts: Hosts, greeting: Callable[[], Handshake], hear: Callable[[Heard], None]

@@ -1,13 +1,13 @@
 """What a data directory tells of its job, as metrics: read from what is published, at each scrape.
 
 Names and units are Prometheus': base units (seconds, bytes), `_total` for what only rises. After a
-crash readers may see less than before for a moment, until the source was read again; what only
-rises stays where it was meanwhile, or it would be taken for a counter that began anew.
+crash readers may see less than before for a moment, until the source has been reread; what only
+rises stays where it was meanwhile, or it would be taken for a counter that was reset.
 
-Of a topic the ends of its partitions are asked of the broker at each scrape, not of the workers: a
-partition that is not read any more has a lag that grows, while one to which nothing comes has none.
-How long a partition has stood still, and for how long its next message has been there, is as seen
-by scrapes: it is what is known for sure, and at most one scrape too little.
+The ends of a topic's partitions are asked of the broker at each scrape, not of the workers: a
+partition that is no longer read has a growing lag, while one to which nothing arrives has none. How
+long a partition has stood still, and how long its next message has been there, is as seen by
+scrapes: it is what is known for sure, and at most one scrape too short.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ class _Partition:
 
 
 class Published(Collector):
-    """Of one data directory. `ends` asks the source where its partitions end, of these names, and
-    leaves out what it does not know; None if there is no one to ask. Thread-safe."""
+    """The metrics of one data directory. `ends` asks the source where the partitions of these names
+    end, and leaves out those that it does not know; None if there is no one to ask. Thread-safe."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Published(Collector):
         self.starts = 0
         """Of the workers, by this supervisor."""
         self._unreadable = 0
-        # Before a worker publishes less than one that was killed.
+        # Before a worker publishes less than a killed one did.
         for name, partition in self._partitions().items():
             self._raised(name, partition.state.counters)
 
@@ -168,14 +168,14 @@ class Published(Collector):
             return Boundary()
 
     def _raised(self, name: str, counters: Counters) -> dict[str, float]:
-        """The counters, no less than they were seen before."""
+        """The counters, never less than was seen before."""
         seen = self._seen.setdefault(name, _Seen()).counters
         for counter in _COUNTERS:
             seen[counter] = max(seen.get(counter, 0), getattr(counters, counter))
         return seen
 
     def _progress(self, name: str, one: _Partition, ends: Ends) -> dict[str, float]:
-        """How far a partition is, and how far it could be."""
+        """How far a partition has got, and how far it could."""
         state, seen, now_s = one.state, self._seen[name], self._steady()
         age_s = max(0.0, self._wall() - one.published_s)
         found = {"forebay_published_age_seconds": age_s}
@@ -209,7 +209,7 @@ class Published(Collector):
         }
 
     def _of_all(self, sources: list[str], ends: Ends, boundary: Boundary) -> Iterable[Metric]:
-        """What is not of one partition."""
+        """What does not belong to one partition."""
         yield _gauge(
             "forebay_unreadable_records", "Manifests, catalogs, or the boundary, that can't be"
             " read; what they would tell is missing here.", self._unreadable,
@@ -249,7 +249,7 @@ def _gauge(name: str, help: str, value: float) -> Metric:
 
 
 def _kept(one: _Partition, boundary: Boundary) -> dict[str, float]:
-    """What a partition has on disk, of what counts."""
+    """What a partition has on disk, as far as it counts."""
     hot = [block for block in one.state.blocks if block.id not in one.catalog.covered]
     chunks = one.catalog.chunks
     found: dict[str, float] = {

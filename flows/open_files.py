@@ -1,6 +1,6 @@
 """How many files a process of the job may have open: enough, or the job does not begin.
 
-What a worker has open grows with neither its partitions nor its input files: the engine's store and
+What a worker has open does not grow with its partitions or its input files: the engine's store and
 sockets, OPEN_FILES_MAX input files, SYNC_THREADS logs that are synced at once, and what librdkafka
 has for each broker.
 """
@@ -18,8 +18,8 @@ log = logging.getLogger("forebay.cluster")
 
 
 def require_open_files(workers: int) -> None:
-    """See that each process may open as many as it needs: the soft limit is raised where it is
-    lower. Raises BadInput if the hard limit is."""
+    """Ensure that each process may open as many as it needs: a lower soft limit is raised. Raises
+    BadInput if the hard limit is lower."""
     needed = WORKER_FILES + PEER_FILES * workers
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:

@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Dataflow:
         settings = load()
         require_open_files(1)
         warn_of_steps()
-        # One of a cluster, whose members may share the data, is told its number.
+        # A process of a cluster, whose members may share the data, is given its number.
         place = _place()
         if place is None:
             layout = Layout(settings.data_dir)
@@ -58,8 +58,8 @@ def __getattr__(name: str) -> Dataflow:
 
 
 def _place() -> Place | None:
-    """Where in a cluster of several processes this one is, as the engine's command line and
-    environment say; None if it is the only one."""
+    """The place of this process in a cluster of several, by the engine's command line and
+    environment; None if it is the only one."""
     if getattr(sys.modules["__main__"].__spec__, "name", None) != "bytewax.run":
         return None
     from bytewax.run import _parse_args
@@ -112,7 +112,7 @@ def build(
         retention_ms=settings.retention,
         batch_late_ms=settings.batch_late,
         retention_bytes=settings.retention_bytes,
-        # What passes a replay may belong to another hash partition than the reject did.
+        # An event from a replay may belong to another hash partition than the reject did.
         redecode=None if settings.hash_partitions else decoder.decode_again,
     )
     # A partition that the source no longer has still has blocks to merge.
@@ -151,7 +151,7 @@ def _rules(settings: Settings, schema: Schema) -> Rules:
 
 
 def _require_same_division(found: list[str], owners: Sequence[PartitionKey], count: int) -> None:
-    """Events already stored must be where their copies would go."""
+    """Events already stored must be in the partition to which their copies would go."""
     names = {owner.name for owner in owners}
     strays = [name for name in found if is_hash_partition(name) != bool(count)]
     strays += [name for name in found if count and name not in names]

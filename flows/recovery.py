@@ -1,7 +1,7 @@
 """The engine's recovery store: made whole or not at all, and opened by one job at a time.
 
-Opening it is enough to spoil it for a job that runs, so the data directory's lock comes first. A
-job holds that, and its workers those of the partitions: they show whether one runs.
+Opening it is enough to spoil it for a running job, so the data directory's lock comes first. A job
+holds that lock, and its workers those of the partitions: they show whether one runs.
 """
 
 import errno
@@ -31,9 +31,9 @@ _PARTS = "part-*.sqlite3"
 def take_data_directory(layout: Layout, hosts: Hosts | None = None) -> BinaryIO:
     """Keep other jobs off until the file returned is closed, or the process ends.
 
-    Raises BadInput if there is another job, if the folder can't be made or has other things in it,
-    or if it belongs to another host than this one of `hosts`; MissingFile if the data has lost its
-    store.
+    Raises BadInput if there is another job, if the folder can't be created or has other things in
+    it, or if it belongs to another host than this one of `hosts`; MissingFile if the data has lost
+    its store.
     """
     disk = Disk()
     try:
@@ -69,7 +69,7 @@ def take_data_directory(layout: Layout, hosts: Hosts | None = None) -> BinaryIO:
 
 
 def _require_host(layout: Layout, hosts: Hosts | None) -> Host | None:
-    """The host whose data this is. Raises BadInput if it is not this one, or if the store is not
+    """The host whose data this is. Raises BadInput if that is not this one, or if the store is not
     its part."""
     kept = read_host(Disk(), layout)
     parts = sorted(path.name for path in layout.recovery.glob(_PARTS))
@@ -104,8 +104,8 @@ def _part(number: int) -> str:
 
 
 def join_hosts(layout: Layout, hosts: Hosts, job: str) -> None:
-    """The data directory is that of this host of `job` from now on. Raises BadInput if it is that
-    of another job that has begun."""
+    """From now on the data directory is that of this host of `job`. Raises BadInput if it belongs
+    to another job that has begun."""
     kept = read_host(Disk(), layout)
     if kept and kept.job == job:
         return
@@ -116,7 +116,7 @@ def join_hosts(layout: Layout, hosts: Hosts, job: str) -> None:
 
 
 def begin(layout: Layout) -> None:
-    """From now on the last run has not ended well, until this one does."""
+    """Note that the last run has not ended well, until this one does."""
     disk = Disk()
     host = read_host(disk, layout)
     if host and not host.begun:

@@ -2,8 +2,8 @@
 
 Sources of the fields: the vendors' documentation of their exports, what their SDKs were seen to
 send and, for GitHub, the REST events. A name in SQL is the source's own in snake case, without `$`.
-What is not declared stays in `raw`. Without an upload time the broker's timestamp serves; volatile
-are the columns in which a retry by the sender may differ from the first copy.
+What is not declared stays in `raw`. Without an upload time the broker's timestamp is used; the
+columns in which a sender's retry may differ from the first copy are volatile.
 
 A preset that has changed is kept as it was: data that was begun under it goes on under it, with its
 columns and its key (`flows.in_force`).
@@ -17,7 +17,7 @@ from forebay.storage.formats.schema import UPLOAD_TIME, Column, ColumnType, Sche
 
 @dataclass(frozen=True)
 class Preset(Schema):
-    """`hints` are said of a message without a value in a column of the key; `former` is what this
+    """`hints` are for a message without a value in a column of the key; `former` is what this
     preset was before."""
 
     hints: tuple[tuple[str, str], ...] = ()
@@ -30,7 +30,7 @@ def parse_path(text: str) -> tuple[str, ...]:
 
 
 def parse_key(names: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The columns of a dedup key, and those of them that are optional: such are marked by a `?`."""
+    """The columns of a dedup key, and those of them that are optional, marked by a `?`."""
     plain = tuple(name.removesuffix("?") for name in names)
     return plain, tuple(name[:-1] for name in names if name.endswith("?"))
 

@@ -1,8 +1,8 @@
-"""What of the settings may be seen: by `config show`, in a fault, in an error.
+"""Which parts of the settings may be seen: in `config show`, in a fault, in an error.
 
 What always holds: of what is passed through to others (`kafka.librdkafka`, `batch.catalog`), only
 the values of names that are known to be harmless are shown; so a secret under a name that is
-misspelt stays hidden too. User, password and query of a URL are hidden wherever it stands.
+misspelt stays hidden too. User, password and query of a URL are hidden wherever it appears.
 """
 
 import re

@@ -45,7 +45,7 @@ Duration = Annotated[int, BeforeValidator(duration_ms), PlainSerializer(duration
 
 
 def at_least(least_ms: int) -> AfterValidator:
-    """Of a duration."""
+    """A lower bound of a duration."""
 
     def check(value: int) -> int:
         if value < least_ms:

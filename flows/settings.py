@@ -77,7 +77,7 @@ NO_SOURCE = 'source: expected source = "kafka" beside [kafka], got none; the def
 
 
 class _Environment(EnvSettingsSource):
-    """Leaves text that is no JSON to the validators, so that it is a fault among the others."""
+    """Leaves text that is not JSON to the validators, so that it is a fault among the others."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
@@ -213,7 +213,7 @@ class Settings(Section, BaseSettings):
         cls, value: tuple[ColumnSettings, ...], info: ValidationInfo
     ) -> tuple[ColumnSettings, ...]:
         preset = _preset(info.data.get("event_schema", "none"))
-        # Data that was begun under the former one may have a column that was added since.
+        # Data that was begun under the former preset may have a column that was added since.
         columns = (preset.former or preset).columns
         seen = {column.name.casefold(): column.name for column in columns}
         for column in value:
@@ -284,7 +284,7 @@ class Settings(Section, BaseSettings):
             known = cls.model_construct(**info.data, upload_time_type=value)
             forms = filter(None, (known.preset, known.preset.former))
             faults = [path_faults(known.schema_under(form).decoded) for form in forms]
-            if all(faults):  # which of the two is in force, the data tells
+            if all(faults):  # the data tells which of the two is in force
                 raise ValueError("; ".join(faults[0]))
         return value
 
@@ -341,17 +341,17 @@ class Settings(Section, BaseSettings):
 
     @property
     def kafka_config(self) -> "KafkaConfig":
-        """What they say of Kafka, as the source takes it."""
+        """What they say about Kafka, as the source takes it."""
         from forebay.operators.sources.topic import (
             KafkaConfig,
-        )  # where it is needed, for it is slow
+        )  # only where needed, because it is slow
 
         own = self.kafka.model_dump(exclude={"linger"})
         return KafkaConfig(**own, batch_rows=self.batch_rows, linger_s=self.kafka.linger / 1000)
 
 
 def _preset(name: str) -> Preset:
-    """That of the schema of this name, an empty one for "none"."""
+    """The preset of the schema of this name, an empty one for "none"."""
     return PRESETS.get(name, Preset((), ()))
 
 
@@ -368,8 +368,8 @@ def load(**overrides: Any) -> Settings:
     try:
         settings = Settings(**overrides)
         span_ms = settings.block_span
-        # With another span `batch run` could hand over few days only. It is fixed for the life of
-        # the data, so data that was made with one is still read.
+        # With any other span `batch run` could hand over few days only. It is fixed for the life of
+        # the data, so data that was begun with one is still read.
         if DAY_MS % span_ms and not Layout(settings.data_dir).partitions():
             found.append(
                 "block_span: expected a time that divides a day, such as 1m, 5m or 1h, for days are"
@@ -385,7 +385,7 @@ def load(**overrides: Any) -> Settings:
 
 
 def _names() -> dict[str, Collection[str]]:
-    """The names that each section has; those outside of one below ""."""
+    """The names in each section; those outside of a section are below ""."""
     fields = {field.alias or name: field.default for name, field in Settings.model_fields.items()}
     sections = {name: one for name, one in fields.items() if isinstance(one, BaseModel)}
     inner = {name: type(one).model_fields for name, one in sections.items()}
@@ -393,7 +393,7 @@ def _names() -> dict[str, Collection[str]]:
 
 
 def declared(name: str, default: Any) -> Any:
-    """What file and environment say of a top-level name, though other names have faults."""
+    """What file and environment say about a top-level name, even if other names have faults."""
     environment = _Environment(Settings)()
     if name in environment:
         return environment[name]
@@ -404,8 +404,8 @@ def declared(name: str, default: Any) -> Any:
 
 
 def require_source(settings: Settings) -> None:
-    """Raise BadInput where the files are meant only because nothing says otherwise: there is
-    [kafka], and there are none."""
+    """Raise BadInput if files are the source only by default: there is [kafka], and there are no
+    files."""
     named = declared("source", None) or declared("files", None)
     if not named and declared("kafka", None) is not None and not settings.files.path.exists():
         raise BadInput(NO_SOURCE)

@@ -1,4 +1,4 @@
-"""The source that the settings name, opened: what was read before must be of it, and what is new in
+"""Opens the source that the settings name: what was read before must be of it, and what is new in
 it is known from then on, in `DATA/sources` and `DATA/topics`.
 """
 
@@ -39,8 +39,8 @@ Opened = tuple[FixedPartitionedSource[Messages, Any], Sequence[PartitionKey]]
 def open_source(
     settings: Settings, layout: Layout, disk: Disk, restart: Callable[[], None] | None
 ) -> Opened:
-    """The source of these settings. Waits for the broker, if that is Kafka and away. `restart` asks
-    for another start of all workers, if there is someone to ask.
+    """The source of these settings. Waits for an unavailable Kafka broker. `restart` asks for a
+    restart of all workers, if there is someone to ask.
 
     Raises BadInput if the settings don't fit the source or what was read before; SystemExit if
     asked to stop while waiting.
@@ -92,8 +92,8 @@ def _kafka(
         raise SystemExit(0)
     _require_same_source(config.topic, kept, found, known)
     if kept is None:
-        # Without ids, version 1 kept nothing of a topic but what it had read of it. A topic that
-        # was created while it was waited for had no partitions at the first start.
+        # Without ids, version 1 kept of a topic only what it had read of it. A topic that
+        # was created while the job waited for it had no partitions at the first start.
         count = len(known) or (0 if found.new else found.partitions)
         kept = claim_topic(disk, path, Topic(found.id, count))
         _require_same_source(config.topic, kept, found, known)
@@ -111,7 +111,7 @@ def _kafka(
         began=lambda name, offset: keep_source(disk, layout, name, Source(offset)),
         grown=_growth(config.topic, claim, restart),
     )
-    # All that are known: a peer may have claimed one that was added after this worker asked.
+    # All known ones: a peer may have claimed one that was added after this worker asked.
     return source, [partition_key(config.topic, number) for number in range(len(sources))]
 
 
@@ -133,8 +133,8 @@ def _require_same_source(
 def _growth(
     topic: str, claim: Callable[[int], object], restart: Callable[[], None] | None
 ) -> Callable[[int], None]:
-    """What is done when a topic has more partitions: they are known from then on, and read by the
-    next start, which is asked for if there is someone to ask. Thread-safe."""
+    """What is done when a topic has more partitions: they are known from then on, and read after
+    the next restart, which is requested if there is someone to ask. Thread-safe."""
     lock, known = threading.Lock(), 0
 
     def grown(partitions: int) -> None:

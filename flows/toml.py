@@ -61,7 +61,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _told(message: str, text: str) -> str:
-    """`line 3: what was expected`, of the parser's words."""
+    """`line 3: what was expected`, from the parser's words."""
     found = re.fullmatch(
         r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", message, re.DOTALL
     )

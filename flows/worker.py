@@ -3,8 +3,8 @@
     python -m forebay.flows.worker PROCESS ADDRESS...
 
 Its standard input is a socket to the supervisor. It ends when that does, so that no worker outlives
-its supervisor; it says there when it has built the dataflow, runs it when asked to, and may
-ask for another start of all workers. Exit codes: 0 the input ended or a stop was asked for;
+its supervisor; it reports there that it has built the dataflow, runs it when asked to, and may
+ask for a restart of all workers. Exit codes: 0 the input ended or a stop was asked for;
 INCOMPLETE the input ended, but some of it could not be read; PERMANENT an error that a restart
 would meet again; 1 another error; else what the engine makes of the loss of a peer.
 """
@@ -57,7 +57,7 @@ log = logging.getLogger("forebay.worker")
 def main(process: int, addresses: list[str], disk: Disk | None = None) -> int:
     """Run until the input ends or a stop is asked for; `disk` as in `build`."""
     stop_on_signals()
-    # What is imported and built now stays: to look for garbage in it would take a fifth of a start.
+    # What is imported and built now stays: collecting garbage in it would take a fifth of a start.
     gc.disable()
     from forebay.flows.in_force import note_of
     from forebay.flows.realtime import build
@@ -97,15 +97,15 @@ def main(process: int, addresses: list[str], disk: Disk | None = None) -> int:
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001
-        # A panic of the engine, which is no Exception: where a peer has ended, or a step has raised
+        # A panic of the engine, which is not an Exception: a peer has ended, or a step has raised
         # in a worker that has peers.
         note(error)
     return _told(failure())
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once. All that counts is closed; to take the interpreter down as well
-    would cost 0.2 s, and after a failure, threads of the engine that run on would abort it."""
+    """End the process at once. All that counts is closed; shutting the interpreter down as well
+    would cost 0.2 s, and after a failure, engine threads that still run would abort it."""
     logging.shutdown()
     if sys.stdout:
         sys.stdout.flush()
@@ -113,7 +113,8 @@ def leave(code: int) -> NoReturn:
 
 
 def _told(error: BaseException | None) -> int:
-    """Say what went wrong, or could not be read of an input that has ended; the exit code."""
+    """Report what went wrong, or could not be read of an input that has ended. Returns the exit
+    code."""
     if error is None:
         if stopping() or not (left := unread()):
             return 0
@@ -143,8 +144,8 @@ def _told(error: BaseException | None) -> int:
 
 
 def _store_problem() -> OSError | None:
-    """What keeps anyone from writing to the folder of the recovery store, for the engine does not
-    say. Some room is asked for, as the engine does."""
+    """What keeps anyone from writing to the folder of the recovery store; the engine does not say.
+    It tries to write a little, as the engine does."""
     from forebay.flows.settings import load
 
     probe = Layout(load().data_dir).recovery / f".probe-{os.getpid()}"
@@ -160,7 +161,7 @@ def _store_problem() -> OSError | None:
 
 
 def _cause(error: BaseException | None) -> ForebayError | None:
-    """The error of ours that the engine wrapped, or its own of a store that can't be used."""
+    """Our error that the engine wrapped, or its own about a store that can't be used."""
     while error is not None and not isinstance(error, ForebayError):
         if isinstance(error, _STORE_ERRORS):
             return Corruption(f"recovery store: {error}")
@@ -181,7 +182,7 @@ def _listen() -> None:
 
 
 def _tell_unmet(met: threading.Event, addresses: list[str]) -> None:
-    """Say so until all have met: the engine tries for ever, and not always says it."""
+    """Report it until all have met: the engine tries for ever, and does not always say so."""
     while not met.wait(UNMET_S):
         log.warning(
             "the workers at %s have not found each other: each must reach the ports of all others",
@@ -190,9 +191,8 @@ def _tell_unmet(met: threading.Event, addresses: list[str]) -> None:
 
 
 def _wait_for_listeners(addresses: list[str], of: str) -> None:
-    """Until those of these peers that are on the host `of` this one listen, to which the engine
-    connects: it would tell of each refusal. They are not connected to, for they count whoever
-    comes."""
+    """Wait until the peers on the host `of` this worker listen, before the engine connects to them:
+    it would report each refusal. Does not connect: they count all connections."""
     here = of.rpartition(":")[0]
     ports = {int(port) for host, _, port in (a.rpartition(":") for a in addresses) if host == here}
     deadline = time.monotonic() + LISTEN_S

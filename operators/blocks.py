@@ -2,16 +2,16 @@
 
 The snapshot is the commit record of the logs. At the close of an epoch all partitions of the worker
 are flushed and their logs synced together, by threads, when the first of them is asked for its
-snapshot. Between snapshots the manifest is published at most every publish interval, or more rarely
-where much waits to be read; the wall clock is used for that, for the grace period and to look for
-replay requests, and never evicts.
+snapshot. Between snapshots the manifest is published at most once per publish interval, or less
+often where much waits to be read; the wall clock is used for that, for the grace period and to look
+for replay requests, but never evicts.
 
-A replay goes on file by file between the batches that come, and at the end of the input to its end.
+A replay proceeds file by file between arriving batches, and runs to its end when the input ends.
 
-`batch.json` is looked at whenever it is time to publish: a seal is carried out then, and what it
-needs after that are commits. A tick goes to `chunks` when the boundary has moved and at every tick
-interval. (Not from a second source that awakes once an hour: epochs wait for every input, so none
-would close.)
+`batch.json` is checked whenever it is time to publish: a seal is carried out then, and after that
+needs only commits. A tick goes to `chunks` when the boundary has moved and at every tick interval.
+(Not from a second source that wakes up once an hour: epochs wait for every input, so none would
+close.)
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _Worker:
     )
 
     def sync(self) -> None:
-        """Make all that was taken in durable, the logs of all partitions at once."""
+        """Make everything taken in durable, the logs of all partitions at once."""
         if not self.appended:
             return
         with measured("sync"):
@@ -90,8 +90,8 @@ class _Worker:
         return self.disk_watch.from_ms(boundary, {one.state.partition for one in self.partitions})
 
     def warn(self, after_ms: int, retention: int, every_s: float) -> None:
-        """Say, now and then, that the batch layer is late, and with how much; of one that has never
-        begun a handoff, that the disk fills up, unless a `retention` (0: none) bounds that."""
+        """Warn, now and then, that the batch layer is late, and with how much; or, if no handoff
+        was ever begun, that the disk fills up, unless a `retention` (0: none) bounds that."""
         now = time.monotonic()
         if now < self.warn_due:
             return
@@ -118,7 +118,7 @@ class _Worker:
 
 
 class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
-    """One partition. Never discarded: its key lives as long as the data.
+    """One partition. Never discarded: its key lasts as long as the data.
 
     The engine does not tell a builder its key, so a new partition is made on its first frame; one
     that resumes is made at once, and offers its evicted blocks on the first activation.
@@ -145,7 +145,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         self._blocks = blocks
         worker.partitions.append(blocks)
         self._offers.append(blocks.start(steady_ms()))
-        # SUBTLE: only now, for a seal waits for the partitions that have published something: it
+        # SUBTLE: only now, as a seal waits for the partitions that have published something: it
         # knows of this one, or this one sees the seal before it takes an event.
         blocks.notice(worker.boundary.read())
         return blocks
@@ -213,14 +213,14 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
             self._notify_in(wait_s)
 
     def _turn(self) -> None:
-        """What is done at most every publish interval, and now and then if nothing comes."""
+        """What is done at most once per publish interval, and now and then if nothing arrives."""
         more = self._replay_some()
         sealing = self._hand_over()
         self._publish()
         self._notify_in(0 if more else EPOCH_LOOK_S if sealing else IDLE_LOOK_S)
 
     def _hand_over(self) -> bool:
-        """Seal and tick if it is time to; whether a seal still needs commits."""
+        """Seal and tick if it is time to. Returns whether a seal still needs commits."""
         blocks, step = self._blocks, self._step
         if blocks is None:
             return False
@@ -249,7 +249,7 @@ class _BlocksLogic(StatefulBatchLogic[Frame, Offer, bytes]):
         self._notify_at = due if self._notify_at is None else min(due, self._notify_at)
 
     def _replay_some(self) -> bool:
-        """Replay a file of rejects, or delete of it, if a request asks for it; whether there may be
+        """Replay a file of rejects, or delete from it, if requested. Returns whether there may be
         more to do."""
         redecode, blocks = self._step.redecode, self._blocks
         if blocks is None:
@@ -288,8 +288,8 @@ class BlocksStep:
     """Builds the logic of each partition; one instance serves all workers of a process.
 
     `cache_bytes` bounds the dedup indexes and keys of one worker. Without `redecode`, replay
-    requests are left out. Data that waited for the batch layer longer than `batch_late_ms` is
-    warned of. `retention_bytes` bounds the whole data directory; 0 does not."""
+    requests are ignored. There is a warning for data that waited for the batch layer longer than
+    `batch_late_ms`. `retention_bytes` bounds the whole data directory; 0: no bound."""
 
     rules: Rules
     layout: Layout

@@ -39,8 +39,8 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
         self._check()
 
     def _take(self, offer: Offer) -> None:
-        """Its time is when its turn has come: what it replaces stays for a grace period from then
-        on."""
+        """The offer's time is when its turn comes: what it replaces stays for a grace period from
+        then on."""
         before, started_s = self.chunks.merged, time.perf_counter()
         self.chunks.take(offer, steady_ms())
         if count := self.chunks.merged - before:
@@ -53,8 +53,8 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
 
     @override
     def close(self) -> None:
-        """Wait for what is being merged; on a stop or a failure, leave what has not begun to the
-        next run."""
+        """Wait for what is being merged; on a stop or a failure, leave merges that have not begun
+        to the next run."""
         for future in self.running:
             if (stopping() or failure()) and future.cancel():
                 continue
@@ -70,7 +70,7 @@ class _ChunksPartition(StatefulSinkPartition[Offer, None]):
 
 @dataclass
 class ChunksSink(FixedPartitionedSink[Offer, None]):
-    """Chunks of all partitions that this run may see, of which this process has its `own`: those
+    """Chunks of all partitions that this run may see, of which this process writes its `own`: those
     whose blocks it has, which may be on no other host."""
 
     partitions: list[str]
@@ -102,8 +102,8 @@ class ChunksSink(FixedPartitionedSink[Offer, None]):
     @override
     @noted
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> _ChunksPartition:
-        """The engine may build a partition again once it has taken offers: when it loads a snapshot
-        of a later epoch than that of the blocks whose offers came. The chunks stay the same."""
+        """The engine may rebuild a partition that has taken offers: when it loads a snapshot of a
+        later epoch than that of the blocks that made them. The chunks stay the same."""
         if for_part not in self._chunks:
             self._chunks[for_part] = Chunks(
                 for_part,

@@ -1,8 +1,8 @@
 """Decode: messages in, columnar frames out; what can't become an event becomes a reject.
 
 1. messages that are empty or too large are rejects, whatever is in them;
-2. the others are read as typed columns (`storage.decoding.json_columns`); what is no JSON object is
-   a reject, and a value of a wrong type is null and counted;
+2. the others are read as typed columns (`storage.decoding.json_columns`); what is not a JSON object
+   is a reject, and a value of a wrong type is null and counted;
 3. events without key or upload time, or with an absurd or future one, are rejects.
 What comes out for a message never depends on the messages around it.
 """
@@ -43,8 +43,8 @@ UPLOAD_MAX_MS = 7_258_118_400_000
 @dataclass(frozen=True)
 class DecodeConfig:
     """`future_skew_ms`: how far an upload time may be ahead of the clock (see `Messages`). `hints`
-    are said of messages without a value in a column of the key: the column, and what may have gone
-    wrong with events of this kind."""
+    are for messages without a value in a column of the key: by column, what may have gone wrong
+    with events of this kind."""
 
     schema: Schema
     future_skew_ms: int
@@ -64,7 +64,7 @@ class Decoder:
         self._json = JsonColumns(self._columns, config.schema.key)
 
     def decode(self, items: Sequence[Messages]) -> list[Frame]:
-        """One frame an item. Items share a call of the reader up to CALL_BYTES_MAX."""
+        """One frame per item. Items share a call of the reader up to CALL_BYTES_MAX."""
         frames: list[Frame] = []
         held: list[Messages] = []
         size = 0
@@ -79,8 +79,8 @@ class Decoder:
 
     def decode_again(self, rejects: pa.RecordBatch) -> list[Frame]:
         """Frames of each source's rejects, of REPLAYED_MAX messages at most, for a replay; broker
-        times are the first ones. One that is null was further off than any reader takes, and still
-        is. An upload time is in the future or not by the present wall clock."""
+        times are the original ones. A null one was further off than any reader takes, and still is.
+        Whether an upload time is in the future is decided by the present wall clock."""
         items = []
         for source in pc.unique(rejects.column(PARTITION)).to_pylist():
             mine = rejects.filter(pc.equal(rejects.column(PARTITION), source))
@@ -139,7 +139,7 @@ class Decoder:
         messages: pa.Array,
         reasons: _Reasons,
     ) -> list[Frame]:
-        """Step 3, and the events and rejects of each item apart."""
+        """Step 3, and the events and rejects of each item separately."""
         offsets = np.concatenate([item.offsets for item in items])
         times_ms = np.concatenate([item.times_ms for item in items])
         clocks_ms = np.concatenate([item.clocks_ms for item in items])
@@ -190,7 +190,7 @@ class Decoder:
     def _flag_column(
         self, reason: str, rows: Mask, name: str, messages: pa.Array, reasons: _Reasons
     ) -> None:
-        """The column has no value in these rows, or a wrong one: which, the detail says."""
+        """The column has no value in these rows, or a wrong one: the detail says which."""
         for row in np.flatnonzero(rows & ~reasons.mask).tolist():
             message = messages[row].as_py()
             found = came(message, self._by_name[name].paths) if name in self._by_name else None

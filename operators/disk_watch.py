@@ -1,9 +1,9 @@
-"""What a data directory keeps, against `retention_bytes`: from when on it has room, and a word
-before anything goes.
+"""What a data directory keeps, against `retention_bytes`: the time from which on it has room, and a
+warning before anything is deleted.
 
-All partitions are added up by what they have published, once in a tick interval, by each worker for
-itself. One that can't be read is left out: it makes the sum smaller, and less is deleted. Only the
-worker that has the first partition speaks. Not thread-safe: one belongs to each worker.
+Each worker adds up for itself, once per tick interval, what all partitions have published. One that
+can't be read is left out: that makes the sum smaller, and less is deleted. Only the worker that has
+the first partition warns. Not thread-safe: one belongs to each worker.
 """
 
 from __future__ import annotations

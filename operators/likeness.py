@@ -1,8 +1,8 @@
-"""What a message that is no event looks like, and what to do about it: for the detail of a reject.
+"""What a message that is not an event looks like, and what to do about it, for a reject's detail.
 
 Details have one form: `COLUMN: expected WHAT, got WHAT`, without the column where the whole message
-is at fault, and with advice behind a colon or a semicolon. A guess from the message alone. It
-changes no verdict, and it is asked for rejects only.
+is at fault, and with advice behind a colon or a semicolon. It is a guess from the message alone,
+made for rejects only, and changes no verdict.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Amplitude's; Snowplow's, beside a schema."""
 
 
 def not_json(message: bytes, said: str) -> str:
-    """What a message that is not a JSON document looks like, else what the reader has `said`."""
+    """What a message that is not a JSON document looks like, or else what the reader has `said`."""
     for beginning, told in _BEGINNINGS:
         if message.startswith(beginning):
             return f"{OBJECT}, got what looks like {told}"
@@ -44,7 +44,7 @@ def not_json(message: bytes, said: str) -> str:
 
 
 def not_an_object(document: object) -> str:
-    """What stands in place of an object."""
+    """What the message is instead of an object."""
     if isinstance(document, list) and document:
         what = "events" if all(isinstance(one, dict) for one in document) else "values"
         what = f"{len(document)} {what if len(document) > 1 else what[:-1]}"

@@ -1,8 +1,8 @@
-"""What only a worker knows of itself, for the exporter of the supervisor: how long commits and
-merges take.
+"""What only a worker knows about itself, for the supervisor's exporter: how long commits and merges
+take.
 
 prometheus-client keeps the values of each process in files of the folder that
-PROMETHEUS_MULTIPROC_DIR names, so what a worker measured is there when it has been killed. Without
+PROMETHEUS_MULTIPROC_DIR names, so a worker's measurements outlive it, even if it is killed. Without
 that folder nothing is kept.
 """
 
@@ -28,7 +28,7 @@ _HELP = {
 
 @contextmanager
 def measured(what: Measured) -> Iterator[None]:
-    """Measures what is done within, unless that fails."""
+    """Measures how long the code within takes, unless it fails."""
     started_s = time.perf_counter()
     yield
     if kept := _histogram(what):
@@ -36,7 +36,7 @@ def measured(what: Measured) -> Iterator[None]:
 
 
 def count_merges(count: int, seconds: float) -> None:
-    """So many chunks were merged, in that time."""
+    """Note that so many chunks were merged, in that time."""
     if kept := _merges():
         merges, merging = kept
         merges.inc(count)

@@ -4,15 +4,15 @@ The stop is a flag that every source partition looks at before it goes on. SIGTE
 process at once and SIGINT takes no snapshot, so both are caught here, and SIGHUP, which a closed
 terminal sends: each source partition then ends as if its input had, the last epoch closes with a
 snapshot, and the process exits 0. A second SIGINT does what it does by default; SIGTERM may come
-twice, from a process manager that signals the whole group and from the supervisor. Whoever waits
-for anything but the stop itself waits here, so that a stop ends the wait at once.
+twice, from a process manager that signals the whole group and from the supervisor. Every wait for
+anything other than the stop itself happens here, so that a stop ends it at once.
 
 The failure is the first error that any of our steps raised. The engine does not keep it. A worker
-that has peers panics instead, as they do; and a `close` that raises aborts the process without a
-word. So each entry from the engine into our code is `noted`, and no `close` raises: it notes what
-went wrong. Whoever runs the dataflow asks for the failure afterwards, whatever the engine made of
-it. What of the input could not be read is no failure, for all else is read to its end: it is noted
-too, and asked for at the end.
+that has peers panics instead, as they do; and a `close` that raises aborts the process silently. So
+each entry from the engine into our code is `noted`, and no `close` raises: it notes what went
+wrong. Whoever runs the dataflow asks for the failure afterwards, whatever the engine made of it.
+Input that could not be read is not a failure, because all other input is read to its end: it is
+noted too, and asked for at the end.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def stopping() -> bool:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Those that ask for a stop: SIGHUP, of a closed terminal, too, unless nohup has it ignored."""
+    """Those that ask for a stop: also SIGHUP, of a closed terminal, unless nohup has it ignored."""
     hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     return [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hangup else [])]
 
 
 def stop_on_signals() -> None:
-    """Catch these signals, one that came while SIGINT was blocked as well. Only the main thread may
-    call this; elsewhere it does nothing."""
+    """Catch these signals, including one that arrived while SIGINT was blocked. Only the main
+    thread may call this; elsewhere it does nothing."""
     if threading.current_thread() is threading.main_thread():
         for number in stop_signals():
             signal.signal(number, _stop)
@@ -60,7 +60,7 @@ def stop_on_signals() -> None:
 
 
 def wait(seconds: float, answer: Future[Any] | None = None) -> bool:
-    """Return after so long, when `answer` is there, or when a stop is asked for; whether one is."""
+    """Wait for so long, for `answer`, or for a stop. Returns whether a stop is asked for."""
     awake: queue.SimpleQueue[None] = queue.SimpleQueue()
     _waiting.append(awake)
     try:
@@ -94,7 +94,7 @@ def note(error: BaseException) -> None:
 
 
 def unread() -> list[str]:
-    """What of the input could not be read in this run, a line each that says why."""
+    """The input that could not be read in this run, a line for each that says why."""
     return list(_unread)
 
 
@@ -119,7 +119,7 @@ def noted(entry: Callable[P, R]) -> Callable[P, R]:
 
 
 class PerThread(Generic[T]):
-    """One value for each thread that asks, made when it first does: what the partitions of one
+    """One value for each thread that asks, made when it first asks: what the partitions of one
     worker thread share.
 
     SUBTLE: not threading.local, which a thread of the engine finds empty again whenever the engine

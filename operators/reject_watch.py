@@ -1,6 +1,6 @@
-"""A warning, now and then, that most of the messages that come are rejects.
+"""A warning, now and then, that most of the arriving messages are rejects.
 
-The job does not stop for them, and nothing is lost: but whoever started it with a schema of other
+The job does not stop for them, and nothing is lost: but whoever started it with a schema for other
 messages should learn of it while it runs. Not thread-safe: one belongs to each worker.
 """
 
@@ -20,7 +20,7 @@ log = logging.getLogger("forebay.rejects")
 
 
 class RejectWatch:
-    """Counts what comes, and looks at it when it is time."""
+    """Counts what arrives, and checks it when it is time."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -28,7 +28,7 @@ class RejectWatch:
         self._found = Outcome()
 
     def take(self, frame: Frame) -> None:
-        """Count the messages of a frame (duplicates are no rejects)."""
+        """Count the messages of a frame (duplicates are not rejects)."""
         now = self._clock()
         if self._due is None:
             self._due = now + FIRST_S

@@ -1,15 +1,15 @@
 """Routing: the partition that an event belongs to, and the worker that has its state.
 
 For topics whose producers don't key, frames are divided by a hash of the dedup key: all copies of
-an event then meet in one hash partition, whichever source partition each came by. A reject, which
-may have no key, goes by its offset. The count is part of the names, for a key may never move to
-another partition.
+an event then meet in one hash partition, whichever source partition each came from. A reject, which
+may have no key, is assigned by its offset. The number of partitions is part of their names, because
+a key may never move to another partition.
 
 bytewax gives source and sink partitions to workers round robin in name order, and routes keyed
 items by SipHash-1-3 (zero key) of the key's UTF-8 bytes and 0xFF, modulo the number of workers. The
-key also names the state in the recovery store, so it may not depend on that number. So each
+key also names the state in the recovery store, so it must not depend on that number. So each
 partition's key carries a salt such that its hash equals the partition's number modulo 27,720, the
-least common multiple of 1 to 12: right for 1 to 12 workers, and never in need of change.
+least common multiple of 1 to 12: right for 1 to 12 workers, and never in need of a change.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _DIGITS_MAX = 20
 
 @dataclass(frozen=True)
 class Place:
-    """One of the engine's `processes`, each of which has as many workers, `threads`."""
+    """One of the engine's `processes`, each of which has `threads` workers."""
 
     process: int
     processes: int
     threads: int = 1
 
     def has(self, key: str) -> bool:
-        """Whether the state of this key is in it."""
+        """Whether this process has the state of this key."""
         return route(key) % (self.processes * self.threads) // self.threads == self.process
 
 
@@ -54,7 +54,7 @@ def hash_partitions(count: int) -> list[PartitionKey]:
 
 
 def repartition(frame: Frame, key: tuple[str, ...], targets: Sequence[PartitionKey]) -> list[Frame]:
-    """One frame for each hash partition that gets anything, or for all where the source ends, so
+    """One frame for each hash partition that gets anything, or for all when the source ends, so
     that none goes on as if more were waiting; counters go with the first."""
     ended = frame.end_offset is not None and frame.next_offset >= frame.end_offset
     owners = (hash_keys(frame.events.select(list(key)).columns) % np.uint64(len(targets))).astype(

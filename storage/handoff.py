@@ -5,11 +5,11 @@
         ...                         # read it, for as long as that takes
         handoff.complete(now_ms, late=True)
 
-What always holds: only one handoff is open at a time; a seal returns when no crash can undo it; to
-seal the same time again, or to complete again after a crash in between, changes nothing.
+What always holds: only one handoff is open at a time; a seal returns when no crash can undo it;
+sealing the same time again, or completing again after a crash in between, changes nothing.
 
-A job that runs carries the seal out and commits that. Without one, nothing comes, so the seal is in
-force as soon as it is written; but the data must be what the last run committed, hence `ended`.
+A running job carries the seal out and commits that. Without a job, nothing arrives, so the seal is
+in force as soon as it is written; but the data must be what the last run committed, hence `ended`.
 """
 
 import time
@@ -40,7 +40,7 @@ class Handoff:
             ...  # read the table `events_sealed`
             handoff.complete(now_ms, late=True)
 
-    To open it raises BadInput if another is open, or for what is no data directory.
+    Opening it raises BadInput if another is open, or if a root is not a data directory.
     """
 
     def __init__(self, roots: Sequence[str | PathLike[str]], timeout_s: float = SEAL_S) -> None:
@@ -81,12 +81,12 @@ class Handoff:
         return max((ms for ms in reached if ms is not None), default=None)
 
     def seal(self, until_ms: int) -> list[Boundary]:
-        """Have events that come from now on for upload times below `until_ms` (since 1970) treated
-        as late.
+        """Have events that arrive from now on with upload times below `until_ms` (since 1970)
+        treated as late.
 
-        Returns when that is committed, each node's batch. Raises BadInput if it would go back or
-        past what has been committed, if the job was killed and does not run, or if it takes longer
-        than the timeout; all of these change nothing that a query sees.
+        Returns each node's batch once that is committed. Raises BadInput if the seal would go back
+        or past what has been committed, if the job was killed and is not running, or if it takes
+        longer than the timeout; none of these changes what a query sees.
         """
         self._require_one_boundary(until_ms)
         reach_ms = self.reach_ms()

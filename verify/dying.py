@@ -1,13 +1,13 @@
 """A file system that ends its process, by SIGKILL, at a chosen step.
 
 The dangerous steps have names. A `Death` chooses one of them, which occurrence of it, and when:
-`before` it, `after` it, or with `half` of its bytes written. `moment` is no step: it is so many
-milliseconds after the first append. A SIGKILL loses what the process had in memory and nothing
+`before` it, `after` it, or with `half` of its bytes written. `moment` is not a step: it is so many
+milliseconds after the first append. A SIGKILL loses what the process had in memory, but nothing
 that it had handed to the operating system.
 
 `snapshot-return after` is a moment too: the engine has the snapshot and is storing it, on threads
-that nothing here sees, so it comes a little later. Such a death often leaves a snapshot in the
-store without its epoch, an orphan; `orphans` counts what a state that woke up from one has dropped.
+that nothing here sees, so the death comes a little later. Such a death often leaves a snapshot in
+the store without its epoch, an orphan; `orphans` counts what a state resumed from one has dropped.
 `read_back` counts how often a log, hash file or chunk was read.
 """
 
@@ -76,14 +76,14 @@ class Death:
 
     @classmethod
     def drawn(cls, rng: random.Random, point: str, nth_max: int, when: str = "") -> Death:
-        """A death at this step, at a time of it that is drawn as well unless it is given."""
+        """A death at this step; when is drawn as well, unless given."""
         when = when or rng.choice(POINTS[point])
         storing = (point, when) == ("snapshot-return", "after")
         return cls(point, when, rng.randint(1, nth_max), rng.randint(0, STORING_MS * storing))
 
 
 def every_death(rng: random.Random, nth_max: Mapping[str, int]) -> list[Death]:
-    """One death at each step and each time of it."""
+    """One death for each step and each time of it."""
     return [
         Death.drawn(rng, point, nth_max[point], when)
         for point, times in POINTS.items()
@@ -92,7 +92,7 @@ def every_death(rng: random.Random, nth_max: Mapping[str, int]) -> list[Death]:
 
 
 def kill_self() -> None:
-    """What no handler sees and no buffer survives."""
+    """A death that no handler sees and no buffer survives."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -113,7 +113,7 @@ class DyingDisk(Disk):
         self._lock = threading.Lock()
 
     def due(self, point: str) -> str | None:
-        """`point` is about to happen: when to die, or None to live on."""
+        """`point` is about to happen. Returns when to die, or None to live on."""
         if self._at is None or point != self._at.point:
             return None
         with self._lock:

@@ -1,8 +1,8 @@
-"""The feed: files that grow between runs, one a partition, and every message that is in them.
+"""The feed: files that grow between runs, one per partition, and every message in them.
 
 Messages are small: `{"device": ..., "id": ..., "at": upload time in ms}`. A new event has an id of
-its own; what is redelivered is a copy byte for byte, or a retry, which is the key with a new upload
-time. The same seed gives the same messages.
+its own; what is redelivered is a copy, byte for byte, or a retry, which has the key and a new
+upload time. The same seed gives the same messages.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Traffic:
 
 
 class Feed:
-    """The messages so far, by partition. `id_bytes`: the least length of an id; `fields`: what an
-    event has of its own besides, by its id."""
+    """The messages so far, by partition. `id_bytes`: the minimum length of an id; `fields`: what
+    else an event has, by its id."""
 
     def __init__(self, folder: Path, rng: random.Random, partitions: int) -> None:
         folder.mkdir(parents=True)

@@ -55,13 +55,13 @@ SETTINGS = {
 
 
 class Failure(Exception):
-    """A story did not go as it must, whatever the events that came out."""
+    """A story did not go as it must, whatever events came out."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """`lost`: events and rejects that no answer has, and counts that are too low. `doubled`: those
-    that an answer has more often than once, or that were never sent, and counts too high."""
+    that an answer has more than once, or that were never sent, and counts that are too high."""
 
     lost: int
     doubled: int
@@ -70,8 +70,8 @@ class Difference:
 @dataclass
 class Trial:
     """`settings` replace those above; `module` is what the worker processes run. The last of
-    `limits`, as in `judge`, is the one that the job runs with. A `brief` trial has one round of
-    what a story has more of, and one worker unless given."""
+    `limits`, as in `judge`, is the one that the job runs with. A `brief` trial has one round where
+    a story has several, and one worker unless given."""
 
     folder: Path
     seed: str
@@ -97,7 +97,7 @@ class Trial:
         self.data = self.folder / "data"
         self.log = self.folder / "job.log"
         self._notes = self.folder / "notes"
-        # Whatever forebay.toml and variables there are here, they are not the job's.
+        # The job must not see any forebay.toml or variables that exist here.
         self._config = self.folder / "forebay.toml"
         self._config.touch()
         self.cleanup = ExitStack()
@@ -139,7 +139,7 @@ class Trial:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process of the job finds, with nothing of what is configured here."""
+        """The environment of a process of the job, with nothing of what is configured here."""
         own = {
             **SETTINGS,
             "DATA_DIR": str(self.data),
@@ -153,11 +153,11 @@ class Trial:
         return {**environment, NOTES: str(self._notes)}
 
     def dies(self, death: Death, workers: int | None = None) -> None:
-        """A run that must die so."""
+        """A run that must die like this."""
         self._expect(self.run(death, workers), -SIGKILL, death)
 
     def may_die(self, death: Death, workers: int | None = None) -> bool:
-        """A run that dies so, unless its input ends before; whether it died."""
+        """A run that dies like this, unless its input ends first. Returns whether it died."""
         code = self.run(death, workers)
         if code:
             self._expect(code, -SIGKILL, death)
@@ -172,11 +172,11 @@ class Trial:
             raise Failure(f"expected {what}, the job ended with {code}:\n{self.told()}")
 
     def peak_bytes(self) -> int:
-        """The most memory that any worker had so far."""
+        """The most memory that any worker has had so far."""
         return max(note.peak_bytes for note in self.notes())
 
     def orphans(self) -> int:
-        """How many workers so far woke up from a snapshot that a lost run had left behind."""
+        """How many workers so far resumed from a snapshot that a lost run had left behind."""
         return sum(note.orphans > 0 for note in self.notes())
 
     def read_back(self) -> int:
@@ -205,7 +205,7 @@ class Trial:
         }
 
     def compare(self) -> Difference:
-        """What a query finds now, against the rules; and whatever a reader missed before."""
+        """What a query finds now, compared with the rules; and whatever a reader missed before."""
         store = query.open(self.data)
         raw = ["raw"] if self.settings.get("RAW") == "true" else []
         wanted, wanted_counts = Counter[object](), Counter[object]()
@@ -240,7 +240,7 @@ class Trial:
 def _counts(
     partition: str, next_offset: int, stream_time_ms: int | None, counts: Mapping[str, int]
 ) -> dict[object, int]:
-    """What was counted, by partition and kind; and where it stands, which counts one."""
+    """What was counted, by partition and kind; and the position, which counts one."""
     at = f"at {next_offset}, {stream_time_ms}"
     return {**{(partition, kind): counts[kind] for kind in KINDS}, (partition, at): 1}
 
@@ -296,8 +296,8 @@ def play(
 
 @contextmanager
 def _told(faults: list[str]) -> Iterator[None]:
-    """Add what is raised to the faults, whatever it is, for the table must tell it. (A panic of
-    Polars is no Exception.)"""
+    """Add whatever is raised to the faults, because the table must report it. (A panic of Polars is
+    not an Exception.)"""
     try:
         yield
     except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001

@@ -1,7 +1,7 @@
-"""Hostile input: what broken or malicious producers send between the messages of the others.
+"""Hostile input: what broken or malicious producers send among the messages of others.
 
-Each piece of it is made from an ordinary event: with a field that changes nothing, a field or a
-byte that makes it no event, a copy in another spelling, or cut in two. A message is a line, so none
+Each piece is made from an ordinary event: with a field that changes nothing, a field or a byte that
+makes it no longer an event, a copy in another spelling, or cut in two. A message is a line, so none
 has a newline in it. `verify.oracle` judges them as it does all others.
 """
 
@@ -125,7 +125,7 @@ def hostile(rng: random.Random, piece: list[bytes], event: bytes) -> list[bytes]
 
 
 def _padded(event: bytes, size: int) -> bytes:
-    """The event in so many bytes."""
+    """The event, padded to so many bytes."""
     return event[:-1] + b',"x":"' + b"." * (size - len(event) - 7) + b'"}'
 
 
@@ -147,7 +147,7 @@ def _spelt(value: str | float | bool | None) -> str:
 
 def hostile_input(trial: Trial) -> None:
     """Hostile lines and values at random among ordinary ones, with kills in between: whatever
-    comes, what stands beside it is what it would be alone, and every answer can be printed."""
+    arrives, its neighbours are read as if it were not there, and every answer can be printed."""
     trial.typed()
     trial.limits = [BYTES_MAX]
     for turn in trial.rounds(3):
@@ -162,7 +162,7 @@ def hostile_input(trial: Trial) -> None:
 
 
 def _require_printable(trial: Trial) -> None:
-    """The command prints every event in each format, with the values that it has."""
+    """The command prints every event in each format, with its values."""
     names = ("_offset", *values.COLUMNS)
     text = ", ".join(f'"{name}"' for name in names)
     kinds = ("json", "csv", "table")
@@ -207,8 +207,8 @@ SMALL, LARGE = 200, 600
 
 
 def rejects_replayed(trial: Trial) -> None:
-    """Messages above the limit of bytes are replayed under a larger one, over kills: each is then
-    one event, one duplicate or still one reject, and another replay changes nothing."""
+    """Messages above the size limit are replayed under a larger one, across kills: each is then one
+    event, one duplicate or still one reject, and another replay changes nothing."""
     trial.limits = [SMALL]
     _send_bulky(trial)
     trial.may_die(trial.moment(200), 1)

@@ -1,10 +1,10 @@
 """What must come out of one partition's messages, one message at a time, from the written rules.
 
-0. An empty line is no message, but the next offset counts it.
+0. An empty line is not a message, but the next offset counts it.
 1. A message is a reject unless it is a JSON object, to the letter and within the limit of bytes,
-   perhaps behind a byte order mark, with a value in each column of the key, no text of these empty,
-   and a whole number `at`, the upload time, that lies between the years 2000 and 2200 and not in
-   the future. Of two equal names the last counts.
+   perhaps after a byte order mark, with a value in each column of the key, none of these an empty
+   text, and a whole number `at`, the upload time, that lies between the years 2000 and 2200 and not
+   in the future. Of two equal names the last counts.
 2. Stream time is the largest upload time so far.
 3. Blocks last touched the dedup window or longer ago, in stream time, are closed.
 4. The event is a duplicate if its key is in an open block, or in a closed one of its interval, or,
@@ -14,18 +14,18 @@
    late if it lies the window or more behind stream time.
 6. A replay, after the last message, judges the rejects once more, in order, under another limit.
 
-A column has no value where the message has none of its type. Of the several paths that it may have,
-the first that leads to a value counts; empty text is one if none leads to more.
+A column has no value where the message has none of its type. If it has several paths, the first
+that leads to a value counts; empty text counts if none leads to more.
 
-- `string`: text, with U+FFFD for half of a surrogate pair. Text with one is no value for a key.
+- `string`: text, with U+FFFD for half of a surrogate pair. Text with one is not a value for a key.
 - `id`: the same, or a whole number without point or exponent, as its digits.
-- `text`: text as in `string`, or any other value's JSON as it stands in the message; no part of a
-  key.
+- `text`: text as in `string`, or any other value's JSON as it stands in the message; never part of
+  a key.
 - `int`: a whole number of 64 bits, however it is written, or text of its digits.
 - `float`: a finite number, the nearest there is to the one written, or text of one.
 - `bool`: true or false.
 - `time`, `time_s`, `time_us`: a number of ms, s or µs, or text as in RFC 3339, in the years 1 to
-  9999; it is cut to the unit. What would be cut is no value for a key.
+  9999; it is cut to the unit. What would be cut is not a value for a key.
 - `time_auto`: the same text, of µs, or a number of s, ms or µs, whichever makes it a time from
   100,000,000 s after 1970 to the end of 2199; it is rounded to µs, for a key too.
 
@@ -100,8 +100,8 @@ class Block:
 
 @dataclass
 class Oracle:
-    """Rules 2 to 5 for one partition. `closed` has blocks in order of eviction; none is ever
-    forgotten."""
+    """Rules 2 to 5 for one partition. `closed` has blocks in order of eviction, and never forgets
+    any."""
 
     block_span_ms: int
     dedup_window_ms: int
@@ -117,7 +117,7 @@ class Oracle:
     backfill_ms: int = 86_400_000
 
     def admit(self, place: Place, key: Key, upload_ms: int, row: Row = ()) -> bool:
-        """Whether the event is accepted."""
+        """Take an event. Returns whether it is accepted."""
         now_ms = self.stream_time_ms = max(self.stream_time_ms or upload_ms, upload_ms)
         for block in sorted(self.live.values(), key=lambda block: block.interval_ms):
             if now_ms - block.touched_ms >= self.dedup_window_ms:
@@ -138,7 +138,7 @@ class Oracle:
         return True
 
     def places_of(self, upload_ms: int) -> list[tuple[int, bool]]:
-        """Where an event that has come may be known: last, where it belongs."""
+        """Where an event that arrives may be known; the last place is where it belongs."""
         interval_ms = upload_ms // self.block_span_ms * self.block_span_ms
         found = [(interval_ms, False)]
         if interval_ms + self.block_span_ms + self.dedup_window_ms <= (self.stream_time_ms or 0):
@@ -149,7 +149,7 @@ class Oracle:
 @dataclass
 class Expected:
     """One partition: the accepted events by offset with their values, the rejects by offset as they
-    came, and all counts. `messages` is the next offset."""
+    arrived, and all counts. `messages` is the next offset."""
 
     events: dict[int, Row] = field(default_factory=dict)
     rejects: dict[int, bytes] = field(default_factory=dict)
@@ -167,7 +167,7 @@ def judge(
     columns: Mapping[str, str] = COLUMNS,
     key_columns: Sequence[str] = tuple(COLUMNS),
 ) -> Expected:
-    """The verdict on a partition's lines, at offsets 0, 1, ...; `limits` are the most bytes of a
+    """The verdict on a partition's lines, at offsets 0, 1, ...; `limits` are the maximum bytes of a
     message, at first and in each replay; `columns` have types by name."""
     oracle = Oracle(span_ms, window_ms)
     lines = list(messages)
@@ -217,7 +217,7 @@ def _event(
 
 
 def _spelt(text: str) -> dict[str, str | None]:
-    """What a column of the type `text` has of each name of an object, the last of equal ones."""
+    """What a column of type `text` has for each name of an object, the last of equal ones."""
     read, found = json.JSONDecoder().raw_decode, {}
     at = _behind_space(text, text.index("{") + 1)
     while text[at] != "}":
@@ -246,8 +246,8 @@ def _in_row(value: object, kind: str, in_key: bool) -> Value:
 
 
 def value_of(value: object, kind: str, in_key: bool) -> str | int | float | bool | None:
-    """What a column has of a JSON value, of which fractions are Decimals: None for null, a time as
-    a number of the column's unit. Raises NoValue."""
+    """What a column makes of a JSON value, in which fractions are Decimals: None for null, a time
+    as a number of the column's unit. Raises NoValue."""
     if value is None:
         return None
     if (
@@ -282,7 +282,7 @@ def value_of(value: object, kind: str, in_key: bool) -> str | int | float | bool
 def first_value(
     document: object, paths: Iterable[Sequence[str]], kind: str, in_key: bool
 ) -> str | int | float | bool | None:
-    """What a column has of a document that may have its value at several paths. Raises NoValue."""
+    """What a column makes of a document that may have its value at many paths. Raises NoValue."""
     empty, wrong = None, False
     for path in paths:
         try:
@@ -299,7 +299,7 @@ def first_value(
 
 
 def value_at(value: object, path: Sequence[str]) -> object:
-    """What is at a path: null where it ends early, and what is no value where it can't go on."""
+    """What is at a path: null where it ends early, and a non-value where it can't go on."""
     for name in path:
         if value is not None and not isinstance(value, dict):
             return []

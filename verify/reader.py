@@ -1,4 +1,4 @@
-"""A reader during change: asks for all events again and again, and keeps count of what was wrong.
+"""A reader during change: asks for all events again and again, and counts what was wrong.
 
     python -m forebay.verify.reader DATA            ends when its standard input does, with JSON
     python -m forebay.verify.reader DATA GRACE_S    the same with a new store each time, reading
@@ -7,10 +7,10 @@
 What is checked in each answer, partition by partition:
 
 - The files of its view are there, for the grace period at least.
-- No event is in it twice.
-- Whatever an earlier answer had is in it, as long as the job has not started again since.
-- Whatever was surely committed when an earlier answer had it is in it for ever. That is so once
-  the manifest tells of more snapshots than the engine can have taken and lost since.
+- No event is in the answer twice.
+- Whatever an earlier answer had is in it, as long as the job has not restarted since.
+- Whatever was surely committed when an earlier answer had it is in it for ever. It was, as soon as
+  the manifest shows more snapshots than the engine can have taken and lost since.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Seen:
     loose: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
 
     def missing(self, found: set[int], before: tuple[int, int], after: tuple[int, int]) -> int:
-        """How many events an answer lacks, that was given between two looks at the manifest's
-        incarnation and number of snapshots."""
+        """How many events are missing in an answer that was given between two looks at the
+        manifest's incarnation and number of snapshots."""
         if after[0] != self.incarnation:
             self.loose.clear()
         self.incarnation = after[0]
@@ -63,7 +63,7 @@ class Seen:
 
 @dataclass
 class Tally:
-    """`gone` counts the views whose files went before the grace period was over."""
+    """`gone` counts the views whose files were deleted before the grace period was over."""
 
     answers: int = 0
     events: int = 0

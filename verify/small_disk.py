@@ -1,4 +1,4 @@
-"""A disk that is full soon: a small file system of its own where the user may mount one, else a
+"""A disk that soon fills up: a small file system of its own where the user may mount one, else a
 limit on the size of files. How much a job needs on it depends on how fast the host is, so it is
 made small only once there is something on it.
 """
@@ -19,14 +19,14 @@ FILE_BYTES_MAX = 100_000
 @dataclass
 class SmallDisk:
     """`limit` is what a worker must be given (see `verify.worker`), None if the disk itself is
-    small; `reasons` are what the operating system, or SQLite, calls it."""
+    small; `reasons` are what the operating system, or SQLite, calls the fault."""
 
     folder: Path
     limit: str | None
     reasons: tuple[str, ...]
 
     def shrink(self) -> None:
-        """Leave but little room."""
+        """Leave only little room."""
         if self.limit is None:
             status = os.statvfs(self.folder)
             used = (status.f_blocks - status.f_bfree) * status.f_frsize

@@ -1,8 +1,8 @@
 """The stories: what happens to the job, its input, its disk and its readers.
 
 Each is played on a `Trial`, after which the job runs to the end and everything is compared. Every
-story draws from the trial's own random numbers, so a seed repeats it; when exactly a process
-dies is the machine's to say.
+story draws from the trial's own random numbers, so a seed repeats it; the exact moment at which a
+process dies depends on the machine.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ def named_points(trial: Trial) -> None:
 
 
 def random_moments(trial: Trial) -> None:
-    """Of events with columns of every type, and of retries with other values in these."""
+    """Deaths at random moments; events have columns of every type, retries other values in them."""
     trial.typed()
     for _ in trial.rounds(10):
         _die(trial, trial.moment())
 
 
 def two_crashes_in_a_row(trial: Trial) -> None:
-    """The second comes before the first run's last snapshot has been replaced, and with new events
-    for one partition only: the engine may have stored the others' without their epoch."""
+    """The second crash comes before the first run's last snapshot is replaced, with new events for
+    one partition only: the engine may have stored the others' without their epoch."""
     early = [("manifest-publish", 3), ("log-append", 3), ("snapshot-return", 2)]
     for _ in trial.rounds(5):
         _die(trial, Death.drawn(trial.rng, "snapshot-return", 6, "after"))
@@ -85,9 +85,9 @@ def another_worker_count(trial: Trial) -> None:
 
 
 def bounded(**settings: str) -> Callable[[Story], Story]:
-    """The story under these settings, in which no worker may have more memory than an ordinary
-    portion took, the cache as configured, and some slack, nor read its logs and chunks more often
-    than so many times a message; however much is redelivered."""
+    """The story under these settings. However much is redelivered, no worker may take more memory
+    than an ordinary portion took, plus the configured cache and some slack, nor read its logs and
+    chunks more than so many times per message."""
 
     def bound(story: Story) -> Story:
         @wraps(story)
@@ -107,8 +107,8 @@ def bounded(**settings: str) -> Callable[[Story], Story]:
 
 @bounded(DEDUP_WINDOW="1s", BLOCK_SPAN="1s")
 def stall_then_redelivery(trial: Trial) -> None:
-    """Stream time stands still while the job is away, for longer than the dedup window, which is
-    made shorter than a start takes; then the bus sends the end of each partition again."""
+    """Stream time stands still while the job is down, for longer than the dedup window, which is
+    made shorter than a start takes; then the bus redelivers the end of each partition."""
     trial.feed.send(PORTION, Traffic(retries=0))
     trial.may_die(trial.moment())
     trial.ends()
@@ -118,7 +118,7 @@ def stall_then_redelivery(trial: Trial) -> None:
 
 @bounded(DEDUP_WINDOW="120s", BLOCK_SPAN="60s")
 def redelivery_of_an_hour_ago(trial: Trial) -> None:
-    """Long keys and the least cache, so that the keys of an hour ago are not in memory."""
+    """Long keys and the smallest cache, so that the keys of an hour ago are not in memory."""
     trial.feed.id_bytes = 400
     slow = Traffic(step_ms=2000, retries=0, late_ms=10 * MINUTE_MS)
     trial.feed.send(2 * PORTION, slow)
@@ -135,7 +135,7 @@ def redelivery_of_an_hour_ago(trial: Trial) -> None:
 
 def more_keys_than_memory_holds(trial: Trial) -> None:
     """As much is redelivered as before, but of ten times as many keys, and takes no more memory."""
-    # Nothing is merged, for that takes more memory than what is looked at.
+    # Nothing is merged, because that takes more memory than what is measured.
     own = {"CACHE_BYTES": f"{CACHE_MIB}MiB", "BLOCKS_PER_CHUNK": "1000"}
     trial.settings.update(own, DEDUP_WINDOW="120s", BLOCK_SPAN="60s")
     trial.feed.id_bytes = LONG_ID_BYTES
@@ -223,7 +223,7 @@ def readers_during_change(trial: Trial) -> None:
 
 
 def torn_log(trial: Trial) -> None:
-    """A log lacks its last byte: the job refuses to go on, readers have all that is whole."""
+    """A log lacks its last byte: the job refuses to go on, readers get all that is whole."""
     name, wanted, answer = _damage(trial, lambda data: data[:-1])
     if isinstance(answer, Corruption):
         raise Failure(f"expected what is intact, the query failed: {answer}")
@@ -232,7 +232,7 @@ def torn_log(trial: Trial) -> None:
 
 
 def flipped_byte(trial: Trial) -> None:
-    """A bit of a log is another: neither the job nor a query goes on as if nothing were."""
+    """A bit of a log is flipped: neither the job nor a query goes on as if nothing had happened."""
 
     def flip(data: bytes) -> bytes:
         at, bit = trial.rng.randrange(len(data)), 1 << trial.rng.randrange(8)
@@ -244,7 +244,7 @@ def flipped_byte(trial: Trial) -> None:
 
 
 def full_disk(trial: Trial) -> None:
-    """The job ends and says why, readers go on; with room again, so does the job."""
+    """The job ends and says why, readers go on; so does the job once there is room again."""
     disk = trial.cleanup.enter_context(small_disk(trial.folder / "disk"))
     trial.data = disk.folder / "data"
     _runs_out(trial, [disk.limit] * TRIES, disk.reasons, disk.shrink)
@@ -252,8 +252,8 @@ def full_disk(trial: Trial) -> None:
 
 
 def few_open_files(trial: Trial) -> None:
-    """So few descriptors that there are none left in the middle of the work: the job ends and says
-    why, readers go on; with more, so does the job."""
+    """So few descriptors that they run out in mid-work: the job ends and says why, readers go on;
+    with more, so does the job."""
     limits = [f"NOFILE={most}" for most in FILES_MOST]
     _runs_out(trial, limits, ("Too many open files",))
 
@@ -283,7 +283,7 @@ STORIES: dict[str, Story] = {
 def _die(
     trial: Trial, death: Death, traffic: Traffic = ORDINARY, workers: int | None = None
 ) -> None:
-    """Send more, and more at once, until the job dies so."""
+    """Send more, and more at once, until the job dies like this."""
     for attempt in range(TRIES):
         trial.feed.send(PORTION << attempt, traffic)
         if trial.may_die(death, workers):
@@ -298,8 +298,8 @@ def _runs_out(
     shrink: Callable[[], None] = lambda: None,
 ) -> None:
     """After an ordinary portion and `shrink`, send more under each limit in turn until one ends the
-    job, and start it once more under that; see that it says why, and that readers keep what they
-    had. (One worker: of several, the engine may tell nothing of its own store.)"""
+    job, and start it once more under that; check that it says why, and that readers keep what they
+    had. (One worker: with several, the engine may report nothing about its own store.)"""
     trial.feed.send(PORTION, ORDINARY)
     trial.ends(1)
     shrink()
@@ -320,8 +320,8 @@ def _runs_out(
 
 
 def read(trial: Trial, firm: set[Place]) -> set[Place]:
-    """What a query finds now; counted are events that it has twice, that were never sent, and
-    those of `firm` that it lacks."""
+    """What a query finds now; counts events that it has twice, that were never sent, and those of
+    `firm` that it lacks."""
     wanted, answer = _places(trial), query.open(trial.data).sql(EVENTS).rows()
     trial.doubled += len(answer) - len(wanted.intersection(answer))
     trial.lost += len(firm.difference(answer))
@@ -329,7 +329,7 @@ def read(trial: Trial, firm: set[Place]) -> set[Place]:
 
 
 def _send_again(trial: Trial, messages: dict[str, list[bytes]]) -> None:
-    """Redeliver messages of events that all are known: none may be accepted again."""
+    """Redeliver messages of events that are all known: none may be accepted again."""
     accepted = _places(trial)
     for name, again in messages.items():
         trial.feed.append(name, again)
@@ -367,7 +367,7 @@ def reading(
 
 
 def tally_of(trial: Trial, reader: subprocess.Popen[bytes]) -> Tally:
-    """What a reader has to tell at its end, which is now."""
+    """End a reader, and take what it reports."""
     line, _ = reader.communicate(timeout=READ_S)
     if reader.returncode:
         raise Failure(f"a reader failed:\n{trial.told()}")
@@ -382,8 +382,8 @@ def tally_of(trial: Trial, reader: subprocess.Popen[bytes]) -> Tally:
 def _damage(
     trial: Trial, change: Callable[[bytes], bytes]
 ) -> tuple[str, set[Place], list[Place] | Corruption]:
-    """Change the content of a log of a hot block, after a run and a kill; see that the job ends and
-    names the file; mend it. The partition, what a query should find, and what it found."""
+    """Change the log of a hot block, after a run and a kill; check that the job ends and names the
+    file; repair it. Returns the partition, what a query should find, and what it finds."""
     _die(trial, trial.moment())
     trial.ends()
     view = take_view(Disk(), [trial.data])
@@ -409,7 +409,7 @@ def _damage(
 
 def tells_corruption(log: str, path: Path) -> bool:
     """Whether a line of the job's log says Corruption and names the file. What else it says depends
-    on who read the file first, and on which of its bytes is another."""
+    on who read the file first, and on which of its bytes has changed."""
     return any(str(path) in line.partition("Corruption: ")[2] for line in log.splitlines())
 
 

@@ -1,8 +1,8 @@
 """Typed values: columns of every type, and what producers put into them.
 
-The columns are named as no layer below should mind: words of SQL, and what others name their own
-columns. `KEY` has an integer and two times among them: what is in these follows from the id, so
-that a retry has the key of the first, however either is written, and other values.
+The column names are ones that no layer below should mind: SQL keywords, and names that others use
+for their own columns. `KEY` has an integer and two times among them: their values follow from the
+id, so that a retry has the same key as the first copy, however either is written, and other values.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ _OF_TYPE = {
 
 
 def _hostile(names: Iterable[str]) -> list[bytes]:
-    """A field for each of these columns and each value that it may get."""
+    """A field for each of these columns and each value that the column may get."""
     texts = [(name.encode(), text) for name in names for text in (*_OF_TYPE[COLUMNS[name]], *NEVER)]
     return [b'"%b":%b' % one for one in texts]
 

@@ -2,9 +2,9 @@
 
     python -m forebay.verify.worker PROCESS ADDRESS...
 
-VERIFY_DEATH is a `Death` as text; VERIFY_LIMIT is a resource and its most, as in `FSIZE=100000` or
-`NOFILE=64`. Without either it is `flows.worker`, but for two things: however it ends, VERIFY_NOTES
-gets a `Note` of it; and one that hangs is ended by SIGALRM.
+VERIFY_DEATH is a `Death` as text; VERIFY_LIMIT is a resource and its maximum, as in `FSIZE=100000`
+or `NOFILE=64`. Without either it is `flows.worker`, except for two things: however it ends,
+VERIFY_NOTES gets a `Note`; and a worker that hangs is ended by SIGALRM.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ HANG_S = 300
 
 @dataclass(frozen=True)
 class Note:
-    """What a worker had in the end: the most memory in bytes, how many batches it dropped because
-    the state that it woke up with was newer than the source, and how often it read a log, hash file
-    or chunk.
+    """What a worker had used in the end: the most memory in bytes, how many batches it dropped
+    because the state that it resumed from was newer than the source, and how often it read a log,
+    hash file or chunk.
     """
 
     peak_bytes: int
@@ -44,7 +44,7 @@ class Note:
 
 def main(arguments: list[str]) -> int:
     """As `flows.worker`."""
-    from forebay.flows import worker  # the engine, which who only lists the stories may not have
+    from forebay.flows import worker  # the engine, not needed to list the stories
 
     if limit := os.environ.get(LIMIT):
         name, most = limit.split("=")
@@ -71,7 +71,7 @@ def _note(disk: DyingDisk) -> None:
 
 
 def peak_bytes() -> int:
-    """Of this program alone: `ru_maxrss` has its parent's memory of before the exec as well."""
+    """Of this program alone: `ru_maxrss` also includes its parent's memory from before the exec."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 

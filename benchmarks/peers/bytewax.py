@@ -1,8 +1,8 @@
-"""bytewax, one event at a time: the dataflow that its documentation leads to.
+"""bytewax, one event at a time: the dataflow that its documentation suggests.
 
 The built-in Kafka source, `json.loads` on each message, a set of ids for each device as the state,
 and the built-in file sink. It keeps the messages as lines, without typed columns, and never forgets
-an id. Without a recovery store, so a crash means beginning again: with one it took three times the
+an id. It has no recovery store, so a crash means beginning again: with one it took three times the
 CPU time for a million events, as each epoch writes the whole set of each device that it touched.
 """
 

@@ -1,8 +1,8 @@
 """ClickHouse, in process (chdb): a ReplacingMergeTree ordered by the dedup key.
 
-Decoded by arro3. One thread; each insert has as many events as come in a second at full rate, for
-an insert of 5,000 takes 30 % more. Copies are dropped when parts are merged, and until then by
-each query (FINAL): that later cost is not in the figure.
+Decoded by arro3. One thread; each insert has as many events as arrive in a second at full rate,
+because an insert of 5,000 takes 30 % more. Copies are dropped when parts are merged, and until then
+by each query (FINAL): that later cost is not in the figure.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """DuckDB: INSERT OR IGNORE into a table keyed by the dedup key, in a durable file.
 
 Decoded by arro3, which costs no more CPU time than DuckDB's own JSON functions. One thread; an
-insert, and with it a transaction, has as many events as come in a second at full rate. Checkpoints
-are put off to the end: at the default size of 16 MB a million events took half as much again.
+insert, and so a transaction, has as many events as arrive in a second at full rate. Checkpoints are
+deferred to the end: at the default size of 16 MB a million events took half as much again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Flink SQL: the first row of each key by ROW_NUMBER, to Parquet, on one task slot.
 
-Read up to the end that the topic has at the start; a checkpoint a second, state on the heap. It
+It reads up to the end that the topic has at the start; a checkpoint a second, state on the heap. It
 never forgets an id.
 """
 

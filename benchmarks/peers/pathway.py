@@ -1,7 +1,7 @@
 """Pathway: a group-by on the dedup key that keeps one message of each group, to JSON lines.
 
-Read up to the end that the topic has at the start. It keeps every event in memory, for ever, with
-no snapshot: persistence is off.
+It reads up to the end that the topic has at the start. It keeps every event in memory, for ever,
+with no snapshot: persistence is off.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Spark Structured Streaming: dropDuplicatesWithinWatermark to Parquet, on one core.
 
-Micro-batches of as many messages as come in a second at Forebay's rate; the state store in memory
+Micro-batches of as many messages as arrive in a second at Forebay's rate; the state store in memory
 with its changelog in the checkpoint folder; one shuffle partition. An event behind the watermark
 would be dropped, so the load has none.
 """

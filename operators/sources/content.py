@@ -1,14 +1,14 @@
-r"""What a file of the source holds: its decompressed bytes, read forward from a run's place.
+r"""What a file of the source holds: its decompressed bytes, read forward from where a run begins.
 
-A run that goes on checks that the file is the one it has read from: the content before its place
-must be as long as it was, and its first and last WINDOW_BYTES must have the checksums they had.
-That detects a rotated, rewritten or truncated file for the price of two small reads, and a file
-that was recompressed is the same. It doesn't detect an edit between the windows: the whole content
-would have to be read for that at each start.
+A run that continues a file checks that the file is the one it has read from: the content before its
+place must be as long as it was, and its first and last WINDOW_BYTES must have the checksums they
+had. That detects a rotated, rewritten or truncated file for the price of two small reads; a file
+that was recompressed counts as the same. It doesn't detect an edit between the windows: the whole
+content would have to be read for that at each start.
 
-A last line may lack its newline when it is read; `\n` is taken to stand there, and the place is
-behind it. The file may go on with `\n`, or with `\r\n`: then the place moves behind that, and as
-long as only its `\r` is there, `\n` still stands for it.
+A last line may lack its newline when it is read; it is read as if `\n` stood there, and the place
+is behind that. The file may go on with `\n`, or with `\r\n`: then the place moves behind that, and
+as long as only its `\r` is there, that too counts as `\n`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Content:
 
     def __init__(self, path: Path) -> None:
         """Raises BadInput if the file is of a kind that can't be read, FileNotFoundError if there
-        is none; or OSError if it is the process that can open no more files."""
+        is none, or OSError if the process can't open any more files."""
         self._path = path
         descriptor = _open(path)
         self.time_ms = os.fstat(descriptor).st_mtime_ns // 1_000_000
@@ -79,7 +79,7 @@ class Content:
         self._pieces = unpack(self._file, path.name)
 
     def read(self) -> bytes:
-        """Some bytes more; none at the end. Raises Corruption at damage, and BadInput if the file
+        """Some more bytes; none at the end. Raises Corruption at damage, and BadInput if the file
         can't be read or was truncated meanwhile."""
         with self._named():
             piece = next(self._pieces, b"")
@@ -91,7 +91,7 @@ class Content:
         )
 
     def resume(self, position: Position) -> tuple[Trace, bytes]:
-        """Go on at `position`: the trace of what stands before it, and what was read beyond.
+        """Go on at `position`. Returns the trace of what precedes it, and what was read beyond.
 
         Raises Corruption as above, and BadInput if it is not what was read before."""
         trace, (lines, count, *checksums) = Trace(), position
@@ -134,7 +134,7 @@ class Content:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """What is raised from within names the file, and is an error of ours."""
+        """What is raised inside names the file, and is one of our errors."""
         try:
             yield
         except Corruption as damage:
@@ -159,7 +159,7 @@ def _checksums_with(trace: Trace, end: bytes) -> tuple[int, int]:
 def head(path: Path) -> bytes:
     """The first WINDOW_BYTES of what a file holds, or as much as can be read."""
     found = b""
-    # What keeps it from being read is reported when it is its turn to be.
+    # What keeps it from being read is reported when its turn comes.
     with suppress(ForebayError, OSError), closing(Content(path)) as content:
         while len(found) < WINDOW_BYTES and (piece := content.read()):
             found += piece
@@ -167,7 +167,7 @@ def head(path: Path) -> bytes:
 
 
 def _open(path: Path) -> int:
-    """A descriptor of a plain file: opening another could wait for ever, or do something."""
+    """A descriptor of a plain file: opening another kind could block for ever, or do something."""
     try:
         kind = stat.S_IFMT(path.stat().st_mode)
         if kind == stat.S_IFREG:

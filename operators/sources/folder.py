@@ -1,8 +1,8 @@
 """The files below a folder that are input: one partition a file, known by its relative path.
 
 A partition's name and number come from that path alone, so files may be added in any order. A link
-to another of the files is left out, whose events would be there twice. What looks like input and is
-not read is named in the log. Knows nothing of the engine: `forebay config check` looks here too.
+to another of the files is left out, as its events would be there twice. What looks like input and
+is not read is named in the log. Knows nothing of the engine: `forebay config check` uses it too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class FilesConfig:
-    """`leave_out` is a folder that is not looked into, Forebay's own. A line longer than
+    """`leave_out` is a folder that is not searched: Forebay's own. A line longer than
     `line_bytes_max` need not be kept whole."""
 
     path: Path
@@ -60,13 +60,13 @@ def file_partitions(config: FilesConfig) -> dict[PartitionKey, Path]:
 
 
 def file_key(name: str) -> PartitionKey:
-    """The partition of this name, whether its file is there or not."""
+    """The partition of this name, whether its file exists or not."""
     return PartitionKey(name, zlib.crc32(name.encode()))
 
 
 def _below(config: FilesConfig) -> Iterator[tuple[str, Path]]:
-    """What is named as input below the folder, by relative path; what may be meant as input and is
-    not read is warned of. Raises OSError if the folder can't be listed, BadInput if it is ours."""
+    """What is named as input below the folder, by relative path; warns of what may be meant as
+    input and is not read. Raises OSError if the folder can't be listed, BadInput if it is ours."""
 
     def unlisted(error: OSError) -> None:
         if error.filename == str(config.path):
@@ -101,7 +101,7 @@ def _below(config: FilesConfig) -> Iterator[tuple[str, Path]]:
 
 
 def _once(root: Path, found: dict[str, Path]) -> dict[str, Path]:
-    """What was found, without links to what else was."""
+    """What was found, without links to other files found."""
     links = {name: os.path.realpath(e) for name, e in found.items() if e.is_symlink()}
     top = os.path.realpath(root)
     files = {os.path.join(top, name) for name in found if name not in links} if links else set()
@@ -115,14 +115,14 @@ def _within(entry: Path, own: str) -> bool:
 
 
 def leave(what: str) -> None:
-    """Say that this is not read, now and at the end of the run."""
+    """Report that this is not read, now and at the end of the run."""
     log.error("%s; left to a later run", what)
     note_unread(what)
 
 
 def _name(relative: str) -> str:
-    """A partition name, another for each path: what it may not have becomes `_HEX_`, and the end of
-    one that would be too long a digest, which is longer than any `_HEX_`."""
+    """A partition name, different for each path: characters that it may not have become `_HEX_`,
+    and the end of a name that is too long becomes a digest, which is longer than any `_HEX_`."""
     name = re.sub(r"\A[.=-]|[^A-Za-z0-9.=-]", lambda match: f"_{ord(match[0]):x}_", relative)
     if len(name) <= NAME_CHARS_MAX:
         return name

@@ -1,13 +1,13 @@
 """The file source: NDJSON files, plain, gzip or zstd, one partition a file.
 
-A message is a line (see `lines`) and its offset is the line's number, from 0; blank lines are no
+A message is a line (see `lines`) and its offset is the line's number, from 0; blank lines are not
 messages but keep their numbers. The snapshot is a `Position` (see `content`). The file's
-modification time stands for the broker's timestamp. The source ends at the files' ends; what is
-appended later is read by the next run, and so is a last line that is not whole yet.
+modification time takes the place of the broker's timestamp. The source ends at the files' ends;
+what is appended later is read by the next run, and so is a last line that is not whole yet.
 
 What always holds: a file that can't be read, is not the one that was read before, or is damaged
-stops no other. It is named in the log and again at the end (`process.note_unread`), what stands
-before the damage is read, and its place is kept for a run that finds it whole.
+does not stop the others. It is named in the log and again at the end (`process.note_unread`), what
+stands before the damage is read, and its place is kept for a run that finds it whole.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ needs. The others wait for their turn, in the order of their names."""
 
 
 class _Turns:
-    """Who of a worker thread's partitions may have its file open."""
+    """Which of a worker thread's partitions may have their files open."""
 
     def __init__(self) -> None:
         self._names: set[str] = set()
 
     def take(self, name: str) -> bool:
-        """Whether it may from now on, until `give`."""
+        """Whether it may open its file, from now on until `give`."""
         if len(self._names) < OPEN_FILES_MAX:
             self._names.add(name)
         return name in self._names
@@ -89,7 +89,7 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
             self.close()
             raise StopIteration
         if reader.ended and self._content:
-            # The turn is kept: what the files of one activation have is taken in together.
+            # The turn is kept: what the files have in one activation is taken in together.
             self._content.close()
         self._note_place(reader)
         return [
@@ -106,8 +106,8 @@ class _FilePartition(StatefulSourcePartition[Messages, Position | None]):
         ]
 
     def _open(self) -> LineReader | None:
-        """None if nothing of it can be read. Raises OSError if it is the process that can open no
-        more files."""
+        """None if nothing of it can be read. Raises OSError if the process can't open any more
+        files."""
         try:
             content = self._content = Content(self._path)
             reader = LineReader(
@@ -147,7 +147,7 @@ def _tell_gone(name: str, place: Position | None) -> None:
 @dataclass
 class FileSource(FixedPartitionedSource[Messages, Position | None]):
     """The files that are there when the job starts. `gone` are partitions read before whose files
-    are there no more."""
+    no longer exist."""
 
     config: FilesConfig
     partitions: Mapping[PartitionKey, Path]

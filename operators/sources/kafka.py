@@ -1,13 +1,13 @@
-"""The Kafka source: one consumer a worker thread, feeding all of its topic-partitions.
+"""The Kafka source: one consumer per worker thread, feeding all of its topic-partitions.
 
-`Consumer.consume(n)` takes whatever has arrived for any partition; what belongs to another than the
-one that asked waits in that one's queue. A partition emits when it has a full batch, or when its
-oldest message has lingered, so an idle partition costs one look at an empty queue. A batch costs a
-few ms whatever is in it, so messages linger longer where those of many partitions wait.
+`Consumer.consume(n)` takes whatever has arrived for any partition; messages of partitions other
+than the one that asked wait in their own queues. A partition emits when it has a full batch, or
+when its oldest message has lingered, so an idle partition costs one look at an empty queue. A batch
+costs a few ms whatever is in it, so messages linger longer where those of many partitions wait.
 
 Offsets live in the snapshot. They are also committed to the consumer group, for lag tools only:
 nothing is ever read back from there. Where a partition without a snapshot begins is decided once,
-and durable before anything of it is read. A broker that is away is waited for, with librdkafka's
+and is durable before anything of it is read. It waits for an unavailable broker, with librdkafka's
 own back-off; an offset that the broker no longer has stops the job, or is skipped and counted. No
 message is emitted before it is sure to be of the topic that was read from the start (`topic.py`).
 
@@ -74,7 +74,7 @@ class OffsetGone(ForebayError):
 
 @dataclass
 class _Queue:
-    """What has arrived for one partition and was not emitted yet; `next_offset` comes after it."""
+    """What has arrived for one partition and is not yet emitted; `next_offset` comes after it."""
 
     number: int
     next_offset: int
@@ -101,8 +101,8 @@ class _Queue:
 
 @dataclass(frozen=True)
 class Piece:
-    """Messages of one partition that arrived together; none, where the partition ends in offsets
-    without any."""
+    """Messages of one partition that arrived together; none where the partition ends in offsets
+    that have none."""
 
     values: list[bytes]
     offsets: I64
@@ -115,7 +115,7 @@ class Piece:
 
     @classmethod
     def of(cls, messages: Sequence[Message], read_s: float) -> Piece:
-        """From messages without errors. Called for each: no more than it takes."""
+        """From messages without errors. Called for each piece: it does no more than necessary."""
         count = len(messages)
         stamps = np.fromiter(
             chain.from_iterable(map(Message.timestamp, messages)), np.int64, 2 * count
@@ -144,7 +144,7 @@ class _Reader:
     def __init__(
         self, config: KafkaConfig, id: str | None, partitions: int, grown: Callable[[int], None]
     ) -> None:
-        """`partitions` are as many as the topic is known to have; all else as for KafkaSource."""
+        """`partitions` are as many as the topic is known to have; the rest as for KafkaSource."""
         self.config = config
         self._partitions = partitions
         self._grown = grown
@@ -206,7 +206,7 @@ class _Reader:
         return pieces
 
     def put(self, number: int, piece: Piece) -> None:
-        """What has arrived for a partition."""
+        """Queue what has arrived for a partition."""
         queue = self._queues[number]
         self._waiting += not queue.pieces
         queue.pieces.append(piece)
@@ -228,7 +228,7 @@ class _Reader:
         return int(high) if high >= 0 else None
 
     def remove(self) -> None:
-        """One partition less needs this reader; the last one closes it."""
+        """One partition fewer needs this reader; the last one closes it."""
         self._users -= 1
         if not self._users:
             self._commit()
@@ -237,7 +237,7 @@ class _Reader:
             closing.join(CLOSE_S)
 
     def _queue(self, arrived: list[Message]) -> None:
-        """Sort messages into their partitions' queues, columns apart."""
+        """Sort messages into their partitions' queues, as columns."""
         numbers = np.fromiter(map(Message.partition, arrived), np.int64, len(arrived))
         for number in np.unique(numbers).tolist():
             mine = np.flatnonzero(numbers == number).tolist()
@@ -260,7 +260,7 @@ class _Reader:
             self._told(error)
 
     def _told(self, error: KafkaError) -> None:
-        """Say that broker or topic is away, now and then; librdkafka goes on trying, with
+        """Report, now and then, that broker or topic is unavailable; librdkafka keeps trying, with
         back-off."""
         now = time.monotonic()
         if now >= self._told_due:
@@ -270,7 +270,7 @@ class _Reader:
             log.warning(told, self.config.bootstrap, gone, error.str())
 
     def _close_gap(self, queue: _Queue) -> None:
-        """Go on where the partition begins now, or raise OffsetGone. Nothing, on a stop."""
+        """Go on where the partition begins now, or raise OffsetGone. Does nothing on a stop."""
         self._watch.wait()
         low = self.broker.offset(queue.number, "earliest")
         high = self.broker.offset(queue.number, "latest")
@@ -330,7 +330,7 @@ class _KafkaPartition(StatefulSourcePartition[Messages, int | None]):
         if stopping():
             raise StopIteration
         queue, reader = self._queue, self._reader
-        # What comes next becomes sure while this batch waits.
+        # The messages that follow become sure while this batch waits.
         if queue.rows < reader.config.batch_rows + POLL_MESSAGES:
             reader.poll()
         pieces = reader.take(queue)
@@ -376,7 +376,7 @@ class KafkaSource(FixedPartitionedSource[Messages, int | None]):
     """All partitions of one topic, as they are when the job starts.
 
     `id` is the topic's, None if the broker has none. `first_offsets` has all partitions, and where
-    those begin that have no snapshot; None is decided by `start`, and `began` makes it durable.
+    those without a snapshot begin; None is decided by `start`, and `began` makes it durable.
     `grown` is called, by each worker thread, when the topic has more partitions, with their number.
     """
 
@@ -406,6 +406,6 @@ class KafkaSource(FixedPartitionedSource[Messages, int | None]):
         if at is None:
             at = reader.broker.offset(number, self.config.start)
             if at is None:
-                return Resting()  # a stop came before it was known where it begins
+                return Resting()  # stopped before it was known where it begins
             self.began(for_part, at)
         return _KafkaPartition(for_part, reader, reader.add(number, at))

@@ -1,17 +1,17 @@
-r"""The lines of a file, from a run's place on, in bounded memory.
+r"""The lines of a file, from where a run begins, in bounded memory.
 
 What always holds:
 
-- What is held is a piece of content and one line, and of a line that is longer than
-  `line_bytes_max` by more than a piece only its first KEPT_BYTES; the rest is counted.
+- Memory holds a piece of content and one line, and of a line that is longer than `line_bytes_max`
+  by more than a piece only its first KEPT_BYTES; the rest is counted.
 - One call looks at SCAN_BYTES_MAX of content or little more, whatever stands there, so a stop and
   the end of an epoch never wait for the end of a line.
-- `line` and `trace` are those of the last line that was given, so who goes on from them reads the
-  line that was being read from its beginning.
+- `line` and `trace` are those of the last line that was returned, so a run that goes on from them
+  reads the unfinished line from its beginning.
 
-A line ends in `\n`; blank ones (nothing, or `\r`) are counted and not given. A last line without
-its newline is given if it is a whole JSON document other than a number, which may go on. One that
-is too long to be kept counts as one if it is framed as an object is.
+A line ends in `\n`; blank ones (nothing, or `\r`) are counted and not returned. A last line without
+its newline is returned if it is a whole JSON document other than a number, which may go on. One
+that is too long to be kept counts as one if it is framed as an object is.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class LineReader:
         return lines
 
     def _fill(self, lines: Lines) -> None:
-        """Read on. At the end of what can be read, the last line."""
+        """Read on. At the end of what can be read, add the last line."""
         try:
             self._data = self._content.read()
         except ForebayError as error:
@@ -107,7 +107,7 @@ class LineReader:
             self._end(lines)
 
     def _take_some(self, lines: Lines, rows: int) -> None:
-        """Lines that end in the data held, or what it has of one that does not."""
+        """Take the lines that end in the data held, or the part of one that does not."""
         data = self._data
         if not data:
             return
@@ -135,13 +135,13 @@ class LineReader:
                 self._data = b""
 
     def _pass(self, count: int) -> None:
-        """So much of the data held ends a line, which is behind us then."""
+        """So much of the data held ends with a line: it has been read."""
         self._read.add(self._data[:count])
         self.trace = copy(self._read)
         self._data = self._data[count:]
 
     def _keep(self, part: bytes) -> None:
-        """What was read of a line that has not ended before it."""
+        """Keep what was read of a line that has not ended yet."""
         held_whole = self._begun_bytes == len(self._begun)
         self._begun_bytes += len(part)
         self._tail = (self._tail + part[-_ENDS_BYTES:])[-_ENDS_BYTES:]
@@ -151,7 +151,7 @@ class LineReader:
                 del self._begun[KEPT_BYTES:]
 
     def _give(self, lines: Lines) -> None:
-        """The line that was begun has ended."""
+        """Add the line that was begun: it has ended."""
         if self._begun_bytes > len(self._begun):
             lines.lengths[len(lines.values)] = self._begun_bytes
         lines.add([bytes(self._begun)], self.line)
@@ -159,7 +159,7 @@ class LineReader:
         self._begun, self._begun_bytes, self._tail = bytearray(), 0, b""
 
     def _end(self, lines: Lines) -> None:
-        """The last line, of which no newline is there."""
+        """The last line, without a newline."""
         if not self._begun_bytes:
             return
         if not self._is_document():

@@ -13,12 +13,12 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Messages:
-    """`values`, `offsets` and `times_ms` (the broker's timestamps) have one entry a message, in
+    """`values`, `offsets` and `times_ms` (the broker's timestamps) have one entry per message, in
     offset order. `next_offset` is where the source would go on; `skipped` counts offsets it no
     longer had; `end_offset` is the partition's end as last known. `read_ms` is the wall time at
-    which the messages were read, None if `times_ms` are a clock to be trusted. Without messages,
-    `after_offset` is where the source was before. `lengths` has the whole length of each message
-    of which only the beginning is here, by row.
+    which the messages were read, None if the clock of `times_ms` can be trusted. Without messages,
+    `after_offset` is where the source was before. `lengths` has, by row, the whole length of each
+    message of which only the beginning is here.
     """
 
     source: str
@@ -40,5 +40,5 @@ class Messages:
 
     @property
     def clocks_ms(self) -> I64:
-        """For each message, the clock that its upload time may not be far ahead of."""
+        """For each message, the clock that its upload time must not be far ahead of."""
         return self.times_ms if self.read_ms is None else np.full_like(self.times_ms, self.read_ms)

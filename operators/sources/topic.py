@@ -1,10 +1,10 @@
-"""The topic: how to reach it, which partitions it has, and whether it is still the one it was.
+"""The topic: how to reach it, which partitions it has, and whether it is still the same topic.
 
-A topic deleted and recreated has the old name and other messages at the old offsets. Its id is
-another, and no id is ever used twice. So what was read before a question was sent is of the
-known topic if the answer is the known id. `Watch` asks beside the reader, which holds back what it
-has read until then: one question at a time, none while nothing waits, but for one every few
-seconds, so that an idle job notices as well. Each answer has the number of partitions too.
+A topic deleted and recreated has the old name and other messages at the old offsets. It has a new
+id, and no id is ever used twice. So what was read before a question was sent is of the known topic
+if the answer is the known id. `Watch` asks while the reader goes on, which holds back what it has
+read until the answer: one question at a time, and none while nothing waits, except one every few
+seconds, so that an idle job notices as well. Each answer also has the number of partitions.
 
 Everything here that waits for a broker stops waiting when the job is asked to stop.
 """
@@ -95,8 +95,8 @@ def partition_key(topic: str, number: int) -> PartitionKey:
 
 
 class Broker:
-    """Questions about one topic. A client is kept as long as its answers are waited for, since they
-    end with it. Of a broker that is away it says so once for each reason, and then now and then."""
+    """Questions about one topic. A client is kept as long as its answers are awaited, since they
+    end with it. An unavailable broker is reported once for each reason, and then now and then."""
 
     def __init__(self, config: KafkaConfig) -> None:
         """Raises BadInput if librdkafka refuses a property."""
@@ -116,7 +116,7 @@ class Broker:
 
     def describe(self) -> Future[TopicDescription]:
         """An answer, or a KafkaException, within METADATA_TIMEOUT_S."""
-        self._client.poll(0)  # else what it has to say of a broker that is away piles up
+        self._client.poll(0)  # else its reports of an unavailable broker pile up
         topic = self.config.topic
         asked = self._client.describe_topics(
             TopicCollection([topic]), request_timeout=METADATA_TIMEOUT_S
@@ -125,7 +125,7 @@ class Broker:
 
     def topic(self, known: str | None, partitions_min: int) -> FoundTopic | None:
         """The topic as it is now; waits for the broker, for the topic, and, if it is the `known`
-        one, for as many partitions, since a broker may be behind. None if asked to stop meanwhile.
+        one, for its known partitions, since a broker may be behind. None if asked to stop.
         """
         while (answer := self._answer(self.describe)) is not None:
             id = None if str(answer.topic_id) == NO_ID else str(answer.topic_id)
@@ -166,7 +166,7 @@ class Broker:
 
     def _answer(self, ask: Callable[[], Future[T]]) -> T | None:
         """The first answer; asks again, with back-off, until there is one. None if asked to stop.
-        Raises BadInput if there can be no topic of that name."""
+        Raises BadInput if no topic can have that name."""
         delay_s = RETRY_S
         while not stopping():
             self._trouble = None
@@ -202,7 +202,7 @@ class Broker:
             log.warning("waiting for topic %s at %s: %s", *where, problem)
 
     def _failed(self, error: KafkaError) -> None:
-        """Why the broker can't be reached, which a question that timed out does not say."""
+        """Why the broker can't be reached; a question that timed out does not say."""
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self._trouble = error
 
@@ -229,7 +229,7 @@ class FoundTopic:
 
 
 def require_same_topic(topic: str, known: str, found: str) -> None:
-    """Offsets mean nothing in another topic of the same name. Raises BadInput if it is one."""
+    """Offsets mean nothing in another topic of the same name. Raises BadInput if it is another."""
     if found != known:
         raise BadInput(
             f"topic {topic}: expected the topic read before, id {known}, got one created anew,"
@@ -238,8 +238,8 @@ def require_same_topic(topic: str, known: str, found: str) -> None:
 
 
 class Watch:
-    """Asks whether the topic still has its id, and how many partitions. `sure_s` is the moment, of
-    the monotonic clock, before which all that was read is of that topic; always, if there are no
+    """Asks whether the topic still has its id, and how many partitions. `sure_s` is the moment, by
+    the monotonic clock, before which everything read is of that topic; always, if there are no
     ids."""
 
     def __init__(self, broker: Broker, id: str | None) -> None:

@@ -2,8 +2,8 @@
 
 What always holds:
 
-- All that can be decompressed before damage is given before the damage is reported, as Corruption
-  with the offset in the file.
+- All that can be decompressed before damage is returned before the damage is reported, as
+  Corruption with the offset in the file.
 - No piece is much larger than PIECE_BYTES_MAX, whatever a few bytes unpack to.
 - What counts as whole is what gzip(1) and zstd(1) take: members and frames that follow one another,
   zeros behind a gzip member, skippable zstd frames. An empty file is cut short.
@@ -38,7 +38,7 @@ _MAGIC = {
 
 
 def unpack(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """The content of `file`, decompressed as the ending of its name says; no piece is empty.
+    """The content of `file`, decompressed according to its name's ending; no piece is empty.
 
     Raises Corruption for what is not whole; the message does not name the file.
     """
@@ -158,7 +158,7 @@ def _read(file: BinaryIO, size: int) -> bytes:
 
 
 def _is_zstd(head: bytes) -> bool:
-    """Whether a frame begins so, as far as it goes."""
+    """Whether a frame begins like this, as far as it goes."""
     magic = int.from_bytes(head, "little")
     return head == _ZSTD.to_bytes(4, "little")[: len(head)] or (
         len(head) == 4 and magic & _SKIPPABLE_MASK == _SKIPPABLE

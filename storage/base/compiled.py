@@ -1,14 +1,14 @@
 """Compiled functions: numba's, with the machine code kept on disk where that can be.
 
 numba looks for a place when a function is declared: beside the module, or in the user's cache
-folder. An installation that may not be written to, run without a home, has neither; then each
-process compiles for itself, which takes seconds of its start, and says so once.
+folder. An installation that is not writable, run without a home, has neither: each process then
+compiles for itself, which takes seconds of its start, and says so once.
 
-SUBTLE: numba keeps one file for each list of argument types, and an index of which is which. Two
-processes that compile a function for different types at once may both take the next number, so
-that the index has one's types and the file the other's code. numba does not look, and from then on
-each start would fail, or hash what is not there. So what is loaded is used only if it is of the
-types asked for; else it is compiled again, which mends the file.
+SUBTLE: numba keeps one file for each list of argument types, and an index of them. Two processes
+that compile a function for different types at the same time may both take the next number: then the
+index has the types of one, and the file has the code of the other. numba does not check this, and
+every later start would fail, or hash what is not there. So loaded code is used only if it is for
+the requested types; otherwise it is compiled again, which repairs the file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _of_these_types(load: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`load`, which takes a signature and a target, without what is of another signature."""
+    """`load`, which takes a signature and a target, ignoring code for another signature."""
 
     def load_overload(signature: Any, target: Any) -> Any:
         found = load(signature, target)

@@ -1,4 +1,4 @@
-"""What is a data directory, looked at before it is read: another folder is not an empty store."""
+"""Checks that a folder is a data directory before reading it: any other is not an empty store."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ENTRIES = frozenset(
 
 
 def require_data_directory(root: Path) -> None:
-    """Raise BadInput, in a line, unless it is a directory that can be read and is empty or has what
-    Forebay keeps in one. (Hidden files and what a file system has of its own are let be.)"""
+    """Raise BadInput, in a line, unless `root` is a readable directory that is empty or has what
+    Forebay keeps in one. (Hidden files and those of the file system itself are ignored.)"""
     try:
         found = {entry.name for entry in os.scandir(root)}
     except FileNotFoundError:
@@ -36,7 +36,7 @@ def require_data_directory(root: Path) -> None:
 
 
 def require_data_directories(what: str, roots: Sequence[Path]) -> None:
-    """Raise BadInput unless each is one, and none is named twice; `what` names them in errors."""
+    """Raise BadInput unless all are data directories, none twice; `what` names them in errors."""
     for root in roots:
         require_data_directory(root)
     require_distinct(what, roots)
@@ -49,7 +49,7 @@ def require_distinct(what: str, roots: Sequence[Path]) -> None:
 
 
 def data_directory(data_dir: object) -> Path:
-    """The path of one, as a caller named it. Raises BadInput if that is no path."""
+    """The path of a data directory, as a caller named it. Raises BadInput if that is not a path."""
     if not isinstance(data_dir, str | PathLike) or not str(data_dir):
         raise BadInput(f"forebay.open: expected paths of data directories, got {data_dir!r}")
     return Path(data_dir)

@@ -31,8 +31,8 @@ _HELD = "{}: expected no other writer, got one: another job runs on this data di
 
 
 def name_at(name: str) -> int:
-    """The byte of a file that stands for a name, far beyond its end: a hash of 62 bits. Of 4,096
-    names two share one with a probability of 2e-12; the second is refused then, which harms none.
+    """The byte of a file that stands for a name, far beyond its end: a 62-bit hash. Of 4,096 names,
+    two share a byte with a probability of 2e-12; the second is then refused, which does no harm.
     """
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 2
 
@@ -44,7 +44,7 @@ def _range(at: int, kind: int) -> bytes:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError from within names this file, unless it names another."""
+    """An OSError raised inside names this file, unless it names another."""
     try:
         yield
     except OSError as error:
@@ -83,11 +83,11 @@ class Appender:
 
 
 class NameLock:
-    """The lock of a name, held until it is closed or gone."""
+    """The lock of a name, held until it is closed or garbage-collected."""
 
     def __init__(self, release: Callable[[], None]) -> None:
         self.close = weakref.finalize(self, release)
-        self.close.atexit = False  # the end of the process lets go of it
+        self.close.atexit = False  # the end of the process releases it
 
 
 CLAIM_SUFFIX = ".claim"
@@ -109,8 +109,8 @@ class Disk:
         return Appender(path)
 
     def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes [start, end) of a file; fewer if the file is shorter. Raises OSError if it is no
-        plain file, which could keep a reader for ever."""
+        """Bytes [start, end) of a file; fewer if the file is shorter. Raises OSError if it is not a
+        plain file, which could block a reader for ever."""
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         with naming(path), os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
@@ -149,8 +149,8 @@ class Disk:
             self.sync_directory(path.parent)
 
     def claim(self, path: Path, data: bytes) -> bool:
-        """Create the file `path` with `data`, unless it is there: of those who try at once, one
-        does. Whoever made it, on return it is whole and durable. Whether this call made it."""
+        """Create the file `path` with `data` unless it exists: of several at once, one creates it.
+        On return it is whole and durable, whoever did. Returns whether this call did."""
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{CLAIM_SUFFIX}")
         try:
             with naming(temporary), temporary.open("xb") as file:
@@ -167,7 +167,7 @@ class Disk:
         return made
 
     def drop_claims(self, folder: Path) -> None:
-        """Delete what `claim` left in `folder` when it was killed. No one may be claiming there."""
+        """Delete what a killed `claim` left in `folder`. No one may be claiming there meanwhile."""
         for path in folder.glob(f".*{CLAIM_SUFFIX}"):
             self.remove(path)
 
@@ -187,8 +187,8 @@ class Disk:
         self.sync_directory(path.parent)
 
     def make_directory(self, path: Path) -> None:
-        """Create `path` and its parents, durably. Those that are there may be of a run that was
-        killed before it synced them: each is synced once, but for parents we may not open."""
+        """Create `path` and its parents, durably. Existing ones may be from a run that was killed
+        before it synced them: each is synced once, except parents that we may not open."""
         if len(self._durable) > FOLDERS_MAX:
             self._durable.clear()
         for folder in (*reversed(path.parents), path):
@@ -213,10 +213,10 @@ class Disk:
         return file
 
     def lock_name(self, path: Path, name: str) -> NameLock:
-        """As `lock`, of one of any number of names. All that are taken through this object share
-        one descriptor, and `locked` tells whether any is held. Thread-safe.
+        """As `lock`, for one of any number of names. All locks taken through this object share one
+        descriptor, and `locked` tells whether any is held. Thread-safe.
 
-        SUBTLE: the kernel knows no conflict within a descriptor, so held names are kept here too.
+        SUBTLE: the kernel sees no conflict within a descriptor, so held names are kept here too.
         """
         with self._names:
             held = self._held.get(path)
@@ -283,4 +283,4 @@ class Disk:
             path = path.parent
 
     def step(self, name: str) -> None:
-        """Called at a point where a crash matters and no other method tells of it; does nothing."""
+        """Called where a crash matters and no other method marks the point; does nothing."""

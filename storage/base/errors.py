@@ -33,8 +33,8 @@ class ForebayError(Exception):
 
 
 class Corruption(ForebayError):
-    """A file's content is not what was written; the message names file and offset, of which
-    `offset` is the first that is known to be wrong, if any is."""
+    """A file's content is not what was written; the message names file and offset; `offset` is the
+    first that is known to be wrong, if any is."""
 
     def __init__(self, message: str, offset: int | None = None) -> None:
         super().__init__(message)

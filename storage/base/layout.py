@@ -7,7 +7,7 @@
     DATA/sources/PARTITION                             a source partition: where it begins
     DATA/topics/TOPIC                                  the Kafka topic that was read: its id
     DATA/recovery/                                     the engine's own
-    DATA/hot/lock                                      of which each partition's writer holds a byte
+    DATA/hot/lock                                      each partition's writer holds a byte of it
     DATA/hot/PARTITION/manifest.json
     DATA/hot/PARTITION/20240501T1205-000017.3.arrows   block log: interval, sequence, incarnation
     DATA/hot/PARTITION/20240501T1205-000017.3.hashes   the hashes of that log's keys
@@ -175,7 +175,7 @@ def block_log_name(block: BlockId, incarnation: int) -> str:
 
 
 def hash_file_name(log: str) -> str:
-    """Of the file beside a block log."""
+    """The name of the hash file beside a block log."""
     return log.removesuffix(".arrows") + ".hashes"
 
 
@@ -193,7 +193,7 @@ def chunk_name(chunk: ChunkId, first_upload_ms: int) -> str:
 
 
 def compacted_name(chunk: ChunkId, first_upload_ms: int, number: int, incarnation: int) -> str:
-    """The same of one that was made of others, the run's `number`th such."""
+    """As `chunk_name`, of a chunk that was made of others, the run's `number`th such."""
     span = f"{chunk.first:010d}-{chunk.last:010d}"
     return f"{_hour(first_upload_ms)}/{span}.c{number}.{incarnation}.parquet"
 

@@ -2,14 +2,14 @@
 
     {"forebay":"KIND","version":2,"crc":"0f3a…8 hex digits","body":{…}}
 
-The checksum is the CRC-32 (zlib) of the body's bytes as they stand. It is data, read by a JSON
-parser and checked field by field: nothing in it is ever executed. The types below are the bounds of
-every number in any record; a value beyond them is Corruption.
+The checksum is the CRC-32 (zlib) of the body's bytes as they stand. A record is data, read by a
+JSON parser and checked field by field: nothing in it is ever executed. The types below are the
+bounds of every number in any record; a value beyond them is Corruption.
 
-A field declared OPTIONAL takes its default where it is missing, and unknown fields are ignored,
-so a field may be added without a new version. Version 1 has no optional fields; it is read as
-version 2 is. A version stands for what its readers must understand: one that this build does not
-know is refused.
+A field declared OPTIONAL takes its default where it is missing, and unknown fields are ignored, so
+a field may be added without a new version. Version 1 has no optional fields; it is read as version
+2 is. A version stands for what readers must understand: a version that this build does not know is
+refused.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _HEAD = re.compile(rb'\{"forebay":"([a-z]+)","version":(\d{1,9}),"crc":"([0-9a-f
 def encode(kind: str, version: int, body: object) -> bytes:
     """`body`, a mapping or a dataclass of JSON types, in its envelope.
 
-    orjson writes all that is in a dataclass's __dict__, cached properties too.
+    orjson writes everything in a dataclass's __dict__, cached properties too.
     """
     data = orjson.dumps(body)
     head = b'{"forebay":"%b","version":%d,"crc":"%08x","body":' % (
@@ -61,7 +61,7 @@ def encode(kind: str, version: int, body: object) -> bytes:
 
 def read(shape: type[T], kind: str, version: int, data: bytes, name: str) -> T:
     """The body of `data`, which `name` describes in errors, as a value of the dataclass `shape`:
-    all of its fields but optional ones must be there, each of the right kind.
+    all of its fields except optional ones must be present, each of the right kind.
 
     Raises Corruption if it is not such a record, FormatVersion if its version is higher.
     """
@@ -81,7 +81,7 @@ def read(shape: type[T], kind: str, version: int, data: bytes, name: str) -> T:
 
 @cache
 def _validator(shape: Any) -> SchemaValidator:
-    """Pydantic's, but for one thing: only an OPTIONAL field takes its default."""
+    """Pydantic's, with one difference: only an OPTIONAL field takes its default."""
     schema = TypeAdapter[Any](shape).core_schema
     optional = {one.name for one in fields(shape) if one.metadata == OPTIONAL}
     for field in _fields(schema):

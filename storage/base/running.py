@@ -1,4 +1,4 @@
-"""Whether a job runs on a data directory: the locks that it holds tell, however it was started."""
+"""Whether a job runs on a data directory: its locks show that, however it was started."""
 
 from __future__ import annotations
 

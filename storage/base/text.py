@@ -35,7 +35,7 @@ def size_text(count: int) -> str:
 
 
 def length_text(ms: int) -> str:
-    """A length of time in its two greatest units."""
+    """A length of time in its two largest units."""
     if ms < 10_000:
         return f"{ms / 1000:g}s"
     rest, found = ms // 1000, list[str]()

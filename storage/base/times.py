@@ -28,8 +28,8 @@ _STARTED_MS = now_ms() - time.monotonic_ns() // 1_000_000
 
 
 def steady_ms() -> int:
-    """The wall clock as this process has found it, and the time since: where the clock is set, no
-    grace period of this process becomes shorter or longer."""
+    """The wall clock as this process first read it, plus the time since: setting the clock makes no
+    grace period of this process shorter or longer."""
     return _STARTED_MS + time.monotonic_ns() // 1_000_000
 
 

@@ -1,4 +1,4 @@
-"""Single messages as Python's readers of JSON see them: what the fast reader refuses, or loses."""
+"""Single messages as Python's JSON readers see them: what the fast reader refuses, or loses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ INT_DIGITS_MAX = 30
 
 @dataclass(frozen=True)
 class NotJson:
-    """A message that is no JSON document, and what its reader says of it."""
+    """A message that is not a JSON document, and what its reader says about it."""
 
     said: str
 
 
 @dataclass(frozen=True)
 class NotAnObject:
-    """A message that is another document than an object."""
+    """A message that is a JSON document, but not an object."""
 
     document: object
 
@@ -34,8 +34,8 @@ Refusal = NotJson | NotAnObject
 
 
 def kind_of(message: bytes, suspect: bool) -> Literal["object", "other", "unclear"]:
-    """What orjson makes of a message: an object, another document, or none that it can read. One
-    that the fast reader may misread, among some that are `suspect`, is no object here."""
+    """What orjson makes of a message: an object, another document, or neither. If `suspect`, a
+    message that the fast reader may misread does not count as an object."""
     try:
         document = orjson.loads(message)
     except orjson.JSONDecodeError:
@@ -46,8 +46,8 @@ def kind_of(message: bytes, suspect: bool) -> Literal["object", "other", "unclea
 
 
 def object_of(message: bytes) -> dict[str, object] | Refusal:
-    """A message as orjson reads it, or if that finds a number too large for it, as `json` does:
-    such a number is infinite then, and right in no column."""
+    """A message as orjson reads it; as `json` does, if it has a number too large for orjson: that
+    number is then infinite, and valid in no column."""
     try:
         document = _document(message)
     except ValueError as error:
@@ -80,8 +80,8 @@ def _refuse(constant: str) -> None:
 
 
 def dig(document: object, path: Sequence[str]) -> object:
-    """The value at `path`: None if there is none, a list, which is right in no column, if the path
-    meets something that is no object."""
+    """The value at `path`: None if there is none; a list, which is valid in no column, if the path
+    meets something that is not an object."""
     for key in path:
         if document is None:
             return None
@@ -102,9 +102,9 @@ def dig_text(message: bytes, path: Sequence[str]) -> str | None:
 
 
 def dig_digits(message: bytes, path: Sequence[str]) -> object:
-    """The whole number at `path` as its digits; what else there is, as it is.
+    """The whole number at `path` as its digits; any other value as it is.
 
-    SUBTLE: orjson makes a double of a number beyond 64 bits, and two of them would be one.
+    SUBTLE: orjson turns a number beyond 64 bits into a double, and two of them could become one.
     """
     try:
         document = json.loads(message.decode(), strict=False, parse_int=_Digits)

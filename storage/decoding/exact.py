@@ -1,12 +1,12 @@
 """Exact numbers: finds the messages in which a number has a fraction or an exponent that a column
 could lose, and takes the number from their text.
 
-The fast reader cuts 1.5 to 1 and takes what is little less than -2**63 for that; orjson rounds
-9007199254740993.0 to a double; both without a word. For an integer column, and for a time that is
-part of the dedup key, that would make one key of two. So the text of each message is searched for
-`"NAME":`, with the last name of such a column's path, before a number with a point or an exponent;
-for times of the key also before text with a fraction of too many digits, or with an escape. A name
-with an escape in it counts as found. What is found too often costs time, never a value.
+The fast reader cuts 1.5 to 1 and reads what is slightly less than -2**63 as that number; orjson
+rounds 9007199254740993.0 to a double; neither reports it. In an integer column, and in a time that
+is part of the dedup key, that would turn two keys into one. So the text of each message is searched
+for `"NAME":`, with the last name of such a column's path, before a number with a point or an
+exponent; for times of the key also before text with a fraction of too many digits, or with an
+escape. A name with an escape in it counts as found. A match too many costs time, never a value.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ of more than so many digits, zeros at its end left out, or an escape."""
 
 @dataclass(frozen=True)
 class ExactNumber:
-    """What the text of one message says of a column: the exact integer (of the column's unit), or
-    None for what is not an integer."""
+    """What the text of one message says about a column: the exact integer (in the column's unit),
+    or None for what is not an integer."""
 
     row: int
     column: int
@@ -61,12 +61,12 @@ class Exact:
         time = _TIME % min((_PLACES[column.type] for column in times), default=0)
         either = f"(?:{_NUMBER}|{time})" if times else _NUMBER
         patterns = [_named(times, either), _named(ints, _NUMBER), f"{_ESCAPED}{_COLON}{either}"]
-        # SUBTLE: one each, for each begins with a letter, so that other text is passed over fast.
+        # SUBTLE: one each: each then begins with a letter, so that other text is skipped fast.
         self._patterns = [pattern for pattern in patterns if pattern and numbers]
 
     def suspects(self, messages: pa.Array, columns: Sequence[pa.Array]) -> npt.NDArray[np.int64]:
-        """The rows of a binary column in whose text one of the columns, as read, may have a
-        fraction or less than 64 bits hold."""
+        """The rows of a binary column in whose text the value of one of the columns, as read, may
+        have a fraction, or be below what 64 bits hold."""
         found: Mask = np.zeros(len(messages), dtype=bool)
         for column in columns:
             if pa.types.is_integer(column.type) and pc.min_max(column)["min"].as_py() == INT_MIN:
@@ -76,13 +76,13 @@ class Exact:
         return np.flatnonzero(found)
 
     def found(self, row: int, message: bytes) -> list[ExactNumber]:
-        """What the message at `row` says of the columns, where it has a number or text that they
-        can't just be read from."""
+        """What the message at `row` says about those columns whose number or text can't simply be
+        read."""
         try:
             text = message.decode()
             document = json.loads(text, strict=False, parse_float=_decimal, parse_int=_decimal)
         except (ValueError, RecursionError):
-            # None but the most lenient reader takes it, so nothing in it is known to be exact.
+            # Only the most lenient reader takes it, so nothing in it is known to be exact.
             return [ExactNumber(row, n, None) for n, _ in self._columns]
         found = []
         for n, column in self._columns:
@@ -97,8 +97,8 @@ class Exact:
 def _named(columns: Iterable[Column], value: str) -> str:
     """A regular expression for such values, by the last names of the columns' paths.
 
-    SUBTLE: by what the names end in alike, if there is that, for RE2 skips to one text three times
-    as fast as to a quote or to one of several texts. Few other numbers have such a name.
+    SUBTLE: it looks for the ending that the names share, if any: RE2 skips to a single text three
+    times as fast as to a quote or one of several texts. Few other numbers have such a name.
     """
     names = [column.path[-1].encode("utf-8", "surrogatepass") for column in columns]
     if not names:
@@ -137,6 +137,6 @@ def _integer(value: Decimal) -> int | None:
 
 
 def is_finer(text: str, column: Column) -> bool:
-    """Whether a time as text has more than the column's unit can hold."""
+    """Whether a time, as text, is finer than the column's unit can hold."""
     fraction = _FRACTION.search(text)
     return fraction is not None and fraction[1][_PLACES[column.type] :].strip("0") != ""

@@ -1,8 +1,8 @@
-"""Columns from `raw`: rows of before a column was declared have its value in the message.
+"""Columns from `raw`: rows older than a column's declaration have its value in the message.
 
-What always holds: a row has in such a column what it would have had if the column had been declared
-when the message came; null where the message was not kept. Only what is asked for is decoded, and
-no more than CALL_ROWS messages or CALL_BYTES at a time.
+What always holds: such a row gets the value that it would have had if the column had been declared
+when the message arrived; null where the message was not kept. Only what is asked for is decoded,
+and no more than CALL_ROWS messages or CALL_BYTES at a time.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ NO_MESSAGE = b"{}"
 
 @dataclass(frozen=True)
 class FromRaw:
-    """The columns that can be decoded: those declared, whenever that was. Thread safety: any
-    thread."""
+    """The columns that can be decoded: all declared ones, whenever they were declared. Thread
+    safety: any thread."""
 
     columns: tuple[Column, ...] = ()
 
@@ -43,8 +43,8 @@ class FromRaw:
         return {column.name: column for column in self.columns}
 
     def lacking(self, present: Collection[str], wanted: Iterable[str]) -> list[str]:
-        """Those of the `wanted` columns that can be decoded for rows which have those `present`,
-        and not these."""
+        """The `wanted` columns that can be decoded for rows which have only the columns
+        `present`."""
         if RAW not in present:
             return []
         return [name for name in wanted if name in self._known and name not in present]
@@ -54,7 +54,7 @@ class FromRaw:
         return pa.schema([(name, ARROW_TYPES[self._known[name].type]) for name in names])
 
     def complete(self, batch: pa.RecordBatch, wanted: Iterable[str]) -> pa.RecordBatch:
-        """The batch, and behind its own columns those that it lacks of the `wanted` ones."""
+        """The batch, its own columns followed by those of the `wanted` ones that it lacks."""
         names = self.lacking(batch.schema.names, wanted)
         if not names:
             return batch
@@ -82,7 +82,7 @@ NONE_DECLARED = FromRaw()
 
 @lru_cache(64)
 def from_raw_of(columns: tuple[Column, ...]) -> FromRaw:
-    """The one for these columns, so that it is found equal at a glance."""
+    """The one for these columns, always the same object, so that comparing it is cheap."""
     return FromRaw(columns)
 
 
@@ -106,8 +106,8 @@ def _reader(columns: tuple[Column, ...]) -> JsonColumns:
 
 
 def _together(columns: tuple[Column, ...]) -> list[tuple[Column, ...]]:
-    """The columns in groups that can be read together: what was declared at another time may say
-    otherwise what a message has at a place."""
+    """The columns in groups that can be read together: columns declared at different times may
+    disagree on what a message has at a path."""
     groups: list[tuple[Column, ...]] = []
     for column in columns:
         for n, group in enumerate(groups):

@@ -1,16 +1,15 @@
-"""JSON messages to typed columns: what each message is worth in each declared column.
+"""JSON messages to typed columns: the value of each message in each declared column.
 
 1. one call of the fast reader (`json_reader`) reads a whole batch;
 2. if it refuses the batch, messages are mended (`mend`) and tried once more; if it refuses that
    too, orjson finds the messages that are not JSON documents, and these are tried alone; of the
    others, small regions are tried;
-3. what is refused then is taken from orjson's documents, column by column: what is not an object is
-   refused, and a value of a wrong type is null and noted;
-   A column that takes values as they are written is not read by these, but from the messages
-   themselves (`written`);
+3. what is still refused is taken from orjson's documents, column by column: what is not an object
+   is refused, and a value of a wrong type is null and noted. A column that takes values as they are
+   written is read from the messages themselves (`written`);
 4. numbers that these readers cut or round are taken from the text (`exact`); a fraction where a
    column has integers, and a time outside the years 1 to 9999, is a value of a wrong type; the size
-   of a number tells its unit where the column says so (`units`);
+   of a number tells its unit where the column says so (`time_units`);
 5. of a column's paths, the first that holds a value counts.
 In steps 1 to 4 each path is a column of its own, a *source*.
 What comes out for a message never depends on the messages around it.
@@ -72,8 +71,8 @@ _EXACT: dict[ColumnType, str] = {
 
 
 class Faults:
-    """What is wrong with messages, by row: those `refused` are no JSON objects, and have no value
-    in any column; and what is `wrong` with the value of a column, by its name too: it was read as
+    """What is wrong with messages, by row. Those `refused` are not JSON objects, and have no value
+    in any column. `wrong` says, by row and column name, what is wrong with a value: it was read as
     null."""
 
     def __init__(self, rows: int) -> None:
@@ -94,8 +93,8 @@ class JsonColumns:
     """Takes some columns from messages. Thread safety: none needed, it holds no state."""
 
     def __init__(self, columns: Sequence[Column], key: Sequence[str] = ()) -> None:
-        """`key` names those of which two values must never become one: no time of theirs is cut,
-        and no text is mended."""
+        """`key` names those in which two values must never become one: none of their times is cut,
+        and none of their text is mended."""
         self._columns = columns
         self._key = key
         sources = [source for column in columns for source in column.sources]
@@ -108,8 +107,8 @@ class JsonColumns:
         self._of_any_unit = [s for s in self._sources if s.type == "time_auto"]
 
     def read(self, messages: pa.Array, values: list[bytes]) -> tuple[list[pa.Array], Faults]:
-        """The columns of the messages, which `values` has as they are to be read, and `messages` as
-        they came: they may differ where a message is to be refused."""
+        """The columns of the messages: `values` has them as they are to be read, `messages` as they
+        arrived. The two may differ where a message is to be refused."""
         faults = Faults(len(values))
         values, columns = self._read(values, faults)
         columns = self._checked(values, messages, columns, faults)
@@ -200,8 +199,8 @@ class JsonColumns:
         with_text: Sequence[int],
         faults: Faults,
     ) -> pa.Array:
-        """The times of a source of which a number's size tells the unit. Text in its place is a
-        time as text is anywhere, or null: its digits are never a number."""
+        """The times of a source in which a number's size tells the unit. Text in its place is read
+        as a time like any other text, or is null: its digits are never a number."""
         times, odd = moments(numbers)
         for row in np.flatnonzero(odd).tolist():
             faults.wrong[row, column.name] = EXPECTED
@@ -278,7 +277,7 @@ def _replaced(
 
 
 def _first_of(sources: Sequence[pa.Array]) -> pa.Array:
-    """The first of the sources that holds a value, row by row; empty text is one if none is."""
+    """The first source that holds a value, row by row; empty text counts if no other does."""
     if not absent(sources[0]).any():
         return sources[0]
     if pa.types.is_string(sources[0].type):
@@ -302,9 +301,9 @@ def _without_halves(column: pa.Array, declared: Column, faults: Faults) -> pa.Ar
 
 
 def _read_values(reader: Reader, values: list[object]) -> tuple[pa.Array, list[bool]]:
-    """One column of `values`, null where one has another type, and which ones are right.
+    """One column of `values`, null where a value has another type, and which values are right.
 
-    SUBTLE: no list or object is ever right, and none may come to orjson again: it reads deeper
+    SUBTLE: no list or object is ever right, and none may be passed to orjson again: it reads deeper
     nesting than it writes.
     """
     infinite = (math.inf, -math.inf)

@@ -3,8 +3,8 @@
 What always holds: rows and messages are in step, and a message that is read is one object. Each
 stands in an envelope {"K": message} on a line of its own, and as many rows as messages must come
 back: a message can't end its envelope and begin another without adding a row, nor swallow the next
-one. In place of a message's last brace stands ,"S":true}, and each row must have S: a message that
-ends its object before its end, as in {"a":1},"x":2, has S elsewhere. K and S are random.
+one. A message's last brace is replaced by ,"S":true}, and each row must have S: a message that ends
+its object before its end, as in {"a":1},"x":2, has S elsewhere. K and S are random.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Reader:
                     break
 
     def read_each(self, values: Sequence[bytes]) -> Regions:
-        """The same, with a region that is refused halved down to the single rows that are."""
+        """As `read`, but a refused region is halved down to the single rows that are refused."""
         for low, high, part in self.read_documents(values):
             if part is None:
                 yield from self._halve(values, low, high)
@@ -126,10 +126,10 @@ class Reader:
 
 
 def misread(text: bytes | bytearray) -> bool:
-    """Whether the fast reader may not see this text.
+    """Whether this text must be kept from the fast reader.
 
     SUBTLE: it quotes what it can't read in its error, and an error with a NUL in it aborts the
-    process (arro3 0.9 passes it through a C string). And it reads an escaped character of an even
+    process (arro3 0.9 passes it through a C string). It also reads an escaped character of an even
     plane as one of the plane below (arrow-rs adds the halves' bits where they overlap).
     """
     if b"\0" in text:

@@ -1,12 +1,12 @@
 """Mending: messages whose spelling the fast reader refuses, though what they say is clear.
 
 1. a byte order mark before the document is left out;
-2. an escaped half of a surrogate pair becomes U+FFFD, for no text of ours can hold it;
+2. an escaped half of a surrogate pair becomes U+FFFD, because our text can't hold it;
 3. a whole number at the last name of an `id` column's path becomes text of its digits.
 
-What always holds: but for 1 and 2, a document stays one, what is none stays none, and what a column
-of another type reads is as it was. A message is mended by itself, whatever stands beside it. Only
-the copy that is read is mended: `raw` and rejects keep what came.
+What always holds: apart from 1 and 2, a document stays one, anything else stays that, and what is
+read for a column of another type stays as it was. A message is mended by itself, whatever is beside
+it. Only the copy that is read is mended: `raw` and rejects keep what arrived.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _ESCAPES = re.compile(
 
 @dataclass(frozen=True)
 class Mended:
-    """The messages as they are to be read; `halves` are those in which 2 changed something, as they
-    came, by row."""
+    """The messages as they are to be read; `halves` has, by row, the originals of those in which 2
+    changed something."""
 
     values: list[bytes]
     halves: Mapping[int, bytes]
@@ -72,8 +72,8 @@ class Mender:
     def _quoted(self, messages: pa.Array) -> pa.Array | None:
         """The messages with the numbers of `id` columns in quotes.
 
-        SUBTLE: a name in quotes before a colon is a name wherever it is found, for a quote inside
-        text is escaped: of a text that ends in such a name, `\\"id":1`, it is the quote before it.
+        SUBTLE: a name in quotes before a colon is a name wherever it is found: a quote inside text
+        is escaped, as is the one before such a name where a text ends in it, `\\"id":1`.
         """
         if self._numbers is None:
             return None

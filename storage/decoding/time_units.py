@@ -1,13 +1,13 @@
-"""Units: a number of seconds, milliseconds or microseconds since 1970, as its size tells.
+"""Units: whether a number is seconds, milliseconds or microseconds since 1970, by its size.
 
     unit   from                to (exclusive)
     s      100_000_000         7_258_118_400
     ms     100_000_000_000     7_258_118_400_000
     µs     100_000_000_000_000 7_258_118_400_000_000
 
-All three are 1973-03-03T09:46:40Z to 2200-01-01T00:00:00Z, and no number is in two of them: what
-lies between, or beyond, is no time. A fraction is rounded to the nearest microsecond, of the double
-nearest to what is written; six places of a second are kept as they are.
+All three ranges are 1973-03-03T09:46:40Z to 2200-01-01T00:00:00Z, and no number is in two of them:
+a number between or beyond them is not a time. A fraction is rounded to the nearest microsecond,
+from the double nearest to what is written; six decimal places of a second are kept as they are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXPECTED = "expected a time in s, ms or µs, from 1973-03-03 to 2199"
 
 def moments(numbers: pa.Array) -> tuple[pa.Array, Mask]:
     """The times of a column of doubles, null where there is none, and the rows where there is a
-    number that is no time."""
+    number that is not a time."""
     found = numbers.to_numpy(zero_copy_only=False)  # null is NaN, which is within no bounds
     micros = np.zeros(len(found), dtype=np.float64)
     known: Mask = np.zeros(len(found), dtype=bool)

@@ -1,8 +1,8 @@
 """Values as they are written: where the value at a path stands in each message, and its text.
 
-Of two equal names the last counts, as everywhere. The messages are JSON objects to the readers that
-have taken them; whatever else is in the bytes, no look goes beyond a message's end. Compiled, but
-for messages with an escape in a name.
+Of two equal names the last counts, as everywhere. The readers have accepted the messages as JSON
+objects; whatever else is in the bytes, nothing beyond a message's end is read. Compiled, except for
+messages with an escape in a name.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def written(
     messages: pa.Array, path: Sequence[str], without: Sequence[int]
 ) -> tuple[pa.Array, Mask]:
     """The text of the value at `path` of each message (Arrow's binary), null where there is none;
-    and where the path meets something that is no object. The rows `without` are not looked at.
+    and where the path meets something that is not an object. The rows `without` are not looked at.
 
-    Text is what it says, with U+FFFD for an escaped half of a surrogate pair; a number, true,
-    false, an array or an object is its JSON as it stands there.
+    Text is its content, with U+FFFD for an escaped half of a surrogate pair; a number, true, false,
+    an array or an object is its JSON as it stands there.
     """
     _, offsets, data = messages.buffers()
     ends = np.frombuffer(offsets, np.int32)[messages.offset :][: len(messages) + 1].astype(np.int64)
@@ -91,7 +91,7 @@ def _copy(data: Any, begins: Any, ends: Any, bounds: Any, out: Any, escaped: Any
 
 @compiled
 def _after_space(data: Any, at: Any, end: Any) -> Any:
-    """The next place that is neither a space nor a comma or colon: the readers saw to these."""
+    """The next place that is not a space, comma or colon: the readers have checked these."""
     while at < end and (data[at] <= 32 or data[at] == 44 or data[at] == 58):
         at += 1
     return at

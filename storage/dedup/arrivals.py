@@ -1,7 +1,7 @@
-"""Arrivals: events of one partition in offset order, with all that the rules ask of them.
+"""Arrivals: events of one partition in offset order, with all that the rules need of them.
 
-Its arrays have one entry an event. Rows are never taken out of it: what becomes of an event is told
-by its row.
+Its arrays have one entry per event. Rows are never removed: what becomes of an event is stated by
+its row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from forebay.storage.formats.schema import UPLOAD_TIME
 
 @dataclass(frozen=True)
 class Arrivals:
-    """`times` are upload times, `stream` the stream time once each event has come (both ms)."""
+    """`times` are upload times, `stream` the stream time after each event (both ms)."""
 
     events: pa.RecordBatch
     keys: pa.RecordBatch
@@ -66,7 +66,7 @@ class Arrivals:
         )
 
     def pick(self, rows: I64) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Events and keys of these rows, which rise."""
+        """Events and keys of these rows, which are ascending."""
         if len(rows) == len(self):
             return self.events, self.keys
         picked = pa.array(rows)

@@ -1,14 +1,14 @@
 """Bloom filters: in which live blocks may a key with this hash be?
 
-One look at a layer takes the place of a look at the index of each of its blocks, so an event costs
-about the same whatever the number of live blocks. A layer is a blocked Bloom filter: a key sets
-three bits of one 64-bit word, of which there is one for each WORD_KEYS keys that the layer is made
-for. (Felix Putze, Peter Sanders, Johannes Singler, "Cache-, Hash- and Space-Efficient Bloom
-Filters", 2007.) With more keys than that it says more often that a key may be there.
+One lookup in a layer replaces a lookup in the index of each of its blocks, so an event costs about
+the same whatever the number of live blocks. A layer is a blocked Bloom filter: a key sets three
+bits of one 64-bit word, of which there is one for each WORD_KEYS keys that the layer is made for.
+(Felix Putze, Peter Sanders, Johannes Singler, "Cache-, Hash- and Space-Efficient Bloom Filters",
+2007.) With more keys than that, false positives become more frequent.
 
 What always holds: the mask of a block has every row whose hash was added to the block. A block
-belongs to one layer, that which was newest when it was opened; a layer takes blocks for a quarter
-of the dedup window, or until it is full, and goes with the last of them. Takes 2 to 8 bytes a key.
+belongs to one layer, the newest when it was opened; a layer takes blocks for a quarter of the dedup
+window, or until it is full, and goes with the last of them. Takes 2 to 8 bytes a key.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class BloomFilters:
                 layer.keys += len(hashes)
 
     def find(self, hashes: U64) -> dict[BlockId, Mask]:
-        """For each block that was begun, which of the hashes may be of keys in it."""
+        """For each block that was begun, which of the hashes may belong to keys in it."""
         masks: dict[BlockId, Mask] = {}
         for layer in self._layers:
             found: Mask = np.zeros(len(hashes), dtype=bool)

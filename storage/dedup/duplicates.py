@@ -1,9 +1,9 @@
-"""Which of the events that arrive are duplicates, and of these, which have another payload.
+"""Which of the arriving events are duplicates, and which of these have a different payload.
 
-An event is judged against what was there before all of them, then against those before it. The
-event kept, whose payload is the one to compare with, is the one that counts as live (in a live
-block, or accepted before it) if there is one, else that of a retained block that counts for it, the
-first of these. No two of a kind have one key, so the answer does not depend on how input is cut.
+An event is checked against what was there before all of the arrivals, then against the arrivals
+before it. Its payload is compared with that of the event kept: the one that counts as live (in a
+live block, or accepted before it) if there is one, else that of the first retained block that
+counts for it. No two of a kind have the same key, so it does not matter how input is cut.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def duplicates(
     live: Iterable[tuple[KeySet, Mask]],
     retained: Iterable[tuple[KeySet, Mask]],
 ) -> tuple[Mask, Mask]:
-    """For each event, whether it is a duplicate, and whether it is one with another payload (never,
-    if payloads are not compared). `live` has each key set of live blocks with the rows that may be
-    in it, `retained` each other one with the rows for which it counts."""
+    """For each event, whether it is a duplicate, and whether it is one with a different payload
+    (never, if payloads are not compared). `live` has each key set of live blocks with the rows that
+    may be in it, `retained` each other key set with the rows for which it counts."""
     dropped: Mask = np.zeros(len(arrivals), dtype=bool)
     differs: Mask = np.zeros(len(arrivals), dtype=bool)
 
@@ -64,8 +64,8 @@ def duplicates(
 def _compare_with_accepted(
     arrivals: Arrivals, probe: Probe, rows: I64, accepted: Mask, differs: Mask
 ) -> None:
-    """Judge anew those of `rows`, dropped for a retained block, whose key an earlier event of the
-    arrivals was accepted with, at another upload time: seldom any."""
+    """Judge again those of `rows`, dropped because of a retained block, whose key an earlier
+    arrival was accepted with, at another upload time: rarely any."""
     rows = rows[np.isin(arrivals.hashes[rows], arrivals.hashes[accepted])]
     if not len(rows):
         return

@@ -7,8 +7,8 @@ two keys with one hash are both kept and neither is dropped.
 
 Keys come from clients, who may aim at one hash or one slot. So a partition's index hashes by
 SipHash under a seed of its own (`KeyHash`); a slot is the hash times a random number of this
-process (multiply-shift: Dietzfelbinger et al., 1997); and of one hash at most SAME_MAX rows have
-slots: the others are the caller's to find.
+process (multiply-shift: Dietzfelbinger et al., 1997); and at most SAME_MAX rows of one hash have
+slots: the caller must find the others.
 
 `hash_keys` is stable across processes and versions, since `hash_partitions` routes by it: each
 value's bytes are taken eight at a time, little-endian and zero-padded, folded as
@@ -70,8 +70,8 @@ def _find(table: Any, rows: Any, spread: Any, hashes: Any, slots: Any, found: An
 
 @compiled
 def _insert(table: Any, rows: Any, spread: Any, hashes: Any, row: Any, left_out: Any) -> int:
-    """Rows `row`, `row` + 1, …; those for which there are SAME_MAX of their hash are written to
-    `left_out` (as indexes into `hashes`): how many."""
+    """Rows `row`, `row` + 1, …; those whose hash has SAME_MAX rows already are written to
+    `left_out` (as indexes into `hashes`). Returns how many."""
     capacity = np.uint64(len(table))
     count = 0
     for i in range(len(hashes)):

@@ -1,7 +1,7 @@
 """Where the keys of a block are read back from: its logs and their hash files, or its chunk.
 
-Nothing is read before it is asked for. What is read is as it was written: by checksums of logs,
-hash files, a chunk's footer and its pages.
+Nothing is read before it is needed. What is read is verified by the checksums of logs, hash files,
+a chunk's footer and its pages.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class KeyColumns:
     def payload_of(
         self, present: Iterable[str], read: Callable[[Sequence[str]], pa.RecordBatch]
     ) -> Payload:
-        """The payload of the rows that `read` gives, of those columns that are `present`."""
+        """The payload of the rows that `read` returns, over the columns that are `present`."""
         present = set(present)
         names = tuple(name for name in self.payload if name in present)
-        # Read with a key column, for a batch of no columns has no rows.
+        # Read with a key column, because a batch without columns has no rows.
         return Payload(names, hash_payload(read([self.key[0], *names]).select(list(names))))
 
 
 class LogKeys:
-    """Of a block's logs."""
+    """The keys of a block's logs."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class LogKeys:
 
 
 class ChunkKeys:
-    """Of one interval of a chunk, as written."""
+    """The keys of one interval of a chunk, as written."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class ChunkKeys:
         return low < self._end_ms and high >= self._first_ms
 
     def _inside(self, reader: ChunkReader, group: int, columns: Sequence[str]) -> pa.RecordBatch:
-        """Those rows of the row group that are of the interval."""
+        """The rows of the row group that belong to the interval."""
         table = reader.table(group, list(dict.fromkeys((*columns, UPLOAD_TIME))))
         times = table[UPLOAD_TIME].cast(pa.int64())
         inside = pc.and_(pc.greater_equal(times, self._first_ms), pc.less(times, self._end_ms))

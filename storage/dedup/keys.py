@@ -2,13 +2,13 @@
 
 A `KeySet` has a `DedupIndex` of hashes and, where memory allows, the keys themselves as Arrow
 batches. A hit of the index is always confirmed on the full key; where more keys than an index takes
-share a hash, a plain dict of keys decides. What memory does not allow is read
-back from where the keys are stored for good (a `KeySource`), so bounds cost time, never exactness.
-Beside the keys go the hashes of the rows' payloads (see `payload`), if they are compared.
+share a hash, a plain dict of keys decides. Keys for which there is no room in memory are read back
+from where they are stored for good (a `KeySource`), so bounds cost time, never exactness. The
+hashes of the rows' payloads (see `payload`) are kept beside the keys, if they are compared.
 
-`KeyCache` is the one bound for all key sets of a worker: over the limit it lets go of the least
-recently used keys and indexes. Rows not yet in a log (pending) are never let go.
-Thread safety: a cache and its key sets belong to one worker thread, but for `KeySet.fetch`.
+`KeyCache` is the one bound for all key sets of a worker: over the limit it releases the least
+recently used keys and indexes. Rows not yet in a log (pending) are never released.
+Thread safety: a cache and its key sets belong to one worker thread, except `KeySet.fetch`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Key = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Stored:
-    """A batch of keys as it is read back. `keys` are None if reading them has to wait until they
-    are asked for."""
+    """A batch of keys as it is read back. `keys` are None if they are to be read only when
+    needed."""
 
     place: Any
     hashes: U64
@@ -56,8 +56,8 @@ class KeySource(Protocol):
 class KeyCache:
     """Bounds what key sets hold. Sizes in bytes.
 
-    Keys go before indexes: they are asked for where an index has a hit, the index for every event,
-    and to make one anew takes all hashes of the block, or its whole log.
+    Keys are released before indexes: they are needed only where an index has a hit, an index for
+    every event, and rebuilding one takes all hashes of the block, or its whole log.
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -79,7 +79,7 @@ class KeyCache:
         return sum(sizes) + max(sizes, default=0) <= self.bytes_max
 
     def trim(self) -> None:
-        """Let go of the least recently used until the bound holds. No key set may be in use."""
+        """Release the least recently used until the bound holds. No key set may be in use."""
         for entries, kept in ((self._keys, 0), (self._indexes, 1)):
             while self.bytes > self.bytes_max and len(entries) > kept:
                 (owner, old), freed = entries.popitem(last=False)
@@ -145,7 +145,7 @@ class KeySet:
             self._index.insert(hashes)
 
     def settle(self, place: Hashable) -> U64:
-        """All pending rows are now one batch of the source, at `place`; their hashes."""
+        """All pending rows are now one batch of the source, at `place`. Returns their hashes."""
         parts, self._pending = self._pending, []
         hashes = np.concatenate([part.hashes for part in parts])
         if self._index is not None:
@@ -199,8 +199,8 @@ class KeySet:
         return crowd.rows
 
     def differs(self, rows: I64, probe: Probe, probed: I64) -> Mask:
-        """For each of this set's `rows`, whether its payload is another than that of the row of
-        `probe` that `probed` has beside it. Rows are those that `find` gave just now."""
+        """For each of this set's `rows`, whether its payload differs from that of the row of
+        `probe` that `probed` has beside it. Rows are those that `find` has just returned."""
         self._ready()
         result: Mask = np.zeros(len(rows), dtype=bool)
         for owner, at, local in self._by_owner(rows):
@@ -210,7 +210,7 @@ class KeySet:
         return result
 
     def release(self, part: int) -> None:
-        """Let go of a batch of keys or of the whole index; it is read back when needed."""
+        """Release a batch of keys or the whole index; it is read back when needed."""
         if part == INDEX:
             for ordinal in range(len(self._settled)):
                 self._cache.forget(self, ordinal)
@@ -229,8 +229,8 @@ class KeySet:
         return self._index is not None
 
     def fetch(self) -> tuple[DedupIndex, list[Stored]]:
-        """Read what is in the source, and index it with what is pending. A thread of its own may do
-        it, if no one else asks this set for anything meanwhile."""
+        """Read what is in the source, and index it with what is pending. A separate thread may do
+        this, if no one else uses this set meanwhile."""
         batches = list(self._source.batches())
         pending = (part.hashes for part in self._pending)
         hashes = [_NONE, *(batch.hashes for batch in batches), *pending]
@@ -240,7 +240,7 @@ class KeySet:
         return index, batches
 
     def load(self, index: DedupIndex, batches: Iterable[Stored]) -> None:
-        """Take what was fetched."""
+        """Take in what was fetched."""
         self._index = index
         for batch in batches:
             self._append(_Part(len(batch.hashes), batch.keys, None, batch.place))
@@ -326,7 +326,7 @@ def _joined(payloads: Sequence[Payload | None]) -> Payload | None:
 
 
 def key_tuples(keys: pa.RecordBatch) -> list[Key]:
-    """The keys as Python values; times as numbers, which any 64 bits are."""
+    """The keys as Python values; times as numbers, because any 64 bits are a number."""
     columns = [
         column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column
         for column in keys.columns

@@ -3,18 +3,18 @@
     DATA/batch.json     a record (see `record`) of kind "batch", version 2, replaced atomically
     DATA/batch.lock     held by the one who changes it
 
-A handoff has two steps. A *seal* says: what comes from now on for upload times below T is late.
-Each partition carries it out between two events and commits that, so the sealed time never changes
-any more, and the batch layer may read it at leisure. *Complete* then moves the boundary: number and
-covered-until change in one replacement, for every query at once.
+A handoff has two steps. A *seal* says: what arrives from now on with an upload time below T is
+late. Each partition carries it out between two events and commits that, so the sealed time never
+changes any more, and the batch layer may read it at leisure. *Complete* then moves the boundary:
+number and covered-until change in one replacement, for every query at once.
 
 What always holds: seals, number and boundary never go back; the boundary is that of a seal; a
 boundary never comes with another number. Before any handoff there is no file: number 0, nothing
 covered.
 
-Late events are in blocks of their own, which carry the number of the seal they came too late for.
-They are events like any other until the boundary passes them; then they are the *late table*, until
-a batch layer says that it has taken it (`late_from`).
+Late events are in blocks of their own, which carry the number of the seal that they arrived too
+late for. They are events like any other until the boundary passes them; then they are the *late
+table*, until a batch layer says that it has taken it (`late_from`).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ HISTORY_MAX = 1000
 
 @dataclass(frozen=True)
 class Seal:
-    """What comes for upload times below `until_ms` is late. Numbers rise, from 1; `id` tells the
-    seals of different data directories apart."""
+    """What arrives after it with an upload time below `until_ms` is late. Numbers rise, from 1;
+    `id` tells the seals of different data directories apart."""
 
     number: Count
     until_ms: TimeMs
@@ -65,7 +65,7 @@ class Completed:
 
 
 class Placed(Protocol):
-    """A block or chunk, as far as a handoff looks at it. `late` is 0 if it did not come late."""
+    """A block or chunk, as far as a handoff looks at it. `late` is 0 if it was not late."""
 
     @property
     def late(self) -> int: ...
@@ -79,8 +79,8 @@ class Placed(Protocol):
 
 @dataclass(frozen=True)
 class Boundary:
-    """What a data directory has on record of handoffs: how many were completed (`number`), the
-    newest `seal`, if there was one, and the last thousand completed ones (`history`).
+    """What a data directory records about handoffs: how many were completed (`number`), the newest
+    `seal`, if there was one, and the last thousand completed ones (`history`).
 
     `covered_until_ms` is the upload time (since 1970) below which the batch layer answers; late
     blocks of seals below `late_from` are with it too.
@@ -115,8 +115,8 @@ class Boundary:
         return part.late >= max(1, self.late_from)
 
     def sealed(self, until_ms: int) -> Boundary:
-        """With a seal up to `until_ms`; the same if there is that one. Raises BadInput if it would
-        go back."""
+        """This boundary with a seal up to `until_ms`; unchanged if it has that seal. Raises
+        BadInput if the seal would go back."""
         if self.seal is None or until_ms > self.seal.until_ms:
             return self._newly_sealed(until_ms)
         if until_ms < self.seal.until_ms:
@@ -131,8 +131,8 @@ class Boundary:
         return replace(self, seal=Seal(number, until_ms, uuid.uuid4().hex))
 
     def completed(self, now_ms: int, *, late: bool, table: str | None) -> Boundary:
-        """With the boundary at the seal since `now_ms`; if it is there, the same but for the
-        `table`. `late`: the late table was taken too. Raises BadInput without a seal."""
+        """This boundary moved to the seal at `now_ms`; if it is there already, only the `table`
+        changes. `late`: the late table was taken too. Raises BadInput without a seal."""
         seal = self.seal
         if seal is None:
             raise BadInput("batch: expected a seal to complete, got none")
@@ -203,8 +203,8 @@ class BoundaryWriter:
         return read_boundary(self._disk, self._layout)
 
     def seal(self, until_ms: int, spans_ms: Iterable[int]) -> Boundary:
-        """Seal up to there, durably. `spans_ms` are the block spans of the partitions: a block lies
-        on one side of a seal."""
+        """Seal up to `until_ms`, durably. `spans_ms` are the block spans of the partitions: a block
+        lies on one side of a seal."""
         for span_ms in spans_ms:
             if until_ms % span_ms:
                 raise BadInput(

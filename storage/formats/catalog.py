@@ -75,8 +75,8 @@ class Catalog:
 
     @cached_property
     def by_interval(self) -> dict[tuple[int, bool], tuple[Chunk, ...]]:
-        """The chunks that cover a block that begins with an interval, and is a backfill one or
-        not."""
+        """The chunks by what they cover: the interval with which a block begins, and whether it is
+        a backfill one."""
         found: dict[tuple[int, bool], dict[str, Chunk]] = {}
         for chunk in self.chunks:
             for block in chunk.blocks:
@@ -84,8 +84,8 @@ class Catalog:
         return {interval: tuple(chunks.values()) for interval, chunks in found.items()}
 
     def committed(self, runs: dict[str, int], incarnation: int) -> Catalog:
-        """Without the chunks of evictions that were never committed, as the run `incarnation`
-        knows it: `runs` has the last eviction that each earlier run committed."""
+        """This catalog without the chunks of evictions that were never committed, as the run
+        `incarnation` knows it: `runs` has the last eviction that each earlier run committed."""
         kept = tuple(
             chunk
             for chunk in self.chunks
@@ -95,7 +95,7 @@ class Catalog:
         return replace(self, chunks=kept)
 
     def with_chunk(self, chunk: Chunk, of: Sequence[Chunk] = ()) -> Catalog:
-        """With this one, instead of those that it is made `of`."""
+        """This catalog with `chunk` in place of those that it is made `of`."""
         gone = {one.file for one in of}
         kept = (one for one in self.chunks if one.file not in gone)
         return replace(self, chunks=tuple(sorted((*kept, chunk), key=lambda one: one.id)))

@@ -1,10 +1,10 @@
-"""The checksum of a chunk: what tells that its file is, byte for byte, as it was written.
+"""The checksum of a chunk: it shows that its file is, byte for byte, as it was written.
 
     file   := … footer
     footer := metadata, its length (4 bytes, little-endian), "PAR1"        (as in any Parquet)
 
 What always holds: checksums are taken of the bytes as they are written, never of what a disk gives
-back. The footer has its own, for a reader can afford to check that always: it is a few kB, and
+back. The footer has its own, which a reader can afford to check every time: it is a few kB, and
 broken metadata is what an engine stumbles over. Each piece of PIECE_BYTES has one as well, so that
 a reader can check what it reads, and damage can be located.
 """
@@ -97,8 +97,8 @@ class Checksum:
             raise Corruption(f"chunk {path}: expected {self.bytes} bytes, got {size}", size)
 
     def require(self, disk: Disk, path: Path, ranges: Iterable[tuple[int, int]]) -> None:
-        """Raise MissingFile, or Corruption unless all pieces are as written that have a byte of
-        these ranges."""
+        """Raise MissingFile, or Corruption unless all pieces that have a byte in these ranges are
+        as written."""
         crcs = self.piece_crcs
         for number in sorted({n for low, high in ranges for n in _pieces(low, high)}):
             if zlib.crc32(self._piece(disk, path, number)) != crcs[number]:
@@ -114,8 +114,8 @@ class Checksum:
         return [self._range(number) for number in wrong]
 
     def footer_of(self, disk: Disk, path: Path) -> builtins.bytes:
-        """The footer of a file that was just written, of which the writer does not tell where it
-        begins: read back, and believed only if its pieces are as they were written."""
+        """The footer of a file that was just written, whose writer does not say where the footer
+        begins: it is read back, and trusted only if its pieces are as they were written."""
         start = self.bytes - TAIL_BYTES
         length = int.from_bytes(_read(disk, path, start, self.bytes)[:4], "little")
         start = max(0, start - length)
@@ -144,8 +144,8 @@ class Checksum:
 
 
 class SummedFile:
-    """A file for a Parquet writer, which is summed up while it is written. `error` is what the file
-    raised last."""
+    """A file for a Parquet writer, checksummed while it is written. `error` is what the file raised
+    last."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -177,7 +177,7 @@ class SummedFile:
         self._file.flush()
 
     def checksum(self, disk: Disk, path: Path) -> Checksum:
-        """Of all that was written, to `path`."""
+        """The checksum of all that was written, to `path`."""
         packed = base64.b64encode(np.array(self._pieces, _CRC).tobytes()).decode()
         whole = Checksum(self._bytes, self._crc, 0, 0, packed)
         footer = whole.footer_of(disk, path)

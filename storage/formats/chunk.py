@@ -1,10 +1,10 @@
 """The chunk: evicted blocks merged into one Parquet file, sorted by upload time.
 
-`merge` writes it. The rows' columns are those of the blocks' logs, and those declared since if
-`raw` is kept, from which they come; missing ones are null; zstd pages, column statistics. Its
-checksums are in the catalog; no one reads a chunk before having seen that its footer is as
-written, nor `ChunkReader` a column before its pages are. Polars writes no checksums of pages;
-chunks of before, which pyarrow wrote, have them.
+`merge` writes it. Its columns are those of the blocks' logs and, if `raw` is kept, those declared
+since, which are taken from `raw`; missing values are null. It has zstd pages and column statistics.
+Its checksums are in the catalog: no one reads a chunk before its footer is verified, and
+`ChunkReader` reads no column before its pages are. Polars writes no checksums of pages; older
+chunks, which pyarrow wrote, have them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LARGE = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
 
 
 class ChunkReader:
-    """Reads row groups of a chunk, in the types that its catalog names. To make one raises
+    """Reads row groups of a chunk, in the types that its catalog names. Creating one raises
     MissingFile, or Corruption unless the footer is what the catalog says."""
 
     def __init__(self, disk: Disk, path: Path, chunk: Chunk) -> None:
@@ -45,8 +45,8 @@ class ChunkReader:
     def batches(
         self, group: int, columns: Sequence[str] | None = None, rows_max: int = 1 << 16
     ) -> Iterator[pa.RecordBatch]:
-        """The rows of a row group, with these columns only, so many at a time. Raises MissingFile,
-        or Corruption unless these columns are as written."""
+        """The rows of a row group, with these columns only, at most `rows_max` at a time. Raises
+        MissingFile, or Corruption unless these columns are as written."""
         names = self.names if columns is None else list(columns)
         types = pa.schema([self._types.field(name) for name in names])
         require_columns(self._disk, self._path, self._chunk, self.metadata, names, [group])
@@ -68,7 +68,7 @@ class ChunkReader:
             ) from error
 
     def constant(self, group: int, name: str) -> object:
-        """The only value of a column of text in a row group, if its statistics say that all are."""
+        """The value of a text column in all rows of a row group, if its statistics say so."""
         column = self.metadata.row_group(group).column(self.metadata.schema.names.index(name))
         known = column.statistics
         if known is None or not known.has_min_max or known.null_count != 0:
@@ -171,7 +171,7 @@ def chunk_metadata(disk: Disk, path: Path, chunk: Chunk) -> pq.FileMetaData:
 
 
 def columns_outside_years(metadata: pq.FileMetaData) -> frozenset[str]:
-    """The columns of which a chunk of version 1 has times outside the years 1 to 9999, or may."""
+    """The columns in which a chunk of version 1 may have times outside the years 1 to 9999."""
     schema = metadata.schema.to_arrow_schema()
     times = [i for i, field in enumerate(schema) if pa.types.is_timestamp(field.type)]
     found = set()

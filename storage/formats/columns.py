@@ -114,7 +114,7 @@ def require_plain(schema: pa.Schema) -> None:
 
 
 def unite(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """All columns of all schemas: system columns, declared ones in order of first sight, raw last.
+    """All columns of all schemas: system columns, declared ones in order of appearance, raw last.
 
     Raises ValueError if one name has two types.
     """

@@ -8,9 +8,9 @@
     payload       string                  of some conflicts: the copy's payload, as JSON
 
 A duplicate was dropped; a conflict is a duplicate whose payload is not that of the event kept; a
-late event was kept, in a block of its own. The log explains and never decides: counts are the
-counters', it is bounded in bytes (the oldest file goes first), and a commit does not wait for the
-file that grows, so a power loss may take the last explanations.
+late event was kept, in a block of its own. The log explains and never decides: counts come from the
+counters, it is bounded in bytes (the oldest file is deleted first), and a commit does not wait for
+the growing file, so a power loss may take the last explanations.
 """
 
 from __future__ import annotations

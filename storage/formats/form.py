@@ -1,4 +1,4 @@
-"""Under which form of its preset a data directory was begun.
+"""The form of its preset under which a data directory was begun.
 
     DATA/form    a record (see `record`) of kind "form", version 1
 

@@ -8,8 +8,8 @@ that a start need not read the logs.
                  hash (u64) * rows; little-endian
 
 A hash file only repeats what the log says: it is never synced, no commit names it, and one that
-can't be written is given up. It counts if its records are whole and their spans make up the extent
-that is asked for, byte by byte and with its checksums, and was written with the same hash; else the
+can't be written is given up. It is used if its records are whole, their spans make up the requested
+extent, byte by byte and with its checksums, and it was written with the same hash; otherwise the
 log is read. If `hashes.hash_keys` or `KeyHash` ever changed, so would the first line.
 """
 

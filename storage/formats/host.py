@@ -1,11 +1,11 @@
-"""Which host of a job over several a data directory belongs to.
+"""The host, of a job over several, that a data directory belongs to.
 
     DATA/host    a record (see `record`) of kind "host", version 1
 
 A partition's state, logs and chunks stay on one host, and the recovery store is divided among all:
-so a data directory goes on under the number it was begun with, beside those it was begun with. A
-job on one host has no such file. It is durable before anything is read, and `begun` before the
-first message is: until then it may be given to another job.
+so a data directory keeps the host number and the other hosts that it was begun with. A job on one
+host has no such file. The file is durable before anything is read, and `begun` before the first
+message is read: until then the directory may be given to another job.
 """
 
 from __future__ import annotations

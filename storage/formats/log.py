@@ -5,11 +5,11 @@
     each batch's metadata has the CRC-32 of schema and batch, its own eight digits taken as zeros
 
 Times outside the years 1 to 9999, which version 1 stored, are read as null.
-A file says nothing of how much of it counts. An `Extent` does: the first `bytes` bytes of `file`
-hold `rows` rows, and `crc` is the CRC-32 (zlib) of exactly these bytes, so a reader that follows a
-growing log carries the checksum on instead of reading again. The batches' own checksums are for a
-log that is shorter than its extent: all that comes before what is not whole is still read. Bytes
-past an extent belong to no one.
+A file does not say how much of it counts. An `Extent` does: the first `bytes` bytes of `file` hold
+`rows` rows, and `crc` is the CRC-32 (zlib) of exactly these bytes, so a reader that follows a
+growing log continues the checksum instead of reading again. The batches' own checksums are for a
+log that is shorter than its extent: everything before the first batch that is not whole is still
+read. Bytes past an extent belong to no one.
 An incarnation's log is one file; a block that lived through restarts has several extents.
 """
 
@@ -71,7 +71,7 @@ class LogReader:
     def __init__(
         self, disk: Disk, folder: Path, name: str, pool: pa.MemoryPool | None = None
     ) -> None:
-        """`pool`: where decompressed batches lie, if not where Arrow's others do."""
+        """`pool`: where decompressed batches are allocated, if not in Arrow's default pool."""
         self._disk = disk
         self._pool = pool
         self._path = folder / name
@@ -105,8 +105,8 @@ class LogReader:
         return found
 
     def skip(self, extent: Extent) -> None:
-        """Go on behind an extent, of which only the schema is read: the rest is not verified.
-        Raises MissingFile or Corruption."""
+        """Continue after an extent. Only its schema is read; the rest is not verified. Raises
+        MissingFile or Corruption."""
         size = STRETCH_BYTES
         while extent.bytes:
             data = self._read(min(size, extent.bytes))
@@ -128,9 +128,8 @@ class LogReader:
     def pieces(
         self, extent: Extent, *, torn_ok: bool = False, each: bool = True
     ) -> Iterator[list[tuple[Span, memoryview]]]:
-        """The same as `follow`, some PIECE_BYTES of the file at a time. What comes is what was
-        written, by the checksums of the batches, unless `each` is False; whether it is the extent
-        shows when all has come."""
+        """As `follow`, some PIECE_BYTES of the file at a time. Batches are verified by their own
+        checksums unless `each` is False; whether they are the extent shows only at the end."""
         size = PIECE_BYTES
         while self._bytes + size < extent.bytes:
             data = self._read(self._bytes + size)
@@ -297,8 +296,8 @@ def log_schema(disk: Disk, folder: Path, name: str) -> pa.Schema:
 
 
 def schema_of_span(disk: Disk, folder: Path, span: Span) -> pa.Schema:
-    """The schema at the head of a log, as it was when the batch at `span` was written: by the
-    checksum that this one has of both. Raises MissingFile or Corruption."""
+    """The schema at the head of a log, as it was when the batch at `span` was written: the batch's
+    checksum covers both. Raises MissingFile or Corruption."""
     path = folder / span.file
     schema, prefix = _head(disk, path)
     message = memoryview(disk.read(path, span.start, span.end))

@@ -1,4 +1,4 @@
-"""Writing block logs: one file, and what grows over the files of several runs."""
+"""Writing block logs: one file, and a log that grows over the files of several runs."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ class LogWriter:
 
 
 class RowBytes:
-    """The mean size of a row in memory, the largest of any stretch of WINDOW_BYTES: what one large
-    row among small ones does not change, and many that come together do."""
+    """The mean size of a row in memory, the largest of any stretch of WINDOW_BYTES: one large row
+    among small ones does not change it, many together do."""
 
     def __init__(self, known: int = 0) -> None:
         self._widest = known
@@ -122,7 +122,7 @@ class GrowingLog:
 
     @property
     def name(self) -> str:
-        """Of this run's file."""
+        """The name of this run's file."""
         return self._name
 
     @property

@@ -1,17 +1,17 @@
 """Merging: rows of logs or chunks become one Parquet file, sorted, in bounded memory.
 
 The file is sorted by (upload_time, _partition, _offset); Polars sorts and writes it. It comes from
-a stream of frames, each of which holds rows of one *range* of that order, so memory holds a range
-and what Polars is writing, whatever is merged:
+a stream of frames, each of which holds rows of one *range* of that order, so memory holds one range
+and what Polars is writing, however much is merged:
 
 - Input comes in groups whose upload times don't overlap (blocks of one interval, say), so a group
   that fits into a range is read once, and is one.
-- Of a group that doesn't, the order of all rows is sampled first, which tells where to cut it into
-  ranges. Each range then reads those parts of the input again that have any of its rows: all of
-  them if upload times are shuffled, hardly any twice if they come as time goes by.
+- For a group that doesn't, the order of all rows is sampled first, which tells where to cut it into
+  ranges. Each range then rereads those parts of the input that have any of its rows: all of them if
+  upload times are shuffled, hardly any twice if they follow the order of arrival.
 
-A row group has ROW_GROUP_BYTES at most, by the largest mean row of any stretch, for Polars cuts
-them by rows. Importing this module imports Polars; what only starts a job does not.
+A row group has ROW_GROUP_BYTES at most, by the largest mean row of any stretch, because Polars cuts
+them by rows. Importing this module imports Polars, which a start of the job does without.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ Complete = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
 def log_rows(disk: Disk, folder: Path, extent: Extent) -> Rows:
-    """Those of one extent of a log; a part is a record batch. Reading raises MissingFile or
+    """The rows of one extent of a log; a part is a record batch. Reading raises MissingFile or
     Corruption."""
 
     def parts(columns: Sequence[str] | None) -> Iterator[tuple[Again, pa.RecordBatch]]:
@@ -98,7 +98,7 @@ def log_rows(disk: Disk, folder: Path, extent: Extent) -> Rows:
 
 
 def chunk_rows(reader: ChunkReader) -> Rows:
-    """Those of a chunk; a part is some rows of a row group."""
+    """The rows of a chunk; a part is some rows of a row group."""
 
     def parts(columns: Sequence[str] | None) -> Iterator[tuple[Again, pa.RecordBatch]]:
         for group in range(reader.metadata.num_row_groups):
@@ -118,7 +118,7 @@ def schema_of(disk: Disk, folder: Path, blocks: Iterable[BlockState]) -> pa.Sche
 
 
 def groups_of_blocks(disk: Disk, folder: Path, blocks: Iterable[BlockState]) -> list[Group]:
-    """The blocks' logs in `folder`, in groups that lie apart."""
+    """The blocks' logs in `folder`, in groups whose upload times don't overlap."""
     groups: list[Group] = []
     end_ms = None
     for block in sorted(blocks, key=lambda block: block.first_ms):
@@ -155,8 +155,8 @@ def _row_bytes(rows: Rows) -> int:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows whose upload times lie apart from those of every other group. `rows` is how many there
-    are, `row_bytes` the mean size of a row (see `RowBytes`)."""
+    """Rows whose upload times don't overlap those of any other group. `rows` is how many there are,
+    `row_bytes` the mean size of a row (see `RowBytes`)."""
 
     inputs: Sequence[Rows]
     rows: int
@@ -176,9 +176,9 @@ def write_sorted(
     complete: Complete = lambda batch: batch,
 ) -> Checksum:
     """Write the rows of these groups, which are in order, into the file `target`, with the columns
-    of `schema`, null where a part has none and `complete` does not add it. It may lie about
-    unfinished after an error; making it durable and giving it its name is the caller's. Takes
-    `memory_bytes`, or little more.
+    of `schema`, null where a part has none and `complete` does not add it. An unfinished file may
+    remain after an error; the caller makes it durable and gives it its name. Takes `memory_bytes`,
+    or little more.
 
     Raises MissingFile or Corruption if an input can't be read, OSError if the file can't be
     written.
@@ -209,7 +209,7 @@ def write_sorted(
 
 @contextmanager
 def _errors_of(file: SummedFile) -> Iterator[None]:
-    """Polars tells of what a file raised in an error of its own, without its number."""
+    """Polars reports what a file raised as an error of its own, without the error number."""
     try:
         yield
     except pl.exceptions.PolarsError as error:
@@ -282,7 +282,7 @@ def _cuts(
     parts: Sequence[_InputPart], samples: list[tuple[Place, int]], rows_max: int
 ) -> list[Place]:
     """Where to cut the order of all rows, so that a range has about `rows_max` rows at most; where
-    a part begins, if that leaves the range half of them, for it is not cut then."""
+    a part begins, if that leaves the range half of them, because the part is then not cut."""
     starts, cuts = {part.first for part in parts}, []
     rows, begun = 0, (0, 0)
     for number, (place, weight) in enumerate(samples):

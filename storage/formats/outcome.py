@@ -1,7 +1,7 @@
 """What became of messages: how many are events, and why the others are not, for people.
 
-A guess at the schema that is wrong rejects everything, and a job does not stop for that; so whoever
-started it is told, with a message to look at and what to do.
+A wrong guess at the schema rejects everything, and a job does not stop for that; so it is reported
+to whoever started the job, with a sample message and what to do.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ADVICE = (
 
 @dataclass
 class Outcome:
-    """Counts of messages; `rejects_expired` are rejects that are deleted. `reasons` has "REASON" or
-    "REASON: COLUMN" to how many rejects; `sample` is one of them, as text."""
+    """Counts of messages; `rejects_expired` are rejects that were deleted. `reasons` maps "REASON"
+    or "REASON: COLUMN" to a number of rejects; `sample` is one of them, as text."""
 
     accepted: int = 0
     duplicates: int = 0

@@ -1,9 +1,9 @@
-"""Rejects: the messages of one partition that could not become events, and which of them one means.
+"""Rejects: the messages of one partition that could not become events, and which of them are meant.
 
-They are in logs like those of blocks, of REJECT_SCHEMA, of which the partition's state lists the
-extents that count, oldest first, and says of each when its newest reject arrived (`RejectFile`). A
-reject that a replay makes an event of, or that is deleted, is taken out: a file with what stays is
-listed in the place of the one it was in. So each that counts is in exactly one listed extent.
+They are in logs like those of blocks, of REJECT_SCHEMA. The partition's state lists the extents
+that count, oldest first, and when the newest reject of each arrived (`RejectFile`). A reject that a
+replay turns into an event, or that is deleted, is removed: its file is replaced in the list by one
+with the rejects that stay. So each reject that counts is in exactly one listed extent.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from forebay.storage.formats.schema import OFFSET, PARTITION
 class RejectFile:
     """What is known of one file of rejects without opening it.
 
-    `arrived_ms` is the wall time at which the newest of them was taken in. Not their broker times:
-    a client may set those to anything, and would have its rejects deleted at once, or never. A
-    broker's own are not later than ours, so a reject is kept no shorter than by them, and longer by
-    as much as the job was behind. None: it was written by a build that did not note it.
+    `arrived_ms` is the wall time at which the newest of them was taken in. Broker times would not
+    do: a client may set them to anything, and have its rejects deleted at once, or never. A
+    broker's own times are not later than ours, so a reject is kept at least as long as by them, and
+    longer by as much as the job was behind. None: written by a build that did not record it.
 
     `labels` says how many there are of each reason and column, as `labels` counts them.
     """
@@ -45,11 +45,11 @@ class RejectFile:
 
 @dataclass(frozen=True)
 class RejectFilter:
-    """Rejects that agree with everything given; an empty field asks for nothing.
+    """Rejects that match every field given; an empty field matches all.
 
     `reasons` are as in the table of rejects; `partitions` and `offsets` are where the messages came
     from; `since_ms` (included) and `until_ms` (not included) are broker times, since 1970. Raises
-    BadInput on a reason that there is not, and on other types.
+    BadInput on an unknown reason or a wrong type.
     """
 
     reasons: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class RejectFilter:
         return wanted
 
     def pick(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The rows of `batches` that agree, batch by batch, in the columns of REJECT_SCHEMA."""
+        """The rows of `batches` that match, batch by batch, in the columns of REJECT_SCHEMA."""
         for batch in batches:
             rows = self.rows(batch)
             if rows.any():
@@ -135,6 +135,6 @@ def _codes(column: pa.DictionaryArray) -> list[int]:
 def read_rejects(
     disk: Disk, folder: Path, extents: Iterable[Extent], wanted: RejectFilter
 ) -> Iterator[pa.RecordBatch]:
-    """The rejects meant, in the order in which they came. Raises MissingFile or Corruption."""
+    """The rejects meant, in order of arrival. Raises MissingFile or Corruption."""
     for extent in extents:
         yield from wanted.pick(read_log(disk, folder, extent))

@@ -2,20 +2,20 @@
 
     DATA/replay/000004.json     a record (see `record`) of kind "replay", version 2
 
-Numbered in the order in which they were asked, written once, never changed. Each partition carries
-them out in that order and remembers the last number in its state, so one look for the next number's
-file tells whether there is anything to do. To carry one out twice changes nothing: what passed is
-no reject any more, and the rest fails again.
+Requests are numbered in order, written once and never changed. Each partition carries them out in
+that order and keeps the last number in its state, so a look for the next number's file shows
+whether there is anything to do. Carrying a request out twice changes nothing: what passed is no
+longer a reject, and the rest fails again.
 
-A deletion says how far the messages had been read when it was asked: what came later it does not
-mean, however late it is carried out, and a partition that begins with it loses nothing to it.
+A deletion records how far the messages had been read when it was requested: it does not apply to
+later ones, however late it is carried out, and a partition that begins with it loses nothing to it.
 
-A request that can't be read is left out by each partition, and its number stays taken. None is ever
-deleted: a manifest does not tell what a crash could undo, so a restart may look for a number that
-it had passed, and a new partition begins with the first. Each is some hundred bytes, asked by hand.
+Each partition skips a request that can't be read; its number stays taken. Requests are never
+deleted: a manifest does not show what a crash could undo, so a restart may look for a number that
+it had passed, and a new partition begins with the first. Each is some hundred bytes, made by hand.
 
-Asking twice is one request as long as no partition has begun another run: within a run the same
-message is always decoded alike. `runs` (each partition's incarnation when it was asked) tells.
+Asking twice makes one request as long as no partition has begun another run, because within a run a
+message is always decoded alike. `runs` (each partition's incarnation at the request) shows that.
 """
 
 from __future__ import annotations

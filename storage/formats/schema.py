@@ -54,7 +54,7 @@ class Column:
     """One typed value taken from a message: `path` holds the JSON object keys that lead to it.
 
     `others` are more paths: the first of all that holds a value counts. Null and a value of a wrong
-    type are none; nor is empty text, unless no path holds more.
+    type don't count as values; nor does empty text, unless no path holds more.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """A log series: one log in several files, each sealed at a size and replaced by the next.
 
-Of rows that have no block to go to: rejects, drops. Files of earlier runs and sealed ones are only
-listed; one file of this run grows. What always holds: a file's name is never used twice, for its
-number rises within a run and the run's incarnation is in the name.
+It is for rows that belong to no block: rejects, drops. Files of earlier runs and sealed ones are
+only listed; one file of this run grows. What always holds: a file's name is never used twice,
+because its number rises within a run and the run's incarnation is in the name.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LogSeries:
             self.seal()
 
     def seal(self) -> None:
-        """Let the file of this run grow no more, and go on in the next."""
+        """Seal this run's file, and go on in the next."""
         self._log.flush()
         if self._log.extents:
             self._sealed += self._log.extents
@@ -81,7 +81,7 @@ class LogSeries:
             self._log = self._new()
 
     def discard(self, extent: Extent) -> Path:
-        """List a sealed file no more. The file itself is left to the caller."""
+        """Stop listing a sealed file. The file itself is left to the caller."""
         self._sealed.remove(extent)
         return self._folder / extent.file
 

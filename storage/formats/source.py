@@ -3,15 +3,15 @@
     DATA/topics/TOPIC         a record (see `record`) of kind "topic", version 2
     DATA/sources/PARTITION    a record of kind "source", version 2
 
-Both are claimed (`Files.claim`): of workers that start at once one writes each, and all read what
-it wrote. They are durable before the first message is read.
+Both are claimed (`Disk.claim`): of workers that start at once one writes each, and all read what it
+wrote. They are durable before the first message is read.
 
 Where a partition begins is decided once, by the worker that reads it: a restart before the first
 commit begins there too. A partition that the topic did not have at its first start begins at 0.
 
 Version 1 had the bare id in place of a topic's record (none, if the broker has no ids) and an empty
-file for a partition. An empty file is still of version 1, and so of a partition that was there at
-the first start.
+file for a partition. An empty file is always of version 1, so its partition was there at the first
+start.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Topic:
     partitions: Count | None
 
     def source(self, number: int) -> Source:
-        """What to keep of a partition of which nothing is kept."""
+        """The record for a partition that has none yet."""
         there = self.partitions is not None and number < self.partitions
         return Source(None if there else 0)
 
@@ -79,7 +79,7 @@ class Head:
         return cls(len(content), zlib.crc32(content))
 
     def begins(self, content: bytes) -> bool:
-        """Whether `content` begins so; nothing is said of an empty file."""
+        """Whether `content` begins like this; false for an empty file."""
         return 0 < self.size <= len(content) and zlib.crc32(content[: self.size]) == self.crc
 
 
@@ -117,7 +117,7 @@ def read_sources(disk: Disk, layout: Layout) -> dict[str, Source]:
 
 
 def claim_topic(disk: Disk, path: Path, topic: Topic) -> Topic:
-    """Keep `topic` unless one is kept; the one that is."""
+    """Keep `topic` unless one is kept. Returns the one that is."""
     kept = read_topic(disk, path)
     if kept is None:
         disk.make_directory(path.parent)
@@ -129,12 +129,12 @@ def claim_topic(disk: Disk, path: Path, topic: Topic) -> Topic:
 
 
 def keep_source(disk: Disk, layout: Layout, name: str, source: Source) -> None:
-    """Keep what its one reader has decided of a partition that is kept already."""
+    """Keep what the one reader of a partition has decided; the partition has a record already."""
     disk.replace(layout.sources / name, source.encode(), durable=True)
 
 
 def claim_sources(disk: Disk, layout: Layout, wanted: Mapping[str, Source]) -> dict[str, Source]:
-    """Keep each of `wanted` of which nothing is kept; all that are kept then, durably."""
+    """Keep each of `wanted` that has no record yet. Returns all that are kept then, durably."""
     disk.make_directory(layout.sources)
     known = read_sources(disk, layout)
     for name in sorted(set(wanted) - set(known)):

@@ -37,10 +37,10 @@ VERSION = 2
 class Counters:
     """Since the partition began; exact over restarts.
 
-    `rejects` are those there are now: a replay that one passes takes it from there to `accepted` or
-    `duplicates`, a deletion to `rejects_expired`. So the sum of these four is the number of
-    messages. `conflicts` are duplicates whose payload is not that of the event kept. `late`
-    events were older than the dedup window, those `after_seal` of a time that was sealed.
+    `rejects` are those that exist now: a reject that passes a replay moves to `accepted` or
+    `duplicates`, a deleted one to `rejects_expired`. So the sum of these four is the number of
+    messages. `conflicts` are duplicates whose payload is not that of the event kept. `late` events
+    were older than the dedup window; those `after_seal` were of a time that was already sealed.
     """
 
     accepted: Count = 0
@@ -60,7 +60,7 @@ class Counters:
 class BlockState:
     """One block. `touched_ms` is the stream time of its last update; times are upload times.
 
-    `late` is the number of the seal that its events came too late for, 0 if they did not.
+    `late` is the number of the seal that its events arrived too late for, 0 if they did not.
     """
 
     id: BlockId

@@ -1,6 +1,6 @@
 """Admission: which events a partition takes in, into which blocks, and what is evicted for them.
 
-For each event, in offset order, as if it came alone:
+For each event, in offset order, as if it arrived alone:
 1. stream time becomes the larger of itself and the event's upload time;
 2. every live block with stream time - last touch >= the dedup window is evicted;
 3. the event is a duplicate if its key is in a live block, whatever its interval, or in any
@@ -8,11 +8,11 @@ For each event, in offset order, as if it came alone:
 4. else it is appended to the open block of its interval (a new one if there is none), which is
    touched at the stream time.
 An event is *backfill* if all of its interval is older than the dedup window was at first. Such
-events share one block a UTC day, so that a few of many intervals cost few files; they are
-duplicates as well if their key is in a retained backfill block of their day. An event that is not
-has none of its interval there, for stream time never goes back.
-A seal closes the blocks below it between two events; what comes later for them opens late ones.
-Events are cut only where step 2 could evict, so the result does not depend on how input is cut.
+events share one block per UTC day, so that a few events of many intervals cost few files; they are
+also duplicates if their key is in a retained backfill block of their day. An event that is not
+backfill has none of its interval there, because stream time never goes back. A seal closes the
+blocks below it between two events; what arrives for them later opens late blocks. Events are cut
+only where step 2 could evict, so the result does not depend on how input is cut.
 
 Pure: looks at the state and at what is known of keys, and yields edits, each of which is applied
 before the next is asked for. Knows no file, no engine and no clock.
@@ -43,18 +43,18 @@ class Known(Protocol):
     """The keys of all blocks that an event could be a duplicate in."""
 
     def live(self, hashes: U64) -> Iterable[tuple[KeySet, Mask]]:
-        """Those of each live block, newest first, and which of the hashes may be among them."""
+        """The keys of each live block, newest first, and which of the hashes may be among them."""
 
     def retained(self, interval_ms: int) -> list[KeySet]:
-        """Those of everything evicted or merged of an interval, backfill left out."""
+        """The keys of everything evicted or merged of an interval, backfill left out."""
 
     def backfilled(self, first_ms: int) -> list[KeySet]:
-        """Those of all backfill blocks, evicted or merged, of a backfill span."""
+        """The keys of all backfill blocks, evicted or merged, of a backfill span."""
 
 
 def unseen(state: PartitionState, frame: Frame) -> Frame | None:
-    """What of a frame is not below the source's next offset; None if nothing is. Else a replay by
-    the source could double events."""
+    """The part of a frame that is not below the source's next offset; None if there is none.
+    Without this, a redelivery by the source could double events."""
     following = state.next_offsets.get(frame.source, frame.first_offset)
     if frame.next_offset <= following:
         return None

@@ -4,8 +4,8 @@
                   ▲                   │
                   └── state, keys ◄───┘          gc ─► edits, files to delete
 
-`admission` decides what becomes of events, `gc` what may be forgotten; deciding, both only look.
-`journal` carries out what they decided. A replayed reject comes in as any event, at the moment of
+`admission` decides what becomes of events, `gc` what may be forgotten; both only look at the state.
+`journal` carries out what they decided. A replayed reject comes in like any event, at the moment of
 the replay, whatever its offset.
 Knows nothing of bytewax, Kafka or the clock: wall time comes in as an argument.
 """
@@ -87,7 +87,7 @@ class Blocks:
         return self._journal.commits.settled
 
     def start(self, now_ms: int) -> Offer:
-        """Publish the state resumed from; the offer that must reach `chunks` before any other."""
+        """Publish the state resumed from. Returns the offer that must reach `chunks` first."""
         self._journal.date_rejects(now_ms)
         for folder in self._folders:
             self._garbage.doom(unlisted(folder, self.state), now_ms)
@@ -98,8 +98,8 @@ class Blocks:
     # -- events in ---------------------------------------------------------------------------
 
     def append(self, frame: Frame, now_ms: int) -> Offer | None:
-        """Take a frame in; evicted blocks are offered in order of eviction. `now_ms` is when its
-        rejects have arrived, and nothing else."""
+        """Take a frame in; evicted blocks are offered in order of eviction. `now_ms` is used only
+        as the time at which its rejects arrived."""
         if frame.first_offset < self.state.next_offsets.get(frame.source, 0):
             self._disk.step("orphan-snapshot")
         new = unseen(self.state, frame)
@@ -159,8 +159,8 @@ class Blocks:
             yield
 
     def _in_turn(self, request: ReplayRequest) -> Iterator[Extent]:
-        """The files of rejects that there are, each if it still is there. None is joined with
-        others before the request has been carried out."""
+        """The files of rejects, each if it is still there in its turn. None is joined with others
+        before the request has been carried out."""
         self._requested = True
         for extent in self._journal.reject_files():
             if extent in self.state.rejects:
@@ -169,7 +169,7 @@ class Blocks:
         self.replayed(request.number)
 
     def replayed(self, number: int) -> None:
-        """Requests up to this one need no more looking at."""
+        """Requests up to this one are done with."""
         self._journal.apply(Replayed(number))
 
     def _replay(self, extent: Extent, wanted: RejectFilter, redecode: Redecode) -> Offer | None:
@@ -185,7 +185,7 @@ class Blocks:
     # -- handoff -----------------------------------------------------------------------------
 
     def notice(self, boundary: Boundary) -> bool:
-        """Carry out the newest seal, if that is not done; whether a commit must still follow."""
+        """Carry out the newest seal, if not yet done. Returns whether a commit is still needed."""
         seal = boundary.seal
         if seal is None:
             return False
@@ -196,8 +196,8 @@ class Blocks:
     def tick(
         self, boundary: Boundary, retention_ms: int, now_ms: int, from_ms: int | None = None
     ) -> Offer:
-        """Have what may go deleted: live blocks that are handed off, or older than `from_ms`, among
-        it; rejects that came before the boundary, or that are old enough now."""
+        """Have what may go deleted, including live blocks that are handed off or older than
+        `from_ms`, and rejects that arrived before the boundary or are old enough now."""
         state, commits = self.state, self._journal.commits
         self._journal.expire_rejects(boundary.covered_until_ms, now_ms)
         evicted = self._apply(leaving(state, boundary, self._rules.dedup_window_ms, from_ms))
@@ -224,9 +224,9 @@ class Blocks:
         self._journal.publish()
 
     def tidy(self, now_ms: int) -> None:
-        """Forget evicted blocks that a chunk has covered for the grace period; delete what has been
-        forgotten for another, or replaced for one once that is surely committed. Join files of
-        rejects that are small."""
+        """Forget evicted blocks that a chunk has covered for the grace period; delete what was
+        forgotten another grace period ago, or replaced one ago, counted from when that was surely
+        committed. Join small files of rejects."""
         sure, catalog = self._journal.commits.sure, self._catalog.read()
         self._known.keep(catalog)
         self._journal.date_rejects(now_ms)

@@ -6,11 +6,11 @@ names, which the next start collects.
 
 What always holds: this is the only writer of the catalog; a chunk's name is never used twice; the
 first offer of a run withdraws every chunk that an earlier run made of evictions that were never
-committed, before a block is merged; only what no crash can undo is compacted. Nothing needs to be
-remembered from run to run but the catalog: `blocks` offers again whatever it does not cover. A
-column that was declared after a block was written is in its chunk, from `raw`. Late blocks are
-merged apart, by their seal, and so are backfill blocks; a block that the batch layer has is not
-merged any more, but dropped at the next tick.
+committed, before a block is merged; only what no crash can undo is compacted. Only the catalog
+needs to be kept from run to run: `blocks` offers again whatever it does not cover. A column that
+was declared after a block was written is in its chunk, from `raw`. Late blocks are merged
+separately, by their seal, and so are backfill blocks; a block that the batch layer has is no longer
+merged, but dropped at the next tick.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Chunks:
         return neighbours(chunks, offer.incarnation, offer.committed, self._compacted_ms)
 
     def _try_to_compact(self, chunks: list[Chunk], incarnation: int, now_ms: int) -> None:
-        """Damage is told, and left where it is: it must not stop the job."""
+        """Damage is reported, and left where it is: it must not stop the job."""
         try:
             self._compact(chunks, incarnation, now_ms)
         except (Corruption, MissingFile) as error:

@@ -1,11 +1,11 @@
-"""Commits: what may be relied on of the last snapshots, whatever crashes.
+"""Commits: which of the last snapshots can be relied on, whatever crashes.
 
 A snapshot is stored some time after it was taken, and the engine does not tell when. It opens an
 epoch only when the one before it is done, so of the snapshots taken, UNCOMMITTED_SNAPSHOTS_MAX at
-most can be lost; the one before those is *sure*. A run that is lost may leave those two in the
-store: of a partition that this run does not snapshot in the same epochs, a later resume would load
-what the lost run left, beside sources that are further. So a partition is snapshotted in each of
-its first epochs (`settled`), whether anything comes for it or not.
+most can be lost; the one before those is *sure*. A lost run may leave those two in the store. For a
+partition that this run does not snapshot in the same epochs, a later resume would load what the
+lost run left, beside sources that are further on. So a partition is snapshotted in each of its
+first epochs (`settled`), whether anything arrives for it or not.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Compaction: which small chunks become one, so that sparse or scattered times don't make many.
+"""Compaction: which small chunks become one, so that sparse or scattered times don't leave many.
 
 Chunks are compacted with their neighbours: those of the same span of time, of the same kind (on
-time or late, backfill or not), and of about the same size, so that each row is written again as
-often as the logarithm of how many chunks there are, not as often as there are chunks. A chunk is
-left alone until no crash can undo any of its evictions: so what is made of several is as sure as
-each of them was, and never has to be taken apart. A span is a UTC day at most; where data expires,
-it is a quarter of what is kept at most, for a chunk goes when all of it may. Backfill has days
-only, as its blocks have. Pure.
+time or late, backfill or not), and of about the same size, so that the number of times a row is
+rewritten is the logarithm of the number of chunks, not that number. A chunk is left alone until no
+crash can undo any of its evictions: so what is made of several is as sure as each of them was, and
+never has to be taken apart. A span is a UTC day at most; where data expires, it is a quarter of
+what is kept at most, because a chunk goes when all of it may. Backfill has days only, as its blocks
+have. Pure.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _tier(size: int) -> int:
 
 
 def compacted_id(chunks: Iterable[Chunk]) -> ChunkId:
-    """Of what is made of them: it counts wherever the newest of them does (`Catalog.committed`),
-    and they are all sure."""
+    """The id of the chunk made of them: it counts wherever the newest of them does
+    (`Catalog.committed`), and they are all sure."""
     ids = [chunk.id for chunk in chunks]
     newest = max(ids, key=lambda id: (id.incarnation, id.last))
     return ChunkId(min(id.first for id in ids), newest.last, newest.incarnation)

@@ -90,7 +90,7 @@ class DropLog:
         self._log.flush()
 
     def trim(self) -> list[Path]:
-        """The files that are listed no more, for their bytes or their number is beyond the bound.
+        """The files no longer listed, because their bytes or their number exceed the bound.
 
         The file that grows always stays listed.
         """

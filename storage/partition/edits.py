@@ -45,7 +45,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Reject:
-    """Messages, of REJECT_SCHEMA, that are no events; how many of each label; the wall time."""
+    """Messages, of REJECT_SCHEMA, that are not events; how many of each label; the wall time."""
 
     rows: pa.RecordBatch
     labels: Mapping[str, int]
@@ -140,7 +140,7 @@ class Open:
 
 @dataclass(frozen=True)
 class Take:
-    """These rows of arrivals, which rise and are new, are the block's."""
+    """These rows of arrivals, ascending and new, belong to the block."""
 
     block: BlockId
     arrivals: Arrivals
@@ -197,7 +197,7 @@ class Evict:
 
 @dataclass(frozen=True)
 class Close:
-    """The seal holds: the blocks below it take no more events."""
+    """The seal is in force: the blocks below it take no more events."""
 
     seal: Seal
 
@@ -252,7 +252,7 @@ Edit = (
 
 
 def _expire_rejects(state: PartitionState, found: Mapping[str, int]) -> None:
-    """Count these labels from the rejects that there are to those that were deleted."""
+    """Move the counts of these labels from the present rejects to those that were deleted."""
     _count_rejects(state, found, -1)
     state.counters.rejects_expired += sum(found.values())
 

@@ -2,14 +2,14 @@
 
 A block or chunk goes when the batch layer has all of its events ("handed off"), or when its last
 event is older than the retention, in stream time, or than what the bound in bytes leaves room for
-("expired"; there is no such limit by default). It goes by being listed in the catalog as dropped;
-files follow after the grace period.
+("expired"; there is no such limit by default). It is deleted by being listed in the catalog as
+dropped; its files follow after the grace period.
 
 The bound is of a data directory as a whole, and each partition has a writer of its own. So whoever
 ticks adds up what all partitions have published (`kept`), and finds the upload time from which on
 data has room (`room`); each partition then deletes what is older. Adding up again while some have
-deleted and others have not gives no later time. What wins over the bound is the last day, in the
-greatest stream time of all: it is kept, whatever it takes.
+deleted and others have not gives no later time. The last day, by the greatest stream time of all,
+wins over the bound: it is kept, whatever its size.
 """
 
 from __future__ import annotations

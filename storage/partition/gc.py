@@ -2,7 +2,7 @@
 
 What always holds: an evicted block is listed, and its logs are kept, until a chunk has covered it
 for the grace period and its eviction is surely committed; a file is deleted a grace period after
-the last state or catalog that named it, or a reader may be on its way to it.
+the last state or catalog that named it, because a reader may be about to open it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def leaving(
 
 
 class Garbage:
-    """The files of one partition that nothing counts on, or will once a commit is sure."""
+    """The files of one partition that nothing needs, or will need once a commit is sure."""
 
     def __init__(self, disk: Disk, grace_ms: int) -> None:
         self._disk = disk

@@ -125,7 +125,7 @@ class Journal:
         return self._rejects.sealed
 
     def date_rejects(self, now_ms: int) -> None:
-        """No reject came later than now."""
+        """Correct the arrival times of rejects: none is later than now."""
         self._rejects.date(now_ms)
         self._list()
 
@@ -179,7 +179,7 @@ class Journal:
             self.apply(Expire(extent))
 
     def _replace(self, *paths: Path) -> None:
-        """These files are listed no more; others may be in their place."""
+        """These files are no longer listed; others may be in their place."""
         for path in paths:
             self._garbage.replace(path, self.state.snapshots)
         self._list()

@@ -2,7 +2,7 @@
 
 A block's keys are in memory and in its logs until a chunk covers it, then in the chunk too; each
 answers. Nothing is read before it is asked for.
-Thread safety: one thread, but for what `_load` does within.
+Thread safety: one thread, except for what `_load` does within.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class KnownKeys:
         return hashes
 
     def evict(self, block: BlockId) -> None:
-        """It is live no more."""
+        """It is no longer live."""
         del self._logs[block]
         self._retained[block] = self._live.pop(block)
         self._bloom.remove(block)
@@ -103,7 +103,7 @@ class KnownKeys:
             keys.close()
 
     def keep(self, catalog: Catalog) -> None:
-        """Let go of the keys of chunks that are gone."""
+        """Release the keys of chunks that are gone."""
         named = {chunk.file for chunk in catalog.chunks}
         for place in [place for place in self._merged if place[0] not in named]:
             self._merged.pop(place).close()

@@ -25,8 +25,8 @@ class Tick:
 class Offer:
     """Evicted blocks to merge, and now and then a tick to delete by. The first offer of a run
     carries the committed `runs` (see `PartitionState`): chunks of evictions that were never
-    committed are to be withdrawn; and the columns ever `declared`, for blocks of before that lack
-    one. `committed` is the last eviction that no crash can undo."""
+    committed are to be withdrawn; and the columns ever `declared`, for older blocks that lack one.
+    `committed` is the last eviction that no crash can undo."""
 
     incarnation: int
     blocks: tuple[BlockState, ...]

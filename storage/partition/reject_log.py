@@ -3,8 +3,8 @@
 What always holds:
 
 - A file is of one day at most (of an eighth of the time that rejects are kept, where that is below
-  a day), by the wall clock at which its rejects were taken in. So files go whole, and what is due
-  waits for nothing that is not.
+  a day), by the wall clock at which its rejects were taken in. So files are deleted whole, and what
+  is due waits for nothing that is not.
 - Their number is bounded. Beyond FILES_MIN, neighbours of one day that fit in one file are joined;
   beyond FILES_MAX, neighbours of any days. Then any two neighbours have more than a full file, so
   there are at most FILES_MAX of them, or twice as many as full ones fit in the bound in bytes.
@@ -121,22 +121,22 @@ class RejectLog:
         self._log.append(rows)
 
     def date(self, now_ms: int) -> None:
-        """Files of which no one noted when they came have come now; so have those of the future,
-        which a clock that was wrong gave them."""
+        """Files whose arrival was not recorded arrived now; so did those with a time in the future,
+        which a wrong clock gave them."""
         for name, file in self._files.items():
             if file.arrived_ms is None or file.arrived_ms > now_ms:
                 self._files[name] = RejectFile(now_ms, file.labels)
 
     def seal(self) -> None:
-        """Let the file of this run grow no more."""
+        """Seal this run's file: it grows no more."""
         self._log.seal()
 
     def flush(self) -> None:
         self._log.flush()
 
     def rewrite(self, extent: Extent, left: Iterable[pa.RecordBatch]) -> Path:
-        """List a file with what is left of a sealed one in its place. The path of the old one,
-        which is left to the caller."""
+        """List a file with what is left of a sealed one in its place. Returns the path of the old
+        one, which is left to the caller."""
         batches, counts = list(left), Counter[str]()
         for rows in batches:
             counts.update(labels(rows))
@@ -146,13 +146,13 @@ class RejectLog:
         return self._folder / extent.file
 
     def discard(self, extent: Extent) -> Path:
-        """List a sealed file no more. Its path, which is left to the caller."""
+        """Stop listing a sealed file. Returns its path, which is left to the caller."""
         del self._files[extent.file]
         return self._log.discard(extent)
 
     def join(self) -> list[Path]:
-        """Join two neighbours, if there are more files than need be. The paths of the old ones,
-        which are left to the caller. A file that can't be read stays as it is."""
+        """Join two neighbours, if there are more files than need be. Returns the paths of the old
+        ones, which are left to the caller. A file that can't be read stays as it is."""
         while pair := self._neighbours():
             try:
                 (new,) = self._log.join(pair)

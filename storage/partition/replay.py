@@ -57,8 +57,8 @@ def deleted(
     """The deletion of those rejects of one file that are meant and were read before `next_offsets`,
     which have each source's; None if there are none.
 
-    Of a file that can't be read nobody knows which are meant: it goes if all rejects are, else it
-    stays.
+    If a file can't be read, nobody knows which of its rejects are meant: it is deleted if all
+    rejects are, else it stays.
     """
     if not next_offsets:
         return None

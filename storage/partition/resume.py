@@ -33,9 +33,9 @@ def resumed(
     block_span_ms: int,
     window_ms: int,
 ) -> PartitionState:
-    """The state to go on with: the committed one under this schema, as a new run, or a new one. As
-    long as it has no other, it keeps the dedup window `window_ms` that it was begun with as the age
-    from which on events are backfill.
+    """The state to go on with: the committed one under this schema, as a new run, or a new one. If
+    the state has no age beyond which events are backfill, that is the dedup window `window_ms`, and
+    it is kept.
 
     Raises MissingFile or Corruption if a log that it names is not here, BadInput if it has events
     made under another key or block span."""
@@ -56,7 +56,7 @@ def _next_incarnation(
 ) -> int:
     """One more than any start of this partition that left a trace.
 
-    Raises MissingFile if there is no committed state although there must have been one.
+    Raises MissingFile if there is no committed state but there must have been one.
     """
     traces = {committed.incarnation} if committed else {0}
     for folder in (layout.hot(partition), layout.rejects(partition), layout.drops(partition)):
@@ -67,7 +67,7 @@ def _next_incarnation(
     try:
         manifest = read_manifest(disk, layout.manifest(partition))
     except Corruption:
-        manifest = None  # torn by a power loss: about to be published anew from the committed state
+        manifest = None  # torn by a power loss: about to be republished from the committed state
     if manifest:
         traces.add(manifest.incarnation)
         if committed is None and manifest.snapshots > UNCOMMITTED_SNAPSHOTS_MAX:
@@ -161,8 +161,8 @@ def _recount_rejects(disk: Disk, layout: Layout, state: PartitionState) -> None:
 def _described(disk: Disk, layout: Layout, state: PartitionState) -> dict[str, RejectFile]:
     """What is known of each file of rejects; of those that an earlier build wrote, what is in them.
 
-    What can't be read has what the counters have beyond the others, the labels in any order: a
-    damaged reject keeps no job from its start.
+    A file that can't be read gets what the counters have beyond the others, the labels in any
+    order: a damaged reject keeps no job from starting.
     """
     found, rest = dict(state.reject_files), Counter(state.counters.rejected)
     folder, damaged = layout.rejects(state.partition), []
