@@ -34,7 +34,8 @@ def check(as_json: bool, roots: list[Path]) -> None:
         ]
         if rows:
             echo_table(("file", "offset", "what"), rows, right=("offset",))
-        found = f"{len(rows):,} faults" if rows else "all as written"
+        faults = "fault" if len(rows) == 1 else "faults"
+        found = f"{len(rows):,} {faults}" if rows else "all as written"
         click.echo(f"{report.files:,} files, {report.bytes:,} bytes: {found}")
     if report.faults:
         raise SystemExit(1)

@@ -72,7 +72,7 @@ def disk(dry_run: bool, limit: int, as_json: bool, roots: list[Path]) -> None:
         rejects = sum(item.rows for item in mine if item.what == REJECTS)
         events = sum(item.rows for item in mine) - rejects
         held = f"{events:,} events" + (f", {rejects:,} rejects" if rejects else "")
-        click.echo(f"{fate}: {len(mine):,} of {held} and {size}")
+        click.echo(f"{fate}: {size}, {held} ({len(mine):,} blocks, chunks and reject files)")
     click.echo()
     echo_table(SUMMARY, _summary(items), right=("count", "rows", "size"))
     listed = sorted(items, key=lambda item: item.fate)[:limit]

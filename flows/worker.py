@@ -135,10 +135,10 @@ def _told(error: BaseException | None) -> int:
         log.error("%s: %s", type(error).__name__, error, exc_info=error)
     else:
         log.error(
-            "the engine failed (%s): another worker has ended, or the recovery store can't be"
+            "the engine failed (%s): another worker has ended, or the recovery store could not be"
             " written: %s",
             error,
-            _store_problem() or "now it can",
+            _store_problem() or "it can be written now",
         )
     return 1
 

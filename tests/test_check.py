@@ -257,7 +257,7 @@ def test_the_command_prints_file_offset_and_what_and_ends_with_1(partition: Part
     assert head.split() == ["file", "offset", "what"]
     assert row.split()[:2] == [str(path), str(size - 1)]
     assert f"expected {size} bytes, got {size - 1}" in row
-    assert total.endswith("1 faults")
+    assert total.endswith("1 fault")
     told = invoke("--json", "--data-dir", partition.root)
     assert told.exit_code == 1
     what = f"chunk {path}: expected {size} bytes, got {size - 1}"

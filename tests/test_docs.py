@@ -173,7 +173,7 @@ CLAIMS: dict[str, Callable[[Stranger, str], None]] = {
         r'"series":\[\[[1-9]\d*,[1-9]\d*\]\]'
     ),
     "curl -sg -u key:secret 'http://localhost:8080/api/2/funnels": _says('"events":\\["search"'),
-    "forebay disk": _says(r"goes: \d+ of"),
+    "forebay disk": _says(r"goes: [\d,.]+ "),
     "forebay rejects list": _says("bad json"),
     "forebay rejects replay": _says("no rejects to replay"),
     "forebay rejects delete": _says("no rejects to delete"),

@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 log = logging.getLogger("forebay.compiled")
-COMPILING = "compiling for this machine; this is kept, so that it happens once"
+COMPILING = "compiling functions for this machine; each is kept, so that this happens once"
 _told: set[str] = set()
 
 
