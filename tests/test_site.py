@@ -101,7 +101,9 @@ def test_a_browser_asks_nobody_else_for_any_page_and_finds_a_word(built: Path) -
             page.goto(path.relative_to(built).as_posix(), wait_until="networkidle")
         page.get_by_role("button", name="Search").first.click()
         page.keyboard.type("librdkafka")
-        page.get_by_text(re.compile(r"^[1-9]\d* results$")).wait_for()
+        found = page.get_by_text(re.compile(r"^[1-9]\d* results$"))
+        found.wait_for()
+        assert found.is_visible()
 
 
 @contextmanager
