@@ -39,6 +39,8 @@ from forebay.query.tables import BATCH_ROWS, Limits, Parameters, Relation, liter
 from forebay.storage.base.errors import BadInput, ForebayError
 from forebay.storage.formats.checksum import Checksum
 
+GONE_MAX = 500
+"""Of so many files that are gone, footers may be kept."""
 HEARD_S = 0.1
 """How long Ctrl-C may go unnoticed."""
 ENDED_S = 1.0
@@ -79,6 +81,13 @@ class Engine:
             if path.is_relative_to(folder):
                 return str(named / path.relative_to(folder))
         return str(path)
+
+    def keep(self, files: int) -> None:
+        """Forget all footers once most are of files that are gone, for each takes 0.1 MB or more.
+        So many `files` are there now."""
+        with self._lock:
+            if len(self._known) > 2 * files + GONE_MAX:
+                self._known, self._instance = {}, None
 
     def _without_patterns(self, folder: Path) -> Path:
         """A name of the folder that the engine does not treat as a glob pattern, which would match

@@ -299,6 +299,7 @@ class Store(Questions):
         """The tables that the statement reads, of a view taken now."""
         names = statement.tables
         view = self._readable(events=names != {REJECTS}, rejects=REJECTS in names)
+        self._engine.keep(len(view.chunk_files))
         located, asks = self._engine.located, statement.asks_for
         return {name: self._scans.relation(view, name, located, asks) for name in sorted(names)}
 

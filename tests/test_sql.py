@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pytest
 
 import forebay
+from forebay.query.sql import GONE_MAX
 from forebay.query.statement import TABLE_FUNCTIONS, parse
 from forebay.storage.base.errors import BadInput, Corruption, MissingFile
 from forebay.storage.formats.chunk import ChunkReader
@@ -540,6 +541,22 @@ def test_what_the_engine_knows_of_chunks_is_forgotten_if_the_directory_is_made_a
     other.publish().merge()
     assert {file.path for file in store.view().chunk_files} & set(before)
     assert collected(store).height == len(other.published)
+
+
+def test_what_the_engine_knows_of_chunks_that_are_gone_is_forgotten_in_time(lane: Lanes) -> None:
+    one = filled(lane())
+    store = forebay.open(one.root)
+    collected(store)
+    engine, file = store._engine, store.view().chunk_files[0]
+    before, files = engine._instance, len(store.view().chunk_files)
+    while len(engine._known) < 2 * files + GONE_MAX:
+        engine._known[Path(f"gone-{len(engine._known)}")] = file.chunk.checksum
+    collected(store)
+    assert engine._instance is before
+    engine._known[Path("one more")] = file.chunk.checksum
+    assert collected(store).height == len(one.published)
+    assert engine._instance is not before
+    assert len(engine._known) == files
 
 
 def test_a_file_that_stays_away_is_missing(lane: Lanes) -> None:
