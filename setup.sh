@@ -94,7 +94,19 @@ fi
 
 ready="$here
 $(cat constraints-dev.txt pyproject.toml setup.sh | cksum)"
-if fits .venv/bin/python && [ "$(cat .venv/ready 2>/dev/null)" = "$ready" ]; then exit; fi
+is_ready() {
+  fits .venv/bin/python && [ "$(cat .venv/ready 2>/dev/null)" = "$ready" ]
+}
+
+if is_ready; then exit; fi
+if command -v flock >/dev/null; then  # one at a time in this folder
+  exec 9<setup.sh
+  flock -n 9 || {
+    echo "setup: waits for another setup of this folder" >&2
+    flock 9
+  }
+  if is_ready; then exit; fi
+fi
 
 if [ -e .venv/ready ] && [ "$(head -n 1 .venv/ready)" != "$here" ] || [ -e .venv/unfinished ] ||
   ! fits .venv/bin/python || ! works .venv/bin/python; then

@@ -43,16 +43,24 @@ def echo_answer(table: pl.DataFrame, measure: str | None, *, chart: bool | None)
         click.echo(f"{table.height:,} rows, of which {ROWS_MAX:,} are shown", err=True)
     if measure is None or not (sys.stdout.isatty() if chart is None else chart):
         return
-    labels = [
-        GAP.join(plain(row[at]) for at, name in enumerate(names) if name in LABELS) for row in rows
-    ]
+    blocks = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    labels = _labels([columns[at] for at, name in enumerate(names) if name in LABELS], blocks)
     values = [float(value or 0) for value in shown[measure]]
     texts = columns[shown.columns.index(measure)]
     width = shutil.get_terminal_size().columns
-    blocks = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     click.echo()
     for line in bars(labels, values, texts, width, blocks=blocks):
         click.echo(line)
+
+
+def _labels(columns: Sequence[Sequence[str]], blocks: bool) -> list[str]:
+    """A label for each row, its parts aligned; the widest is shortened to what the others leave."""
+    cells = [[plain(one) for one in column] for column in columns]
+    widths = [max(map(cell_len, column)) for column in cells]
+    rest = sum(sorted(widths)[:-1]) + len(GAP) * (len(widths) - 1)
+    room = max(BAR_CELLS, LABEL_CELLS - rest)
+    short = [[shortened(one, room) if blocks else one[:room] for one in one_of] for one_of in cells]
+    return text_table([""] * len(short), list(zip(*short, strict=True)))[1:]
 
 
 def bars(
@@ -60,7 +68,6 @@ def bars(
     *, blocks: bool,
 ) -> list[str]:  # fmt: skip
     """A line for each value: its label, its bar, and the value as text."""
-    labels = [shortened(label, LABEL_CELLS) if blocks else label[:LABEL_CELLS] for label in labels]
     other = max(map(cell_len, labels)) + max(map(cell_len, texts)) + 2 * len(GAP)
     room, most = max(BAR_CELLS, width - other), max(values, default=0)
     drawn = [_bar(max(0, value) / most * room if most > 0 else 0, blocks) for value in values]

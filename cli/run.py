@@ -51,7 +51,8 @@ all of them. Host 0 is met at its port, and each has a port above its own for ea
 @click.option("--hosts", "named", metavar="A:PORT,B:PORT", help=_HOSTS)
 @click.option("--host", type=int, help="Which of --hosts this is, counted from 0.")
 def run(workers: int, named: str | None, host: int | None) -> None:
-    """Run the job until its input ends or SIGTERM. Each run may have another number of workers."""
+    """Run the job until its input ends, or Ctrl-C (or SIGTERM) stops it. The next run continues
+    where it stopped, and may have another number of workers."""
     if (named is None) != (host is None):
         raise click.UsageError("expected both --hosts and --host, or neither")
     _open_standard_streams()
@@ -86,9 +87,8 @@ def run(workers: int, named: str | None, host: int | None) -> None:
             file_partitions(FilesConfig(settings.files.path, leave_out=settings.data_dir))
         same = {**shared(settings), "version": __version__}
         measured = _exported(settings) if settings.metrics else None
-        code = Cluster(
-            settings.data_dir, workers, hosts=hosts, shared=same, measured=measured
-        ).run()
+        cluster = Cluster(settings.data_dir, workers, hosts=hosts, shared=same, measured=measured)
+        code = cluster.run()
     except ForebayError as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(PERMANENT) from error
@@ -96,4 +96,6 @@ def run(workers: int, named: str | None, host: int | None) -> None:
         from forebay.cli.summary import summary  # reads data, unlike the supervisor
 
         click.echo("\n".join(summary(settings.data_dir)))
+        if cluster.stopped and code == 0:
+            click.echo("stopped as asked; the next run continues there")
     raise SystemExit(code)

@@ -96,7 +96,7 @@ class Cluster:
     ) -> None:
         """Workers run `module` in `environment`; what they print goes to `output`, by default to
         where this process prints. With several `hosts`, all have the `shared` settings. At each
-        start `measured` gives more of the workers' environment."""
+        start `measured` gives more of the workers' environment. `stopped`: a stop was asked for."""
         self._layout = Layout(data_dir)
         self._disk = Disk()
         self._module = module
@@ -108,7 +108,7 @@ class Cluster:
         self._channels: list[socket.socket] = []
         self._run = self._unbuilt = self._left = self._code = 0
         self._begun = False
-        self._stopped = self._restarting = False
+        self.stopped = self._restarting = False
         self._failure: str | None = None
         self._lock: BinaryIO | None = None
         self._clock = Clock()
@@ -130,13 +130,13 @@ class Cluster:
         while True:
             started_s = time.monotonic()
             code, failure = self._tried()
-            if code == 0 and self._restarting and not self._stopped:
+            if code == 0 and self._restarting and not self.stopped:
                 continue
             if code == PERMANENT and self._failure:
                 log.error("%s", failure)
             if code in (0, INCOMPLETE, PERMANENT):
                 return code
-            if self._stopped:
+            if self.stopped:
                 log.error("stopped: %s", failure)
                 return 1
             if time.monotonic() - started_s > HEALTHY_S:
@@ -191,7 +191,7 @@ class Cluster:
                 self._group.remind()
                 continue
             if event is None:
-                self._stopped = True
+                self.stopped = True
                 return None
             said = self._group.hear(event) if isinstance(event, Heard) else None
         return said
@@ -208,7 +208,7 @@ class Cluster:
                 return 1
             end, said = None, None
             if event is None:
-                self._stopped = True
+                self.stopped = True
             elif isinstance(event, Heard):
                 said = self._group.hear(event)
             elif event[0] == self._run:
@@ -217,9 +217,9 @@ class Cluster:
                 end = self._follow(said)
             if end is not None:
                 return end
-            if not self._begun and (self._stopped or self._left < len(self._processes)):
+            if not self._begun and (self.stopped or self._left < len(self._processes)):
                 return 0  # nothing has begun
-            if (self._stopped or self._restarting) and deadline == math.inf:
+            if (self.stopped or self._restarting) and deadline == math.inf:
                 log.info("stopping %d worker%s", self._left, "s" if self._left > 1 else "")
                 deadline = time.monotonic() + STOP_S
                 self._group.stop()
@@ -230,7 +230,7 @@ class Cluster:
         """Handle what a worker or the clock says: the exit code with which that ends the run, and
         what the group says to it."""
         if told == STEPPED:
-            if self._stopped or not self._begun:
+            if self.stopped or not self._begun:
                 return None, None
             self._restarting = True
             return 0, None  # as after a crash
@@ -304,7 +304,7 @@ class Cluster:
                 if said and said.kind in (Kind.LOST, Kind.REFUSED):
                     self._failure = said.reason
                     return PERMANENT if said.kind == Kind.REFUSED else code
-            self._stopped = True
+            self.stopped = True
         return code
 
     def _next(self, deadline: float) -> _Event | None:

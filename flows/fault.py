@@ -2,12 +2,13 @@
 that may be a secret.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 
 from pydantic_core import ErrorDetails
 
 from forebay.flows.secrets import HIDDEN, masked
-from forebay.storage.base.text import nearest, plain, shortened
+from forebay.storage.base.text import did_you_mean, nearest, plain, shortened
 
 CAME_CHARACTERS = 120
 Names = Mapping[str, Collection[str]]
@@ -76,7 +77,10 @@ def _fault(error: ErrorDetails, names: Names, columns: object) -> str:
     expected = "text, a number or a boolean" if passed_through else _expected(error, place)
     if " got " in f"{expected} ":
         return masked(f"{name}: expected {expected}")
-    return f"{name}: expected {expected}, got {_came(error, place)}"
+    near = ""
+    if error["type"] == "literal_error":
+        near = did_you_mean(str(error["input"]), re.findall("'([^']+)'", expected))
+    return f"{name}: expected {expected}, got {_came(error, place)}{near}"
 
 
 def _near(error: ErrorDetails, names: Names) -> str | None:

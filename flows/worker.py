@@ -65,6 +65,8 @@ def main(process: int, addresses: list[str], disk: Disk | None = None) -> int:
     from forebay.operators.routing import Place
 
     logging.basicConfig(format=f"%(asctime)s worker {process} %(levelname)s %(message)s")
+    if process == 0:
+        logging.getLogger("forebay.compiled").setLevel(logging.INFO)
     threading.Thread(target=_listen, daemon=True).start()
     try:
         settings = load()

@@ -230,5 +230,7 @@ def test_the_dry_run_says_what_the_next_tick_deletes(
     told = CliRunner().invoke(main, arguments, catch_exceptions=False).output.splitlines()
     tick(partitions, watch(partitions, bytes_max, [0.0]).from_ms(Boundary(), ()))
     expired = sum(partition.catalog().expired_rows for partition in partitions)
-    assert expired and told[0].startswith("goes: ") and f", {expired:,} events (" in told[0]
+    assert expired
+    assert told[0].startswith("goes: ")
+    assert f", {expired:,} events (" in told[0]
     assert any(line.startswith("goes: expired ") for line in told)

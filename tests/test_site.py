@@ -49,7 +49,7 @@ def test_each_page_is_in_the_navigation_once() -> None:
 
 def test_the_navigation_has_the_four_kinds_of_documents() -> None:
     first, *rest = tomllib.loads((site.ROOT / site.CONFIG).read_text())["project"]["nav"]
-    assert first == {"Forebay": "README.md"}
+    assert first == {"Overview": "README.md"}
     assert [name for entry in rest for name in entry] == SECTIONS
 
 
