@@ -199,7 +199,7 @@ class Question:
         kinds = self._kinds["event"].drop_nulls().sort().to_list() if names else []
         for name in sorted(names.difference(kinds)):
             near = did_you_mean(name, kinds) or f"; there are {', '.join(kinds[:10])}"
-            raise BadInput(f"event: expected one that there is, got {name!r}{near}")
+            raise BadInput(f"event: expected one that exists, got {name!r}{near}")
         for period in (one for one in found if isinstance(one, Period)):
             self._warn(names, period)
         wanted = {one.property for one in found if isinstance(one, Where)}

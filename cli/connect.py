@@ -133,7 +133,7 @@ def _topic(settings: Settings) -> Sample:
         reported = [error.args[0], *errors]
         reasons = dict.fromkeys(_AFTER.sub("", plain(masked(one.str()))) for one in reported)
         raise BadInput(
-            f"kafka.bootstrap: expected an answer of {masked(kafka.bootstrap)} within"
+            f"kafka.bootstrap: expected an answer from {masked(kafka.bootstrap)} within"
             f" {ANSWER_S:.0f} s, got: {'; '.join(reasons)}"
         ) from error
     finally:

@@ -89,7 +89,7 @@ def _require_host(layout: Layout, hosts: Hosts | None) -> Host | None:
         raise BadInput(
             f"data_dir: expected that of host {number} of {count}, got {came} in {layout.root};"
             " what was begun on some hosts stays on these: the state of a partition and the parts"
-            " of the recovery store can't be divided anew"
+            " of the recovery store can't be redistributed"
         )
     if parts and parts != [_part(number)]:
         raise BadInput(

@@ -105,7 +105,7 @@ def _named(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,127}", text):
         raise ValueError("expected letters, digits and _, at most 128, not beginning with a digit")
     if text.casefold() in RESERVED:
-        raise ValueError(f"expected another name than {', '.join(sorted(RESERVED))}")
+        raise ValueError(f"expected a name other than {', '.join(sorted(RESERVED))}")
     if by := RESERVED_ELSEWHERE.get(text.casefold()):
         raise ValueError(f"expected another name, for it is {by}; got {text!r}")
     return text

@@ -125,7 +125,7 @@ def _require_same_source(
     if gone := sorted(set(known) - names):
         raise BadInput(
             f"topic {topic}: expected partition {gone[0]}, which was read before, got {len(names)}"
-            " partitions without it; another topic, or one created anew, needs a data directory of"
+            " partitions without it; another topic, or a recreated one, needs a data directory of"
             " its own"
         )
 

@@ -354,7 +354,7 @@ def _refused(url: str, status: int, said: bytes) -> Exception:
     if status == 500:
         return Corruption(f"{url}: {detail}")
     if status in (401, 403):
-        return NodeError(url, f"expected to be let in, got {status}: {detail} ({TOKEN} has tokens)")
+        return NodeError(url, f"expected access, got {status}: {detail} ({TOKEN} has tokens)")
     if status == 404:
         return NodeError(
             url, f"expected a forebay serve that other nodes can ask, got {status}: {detail}"

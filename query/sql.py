@@ -183,7 +183,9 @@ class Engine:
         if isinstance(error, duckdb.FatalException | duckdb.InternalException):
             self._instance = None  # it no longer answers
         if late:
-            return BadInput(f"query: expected an answer in {self._limits.seconds:g} s, got none")
+            return BadInput(
+                f"query: expected an answer within {self._limits.seconds:g} s, got none"
+            )
         if isinstance(error, duckdb.OutOfMemoryException):
             return BadInput(f"query: {said(error).splitlines()[0]}: aggregate or filter more")
         of_files = OF_FILES.search(text) or type(error) is duckdb.Error  # for which it has no class

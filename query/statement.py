@@ -192,7 +192,7 @@ class _Check:
         try:
             tree: Node = json.loads(row.fetchall()[0][0])
         except RecursionError as error:
-            raise BadInput("query: expected one less deep, such as IN (…) for many ORs") from error
+            raise BadInput("query: expected less nesting, such as IN (…) for many ORs") from error
         if tree["error"]:
             where = tree.get("position")
             said_so = tree["error_message"] if where else f"expected {READS} in it"

@@ -104,10 +104,10 @@ class Asking:
             text = (data or b"{}").decode()
             found = orjson.loads(text)
             if not isinstance(found, dict):
-                raise Problem(400, "body: expected an object of JSON, got another value")
+                raise Problem(400, "body: expected a JSON object, got another value")
             orjson.dumps(found)  # fails if nested too deep to be passed on
         except (ValueError, orjson.JSONEncodeError) as error:
-            raise Problem(400, f"body: expected JSON, got what is none: {error}") from error
+            raise Problem(400, f"body: expected JSON, got something else: {error}") from error
         return text
 
     async def _send(self, reply: Reply, kind: str, bare: bool, client: Client, send: Send) -> None:

@@ -31,7 +31,7 @@ def docs(document: Mapping[str, Any]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n"
         f"<p>{escape(document['info']['description'])} A question is a GET with parameters in the"
-        " address, or a POST with the same as an object of JSON. As a document:"
+        " address, or a POST with the same as a JSON object. As a document:"
         ' <a href="/openapi.json">openapi.json</a>. For people: <a href="/">the page</a></p>\n'
         f"{body}\n</body></html>\n"
     )

@@ -165,7 +165,7 @@ class Feed:
             if away is None:
                 raise Problem(
                     429,
-                    f"expected {self._config.streams} clients at most that follow events, got more",
+                    f"expected {self._config.streams} clients at most to follow events, got more",
                     {"Retry-After": "5"},
                 )
             self._forget(away)

@@ -78,7 +78,9 @@ class Gate:
             raise Problem(403, f"Origin: expected none or this server's, got {origin!r}")
         asks = path == MCP or path.startswith("/v1/") or is_amplitude(path)
         if asks and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            raise Problem(403, "expected a request of no site or this one, got another site's")
+            raise Problem(
+                403, "expected a request from this site or from none, got one from another site"
+            )
         if self._tokens is not None and path not in OPEN and not path.startswith(OPEN_BELOW):
             self._let_in(self._tokens, headers.getlist("authorization"), path)
 

@@ -223,7 +223,7 @@ def _events() -> Json:
     text: Json = {"type": "array", "items": {"type": "string", "minLength": 1}}
     return {
         "summary": "Events as they come, each once, as server-sent events.",
-        "description": "Each is a message of which the data is the event as an object of JSON. A"
+        "description": "Each is a message of which the data is the event as a JSON object. A"
         " message `missed` says how many events a client did not get that read too slowly; `gap`"
         " that it was away for too long, and does not get what came since the message `after`.",
         "parameters": [

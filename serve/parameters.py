@@ -42,7 +42,7 @@ def _object(value: object) -> object:
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError as error:
-        raise BadInput(f"expected an object of JSON, got {value!r}: {error}") from error
+        raise BadInput(f"expected a JSON object, got {value!r}: {error}") from error
 
 
 def _event(value: object) -> Event:

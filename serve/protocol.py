@@ -58,7 +58,7 @@ def server_of(answers: Answers) -> Server[Any]:
             return CallToolResult(content=[TextContent(text=problem.detail)], is_error=True)
         except Exception:
             log.exception("a bug")
-            told = "expected an answer, got an error that the log of the server has"
+            told = "expected an answer, got an error: see the log"
             return CallToolResult(content=[TextContent(text=told)], is_error=True)
         return CallToolResult(content=[TextContent(text=one) for one in texts])
 

@@ -1,18 +1,20 @@
 """The server: its socket, the front, its workers, and shutdown.
 
 What always holds: it ends at once on SIGTERM and SIGINT, and leaves no process of its own behind,
-however it ends: workers end with the pipe to them.
+however it ends: its processes end with the pipe to them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,7 @@ async def _serve(
         loop.add_signal_handler(number, end, int(number))
     feed = Feed(config, metrics)
     try:
-        async with Pool(config, metrics) as pool:
+        async with Pool(config, metrics) as pool, _compiling():
             answers = Answers(pool, config, metrics)
             files, mcp = Files(answers, config, metrics), Mcp(answers, config, metrics)
             app = front(config, tokens, pool, answers, feed, files, mcp, metrics)
@@ -131,6 +133,24 @@ async def _serve(
     finally:
         await feed.close()
     return ended.result() if ended.done() else 0
+
+
+@asynccontextmanager
+async def _compiling() -> AsyncIterator[None]:
+    """Meanwhile, another process compiles what the first funnel would otherwise wait for."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "forebay.serve.compiling",
+        stdin=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+    )
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # it has ended
+            process.kill()
+        await process.wait()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

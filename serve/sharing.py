@@ -274,7 +274,7 @@ class Answers:
 
     def _problem_of(self, reason: str | None) -> Problem:
         if reason == "deadline":
-            return Problem(504, f"expected an answer in {self._config.seconds:g} s, got none")
+            return Problem(504, f"expected an answer within {self._config.seconds:g} s, got none")
         if reason == "memory":
             mib = self._config.memory_bytes >> 20
             return Problem(

@@ -231,7 +231,7 @@ async def call(answers: Answers, name: str, arguments: Mapping[str, Any]) -> lis
     try:
         body = orjson.dumps(given).decode()
     except orjson.JSONEncodeError as error:
-        raise Problem(422, f"arguments: expected JSON as it can be sent, got {error}") from error
+        raise Problem(422, f"arguments: expected valid JSON, got {error}") from error
     texts = []
     for one in tool.asks:
         reply = await answers.ask(Question(one, BRIEF, body=body, rows=rows))

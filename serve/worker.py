@@ -60,7 +60,9 @@ class Out:
         """Begin an answer; `head` is called when the first frame is sent. Raises Problem if some of
         another answer has been sent."""
         if self.begun:
-            raise Problem(410, "expected files that stay until they are read, got some that went")
+            raise Problem(
+                410, "expected files that stay until they are read, got some that were deleted"
+            )
         self._head = head
         self._held.clear()
 
@@ -106,7 +108,7 @@ def problem_of(error: BaseException) -> Problem:
     if isinstance(error, ForebayError):
         return Problem(500, str(error))
     log.error("a bug", exc_info=error)
-    return Problem(500, "expected an answer, got an error that the log of the server has")
+    return Problem(500, "expected an answer, got an error: see the log")
 
 
 class Worker:

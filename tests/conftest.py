@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -87,6 +88,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item not in first]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item in first]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Have compiled once what each process of tests would otherwise compile at the same time."""
+    if not config.option.collectonly:
+        subprocess.run([sys.executable, "-m", "tests.compiling"], check=True)
 
 
 @pytest.fixture(autouse=True)

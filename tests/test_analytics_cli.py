@@ -219,7 +219,7 @@ def test_both_layers_can_be_asked() -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("funnel serch", "event: expected one that there is, got 'serch'; did you mean 'search'?"),
+        ("funnel serch", "event: expected one that exists, got 'serch'; did you mean 'search'?"),
         ("funnel xyz", "there are purchase, search, signup"),
         ("segment --by contry", "got 'contry'; did you mean 'country'?"),
         ("segment --where 'user_properties.pln = 1'", "did you mean 'user_properties.plan'?"),
@@ -230,7 +230,7 @@ def test_both_layers_can_be_asked() -> None:
         ("segment --from 2024-05-03 --to 2024-05-02", "period: expected an end after its start"),
         ("segment --user whom", "role user: expected a column among"),
         ("segment '{\"event\": 1}'", "event: expected text as event"),
-        ("segment '{'", "event: expected an object of JSON, got '{'"),
+        ("segment '{'", "event: expected a JSON object, got '{'"),
         ("retention search --interval hour", "interval: expected"),
     ],
 )

@@ -266,7 +266,7 @@ def test_a_topic_made_anew_stops_the_job_and_none_of_its_messages_is_taken_for_a
     assert insert_ids(job) == ids({"old": range(10)}), "read from the new topic, not from its start"
     assert not silent, f"goes on without a word:\n{job.told()}"
     assert process.returncode == PERMANENT
-    assert "created anew" in job.told()
+    assert "recreated" in job.told()
 
 
 _quiet_since: dict[Path, float] = {}

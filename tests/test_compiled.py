@@ -1,13 +1,22 @@
-"""Compiled code on disk is used for the argument types that it was compiled for, and no others."""
+"""Compiled code on disk is used for the argument types that it was compiled for, and no others; a
+server compiles what questions call before they are asked."""
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from numba.extending import is_jitted
+
+from forebay.query import analytics
+from forebay.serve.compiling import compile_all
+
+COMPILED = [one.name for one in pkgutil.iter_modules(analytics.__path__) if one.name != "charts"]
 
 CHILD = """
 import json, sys
@@ -52,3 +61,17 @@ def test_code_that_stands_where_that_for_other_types_should_is_compiled_again(
     assert run(tmp_path, "readonly").partition("]")[0] == sound.partition("]")[0]
     assert run(tmp_path, "writeable").partition("]")[0] == sound.partition("]")[0]
     assert second.read_bytes() != content[0]
+
+
+def test_a_server_compiles_ahead_all_that_questions_call() -> None:
+    compile_all()
+    modules = [import_module(f"{analytics.__name__}.{name}") for name in COMPILED]
+    functions = {one for module in modules for one in vars(module).values() if is_jitted(one)}
+    inner = {name for one in functions for name in one.py_func.__code__.co_names}
+    called = [one for one in functions if one.py_func.__name__ not in inner]
+    assert (
+        {"total_paths", "longest_paths"}
+        <= {one.py_func.__name__ for one in called}
+        < {one.py_func.__name__ for one in functions}
+    )
+    assert [one.py_func.__name__ for one in called if not one.signatures] == []

@@ -160,7 +160,7 @@ def test_a_broker_that_does_not_answer_is_a_fault_within_a_bounded_time(
     monkeypatch.setenv("FOREBAY_KAFKA__BOOTSTRAP", "127.0.0.1:1")
     result = within(WAIT_S, connect)
     assert result.exit_code == 1
-    assert "kafka.bootstrap: expected an answer of 127.0.0.1:1 within 1 s" in result.stderr
+    assert "kafka.bootstrap: expected an answer from 127.0.0.1:1 within 1 s" in result.stderr
     assert "Connection refused" in result.stderr
     assert result.stderr.count("\n") == 1
 

@@ -351,8 +351,8 @@ def test_settings_that_the_data_was_not_made_with_are_faults_before_a_job_starts
     [
         (("Plan", "plan"), "differ by more than case, got 'plan' beside 'Plan'"),
         (("CITY",), "differ by more than case, got 'CITY' beside 'city'"),
-        (("RAW",), "expected another name than"),
-        (("Upload_Time",), "expected another name than"),
+        (("RAW",), "expected a name other than"),
+        (("Upload_Time",), "expected a name other than"),
         *(((name.upper(),), "expected another name, for it is") for name in RESERVED_ELSEWHERE),
     ],
 )

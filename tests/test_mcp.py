@@ -304,7 +304,7 @@ def test_nothing_but_the_protocol_is_written_until_the_end_of_input(root: Path) 
     assert piped.sql("select 1 as n")["content"][0]["text"] == '{"columns":["n"],\n"rows":[\n[1]]}'
     slow = piped.sql(LONG)
     assert slow["isError"]
-    assert slow["content"][0]["text"] == "expected an answer in 1 s, got none"
+    assert slow["content"][0]["text"] == "expected an answer within 1 s, got none"
     cut = piped.sql("select range as n from range(100000000)")
     assert "the first 50, and there are more" in cut["content"][0]["text"]
     assert piped.sql("select 2 as n")["content"][0]["text"].endswith("[2]]}")

@@ -410,13 +410,9 @@ def test_each_node_has_its_own_token(
         assert count(forebay.open(*urls, made.several[2].root, token=mapping)) == count(made.oracle)
         named = [Node(url, token) for url, token in mapping.items()]
         assert count(forebay.open(*named)) == without(made.oracle, 2)
-        with pytest.raises(
-            NodeError, match=f"{urls[1]}: expected to be let in, got 401: .*got another"
-        ):
+        with pytest.raises(NodeError, match=f"{urls[1]}: expected access, got 401: .*got another"):
             forebay.open(*urls, token=tokens[0])
-        with pytest.raises(
-            NodeError, match=f"{urls[0]}: expected to be let in, got 401: .*got none"
-        ):
+        with pytest.raises(NodeError, match=f"{urls[0]}: expected access, got 401: .*got none"):
             forebay.open(*urls)
         pairs = " ".join(f"{url}={token}" for url, token in mapping.items())
         monkeypatch.setenv("FOREBAY_TOKEN", pairs)

@@ -360,7 +360,7 @@ def test_an_error_is_shown_as_the_server_says_it(browser: Browser, server: Serve
         opened(page, "#funnel?steps=search&window=9999999d&order=this")
         assert re.search("window: expected", page.get_by_role("alert").inner_text())
         opened(page, "#segmentation?where=x")
-        assert "address: expected an object of JSON" in page.get_by_role("alert").inner_text()
+        assert "address: expected a JSON object" in page.get_by_role("alert").inner_text()
 
 
 @pytest.mark.long

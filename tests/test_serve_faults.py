@@ -83,7 +83,7 @@ def test_a_question_ends_at_its_deadline_with_its_worker(start: Start) -> None:
     server = start("--workers", "1", "--timeout", "1s")
     answer = server.sql(LONG)
     assert answer.status == 504
-    assert answer.json["detail"] == "expected an answer in 1 s, got none"
+    assert answer.json["detail"] == "expected an answer within 1 s, got none"
     assert server.sql(SMALL).status == 200
     server.until(replaced("deadline"), 1)
 

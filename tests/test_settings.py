@@ -119,7 +119,7 @@ def test_every_fault_is_told_at_once_by_name_with_what_was_expected_and_what_cam
         "kafka.speed": "expected one of [kafka], got an unknown name",
         "kafka.linger": "expected a time such as '500ms', '90s', '10m' or '7d', got '-1s'",
         "kafka.librdkafka": "expected none of the properties Forebay sets itself, got ['group.id']",
-        "columns.0.name (name 'raw')": "expected another name than _offset, _partition, raw,"
+        "columns.0.name (name 'raw')": "expected a name other than _offset, _partition, raw,"
         " upload_time, got 'raw'",
         "columns.1.type (name 'fine')": "expected 'string', 'id', 'text', 'int', 'float', 'bool',"
         " 'time', 'time_s', 'time_us' or 'time_auto', got 'blob'",

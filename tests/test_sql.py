@@ -350,9 +350,9 @@ def limited(store: forebay.Store, **limits: Any) -> forebay.Store:
 
 def test_a_query_ends_at_its_deadline(store: forebay.Store) -> None:
     short = limited(store, seconds=0.2)
-    with pytest.raises(BadInput, match=r"expected an answer in 0.2 s, got none"):
+    with pytest.raises(BadInput, match=r"expected an answer within 0.2 s, got none"):
         short.sql(ENDLESS)
-    with pytest.raises(BadInput, match=r"expected an answer in 0.2 s, got none"):
+    with pytest.raises(BadInput, match=r"expected an answer within 0.2 s, got none"):
         short.sql_stream(ENDLESS)
     assert short.sql("select 1").item() == 1
 
@@ -360,7 +360,7 @@ def test_a_query_ends_at_its_deadline(store: forebay.Store) -> None:
 def test_a_stream_whose_reader_dawdles_ends_at_the_deadline(store: forebay.Store) -> None:
     batches = limited(store, seconds=0.5).sql_stream("from range(100000000)")
     with pytest.raises(
-        (BadInput, pa.ArrowException, OSError), match=r"expected an answer in 0.5 s"
+        (BadInput, pa.ArrowException, OSError), match=r"expected an answer within 0.5 s"
     ):
         deque(_slowly(batches), maxlen=0)
 

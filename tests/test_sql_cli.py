@@ -376,7 +376,7 @@ def test_days_are_those_of_the_time_zone(data: Path) -> None:
 def test_a_query_ends_when_its_seconds_are_over(data: Path) -> None:
     began = time.monotonic()
     said = refused(ENDLESS, "--seconds", "0.3", "--data-dir", data)
-    assert said == "Error: query: expected an answer in 0.3 s, got none\n"
+    assert said == "Error: query: expected an answer within 0.3 s, got none\n"
     assert time.monotonic() - began < WAIT_S
     assert refused("select 1", "--seconds", "0", "--data-dir", data, code=2)
 
@@ -412,7 +412,7 @@ def test_one_value_that_takes_minutes_ends_at_the_deadline(data: Path) -> None:
     with started(STUBBORN, "--seconds", "1", "--data-dir", data) as process:
         told, error = process.communicate(timeout=WAIT_S)
     assert (process.returncode, told) == (1, "")
-    assert error == "Error: query: expected an answer in 1 s, got none\n"
+    assert error == "Error: query: expected an answer within 1 s, got none\n"
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,7 @@ def _send_again(trial: Trial, messages: dict[str, list[bytes]]) -> None:
     for name, again in messages.items():
         trial.feed.append(name, again)
     if not any(messages.values()) or _places(trial) != accepted:
-        raise AssertionError("bug: expected messages that come again to be duplicates")
+        raise AssertionError("bug: expected redelivered messages to be duplicates")
 
 
 def _places(trial: Trial) -> set[Place]:

@@ -280,7 +280,7 @@ class _Reader:
         where = f"topic {self.config.topic} partition {queue.number}"
         if at > high:
             raise OffsetGone(
-                f"{where}: expected offset {at}, the topic ends at {high}; if it was created anew,"
+                f"{where}: expected offset {at}, the topic ends at {high}; if it was recreated,"
                 " it needs a data directory of its own"
             )
         if at < low and self.config.on_gap != "skip":

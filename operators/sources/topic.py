@@ -232,7 +232,7 @@ def require_same_topic(topic: str, known: str, found: str) -> None:
     """Offsets mean nothing in another topic of the same name. Raises BadInput if it is another."""
     if found != known:
         raise BadInput(
-            f"topic {topic}: expected the topic read before, id {known}, got one created anew,"
+            f"topic {topic}: expected the topic read before, id {known}, got a recreated one,"
             f" id {found}; it needs a data directory of its own"
         )
 

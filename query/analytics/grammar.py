@@ -41,7 +41,7 @@ def parsed_event(text: str) -> Event:
         try:
             return Event.parse(orjson.loads(text))
         except orjson.JSONDecodeError as error:
-            raise BadInput(f"event: expected an object of JSON, got {text!r}: {error}") from error
+            raise BadInput(f"event: expected a JSON object, got {text!r}: {error}") from error
     found = re.fullmatch(rf"\s*({_NAME})(?:\s+where\s(.*))?", text, re.DOTALL)
     if found is None or not (name := _text(found[1].strip())):
         raise BadInput(f"event: expected a name, or NAME where PROPERTY > VALUE; got {text!r}")

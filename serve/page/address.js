@@ -62,7 +62,7 @@ function parsed(text) {
   } catch {
     // It is said below.
   }
-  throw new Error(`address: expected an object of JSON, got ${text}`);
+  throw new Error(`address: expected a JSON object, got ${text}`);
 }
 
 /** With more filters. @param {Kind} kind @param {Where[]} where @returns {Kind} */

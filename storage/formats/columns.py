@@ -110,7 +110,9 @@ def require_plain(schema: pa.Schema) -> None:
         raise ValueError("expected columns without metadata")
     for field in schema:
         if field.type not in _TYPES:
-            raise ValueError(f"column {field.name!r}: expected a type of ours, got {field.type}")
+            raise ValueError(
+                f"column {field.name!r}: expected a type that Forebay writes, got {field.type}"
+            )
 
 
 def unite(schemas: Iterable[pa.Schema]) -> pa.Schema:
