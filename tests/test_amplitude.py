@@ -35,7 +35,7 @@ from tests.amplitude import (
     taken,
     utc,
 )
-from tests.test_analytics_cli import taken as taken_of_another
+from tests.shop import taken as taken_of_another
 
 NOW = utc("2026-03-04 12:00")
 DAYS = {"start": "20260302", "end": "20260303"}
