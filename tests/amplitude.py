@@ -1,19 +1,28 @@
-"""Events as Amplitude exports them, taken in by a real partition."""
+"""Events as Amplitude exports them, taken in by a real partition, and its API over them."""
 
 from __future__ import annotations
 
+import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+import forebay
 from forebay.flows.schemas import PRESETS
 from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.operators.sources.messages import Messages
+from forebay.serve.amplitude.answers import Answers
+from forebay.serve.amplitude.refusals import body_of
+from forebay.serve.problems import Problem
+from forebay.storage.base.errors import BadInput
+from forebay.storage.base.times import ms_of
 from forebay.storage.formats.frame import Frame
 from forebay.storage.formats.schema import Schema
 from forebay.storage.partition.rules import Rules
@@ -24,6 +33,11 @@ PRESET = PRESETS["amplitude"]
 SCHEMA = Schema(PRESET.columns, PRESET.key, PRESET.upload_time, roles=PRESET.roles)
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
 FORM = "%Y-%m-%d %H:%M:%S.%f"
+DAYS = {"start": "20260302", "end": "20260303"}
+BUY = {"event_type": "buy"}
+NOW = datetime(2026, 3, 4, 12, tzinfo=UTC)
+"""When the endpoints are asked."""
+Make = Callable[..., "Api"]
 
 
 def event(user: str, kind: str, at: str | datetime, **fields: Any) -> Event:
@@ -90,3 +104,69 @@ def random_events(seed: int, count: int, start: datetime, days: int) -> list[Eve
 
 def utc(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+class Api:
+    """The endpoints over some events; `ask` gives what is answered, as JSON."""
+
+    def __init__(self, root: Path, zone: str = "UTC") -> None:
+        self.store = forebay.open(root)
+        self.answers = Answers(self.store, zone, lambda: ms_of(NOW))
+
+    def written(self, name: str, **given: object) -> bytes:
+        out = io.BytesIO()
+        texts = {
+            key: [text if isinstance(text, str) else json.dumps(text) for text in several(value)]
+            for key, value in given.items()
+        }
+        self.answers.write(f"amplitude {name}", texts, out)
+        return out.getvalue()
+
+    def ask(self, name: str, **given: object) -> Any:
+        return json.loads(self.written(name, **given))
+
+    def refused(self, name: str, **given: object) -> dict[str, Any]:
+        with pytest.raises((Problem, BadInput)) as caught:
+            self.written(name, **given)
+        told = caught.value
+        problem = told if isinstance(told, Problem) else Problem(422, str(told))
+        error: dict[str, Any] = json.loads(body_of(problem))["error"]
+        return error
+
+
+def several(value: object) -> list[object]:
+    """A tuple is a repeated parameter."""
+    return list(value) if isinstance(value, tuple) else [value]
+
+
+@contextmanager
+def apis(folders: pytest.TempPathFactory) -> Iterator[Make]:
+    """Makes endpoints over events, which have a folder of their own; closes all at the end."""
+    partitions: list[Partition] = []
+
+    def make(events: list[Event], zone: str = "UTC") -> Api:
+        root = folders.mktemp("amplitude") / "data"
+        partitions.append(taken(root, messages_of(events)))
+        return Api(root, zone)
+
+    try:
+        yield make
+    finally:
+        for partition in partitions:
+            partition.crash()
+
+
+def purchases() -> list[Event]:
+    """On the first day u1, u2 and u3 of NL buy 2, 2 and 1 times, and u4 of nowhere twice; on the
+    second u1 twice, and u5 of NL three times."""
+    counts = {(2, 1): 2, (2, 2): 2, (2, 3): 1, (2, 4): 2, (3, 1): 2, (3, 5): 3}
+    return [
+        event(
+            f"u{user}", "buy", f"2026-03-0{day} 09:0{n}",
+            country=None if user == 4 else "NL", session_id=day,
+            event_properties={"price": user, "kind": "a.b" if user < 3 else "c"},
+            user_properties={"plan": "pro" if user == 1 else "free"},
+        )
+        for (day, user), count in counts.items()
+        for n in range(count)
+    ]  # fmt: skip

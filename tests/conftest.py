@@ -19,7 +19,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, Phase, is_hypothesis_test, settings
 
-pytest.register_assert_rewrite("tests.partition", "tests.job", "tests.lane")
+pytest.register_assert_rewrite(
+    "tests.days",
+    "tests.decoding",
+    "tests.input_files",
+    "tests.job",
+    "tests.lane",
+    "tests.life",
+    "tests.partition",
+    "tests.terminal",
+    "tests.topic",
+)
 
 from tests import PROFILE, engine, forked  # noqa: E402
 

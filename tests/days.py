@@ -10,16 +10,20 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import orjson
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
+from confluent_kafka import Producer
 from pyiceberg.catalog import load_catalog
 from pyiceberg.table import StaticTable
 from pyiceberg.transforms import DayTransform
@@ -34,6 +38,7 @@ from forebay.storage.formats.boundary import Boundary, read_boundary
 from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 from forebay.storage.handoff import Handoff
 from tests.batch_run import STOPPED
+from tests.broker import Broker
 from tests.job import Job
 
 MakeJob = Callable[..., Job]
@@ -242,3 +247,28 @@ def assert_handed_over(job: Job, through: int) -> None:
     assert ids(store.scan("all")) == everything(through)
     assert batch(job).covered_until_ms == starts_ms(through + 1)
     assert set(ids(store.scan())) == EVER - below
+
+
+class Topic:
+    """What is sent to a topic, and read by a job."""
+
+    def __init__(self, broker: Broker, make_job: MakeJob, **settings: str) -> None:
+        self.name = f"t{uuid.uuid4().hex[:8]}"
+        broker.create_topic(self.name, 2)
+        kafka = {"BOOTSTRAP": broker.address, "TOPIC": self.name, "GROUP": self.name}
+        own = {f"KAFKA__{name}": value for name, value in kafka.items()}
+        self.job = make_job(**{**SETTINGS, **own, "SOURCE": "kafka", **settings})
+        self.sent = 0
+        self._producer = Producer({"bootstrap.servers": broker.address})
+
+    def send(self, events: Iterable[tuple[str, int]]) -> None:
+        """Keys with their upload times; a key has one partition."""
+        for key, at_ms in events:
+            part = crc32(key.encode()) % 2
+            self._producer.produce(self.name, event(key, at_ms), partition=part)
+            self.sent += 1
+        assert self._producer.flush(60) == 0
+
+    def read(self, process: Any) -> None:
+        """Wait until the job has published all of it."""
+        self.job.until(process, lambda found: int(found["next_offset"].sum()) == self.sent)

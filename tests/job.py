@@ -25,6 +25,8 @@ from forebay.storage.base.errors import BadInput
 from tests import engine
 from tests.oracle import Oracle, Place
 
+NOW_MS = time.time_ns() // 1_000_000
+"""About when the tests began."""
 LOOK_S = 0.05
 STALL_S = 90.0
 ENDED_EARLY = "the job ended with {code} before that:\n{log}"
@@ -158,6 +160,11 @@ class Job:
         return sorted(
             forebay.open(self.data).scan().select("_partition", "_offset").collect().rows()
         )
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and not yet waited for."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def until_written(

@@ -20,7 +20,7 @@ from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
 from forebay.storage.partition.rules import Rules
 from tests.partition import Partition
 from tests.serving import FIRST_MS, WAIT_S
-from tests.test_analytics_cli import DAY_MS, SCHEMA, rows
+from tests.shop import DAY_MS, SCHEMA, rows
 
 HOUR_MS = 3_600_000
 RULES = Rules(SCHEMA, HOUR_MS, 2 * HOUR_MS, 60_000)

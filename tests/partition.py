@@ -268,3 +268,10 @@ def assert_agrees(partition: Partition, oracle: Oracle) -> None:
         len(block.events) for block in oracle.live.values()
     )
     assert manifest.evictions == len(oracle.closed)
+
+
+def counts(partition: Partition) -> tuple[int, int]:
+    """Events accepted and duplicates, once what was taken in is published."""
+    partition.blocks.publish()
+    counters = partition.manifest().counters
+    return counters.accepted, counters.duplicates

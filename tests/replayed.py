@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+import forebay
 from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.operators.sources.messages import Messages
 from forebay.storage.formats.frame import Frame
@@ -52,3 +53,9 @@ def replay(partition: Partition, bytes_max: int, wanted: RejectFilter = ALL) -> 
     number = partition.blocks.state.replays + 1
     for offer in partition.blocks.replay(ReplayRequest(number, wanted, {}), redecode(bytes_max)):
         partition.offers += [offer] if offer else []
+
+
+def listed(partition: Partition) -> list[tuple[int, str]]:
+    """Offset and reason of all rejects a reader sees."""
+    found = forebay.open(partition.root).rejects().sort("_offset").collect()
+    return list(found.select("_offset", "reason").iter_rows())

@@ -24,13 +24,14 @@ from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
 from forebay.storage.partition.rules import Rules
 from tests.partition import NAME, Partition
-from tests.test_analytics_cli import DAY_MS, FIRST, SCHEMA, rows
+from tests.shop import DAY_MS, FIRST, SCHEMA, rows
 
 WAIT_S = 60.0
 HOSTILE = "</script><script>alert(1)</script>\x1b[31m"
 """The name of an event that is hostile to pages and to terminals."""
 LONG = "select count(*) from range(1000000000000) where range % 7 = 3"
 """A query that takes longer than any test."""
+SEAL, COMPLETE = "/v1/batch/seal", "/v1/batch/complete"
 FIRST_MS = round(FIRST.timestamp() * 1000)
 
 

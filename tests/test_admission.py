@@ -25,6 +25,7 @@ from forebay.storage.formats.schema import OFFSET, PARTITION
 from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition.admission import admit, unseen
 from forebay.storage.partition.edits import Edit, Evict, Open, Progress, Reject, Take
+from tests.life import Step, cut, few_or_many, produce, sizes
 from tests.oracle import Oracle, Place
 from tests.partition import (
     BIG_CACHE,
@@ -38,7 +39,6 @@ from tests.partition import (
     judge,
     one_hash,
 )
-from tests.test_blocks_life import Step, cut, few_or_many, produce, sizes
 
 
 class Nowhere:

@@ -12,10 +12,9 @@ from forebay.flows.batch import run_day
 from forebay.storage.base.times import ms_of, now_ms
 from forebay.storage.handoff import Handoff
 from tests import engine
-from tests.amplitude import event, messages_of, random_events
+from tests.amplitude import Api, event, messages_of, random_events
 from tests.days import CONFIG, MakeJob, a_job, feed, run_job
 from tests.job import Job
-from tests.test_amplitude import Api
 
 pytestmark = pytest.mark.long
 

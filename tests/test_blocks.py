@@ -32,18 +32,13 @@ from tests.partition import (
     Message,
     Partition,
     assert_agrees,
+    counts,
     event,
     frame,
     judge,
 )
 
 HOUR_MS = 3_600_000
-
-
-def counts(partition: Partition) -> tuple[int, int]:
-    partition.blocks.publish()
-    counters = partition.manifest().counters
-    return counters.accepted, counters.duplicates
 
 
 # -- the rules ----------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ import forebay
 from tests.image import ROOT
 from tests.serving import FIRST_MS, Server
 from tests.serving import filled as filled_with_users
+from tests.shop import DAY_MS
 from tests.stranger import Block, blocks
-from tests.test_analytics_cli import DAY_MS
 
 PAGE = "docs/clients.md"
 DASHBOARD = ROOT / "docker" / "grafana" / "forebay.json"

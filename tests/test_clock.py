@@ -19,7 +19,7 @@ from tests import engine
 from tests.broker import Broker
 from tests.job import Job, taken, until_written
 from tests.stepped_clock import SteppedClock
-from tests.test_broker_trouble import event, insert_ids, kafka_job, send
+from tests.topic import event, insert_ids, kafka_job, send
 
 engine.need()
 

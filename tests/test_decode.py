@@ -12,49 +12,34 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.operators.decode import UPLOAD_MAX_MS, UPLOAD_MIN_MS, DecodeConfig, Decoder
-from forebay.operators.sources.messages import Messages
 from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.frame import Frame
-from forebay.storage.formats.schema import (
-    OFFSET,
-    PARTITION,
-    RAW,
-    UPLOAD_TIME,
-    Column,
-    ColumnType,
-    Schema,
-)
+from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME, Column, ColumnType
 from tests import reference
-from tests.reference import Read, Value
+from tests.decoding import (
+    BYTES_MAX,
+    DECODER,
+    GOOD,
+    NOW_MS,
+    SCHEMA,
+    SKEW_MS,
+    item,
+    nonsense,
+    plain,
+    reads,
+    well_formed,
+)
+from tests.reference import Read
 
 ROOT = Path(__file__).parent.parent
-NOW_MS = 1_700_000_000_000
-SKEW_MS = 60_000
-BYTES_MAX = 4_000
-SCHEMA = Schema(
-    columns=(
-        Column("id", ("id",)),
-        Column("name", ("user", "name")),
-        Column("n", ("p", "n"), "int"),
-        Column("f", ("p", "f"), "float"),
-        Column("b", ("b",), "bool"),
-        Column("t", ("t",), "time"),
-    ),
-    key=("id",),
-    upload_time=Column(UPLOAD_TIME, ("up",), "time"),
-)
-DECODER = Decoder(DecodeConfig(SCHEMA, SKEW_MS, BYTES_MAX))
-GOOD = b'{"id":"a","up":%d}' % NOW_MS
 
 
 # -- the reference ------------------------------------------------------------------------------
@@ -66,38 +51,6 @@ def expected(message: bytes) -> Read:
 
 
 # -- what the decoder gives ---------------------------------------------------------------------
-
-
-def item(messages: Sequence[bytes], first_offset: int = 0) -> Messages:
-    n = len(messages)
-    return Messages(
-        source="s0",
-        values=list(messages),
-        offsets=np.arange(first_offset, first_offset + n, dtype=np.int64),
-        times_ms=np.full(n, NOW_MS, dtype=np.int64),
-        next_offset=first_offset + n,
-    )
-
-
-def reads(frame: Frame) -> list[Read]:
-    """What became of each message, in order; `nulled` is the frame's and stands with none."""
-    found: dict[int, Read] = {}
-    names = [column.name for column in SCHEMA.decoded]
-    columns = [_plain(frame.events.column(name)) for name in (*names, RAW)]
-    for offset, *row in zip(frame.events.column(OFFSET).to_pylist(), *columns, strict=True):
-        found[offset] = Read(None, tuple(row))
-    for reject in frame.rejects.to_pylist():
-        assert reject["_offset"] not in found
-        found[reject["_offset"]] = Read(reject["reason"])
-    assert sorted(found) == list(range(frame.first_offset, frame.next_offset))
-    return [found[offset] for offset in sorted(found)]
-
-
-def _plain(column: pa.Array) -> list[Value]:
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.int64())
-    values: list[Value] = column.to_pylist()
-    return values
 
 
 def decode(messages: Sequence[bytes]) -> Frame:
@@ -115,64 +68,6 @@ def assert_as_expected(messages: Sequence[bytes]) -> None:
 
 # -- messages -----------------------------------------------------------------------------------
 
-# NUL and the planes above 1 have tests of their own.
-text = st.text(
-    st.characters(max_codepoint=0x1FFFF, exclude_categories=["Cs"], exclude_characters="\0"),
-    max_size=8,
-)
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(-1e9, 1e9) | text,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
-    max_leaves=6,
-)
-int64 = st.integers(-(2**63), 2**63 - 1)
-fractions = st.floats(-(2.0**63), 2.0**62) | st.integers(-99, 99).map(lambda n: n / 4)
-# "x…" is neither a number nor a time.
-no_number = st.sampled_from([True, "x", "x1", [], [1], {}, {"n": 1}, 2**63, 10**30])
-times = st.datetimes(datetime(1970, 1, 2), datetime(2199, 1, 1)).map(
-    lambda moment: moment.isoformat("T", "milliseconds")
-)
-fields = {
-    "id": st.one_of(text, text.map("k{}".format), st.none(), st.sampled_from([5, True, [], {}])),
-    "up": st.one_of(
-        st.integers(NOW_MS - 10**9, NOW_MS + SKEW_MS),
-        st.sampled_from([0, -1, 10**17, NOW_MS + SKEW_MS + 1, UPLOAD_MIN_MS, UPLOAD_MAX_MS]),
-        st.sampled_from(["2023-11-14T22:13:20Z", "2023-11-14 22:13:20.123", "x", None, True, []]),
-    ),
-    "user": st.fixed_dictionaries({}, optional={"name": text | no_number, "x": anything})
-    | st.sampled_from([None, 5, "x", []]),
-    "p": st.fixed_dictionaries(
-        {},
-        optional={
-            "n": int64 | fractions | st.none() | no_number,
-            "f": st.floats(allow_nan=False, allow_infinity=False)
-            | st.integers(-(2**53), 2**53)
-            | st.sampled_from(["x", False, [], {}]),
-            "x": anything,
-        },
-    ),
-    "b": st.booleans() | st.sampled_from([None, 0, 1, "true", [], {}]),
-    "t": int64
-    | st.integers(-(10**14), 3 * 10**14)
-    | st.floats(0, 1e12)
-    | times.map("{}Z".format)
-    | times.map("{}+02:00".format)
-    | times
-    | st.sampled_from([None, "x", "", True, [], {}]),
-    "x": anything,
-}
-documents = st.fixed_dictionaries(
-    {"id": fields["id"] | text.map("k{}".format), "up": fields["up"]},
-    optional={name: values for name, values in fields.items() if name not in ("id", "up")},
-)
-well_formed = st.builds(
-    lambda document, ascii, indent: json.dumps(
-        document, ensure_ascii=ascii, indent=indent
-    ).encode(),
-    documents,
-    st.booleans(),
-    st.sampled_from([None, None, 1]),
-)
 BROKEN = [
     b"",
     b" ",
@@ -218,12 +113,6 @@ truncated = st.builds(
     lambda message, at: message[: at % len(message)], well_formed, st.integers(0, 10**6)
 )
 broken = st.sampled_from(BROKEN) | truncated
-FRAGMENTS = [
-    *(b"{", b"}", b"[", b"]", b",", b":", b'"', b"\n", b" ", b"\\", b"1", b"-", b"null", b"\xc3"),
-    *(b'"id":"a"', b'"up":%d' % NOW_MS, b'"x":', b"}\n{", b'}},{"', b'{"x":', b'"p":{"n":"x"}'),
-    *(GOOD, GOOD[:-1], GOOD[1:]),
-]
-nonsense = st.lists(st.sampled_from(FRAGMENTS), max_size=12).map(b"".join)
 
 
 # -- against the reference ----------------------------------------------------------------------
@@ -397,7 +286,7 @@ def test_upload_time_of_another_unit_is_kept_in_ms(type: ColumnType, per_s: int)
 def test_undeclared_upload_time_is_the_brokers() -> None:
     decoder = Decoder(DecodeConfig(replace(SCHEMA, upload_time=None), SKEW_MS, BYTES_MAX))
     (frame,) = decoder.decode([item([b'{"id":"a","up":1}'])])
-    assert _plain(frame.events.column(UPLOAD_TIME)) == [NOW_MS]
+    assert plain(frame.events.column(UPLOAD_TIME)) == [NOW_MS]
 
 
 def test_message_above_the_limit_is_a_reject_and_is_kept_whole() -> None:

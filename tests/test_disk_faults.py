@@ -34,10 +34,9 @@ from forebay.storage.base.errors import PERMANENT, BadInput, Corruption
 from forebay.storage.base.layout import Layout
 from forebay.storage.partition.owner import own
 from tests import cases, engine
-from tests.job import Generated, Job, assert_exact, generated, taken
+from tests.job import NOW_MS, Generated, Job, assert_exact, generated, taken
 from tests.oracle import Place
 from tests.partition import GRACE_MS, OpenDisk, Partition, assert_agrees, event, judge
-from tests.test_job import NOW_MS
 
 MakeJob = Callable[..., Job]
 ERRORS = (errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS, errno.EIO)

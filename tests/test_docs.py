@@ -37,8 +37,8 @@ from tests import engine
 from tests.broker import _free_port
 from tests.image import ROOT, services
 from tests.manual import REFERENCE, commands, page, settings
+from tests.samples import BROKER, FORMS, Form
 from tests.stranger import Block, Stranger, blocks
-from tests.test_vendors import BROKER, FORMS, Form
 
 README, DOCKER, ARCHITECTURE = "README.md", "docker/README.md", "ARCHITECTURE.md"
 SERVING = "docs/decisions/serving.md"

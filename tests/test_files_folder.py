@@ -19,7 +19,7 @@ from forebay.operators.sources.folder import NAME_CHARS_MAX, FilesConfig, file_p
 from forebay.operators.sources.input_files import OPEN_FILES_MAX, FileSource
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import PartitionKey
-from tests.test_files_source import CONTENT, LINES, Match, messages, write
+from tests.input_files import CONTENT, LINES, Match, messages, write
 
 
 @pytest.fixture(autouse=True)

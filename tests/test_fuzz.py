@@ -7,7 +7,6 @@ HYPOTHESIS_PROFILE=long tries many more.
 
 from __future__ import annotations
 
-import codecs
 import os
 import random
 import subprocess
@@ -37,9 +36,9 @@ from forebay.storage.formats.columns import arrow_schema
 from forebay.storage.formats.log import Extent, LogReader, log_schema, read_log
 from forebay.storage.formats.state import PartitionState
 from tests import LONG, cases
+from tests.decoding import DECODER, GOOD, item, nonsense, reads, risky, well_formed
 from tests.lane import Lane, filled
-from tests.test_decode import DECODER, GOOD, NOW_MS, item, nonsense, reads, well_formed
-from tests.test_formats import RECORDS, Record
+from tests.records import RECORDS, Record
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,45 +89,10 @@ def test_neighbours_of_mutated_messages_change_nothing(messages: list[bytes]) ->
     assert reads(frame) == alone
 
 
-def risky() -> list[bytes]:
-    """What has ended or could end a reader's process, or its patience."""
-    text = f'{{"id":"a","up":{NOW_MS},"x":"é\\u00e9"}}'
-    inner = [
-        b"[" * 100_000,
-        b"[" * 100_000 + b"]" * 100_000,
-        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
-        b'"' + b"x" * 1_000_000 + b'"',
-        b'"' + b"\\u00e9" * 200_000 + b'"',
-        b'"' + b"\\" * 1_000_001 + b'"',
-        b"9" * 1_000_000,
-        b"-" + b"9" * 1_000_000,
-        b"1e" + b"9" * 100_000,
-        b"0." + b"0" * 1_000_000 + b"1",
-        b"{" + b",".join(b'"k%d":1' % n for n in range(50_000)) + b"}",
-        b"{" + b",".join(b'"a":%d' % n for n in range(50_000)) + b"}",
-        b"[" + b"1," * 300_000 + b"1]",
-        *(b'"\\ud800"', b'"\\udc00\\ud800"', b'"\xed\xa0\x80"', b'"\0"', b'"\\u0000"', b"\0"),
-        *(b"}\n{", b'1}\n{"id":"b"', b'"\x1b[31m"', b"NaN", b"Infinity", b"01", b"1.", b"--1"),
-    ]
-    fields = (b"x", b"id", b"up", b"t", b"b", b"user", b"p")
-    made = [
-        GOOD[:-1] + b',"%b":%b}' % (field, value)
-        for value in inner
-        for field in (fields if len(value) < 1000 else fields[:2])
-    ]
-    encoded = [text.encode(name) for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32")]
-    encoded += [codecs.BOM_UTF8 + GOOD, codecs.BOM_UTF16 + GOOD, b"\x1f\x8b" + GOOD, bytes(1000)]
-    encoded += [bytes([byte]) for byte in range(256)] + [
-        bytes([byte]) + GOOD for byte in range(256)
-    ]
-    encoded += [GOOD[:-1] + bytes([byte]) + b"}" for byte in range(256)]
-    return [*made, *encoded]
-
-
 def decode_risky() -> None:
     """Each alone, between two good ones, and all at once; prints the slowest."""
     from forebay.operators.decode import DecodeConfig, Decoder
-    from tests.test_decode import SCHEMA, SKEW_MS
+    from tests.decoding import SCHEMA, SKEW_MS
 
     decoder = Decoder(DecodeConfig(SCHEMA, SKEW_MS, 10_000_000))
     slowest = (0.0, b"")

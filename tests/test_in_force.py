@@ -29,7 +29,7 @@ from forebay.storage.formats.schema import OFFSET, Schema
 from forebay.storage.partition.rules import Rules
 from tests.job import Job
 from tests.partition import Partition
-from tests.test_vendors import Form, messages
+from tests.samples import Form, messages
 
 CHANGED = {name: preset.former for name, preset in PRESETS.items() if preset.former}
 SAMPLES = {

@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,10 +28,9 @@ from forebay.flows.recovery import begin, take_data_directory
 from forebay.storage.base.errors import PERMANENT, MissingFile
 from forebay.storage.base.layout import Layout
 from tests import engine
-from tests.job import Generated, Job, assert_exact, generated, taken
+from tests.job import NOW_MS, Generated, Job, assert_exact, children, generated, taken
 
 MakeJob = Callable[..., Job]
-NOW_MS = time.time_ns() // 1_000_000
 SPEC = LoadSpec(
     events=60_000,
     partitions=3,
@@ -285,10 +283,6 @@ def _event(number: int, after_ms: int) -> bytes:
         "event_properties": {"colour": "red"},
     }
     return orjson.dumps(event) + b"\n"
-
-
-def children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 WATCHED = """

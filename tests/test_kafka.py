@@ -23,8 +23,7 @@ from forebay.storage.base.errors import PERMANENT
 from forebay.storage.base.layout import Layout
 from forebay.storage.formats.state import read_manifest
 from tests.broker import Broker
-from tests.job import Generated, Job, assert_exact, generated, taken
-from tests.test_job import children
+from tests.job import Generated, Job, assert_exact, children, generated, taken
 
 pytestmark = pytest.mark.kafka
 

@@ -15,7 +15,7 @@ from forebay.storage.base.layout import Layout
 from forebay.storage.formats.source import Source, Topic, read_sources, read_topic
 from tests.broker import Broker
 from tests.job import Job, taken
-from tests.test_broker_trouble import (
+from tests.topic import (
     counts,
     event,
     ids,

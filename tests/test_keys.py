@@ -34,12 +34,12 @@ from tests.partition import (
     OpenDisk,
     Partition,
     assert_agrees,
+    counts,
     event,
     frame,
     judge,
     one_hash,
 )
-from tests.test_blocks import counts
 
 HOUR_MS = 3_600_000
 

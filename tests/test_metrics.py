@@ -28,8 +28,7 @@ from forebay.storage.base.errors import PERMANENT, BadInput
 from forebay.storage.base.layout import Layout
 from tests import engine
 from tests.broker import Broker, _free_port, produce
-from tests.job import STALL_S, Job, generated, taken
-from tests.test_job import children
+from tests.job import STALL_S, Job, children, generated, taken
 
 engine.need()
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import math
 import os
-import pty
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,9 +29,8 @@ from forebay.storage.formats.frame import REJECT_SCHEMA, Frame
 from tests import engine
 from tests.lane import SCHEMA, Lane, filled
 from tests.partition import START_MS
+from tests.terminal import ROOT, WAIT_S, at_terminal, errors_of, started
 
-ROOT = Path(__file__).parent.parent
-WAIT_S = 60
 ESCAPES = "\x1b[31m\x1b]0;title\x07\r\n\t\x00\x7f\x9b\u202e\u2066\u200b"
 UNSEEN = {*map(chr, range(32)), *map(chr, range(127, 160)), "\u202e", "\u2066", "\u200b"} - {"\n"}
 
@@ -48,40 +43,6 @@ def answered(*arguments: str | Path) -> str:
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
     return result.stdout
-
-
-def started(*arguments: str | Path, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "forebay", *map(str, arguments)], cwd=ROOT, stdout=stdout,
-        stderr=subprocess.PIPE, text=True,
-        env={name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES")},
-    )  # fmt: skip
-
-
-def at_terminal(columns: int, *arguments: str | Path) -> list[str]:
-    """The lines that a terminal so wide is given."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with started(*arguments, stdout=theirs) as process:
-        os.close(theirs)
-        found = b"".join(iter(lambda: _read(ours), b""))
-        os.close(ours)
-        assert process.wait(WAIT_S) == 0
-        assert errors_of(process) == ""
-    return found.decode().replace("\r\n", "\n").split("\n")
-
-
-def _read(terminal: int) -> bytes:
-    """What a process prints to its terminal, nothing once it has ended."""
-    try:
-        return os.read(terminal, 65536)
-    except OSError:
-        return b""
-
-
-def errors_of(process: subprocess.Popen[str]) -> str:
-    assert process.stderr is not None
-    return process.stderr.read()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from forebay.storage.partition.rules import Rules
 from tests.browser import answered, chromium, faults, opened, page_of
 from tests.partition import Partition
 from tests.serving import HOSTILE, Server, filled, frame_of
-from tests.test_analytics_cli import DAY_MS, SCHEMA
+from tests.shop import DAY_MS, SCHEMA
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -1,6 +1,6 @@
 """Power goes at any moment, and the disk keeps what it likes of what was not synced.
 
-`Power` lives the life of `tests.test_blocks.Life` (batches, late events, several sources, merges,
+`Power` lives the life of `tests.life.Life` (batches, late events, several sources, merges,
 slow readers, stale snapshots), but its crashes are power losses. After each, a start from the last
 committed snapshot must have exactly the oracle's events; before the start, a reader must find no
 event that was never accepted, and none twice. Then single stories, and flipped bytes.
@@ -34,6 +34,7 @@ from forebay.storage.formats.state import PartitionState
 from forebay.storage.partition import compaction
 from tests import LONG, cases
 from tests.lane import Lane, filled
+from tests.life import Life, hashes
 from tests.oracle import Place
 from tests.partition import (
     BIG_CACHE,
@@ -45,7 +46,6 @@ from tests.partition import (
     judge,
 )
 from tests.power import Mood, PowerDisk
-from tests.test_blocks_life import Life, hashes
 
 ROOT = Path(__file__).parent.parent
 HOUR_MS = 3_600_000

@@ -26,7 +26,7 @@ from forebay.query.questions import Questions
 from forebay.storage.base.errors import BadInput, MissingFile
 from tests.analytics import START, frame
 from tests.analytics import Row as R
-from tests.test_analytics_cli import taken
+from tests.shop import taken
 
 ROLES = Roles("who", "kind", "at", "visit")
 DAYS = Period(date(2024, 5, 1), date(2024, 5, 4))

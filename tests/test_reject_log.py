@@ -38,8 +38,18 @@ from forebay.storage.partition.reject_log import FILES_MAX, FILES_MIN
 from tests import cases
 from tests.partition import GRACE_MS, NAME, START_MS, OpenDisk, Partition
 from tests.power import PowerDisk
-from tests.replayed import BROKEN, CONFIG, LARGE, SMALL, SOURCE, decoded, message, redecode, replay
-from tests.test_replay import listed
+from tests.replayed import (
+    BROKEN,
+    CONFIG,
+    LARGE,
+    SMALL,
+    SOURCE,
+    decoded,
+    listed,
+    message,
+    redecode,
+    replay,
+)
 
 DAY_MS = 86_400_000
 WEEK = replace(CONFIG, rejects_ms=7 * DAY_MS)

@@ -45,6 +45,7 @@ from tests.replayed import (
     SMALL,
     SOURCE,
     decoded,
+    listed,
     message,
     redecode,
     replay,
@@ -56,12 +57,6 @@ def partition(tmp_path: Path) -> Iterator[Partition]:
     partition = Partition(tmp_path / "data", CONFIG)
     yield partition
     partition.files.close()
-
-
-def listed(partition: Partition) -> list[tuple[int, str]]:
-    """Offset and reason of all rejects a reader sees."""
-    found = forebay.open(partition.root).rejects().sort("_offset").collect()
-    return list(found.select("_offset", "reason").iter_rows())
 
 
 def counted(partition: Partition) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ import forebay
 from forebay import Event, Period, Where
 from forebay.query.analytics.select import select
 from forebay.storage.base.errors import BadInput
-from tests.test_analytics_cli import taken
+from tests.shop import taken
 
 DAYS = Period(date(2024, 5, 1), date(2024, 5, 4))
 PLAN = Where("user_properties.plan", "is", ("pro",))

@@ -30,7 +30,7 @@ from forebay.serve.amplitude.endpoints import ENDPOINTS
 from forebay.serve.static import FOLDER
 from tests.partition import Partition
 from tests.serving import HOSTILE, Server, filled, frame_of
-from tests.test_analytics_cli import DAY_MS
+from tests.shop import DAY_MS
 
 COUNTS = "select kind, count(*) as n from events group by all order by all"
 PERIOD = Period(date(2024, 5, 1), date(2024, 5, 4))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import pytest
-from confluent_kafka import Producer
 
 import forebay
 from forebay.serve.tokens import add_token
@@ -19,11 +16,10 @@ from forebay.storage.base.layout import Layout
 from forebay.storage.formats.boundary import Boundary, read_boundary
 from forebay.storage.handoff import Handoff
 from tests.broker import Broker
-from tests.days import HOUR_MS, SETTINGS, START_MS, MakeJob, a_job, event, ids, keys, once
+from tests.days import HOUR_MS, START_MS, MakeJob, Topic, a_job, ids, keys, once
 from tests.job import Job
-from tests.serving import Reply, Server
+from tests.serving import COMPLETE, SEAL, Reply, Server
 
-SEAL, COMPLETE = "/v1/batch/seal", "/v1/batch/complete"
 FIRST_DAY = {"through": "2024-05-02"}
 COUNTS = {"text": "select count(*) as n, count(distinct id) as ids from events"}
 
@@ -133,31 +129,6 @@ def test_what_can_t_be_read_or_written_is_not_handed_over(job: Job, post: Post) 
 
 
 # -- while a job runs ---------------------------------------------------------------------------
-
-
-class Topic:
-    """What is sent to a topic, and read by a job."""
-
-    def __init__(self, broker: Broker, make_job: MakeJob, **settings: str) -> None:
-        self.name = f"t{uuid.uuid4().hex[:8]}"
-        broker.create_topic(self.name, 2)
-        kafka = {"BOOTSTRAP": broker.address, "TOPIC": self.name, "GROUP": self.name}
-        own = {f"KAFKA__{name}": value for name, value in kafka.items()}
-        self.job = make_job(**{**SETTINGS, **own, "SOURCE": "kafka", **settings})
-        self.sent = 0
-        self._producer = Producer({"bootstrap.servers": broker.address})
-
-    def send(self, events: Iterable[tuple[str, int]]) -> None:
-        """Keys with their upload times; a key has one partition."""
-        for key, at_ms in events:
-            part = crc32(key.encode()) % 2
-            self._producer.produce(self.name, event(key, at_ms), partition=part)
-            self.sent += 1
-        assert self._producer.flush(60) == 0
-
-    def read(self, process: Any) -> None:
-        """Wait until the job has published all of it."""
-        self.job.until(process, lambda found: int(found["next_offset"].sum()) == self.sent)
 
 
 @pytest.mark.kafka

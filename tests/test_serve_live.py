@@ -27,10 +27,9 @@ import pytest
 from confluent_kafka import Producer
 
 from tests.broker import Broker
-from tests.days import HOUR_MS, START_MS, MakeJob
+from tests.days import HOUR_MS, START_MS, MakeJob, Topic
 from tests.job import Job
-from tests.serving import Server
-from tests.test_serve_batch import COMPLETE, SEAL, Topic
+from tests.serving import COMPLETE, SEAL, Server
 
 pytestmark = [pytest.mark.kafka, pytest.mark.long]
 

@@ -27,7 +27,7 @@ from tests.job import Job
 from tests.lane import Lane, Lanes, events, filled
 from tests.partition import GRACE_MS, Partition
 from tests.replayed import CONFIG, LARGE, SMALL, decoded, message, replay
-from tests.test_analytics_cli import taken
+from tests.shop import taken
 
 
 def offsets(frames: Iterator[pl.DataFrame]) -> list[int]:

@@ -1,19 +1,13 @@
-"""What vendors send, in each form that their documents and SDKs have, through the presets.
-
-tests/vendors/VENDOR.FORM.ndjson has messages, a line each, of our own writing. Beside it,
-VENDOR.FORM.expected has what must become of each, a line each as JSON: {"event": its columns that
-are not null}, {"duplicate": the line of its event}, or {"reject": reason, "detail": how it begins}.
-"""
+"""What vendors send, in each form that their documents and SDKs have, through the presets: each
+message becomes what `tests.samples` says of it."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import polars as pl
 import pytest
@@ -22,85 +16,18 @@ import forebay
 from forebay.flows.batch import run_day
 from forebay.flows.schemas import PRESETS
 from forebay.flows.sections import BatchSettings
-from forebay.flows.settings import Settings
-from forebay.operators.decode import DecodeConfig, Decoder
 from forebay.operators.routing import hash_partitions, repartition
-from forebay.operators.sources.messages import Messages
 from forebay.storage.formats.frame import Frame
-from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME, Schema
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
 from forebay.storage.partition.rules import Rules
 from tests import reference
 from tests.job import Job, taken
 from tests.partition import NAME, Partition
+from tests.samples import BROKER_MS, FOLDER, FORMS, Expected, Form, messages
 
-FOLDER = Path(__file__).parent / "vendors"
-BROKER = {"upload_time": "broker"}
-FORMS: dict[str, dict[str, str]] = {
-    "amplitude.export": {},
-    "amplitude.sdk": BROKER,
-    "segment.export": {},
-    "segment.sdk": BROKER,
-    "rudderstack.export": {},
-    "rudderstack.sdk": BROKER,
-    "posthog.export": {},
-    "posthog.sdk": BROKER,
-    "mixpanel.export": {},
-    "mixpanel.sdk": {},
-    "snowplow.enriched": {},
-    "snowplow.tracker": BROKER,
-    "snowplow.tsv": {},
-    "cloudevents.structured": {},
-    "cloudevents.binary": {},
-    "github.events": {},
-}
-"""The settings of each, beside the schema."""
-BROKER_MS, NEVER_MS = 1_714_554_000_000, 1_900_000_000_000
-"""2024-05-01 09:00:00 UTC, and much later."""
+NEVER_MS = 1_900_000_000_000
+"""Much later than any sample."""
 DAY = date(2024, 5, 1)
-Expected = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Form:
-    """One file of samples."""
-
-    name: str
-
-    @property
-    def preset(self) -> str:
-        return self.name.partition(".")[0]
-
-    @property
-    def settings(self) -> Settings:
-        return Settings.model_validate({"schema": self.preset, **FORMS[self.name]})
-
-    @property
-    def schema(self) -> Schema:
-        return self.settings.schema_of_events
-
-    @property
-    def decoder(self) -> Decoder:
-        return Decoder(DecodeConfig(self.schema, 60_000, 1 << 20, self.settings.preset.hints))
-
-    @property
-    def lines(self) -> list[bytes]:
-        return (FOLDER / f"{self.name}.ndjson").read_bytes().splitlines()
-
-    @property
-    def expected(self) -> list[Expected]:
-        text = (FOLDER / f"{self.name}.expected").read_bytes()
-        return [orjson.loads(line) for line in text.splitlines()]
-
-    @property
-    def frame(self) -> Frame:
-        (frame,) = self.decoder.decode([messages(self.lines)])
-        return frame
-
-
-def messages(lines: list[bytes]) -> Messages:
-    """As a topic has them, a second apart."""
-    offsets = np.arange(len(lines), dtype=np.int64)
-    return Messages(NAME, lines, offsets, BROKER_MS + 1000 * offsets, len(lines))
 
 
 def rules(form: Form) -> Rules:

@@ -37,7 +37,7 @@ from forebay.storage.formats.state import read_manifest
 from forebay.storage.partition.rules import Rules
 from tests.job import Job
 from tests.partition import NAME, Partition
-from tests.test_formats import GOLDEN_1
+from tests.records import GOLDEN_1
 
 SETTINGS = {
     "SCHEMA": "none",

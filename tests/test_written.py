@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from forebay.storage.decoding.json_columns import JsonColumns
 from forebay.storage.decoding.mend import BOM
 from forebay.storage.formats.schema import Column, path_faults
-from tests.test_fuzz import risky
+from tests.decoding import risky
 
 COLUMNS = (
     Column("a", ("a",), "text"),
