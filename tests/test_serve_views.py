@@ -25,6 +25,7 @@ from forebay.serve.sharing import Answers
 from forebay.serve.wire import CUT, DATA, END, HEAD, PROBLEM, Frame, read_frame
 from forebay.serve.worker import Worker
 from forebay.storage.base.errors import MissingFile
+from forebay.storage.base.times import now_ms
 from tests.amplitude import event, frame_of, messages_of, taken
 from tests.partition import Partition
 from tests.serving import LONG, Reply, Server
@@ -122,8 +123,10 @@ def test_each_answer_takes_one_view(asked: Asked, views: Views) -> None:
 
 @pytest.mark.parametrize("name", ["sql", "partitions", "segmentation", "amplitude segmentation"])
 def test_an_answer_is_of_the_view_that_its_tag_names(
-    asked: Asked, data: Partition, views: Views, name: str
+    asked: Asked, data: Partition, views: Views, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = now_ms()  # the tag of an answer without a period changes with the minute
+    monkeypatch.setattr("forebay.serve.asked.now_ms", lambda: now)
     before = answered(asked, name)
     views.then = lambda: more(data)
     # The event is there when the answer is read, but was not when the view was taken.
