@@ -15,6 +15,7 @@ from forebay.cli.options import data_dirs_option, force_option, json_option, set
 from forebay.cli.output import echo_json
 from forebay.cli.target import new_file
 from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import count_text
 from forebay.storage.base.times import now_ms, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.schema import UPLOAD_TIME
@@ -122,7 +123,7 @@ def late(file: Path | None, force: bool, roots: list[Path]) -> None:
     found = _late_by_day(store)
     for row in found.iter_rows(named=True):
         click.echo(f"{row['day']}  {row['events']:,}")
-    click.echo(f"{int(found['events'].sum()):,} late events")
+    click.echo(count_text(int(found["events"].sum()), "late event"))
 
 
 @batch.command(epilog=example("forebay batch run --catch-up"))
@@ -153,8 +154,8 @@ def run(day: datetime | None, catch_up: bool, as_json: bool, roots: list[Path]) 
             click.echo(orjson.dumps(report))
             continue
         click.echo(
-            f"{report.day}: batch {report.number}, {report.rows:,} events,"
-            f" {report.duplicates:,} duplicates across partitions, {report.late:,} late"
+            f"{report.day}: batch {report.number}, {count_text(report.rows, 'event')},"
+            f" {count_text(report.duplicates, 'duplicate')} across partitions, {report.late:,} late"
             + NOTES[report.outcome]
         )
     if not days:

@@ -11,6 +11,7 @@ from forebay.cli.output import echo_json, echo_table
 from forebay.query.check import Report
 from forebay.query.check import check as checked
 from forebay.storage.base.disk import Disk
+from forebay.storage.base.text import count_text
 
 
 @click.command(epilog=example("forebay check --json"))
@@ -34,8 +35,7 @@ def check(as_json: bool, roots: list[Path]) -> None:
         ]
         if rows:
             echo_table(("file", "offset", "what"), rows, right=("offset",))
-        faults = "fault" if len(rows) == 1 else "faults"
-        found = f"{len(rows):,} {faults}" if rows else "all as written"
-        click.echo(f"{report.files:,} files, {report.bytes:,} bytes: {found}")
+        found = count_text(len(rows), "fault") if rows else "all as written"
+        click.echo(f"{count_text(report.files, 'file')}, {report.bytes:,} bytes: {found}")
     if report.faults:
         raise SystemExit(1)

@@ -28,7 +28,7 @@ from forebay.operators.sources.folder import FilesConfig, file_partitions
 from forebay.operators.sources.messages import Messages
 from forebay.operators.sources.topic import partition_key
 from forebay.storage.base.errors import BadInput, ForebayError
-from forebay.storage.base.text import did_you_mean, plain
+from forebay.storage.base.text import count_text, did_you_mean, plain
 from forebay.storage.base.times import now_ms
 from forebay.storage.formats.outcome import ADVICE, Outcome
 
@@ -126,7 +126,8 @@ def _topic(settings: Settings) -> Sample:
                 f"{did_you_mean(kafka.topic, topics)}"
             )
         count = len(known.partitions)
-        click.echo(f"kafka: {kafka.bootstrap} answers; topic {kafka.topic} has {count} partitions")
+        has = count_text(count, "partition")
+        click.echo(f"kafka: {kafka.bootstrap} answers; topic {kafka.topic} has {has}")
         return _newest(consumer, kafka.topic, sorted(known.partitions))
     except KafkaException as error:
         consumer.poll(0)  # runs the callback

@@ -15,7 +15,7 @@ from forebay.query.partition import Partition
 from forebay.query.view import NodeView, take_view
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.layout import BlockId
-from forebay.storage.base.text import size_text
+from forebay.storage.base.text import count_text, size_text
 from forebay.storage.base.times import now_ms, utc_text
 from forebay.storage.formats.boundary import Boundary
 from forebay.storage.formats.catalog import Chunk
@@ -71,7 +71,8 @@ def disk(dry_run: bool, limit: int, as_json: bool, roots: list[Path]) -> None:
         size = size_text(sum(item.bytes for item in mine))
         rejects = sum(item.rows for item in mine if item.what == REJECTS)
         events = sum(item.rows for item in mine) - rejects
-        held = f"{events:,} events" + (f", {rejects:,} rejects" if rejects else "")
+        held = count_text(events, "event")
+        held += f", {count_text(rejects, 'reject')}" if rejects else ""
         click.echo(f"{fate}: {size}, {held} ({len(mine):,} blocks, chunks and reject files)")
     click.echo()
     echo_table(SUMMARY, _summary(items), right=("count", "rows", "size"))

@@ -25,6 +25,7 @@ from forebay.cli.options import data_dirs_option, force_option, settings
 from forebay.cli.target import new_file
 from forebay.query.store import STREAMED
 from forebay.storage.base.errors import BadInput, MissingFile
+from forebay.storage.base.text import count_text
 
 TRIES = 3
 ROW_GROUP_BYTES = 64 << 20
@@ -58,7 +59,7 @@ def export(file: Path, table: str, force: bool, roots: list[Path]) -> None:
                         f"export: expected files to stay while they are written, after {TRIES}"
                         f" tries: {error}; a longer grace keeps them longer"
                     ) from error
-    click.echo(f"{rows:,} rows of {table} in {target}")
+    click.echo(f"{count_text(rows, 'row')} of {table} in {target}")
 
 
 def write_rows(

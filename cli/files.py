@@ -10,6 +10,7 @@ from forebay import query
 from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option, json_option
 from forebay.cli.output import echo_json, echo_table, time_text
+from forebay.storage.base.text import count_text
 
 HEADINGS = ("partition", "rows", "bytes", "first", "last", "only", "path")
 
@@ -42,9 +43,9 @@ def files(table: str, as_json: bool, roots: list[Path]) -> None:
     ]  # fmt: skip
     if rows:
         echo_table(HEADINGS, rows, right=("rows", "bytes"))
-    total = f"{found.height:,} files of {found['rows'].sum():,} rows"
+    total = f"{count_text(found.height, 'file')} of {count_text(found['rows'].sum(), 'row')}"
     hot = store.receipt().hot_rows
-    click.echo(f"{total}; {hot:,} rows are hot, and in no file yet" if hot else total)
+    click.echo(f"{total}; {count_text(hot, 'row')} still hot, in no file yet" if hot else total)
 
 
 def _only(row: dict[str, Any]) -> str:

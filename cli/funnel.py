@@ -81,7 +81,7 @@ def exclusions(
 @by_options
 @question(TABLES)
 def funnel(asked: Question, steps: list[Event], window: timedelta, **options: Any) -> None:
-    """How many users do these EVENTs one after the other, and how long it takes them.
+    """Count the users who do these EVENTs in order, and tell how long it takes them.
 
     An EVENT is NAME, or 'NAME where PROPERTY > VALUE and PROPERTY is VALUE,VALUE'.
     """

@@ -86,7 +86,7 @@ def places_option(
     options = [
         click.option(
             "--node-timeout", default="60s", show_default=True, **early, callback=seconds,
-            help="Of each answer of a node.",
+            help="Time limit for an answer of a node.",
         ),
         click.option(
             "--nodes", multiple=True, metavar="URL", **early, callback=keep,

@@ -115,11 +115,15 @@ def _size(_context: click.Context, _option: click.Parameter, text: str) -> int:
 
 
 timeout_option: Callable[[F], F] = click.option(
-    "--timeout", default="60s", show_default=True, callback=_seconds, help="Of an answer."
+    "--timeout",
+    default="60s",
+    show_default=True,
+    callback=_seconds,
+    help="Time limit for an answer.",
 )
 memory_option: Callable[[F], F] = click.option(
     "--memory", default=size_text(MEMORY).replace(" ", ""), show_default=True, callback=_size,
-    help="Of a worker, which is ended where it takes more.",
+    help="Memory limit of a worker, which is killed if it takes more.",
 )  # fmt: skip
 time_zone_option: Callable[[F], F] = click.option(
     "--time-zone",

@@ -19,6 +19,8 @@ import zstandard
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from forebay.storage.base.text import count_text
+
 PARTITIONS = 4
 SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 ASK_S = 1.0
@@ -79,7 +81,9 @@ def topic_of(
     """A topic, created with so many partitions if it does not exist; all messages are acknowledged
     when the context is left. `properties` are librdkafka's, for producer and admin clients."""
     if not all(_BROKER.match(one) for one in bootstrap.split(",")):
-        raise click.UsageError(f"--bootstrap: expected HOST:PORT, by comma, got {bootstrap!r}")
+        raise click.UsageError(
+            f"--bootstrap: expected HOST:PORT, separated by commas, got {bootstrap!r}"
+        )
     if not _TOPIC.match(topic):
         raise click.UsageError(
             f"--topic: expected letters, digits, . _ -, at most 249 of them, got {topic!r}"
@@ -87,7 +91,7 @@ def topic_of(
     to = _Topic(bootstrap, topic, compress, properties)
     count = to.partitions() or to.create(partitions or PARTITIONS)
     if partitions not in (None, count):
-        raise to.error(f"{partitions} partitions, got {count}")
+        raise to.error(f"{count_text(partitions, 'partition')}, got {count}")
     try:
         yield Outlet([f"{topic}-{number:05d}" for number in range(count)], to.send)
         to.flush()

@@ -21,7 +21,7 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout, is_hash_partition
 from forebay.storage.base.running import job_runs
-from forebay.storage.base.text import did_you_mean, plain, plain_lines, shortened
+from forebay.storage.base.text import count_text, did_you_mean, plain, plain_lines, shortened
 from forebay.storage.formats.frame import REJECT_SCHEMA
 from forebay.storage.formats.outcome import reason_text
 from forebay.storage.formats.rejects import ALL, RejectFilter
@@ -43,7 +43,7 @@ def rejects() -> None:
 @json_option("As NDJSON, as `export` writes it.")
 @data_dirs_option()
 def list_(limit: int, as_json: bool, roots: list[Path], **options: Any) -> None:
-    """One line per reject, by partition and offset."""
+    """List rejects, by partition and offset."""
     store = query.open(*roots)
     found = store.rejects(_meant(store.last_view, options)).sort("_partition", "_offset")
     first = found.head(limit + 1).collect()
@@ -74,7 +74,7 @@ def list_(limit: int, as_json: bool, roots: list[Path], **options: Any) -> None:
 @click.option("--raw", is_flag=True, help="The message alone, byte for byte.")
 @data_dirs_option()
 def show(partition: str, offset: int, raw: bool, roots: list[Path]) -> None:
-    """The reject at an offset: the reason, and the whole message."""
+    """Show the reject at an offset: the reason, and the whole message."""
     meant = RejectFilter(partitions=(partition,), offsets=(offset,))
     rows = query.open(*roots).rejects(meant).collect().to_dicts()
     if not rows:
@@ -110,7 +110,7 @@ def export(file: Path, force: bool, roots: list[Path], **options: Any) -> None:
     batches = store.reject_batches(_meant(store.last_view, options))
     with new_file(file, force=force) as temporary:
         rows = write_rows(temporary, file.suffix, REJECT_SCHEMA, batches)
-    click.echo(f"{rows} rejects in {file}")
+    click.echo(f"{count_text(rows, 'reject')} in {file}")
 
 
 @rejects.command(epilog=example('forebay rejects replay --reason "too large"'))
@@ -139,7 +139,8 @@ def replay(roots: list[Path], **options: Any) -> None:
     request = ask(disk, layout, meant, runs)
     if all(partition.state.replays >= request.number for partition in view.partitions):
         click.echo(
-            f"request {request.number} was carried out in this run; {count} rejects fail yet"
+            f"request {request.number} was carried out in this run;"
+            f" rejects that still fail: {count:,}"
         )
     else:
         _tell(disk, layout, request, count)
@@ -178,12 +179,12 @@ def delete(dry_run: bool, yes: bool, roots: list[Path], **options: Any) -> None:
     for reason, rows in found.most_common():
         click.echo(f"{rows:,} {plain(reason)}")
     if dry_run:
-        click.echo(f"{count} rejects would be deleted")
+        click.echo(f"{count_text(count, 'reject')} would be deleted")
         return
     if not yes:
         if not _at_terminal():
             raise BadInput("rejects delete: expected --yes where there is no terminal to ask at")
-        if not _confirmed(f"Delete these {count} rejects?"):
+        if not _confirmed(f"Delete {count_text(count, 'reject')}?"):
             return
     runs = {p.name: p.state.incarnation for p in view.partitions}
     next_offsets = {p.name: dict(p.state.next_offsets) for p in view.partitions}
@@ -209,10 +210,11 @@ def _tell_pending(view: View) -> None:
 
 
 def _tell(disk: Disk, layout: Layout, request: ReplayRequest, count: int) -> None:
+    asked = f"request {request.number}: {count_text(count, 'reject')}"
     if job_runs(disk, layout):
-        click.echo(f"request {request.number}: {count} rejects; the job takes it up within seconds")
+        click.echo(f"{asked}; the job takes it up within seconds")
     else:
-        click.echo(f"request {request.number}: {count} rejects; no job runs, the next one does it")
+        click.echo(f"{asked}; no job runs, the next one does it")
 
 
 def _meant(view: View, options: dict[str, Any]) -> RejectFilter:

@@ -43,7 +43,8 @@ def _exported(settings: "Settings") -> Callable[[], Mapping[str, str]]:
 
 
 _HOSTS = """Run the job over several hosts, each with a data directory of its own: the same list on
-all of them. Host 0 is met at its port, and each has a port above its own for each worker."""
+all of them. The others connect to the port of host 0, and each host has a port above its own for
+each worker."""
 
 
 @click.command(epilog=example("forebay run --workers 2"))

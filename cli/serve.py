@@ -35,7 +35,9 @@ NEEDED = ("starlette", "uvicorn", "prometheus_client")
 )  # fmt: skip
 @timeout_option
 @memory_option
-@click.option("--max-rows", type=click.IntRange(1), default=10_000_000, help="Of an answer.")
+@click.option(
+    "--max-rows", type=click.IntRange(1), default=10_000_000, help="Row limit of an answer."
+)
 @click.option(
     "--max-waiting", type=click.IntRange(0), default=32, show_default=True,
     help="Questions that wait for a worker; others are refused.",

@@ -196,7 +196,7 @@ class EventTable:
             return pa.schema([field.with_name(own.get(field.name, field.name)) for field in schema])
         if SOURCE_PARTITION in columns and PARTITION not in columns:
             raise BadInput(
-                f"table {self._name}: expected no declared column {SOURCE_PARTITION}, for it has"
+                f"table {self._name}: expected no declared column {SOURCE_PARTITION}, as it has"
                 f" {PARTITION} there"
             )
         return schema

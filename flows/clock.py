@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 LOOK_S = 0.25
 STEP_S = 0.5
-"""A step that is told."""
+"""The smallest step that is reported."""
 RESTART_S = 2.0
 """A step that takes longer to wait out than a start of the workers."""
 READ_S, READS = 0.01, 10

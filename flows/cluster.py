@@ -48,6 +48,7 @@ from forebay.operators.process import stop_signals
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import INCOMPLETE, PERMANENT, ForebayError
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.text import count_text
 
 STOP_S, SETTLE_S = 60.0, 2.0
 BUILT, AGAIN = b"b", b"a"
@@ -220,7 +221,7 @@ class Cluster:
             if not self._begun and (self.stopped or self._left < len(self._processes)):
                 return 0  # nothing has begun
             if (self.stopped or self._restarting) and deadline == math.inf:
-                log.info("stopping %d worker%s", self._left, "s" if self._left > 1 else "")
+                log.info("stopping %s", count_text(self._left, "worker"))
                 deadline = time.monotonic() + STOP_S
                 self._group.stop()
                 for process in self._processes:
@@ -359,10 +360,9 @@ class Cluster:
             threading.Thread(
                 target=self._watch, args=(self._run, process, ours), daemon=True
             ).start()
-        count = len(self._processes)
+        count = count_text(len(self._processes), "worker")
         where = f", of {self._hosts.named(self._hosts.number)}" if self._hosts else ""
-        plural = "s" if count > 1 else ""
-        log.info("started %d worker%s on %s%s", count, plural, self._layout.root, where)
+        log.info("started %s on %s%s", count, self._layout.root, where)
 
     def _watch(self, run: int, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
         with suppress(OSError):  # a worker that was killed

@@ -57,7 +57,7 @@ class Handshake:
             return (
                 f"data_dir: expected data directories that were begun together, got {ours} on"
                 f" host 0, {theirs} {who}; restore what was lost, or move all of them away to"
-                " start anew"
+                " start over"
             )
         return None
 

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 
 from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import count_text
 
 PORT_MAX = 65_535
 _ADDRESS = re.compile(r"(?P<name>[^\s:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})")
@@ -77,8 +78,9 @@ class Hosts:
                 other = taken.setdefault(one, address)
                 if other is not address:
                     raise BadInput(
-                        f"hosts: expected a port for each host and each of its {workers} workers"
-                        f" above it, got {one} for both {other} and {address}"
+                        "hosts: expected a port for each host and each of its"
+                        f" {count_text(workers, 'worker')} above it, got {one} for both {other}"
+                        f" and {address}"
                     )
         return cls(addresses, number, workers)
 

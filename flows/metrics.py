@@ -1,4 +1,4 @@
-"""What a data directory tells of its job, as metrics: read from what is published, at each scrape.
+"""Metrics of a job, from its data directory: read from what is published, at each scrape.
 
 Names and units are Prometheus': base units (seconds, bytes), `_total` for what only rises. After a
 crash readers may see less than before for a moment, until the source has been reread; what only

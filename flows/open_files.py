@@ -9,6 +9,7 @@ import logging
 import resource
 
 from forebay.storage.base.errors import BadInput
+from forebay.storage.base.text import count_text
 
 WORKER_FILES, PEER_FILES = 128, 4
 """What a worker needs (it had 32 over 700 input files, 35 over a topic of 256 partitions), and what
@@ -26,9 +27,8 @@ def require_open_files(workers: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise BadInput(
-            f"limit of open files: expected at least {needed} for {workers}"
-            f" worker{'s' if workers > 1 else ''}, got {hard} (`ulimit -Hn`; in systemd"
-            " LimitNOFILE)"
+            f"limit of open files: expected at least {needed} for"
+            f" {count_text(workers, 'worker')}, got {hard} (`ulimit -Hn`; in systemd LimitNOFILE)"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     log.info("raised the limit of open files from %d to %d", soft, needed)

@@ -58,7 +58,7 @@ def take_data_directory(layout: Layout, hosts: Hosts | None = None) -> BinaryIO:
         if (layout.partitions() or (host and host.begun)) and not any(layout.recovery.glob(_PARTS)):
             raise MissingFile(
                 f"{layout.recovery}: expected the recovery store of the data in {layout.root}, got"
-                " none; restore it, or move the whole data directory away to start anew"
+                " none; restore it, or move the whole data directory away to start over"
             )
     except BaseException:
         lock.close()

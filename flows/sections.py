@@ -107,7 +107,7 @@ def _named(text: str) -> str:
     if text.casefold() in RESERVED:
         raise ValueError(f"expected a name other than {', '.join(sorted(RESERVED))}")
     if by := RESERVED_ELSEWHERE.get(text.casefold()):
-        raise ValueError(f"expected another name, for it is {by}; got {text!r}")
+        raise ValueError(f"expected another name, as it is {by}; got {text!r}")
     return text
 
 
@@ -127,7 +127,7 @@ def _brokers(text: str) -> str:
     for one in text.split(","):
         found = _BROKER.fullmatch(one.strip())
         if not found or not 0 < int(found["port"]) < 65536:
-            raise ValueError("expected brokers as HOST:PORT, divided by commas")
+            raise ValueError("expected brokers as HOST:PORT, separated by commas")
     return text
 
 
@@ -203,19 +203,19 @@ class FilesSettings(Section):
 
 class KafkaSettings(Section):
     bootstrap: Annotated[str, AfterValidator(_brokers)] = "localhost:9092"
-    """Brokers as HOST:PORT, by comma."""
+    """Brokers as HOST:PORT, separated by commas."""
     topic: Annotated[str, AfterValidator(_topic)] = "events"
     """The one topic this job reads."""
     group: str = Field("forebay", min_length=1)
     """Consumer group shown to lag tools; nothing is read from it."""
     start: Literal["earliest", "latest"] = "earliest"
-    """Where a partition begins that has no offset yet."""
+    """Where to start reading a partition that has no offset yet."""
     on_gap: Literal["stop", "skip"] = "stop"
-    """If the broker no longer has the next offset: stop with an error, or go on at the first one it
-    has, count and log the gap."""
+    """If the broker no longer has the next offset: stop with an error, or continue at the first
+    available offset, and count and log the gap."""
     linger: Duration = 50
-    """How long a batch may wait to fill up. Shorter: fresher; longer: cheaper. At least 10 ms for
-    each partition of which messages wait in the worker, if not too many do."""
+    """How long a batch may wait to fill up. Shorter: fresher; longer: cheaper. If messages of
+    several partitions wait in a worker, at least 10 ms for each, unless the backlog is large."""
     librdkafka: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Passed through as it is: security.protocol, sasl.*, ssl.*, fetch.*"""
 
@@ -234,17 +234,17 @@ class BatchSettings(Section):
     """pyiceberg's properties of the catalog: type, uri, warehouse, s3.*. Default: a SQLite catalog
     and a warehouse in data_dir."""
     memory: Annotated[Size, size_within(64 << 20)] = ByteSize(1 << 30)
-    """What finding duplicates may hold in memory. Less: more on disk."""
+    """Memory for finding duplicates. Less: more is spilled to disk."""
 
 
 class RolesSettings(Section):
     """Which columns analytics asks for, where they are others than the preset's."""
 
     user: str = ""
-    """The column that names the user. Default: the preset's, as of the others."""
+    """The column that names the user. Default, as for the other roles: the preset's column."""
     event: str = ""
     """The column with the name of the event."""
     time: str = ""
     """The column with the time of the event; or upload_time."""
     session: str = ""
-    """The column with the session's id, a whole number of which -1 is none."""
+    """The column with the session's id, a whole number; -1 means no session."""

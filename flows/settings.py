@@ -113,14 +113,14 @@ class Settings(Section, BaseSettings):
     """More columns: name, path (or paths, of which the first that holds a value counts), type. New
     ones may be added at any time."""
     dedup_key: tuple[str, ...] = Field((), validate_default=True)
-    """Columns that together name an event; "name?" may have no value, and is empty text then.
+    """Columns that together name an event; "name?" may be missing, and is then an empty string.
     Default: the preset's. Fixed for the life of a data directory."""
     upload_time: UploadPaths = ()
     """JSON path of the upload time, or a list of paths, of which the first that holds a value
     counts, or "broker" for the broker's timestamp. Default: that of the preset."""
     upload_time_type: TimeType = Field("time", validate_default=True)
-    """The unit of a numeric upload_time: time (or ms), time_s (s), time_us (us). Text is read by
-    itself."""
+    """The unit of a numeric upload_time: time (or ms), time_s (s), time_us (us). Text is always
+    read as RFC 3339."""
     roles: RolesSettings = RolesSettings()
     raw: bool = True
     """Keep the whole message beside the columns. Off: about half the disk, but what was not
@@ -155,37 +155,37 @@ class Settings(Section, BaseSettings):
     fresher, smaller writes."""
     future_skew: Duration = MINUTE_MS
     """How far an upload time may be ahead of the broker's timestamp. Beyond it the message is a
-    reject, for it would evict blocks too early."""
+    reject, because it would evict blocks too early."""
     grace: Annotated[Duration, at_least(1000)] = 10 * MINUTE_MS
     """How long replaced files are kept. Must exceed the longest query and epoch."""
     tick_interval: Annotated[Duration, at_least(100)] = HOUR_MS
-    """How often what may go is deleted. It also is whenever a day was handed over."""
+    """How often expired data is deleted. It is also deleted after each handoff."""
     retention: Duration = 0
-    """Not 0: delete what is older, in stream time, though no batch layer took it. 0s keeps
-    everything until it is handed over."""
+    """Not 0: delete data that is older, in stream time, even if no batch layer has taken it over.
+    0s keeps everything until it is handed over."""
     retention_bytes: Annotated[Size, size_within(MIB, or_none=True)] = ByteSize(0)
-    """Not 0: delete the oldest, though no batch layer took it, where blocks and chunks of this data
-    directory take more, deleted files in their grace left out. The last day, in stream time, is
-    kept even so. At least 1MiB."""
+    """Not 0: delete the oldest data, even if no batch layer has taken it over, once blocks and
+    chunks of this data directory exceed this size, not counting deleted files in their grace
+    period. The last day, in stream time, is always kept. At least 1MiB."""
     rejects_retention: Duration = 7 * DAY_MS
-    """Delete rejects that came longer ago, in whole files of up to a day. They also go when what
-    came with them is handed over. 0s: only then."""
+    """Delete rejects that arrived longer ago, in whole files of up to a day. They are also deleted
+    when the events that arrived with them are handed over. 0s: only then."""
     rejects_bytes: Annotated[Size, size_within(MIB, 2 << 30)] = ByteSize(256 << 20)
-    """What a partition's rejects may take on disk; beyond it the oldest are deleted. More: older
-    ones can be looked at and replayed."""
+    """Disk space for a partition's rejects; beyond it the oldest are deleted. More: older ones can
+    be looked at and replayed."""
     batch_late: Duration = 36 * HOUR_MS
-    """Warn when data has waited so long for the batch layer."""
+    """Warn when data has waited longer than this for the batch layer."""
     batch_rows: Number = Field(5000, ge=1, le=100_000)
     """Messages in a batch. More: cheaper; fewer: fresher."""
     message_bytes_max: Annotated[Size, size_within(1)] = ByteSize(MIB)
     """A larger message is a reject. Memory while files are read grows with it."""
     metrics: str = ""
     """Where Prometheus may ask `forebay run` for metrics, as ADDRESS:PORT, such as
-    "127.0.0.1:9464"; nowhere by default. There is no password: elsewhere than on this host, whoever
-    reaches the port reads them."""
+    "127.0.0.1:9464"; nowhere by default. There is no password: anyone who can reach the port can
+    read them."""
     hash_partitions: Number = Field(0, ge=0, le=4096, validate_default=True)
-    """Not 0: divide events by a hash of the dedup key, for topics whose producers don't key. Costs
-    a copy of each batch between workers."""
+    """Not 0: partition events by a hash of the dedup key, for topics whose messages have no keys.
+    Costs a copy of each batch between workers; rejects can't be replayed in place."""
 
     @classmethod
     def settings_customise_sources(
@@ -243,17 +243,18 @@ class Settings(Section, BaseSettings):
             return value
         if not value and not preset.key:
             raise ValueError(
-                'expected at least one column, for schema = "none" has no key of its own'
+                'expected at least one column, because schema = "none" has no key of its own'
             )
         if len(set(names)) < len(names):
             raise ValueError("expected each column once")
         if floats := [name for name in names if types[name] == "float"]:
             raise ValueError(
-                f"expected no float, for equality of floats is not exact; got {floats}"
+                f"expected no float, because equality of floats is not exact; got {floats}"
             )
         if texts := [name for name in names if types[name] == AS_WRITTEN]:
             raise ValueError(
-                f"expected no text as it is written, for one value has many spellings; got {texts}"
+                "expected no column of type text, because one value can be written in many ways;"
+                f" got {texts}"
             )
         if others := [name for name in optional if types[name] not in TEXT]:
             raise ValueError(f"expected columns of text before '?', got {others}")

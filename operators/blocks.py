@@ -34,6 +34,7 @@ from forebay.operators.reject_watch import RejectWatch
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import ForebayError
 from forebay.storage.base.layout import Layout
+from forebay.storage.base.text import count_text
 from forebay.storage.base.times import steady_ms
 from forebay.storage.base.watched import Watched
 from forebay.storage.dedup.keys import KeyCache
@@ -49,7 +50,7 @@ from forebay.storage.partition.rules import Rules
 SYNC_THREADS = 16
 IDLE_LOOK_S, EPOCH_LOOK_S = 5.0, 0.02
 """How often a partition to which nothing comes looks for a replay request or a seal; and how often
-it awakes where each epoch must commit its state: less than any epoch."""
+it wakes up where each epoch must commit its state: less than any epoch."""
 BEHIND, BEHIND_PUBLISH_S = 5, 1.0
 """A partition is behind if more waits than so many times what is new since the last publication.
 Readers see old events then, however often it publishes; and each publication costs a few ms."""
@@ -110,9 +111,9 @@ class _Worker:
                 )
         elif late:
             log.warning(
-                "the batch layer is late: %.1f GB of %d partitions wait for it, for up to %.1f h",
+                "the batch layer is late: %.1f GB of %s wait for it, for up to %.1f h",
                 sum(w.bytes for w in late) / 1e9,
-                len(late),
+                count_text(len(late), "partition"),
                 max(w.age_ms for w in late) / 3_600_000,
             )
 

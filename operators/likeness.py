@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import orjson
 
-from forebay.storage.base.text import plain, shortened
+from forebay.storage.base.text import count_text, plain, shortened
 
 OBJECT = "expected a JSON object"
 CAME_CHARACTERS = 60
@@ -99,6 +99,6 @@ def batch_of(message: bytes) -> str | None:
         if name == "data" and "schema" not in document:
             continue
         if isinstance(found, list) and found and all(isinstance(one, dict) for one in found):
-            count = f"{len(found)} event{'s' if len(found) > 1 else ''}"
+            count = count_text(len(found), "event")
             return f"looks like an SDK's request with {count} in {name!r}: send one event a message"
     return None

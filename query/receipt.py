@@ -13,6 +13,7 @@ import polars as pl
 
 from forebay.query.partition import Partition
 from forebay.query.view import NodeView, SilentPartition, View
+from forebay.storage.base.text import count_text
 from forebay.storage.base.times import time_of, utc_text
 from forebay.storage.formats.boundary import Placed
 
@@ -106,7 +107,7 @@ def told_of(view: View) -> list[str]:
     receipt = receipt_of(view)
     rows = receipt.hot_rows + receipt.cold_rows
     hot = f"{receipt.hot_rows:,} hot, {receipt.cold_rows:,} cold"
-    lines = [f"{rows:,} events ({hot}) in {_count(len(view.partitions), 'partition')}"]
+    lines = [f"{rows:,} events ({hot}) in {count_text(len(view.partitions), 'partition')}"]
     parts: list[Placed] = []
     for partition in view.partitions:
         parts += [*partition.hot, *partition.chunks]
@@ -117,10 +118,6 @@ def told_of(view: View) -> list[str]:
         lines.append(f"batch {receipt.batch_number}, covered until {utc_text(until_ms)}")
     silent = len(receipt.silent_nodes) + len(receipt.silent_partitions)
     return [*lines, *([f"without {silent} that can't be read"] if silent else [])]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def partitions_of(view: View) -> pl.DataFrame:

@@ -290,4 +290,6 @@ def _hint(text: str) -> str:
     unknown = re.search(r'Referenced column "([^"]+)" not found', text)
     if unknown is None:
         return ""
-    return f"\nwhat is no column of its own is in raw, if that is kept: raw->>'$.{unknown[1]}'"
+    return (
+        f"\na field without a column of its own is in raw, if that is kept: raw->>'$.{unknown[1]}'"
+    )

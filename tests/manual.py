@@ -32,12 +32,12 @@ COLUMN_HELP = {
     "name": "Its name in SQL.",
     "path": 'JSON path in the message: "a.b.c", or a list of keys where a key contains a dot.',
     "paths": "In place of path, a list of such paths: the first that holds a value counts. Null and"
-    " a value of a wrong type are none; nor is empty text, unless no path holds more.",
+    " values of a wrong type don't count; empty text does only if no path has anything else.",
     "type": "What its values are: string; id (text, or a whole number as its digits); text (text"
     " as it is, and a number, true, false, an array or an object as its JSON, exactly as written in"
     " the message); int; float; bool; time, time_s, time_us (RFC 3339, or a number of ms, s, µs);"
-    " time_auto (RFC 3339, or a number of s, ms or µs, as its size tells: from 100,000,000 s after"
-    " 1970, in 1973, to the end of 2199). Of text, the digits are never taken for such a number.",
+    " time_auto (RFC 3339, or a number of s, ms or µs, told by its magnitude: from 100,000,000 s"
+    " after 1970, in 1973, to the end of 2199). Digits in text are never read as such a number.",
 }
 
 

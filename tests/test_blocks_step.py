@@ -190,4 +190,4 @@ def test_that_nothing_deletes_what_is_kept_is_said_once_a_day_and_only_of_much(
     with BoundaryWriter(step.disk, step.layout) as writer:
         writer.seal(CONFIG.block_span_ms, {CONFIG.block_span_ms})
     (late,) = warnings(passed_s=60)
-    assert late.startswith("the batch layer is late: 15.0 GB of 1 partitions")
+    assert late.startswith("the batch layer is late: 15.0 GB of 1 partition")

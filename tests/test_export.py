@@ -137,7 +137,7 @@ def test_the_command_prints_what_the_store_says(data: Path) -> None:
     assert all(path in printed for path in found["path"])
     assert "upload_time >= '2023-11-14 22:13:20.450'" in printed
     rows, hot = found["rows"].sum(), store.receipt().hot_rows
-    told = f"{found.height} files of {rows} rows; {hot} rows are hot, and in no file yet"
+    told = f"{found.height} files of {rows} rows; {hot} rows still hot, in no file yet"
     assert printed.splitlines()[-1] == told
     listed = orjson.loads(invoke("files", "--json", "--data-dir", data).stdout)
     assert [one["path"] for one in listed] == found["path"].to_list()

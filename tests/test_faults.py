@@ -251,7 +251,7 @@ def test_brokers_that_are_no_host_and_port_are_a_fault(
     monkeypatch.setenv("FOREBAY_KAFKA__BOOTSTRAP", bootstrap)
     (fault,) = faults()
     assert fault.startswith(
-        "kafka.bootstrap: expected brokers as HOST:PORT, divided by commas, got"
+        "kafka.bootstrap: expected brokers as HOST:PORT, separated by commas, got"
     )
 
 

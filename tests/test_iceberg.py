@@ -479,7 +479,7 @@ def test_a_day_whose_run_was_killed_is_told_as_taken_up_and_a_day_done_before_as
     feed(job, "a", [event("one", starts_ms(0)), event("end", starts_ms(1))])
     run_job(job)
     first = invoke(job, "batch", "run", "--day", str(day(0))).stdout
-    assert "1 events" in first
+    assert "1 event," in first
     assert "(" not in first
     killed = batch(job)
     Layout(job.data).batch.write_bytes(Boundary(seal=killed.seal).encode())

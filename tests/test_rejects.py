@@ -155,14 +155,14 @@ def test_delete_asks_for_what_is_there_and_nothing_else(data: Path, partition: P
     told = invoke("rejects", "delete", "--dry-run", "--data-dir", str(data))
     assert told == "3 bad json\n1 empty\n1 too large\n5 rejects would be deleted\n"
     dry = ("rejects", "delete", "--dry-run", "--data-dir", str(data), "--reason", "empty")
-    assert invoke(*dry) == "1 empty\n1 rejects would be deleted\n"
+    assert invoke(*dry) == "1 empty\n1 reject would be deleted\n"
     assert not partition.layout.replay.exists()
     refused = CliRunner().invoke(main, ["rejects", "delete", "--data-dir", str(data)])
     assert refused.exit_code == 1
     assert "expected --yes where there is no terminal" in refused.output
     assert not partition.layout.replay.exists()
     asked = ("rejects", "delete", "--yes", "--data-dir", str(data), "--offset", "2")
-    done = "1 bad json\nrequest 1: 1 rejects; the job takes it up within seconds\n"
+    done = "1 bad json\nrequest 1: 1 reject; the job takes it up within seconds\n"
     waits = "request 1 is pending: delete rejects of offset 2; the job takes it up within seconds\n"
     assert invoke(*asked) == done  # the fixture has the lock, as a job has
     assert invoke(*asked) == waits + done
@@ -202,7 +202,7 @@ def test_delete_asks_at_a_terminal(
     monkeypatch.setattr("forebay.cli.rejects._at_terminal", lambda: True)
     arguments = ["rejects", "delete", "--data-dir", str(data)]
     told = CliRunner().invoke(main, arguments, input=f"{answer}\n", catch_exceptions=False).output
-    assert "Delete these 5 rejects? [y/N]" in told
+    assert "Delete 5 rejects? [y/N]" in told
     assert partition.layout.replay_request(1).exists() == asked
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from forebay.operators.sources.unpack import packed, unpack
 from forebay.storage.base.errors import BadInput, Corruption, ForebayError
+from forebay.storage.base.text import count_text
 
 WINDOW_BYTES = 64 << 10
 ADVICE = "give the new file a name of its own, and move the old one back if it is still there"
@@ -110,7 +111,7 @@ class Content:
         goes_on = newline in (b"", b"\r") and over != newline
         if goes_on or (checksums and (*checksums,) not in known):
             raise BadInput(
-                f"file {self._path}: expected the {lines} lines ({count} bytes) that were read"
+                f"file {self._path}: expected the {count_text(lines, 'line')} ({count} bytes) read"
                 f" before, got other content: it is another file or was changed; {ADVICE}"
             )
         trace.add(newline if newline == b"\r\n" else b"\n")

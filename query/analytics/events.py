@@ -207,7 +207,7 @@ def property_of(name: str, schema: pl.Schema) -> pl.Expr:
     if RAW not in schema:
         near = did_you_mean(name, schema.names())
         raise BadInput(
-            f"property {name}: expected a column among {', '.join(schema.names())}, for there is"
+            f"property {name}: expected a column among {', '.join(schema.names())}, as there is"
             f" no column {RAW} with whole messages{near}"
         )
     path = "".join(f"[{_quoted(key)}]" for key in name.removeprefix("$.").split("."))

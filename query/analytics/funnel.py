@@ -183,7 +183,7 @@ def _check(
                 f" got {one.after}, {before}"
             )
         if order == "any" and (one.after, before) != (1, len(steps)):
-            raise BadInput("exclude: expected all steps, for they come in any order; got two")
+            raise BadInput("exclude: expected all steps, as they come in any order; got two")
 
 
 def _events(

@@ -71,9 +71,7 @@ def sessions(
     session's first event; `bins_ms` are the lower ends of `lengths`, ascending. Raises BadInput."""
     question = {name: value for name, value in locals().items() if name not in ("frame", "roles")}
     if gap is None and (to_midnight or roles.session is None):
-        raise BadInput(
-            "gap: expected a time such as 30 minutes, for no role has sessions; got none"
-        )
+        raise BadInput("gap: expected a time such as 30 minutes, as no role has sessions; got none")
     if (gap is not None and gap <= timedelta(0)) or longest < (gap or timedelta(0)):
         raise BadInput(f"gap: expected more than 0 and at most {longest}, got {gap}")
     if not bins_ms or list(bins_ms) != sorted(set(bins_ms)):

@@ -36,7 +36,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     except RuntimeError:  # no place for the cache
         _tell_once(
             logging.WARNING,
-            "each start compiles anew, for compiled code can be kept neither beside the modules nor"
+            "each start compiles again, as compiled code can be kept neither beside the modules nor"
             " in a home; set NUMBA_CACHE_DIR to a folder that can be written to",
         )
         made = numba.njit(nogil=True)(function)

@@ -24,6 +24,11 @@ def shortened(text: str, characters_max: int) -> str:
     return text if len(text) <= characters_max else f"{text[: characters_max - 1]}…"
 
 
+def count_text(count: int, noun: str) -> str:
+    """Such as 1 event, 2,000 events."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def size_text(count: int) -> str:
     """Bytes in the largest unit of which there is one, to a tenth where it is not whole: 64 MiB."""
     unit, units = 1, iter(("KiB", "MiB", "GiB", "TiB"))

@@ -121,7 +121,7 @@ class Boundary:
             return self._newly_sealed(until_ms)
         if until_ms < self.seal.until_ms:
             raise BadInput(
-                f"seal: expected {utc_text(self.seal.until_ms)} or later, for all before is sealed"
+                f"seal: expected {utc_text(self.seal.until_ms)} or later, as all before is sealed"
                 f" already, got {utc_text(until_ms)}"
             )
         return self

@@ -74,7 +74,7 @@ def _next_incarnation(
             raise MissingFile(
                 f"partition {partition}: {layout.hot(partition)} has the data of"
                 f" {manifest.snapshots} snapshots, but {layout.recovery} has none of them; restore"
-                " the recovery folder, or move the whole data directory away to start anew"
+                " the recovery folder, or move the whole data directory away to start over"
             )
     return max(traces) + 1
 
