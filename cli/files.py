@@ -43,7 +43,7 @@ def files(table: str, as_json: bool, roots: list[Path]) -> None:
     ]  # fmt: skip
     if rows:
         echo_table(HEADINGS, rows, right=("rows", "bytes"))
-    total = f"{count_text(found.height, 'file')} of {count_text(found['rows'].sum(), 'row')}"
+    total = f"{count_text(found.height, 'file')} of {count_text(int(found['rows'].sum()), 'row')}"
     hot = store.receipt().hot_rows
     click.echo(f"{total}; {count_text(hot, 'row')} still hot, in no file yet" if hot else total)
 

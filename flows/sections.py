@@ -44,12 +44,13 @@ Duration = Annotated[int, BeforeValidator(duration_ms), PlainSerializer(duration
 """Text such as "500ms", "90s", "10m", kept as whole milliseconds."""
 
 
-def at_least(least_ms: int) -> AfterValidator:
-    """A lower bound of a duration."""
+def at_least(least_ms: int, *, or_none: bool = False) -> AfterValidator:
+    """A lower bound of a duration; with `or_none`, it may also be 0."""
 
     def check(value: int) -> int:
-        if value < least_ms:
-            raise ValueError(f"expected at least {duration_text(least_ms)}")
+        if value < least_ms and (value or not or_none):
+            among = "0s, or " if or_none else ""
+            raise ValueError(f"expected {among}at least {duration_text(least_ms)}")
         return value
 
     return AfterValidator(check)

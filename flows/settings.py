@@ -160,9 +160,9 @@ class Settings(Section, BaseSettings):
     """How long replaced files are kept. Must exceed the longest query and epoch."""
     tick_interval: Annotated[Duration, at_least(100)] = HOUR_MS
     """How often expired data is deleted. It is also deleted after each handoff."""
-    retention: Duration = 0
+    retention: Annotated[Duration, at_least(DAY_MS, or_none=True)] = 0
     """Not 0: delete data that is older, in stream time, even if no batch layer has taken it over.
-    0s keeps everything until it is handed over."""
+    0s keeps everything until it is handed over. At least 1d."""
     retention_bytes: Annotated[Size, size_within(MIB, or_none=True)] = ByteSize(0)
     """Not 0: delete the oldest data, even if no batch layer has taken it over, once blocks and
     chunks of this data directory exceed this size, not counting deleted files in their grace

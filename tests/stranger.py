@@ -124,6 +124,8 @@ class Stranger:
     terminals: list[Terminal] = field(default_factory=list)
     counted: dict[str, Any] = field(default_factory=dict)
     """What commands said that later ones must agree with."""
+    told: str = ""
+    """What the last command printed."""
     _python: subprocess.Popen[str] | None = None
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import sysconfig
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import click
 import polars as pl
@@ -327,6 +328,15 @@ def _help(block: Block) -> None:
     assert block.text.startswith("Usage: forebay")
 
 
+def _settings(block: Block) -> None:
+    with NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(block.text)
+        file.flush()
+        found = CliRunner().invoke(main, ["config", "check"], env={"FOREBAY_CONFIG": file.name})
+    assert found.exit_code == 0, found.output
+    assert "no faults" in found.stdout
+
+
 CHECKED: dict[tuple[str, str], Callable[[Block], None]] = {
     (README, "Kafka ─► decode"): _tables,
     (README, "make demo"): _in_ci,
@@ -336,6 +346,8 @@ CHECKED: dict[tuple[str, str], Callable[[Block], None]] = {
     ("docs/hosts.md", "forebay run --hosts"): _several_hosts,
     ("docs/hosts.md", "python -m bytewax.recovery store"): _several_hosts,
     ("docs/mcp.md", '{"mcpServers"'): _model_host,
+    ("docs/schemas.md", 'schema = "segment"'): _settings,
+    ("docs/schemas.md", 'schema = "none"'): _settings,
     (DOCKER, "docker compose up"): _composed,
     (DOCKER, "WORKERS=4 JOB_MEMORY=8g docker compose"): _composed,
     (ARCHITECTURE, "Kafka ─► source"): _picture,
@@ -393,10 +405,12 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stranger]:
 
 
 def follow(stranger: Stranger, found: list[Block]) -> None:
-    """Do what each block says, in order."""
+    """Do what each block says, in order; one of text has what the command before it printed."""
     for block in found:
         if check := check_of(block):
             check(block)
+        elif block.language == "text":
+            assert not set(block.text.splitlines()) - _lines(stranger.told), f"{block}: not printed"
         elif block.language == "toml":
             stranger.write(block)
         elif block.language == "python":
@@ -407,11 +421,18 @@ def follow(stranger: Stranger, found: list[Block]) -> None:
                 do(stranger, block, command)
 
 
+def _lines(told: str) -> set[str]:
+    """Of what was printed, each line, and its beginnings up to a gap between two columns."""
+    lines = told.replace("\r", "").splitlines()
+    ends = [(line, found.start()) for line in lines for found in re.finditer("  +|$", line)]
+    return {line[:end] for line, end in ends}
+
+
 def do(stranger: Stranger, block: Block, command: str) -> None:
     if command in LASTING:
         LASTING[command](stranger)
         return
-    told = stranger.run(command)
+    told = stranger.told = stranger.run(command)
     claims = [claim for start, claim in CLAIMS.items() if command.startswith(start)]
     ours = re.search(r"\bforebay [a-z]", command)
     assert claims or not ours, f"{block}: expected a claim about {command!r} in CLAIMS"
