@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from forebay.serve.asked import ANALYTICS, Kind
+from forebay.serve.kinds import ANALYTICS, Kind
 from forebay.serve.parameters import Form
 from forebay.serve.routes import (
     ASKED,

@@ -34,9 +34,9 @@ from forebay.cli.main import main
 from forebay.query.analytics import Event, Where
 from forebay.query.frames import exported
 from forebay.query.rows import json_value
-from forebay.serve.asked import kinds
 from forebay.serve.brief import BYTES, COLUMNS_MAX, TEXT_MAX, brief_object, brief_rows, brief_tables
 from forebay.serve.brief import ROWS_MAX as BRIEF_ROWS_MAX
+from forebay.serve.kinds import kinds
 from forebay.serve.tokens import add_token
 from forebay.serve.tools import ROWS, ROWS_MAX, TOOLS
 from tests.checkout import BASE
