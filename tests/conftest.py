@@ -55,12 +55,12 @@ settings.register_profile(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=12,
+    max_examples=8,
     phases=(Phase.explicit, Phase.generate),
     print_blob=True,
     suppress_health_check=SLOW_IS_FINE,
 )
-settings.register_profile("full", settings.get_profile("quick"), max_examples=24)
+settings.register_profile("full", settings.get_profile("quick"), max_examples=16)
 settings.register_profile("first", settings.get_profile("quick"), max_examples=3)
 settings.register_profile(
     "long",

@@ -153,7 +153,11 @@ class Server:
     def busiest(self) -> int:
         """The one of its workers that works, once it is plain which it is."""
         self.until("forebay_serve_busy", 1)
-        self.until("forebay_serve_workers", len(self.children))
+        self.until("forebay_serve_workers", 1)
+        for _ in range(600):  # until all are there, and the one that compiles has ended
+            if self.metric("forebay_serve_workers") == len(self.children):
+                break
+            select.select([], [], [], 0.05)
         before = {pid: _ticks(pid) for pid in self.children}
         for _ in range(1200):
             spent = {pid: _ticks(pid) - ticks for pid, ticks in before.items()}

@@ -284,7 +284,7 @@ def test_exported_late_events_are_those_of_the_late_table(job: Job, tmp_path: Pa
 @pytest.mark.parametrize(
     ("done", "asked", "told"),
     [
-        ([0, 1], 0, "for all before is sealed already"),
+        ([0, 1], 0, "as all before is sealed already"),
         ([0], 2, "expected 2024-05-02, the first day that is not handed over"),
         ([], 3, "expected a day that is over"),
     ],

@@ -353,7 +353,7 @@ def test_settings_that_the_data_was_not_made_with_are_faults_before_a_job_starts
         (("CITY",), "differ by more than case, got 'CITY' beside 'city'"),
         (("RAW",), "expected a name other than"),
         (("Upload_Time",), "expected a name other than"),
-        *(((name.upper(),), "expected another name, for it is") for name in RESERVED_ELSEWHERE),
+        *(((name.upper(),), "expected another name, as it is") for name in RESERVED_ELSEWHERE),
     ],
 )
 def test_a_column_that_a_layer_below_could_not_tell_apart_is_refused(

@@ -376,7 +376,7 @@ def test_snapshot_of_version_1_goes_on_and_is_followed_by_one_that_tells_files_a
     assert later[-1] == positions[-1]
     write(tmp_path, name, OTHER["another file"](LONG)[7:])
     assert read(path, resume=first)[0] == []
-    assert "expected the 3000 lines" in unread()[-1]
+    assert "expected the 3,000 lines" in unread()[-1]
 
 
 @pytest.mark.parametrize("name", ["a.ndjson.gz", "a.ndjson.zst"])

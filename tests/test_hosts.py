@@ -605,7 +605,9 @@ def test_data_of_one_host_is_not_divided_among_more(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     take_data_directory(layout).close()
     init_recovery(layout.recovery)
-    with pytest.raises(BadInput, match=r"host 0 of 2, got that of a job on one host.* anew"):
+    with pytest.raises(
+        BadInput, match=r"host 0 of 2, got that of a job on one host.* redistributed"
+    ):
         take_data_directory(layout, Hosts.parse(TWO, 0, 1))
 
 

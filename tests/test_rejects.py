@@ -284,7 +284,7 @@ def test_job_replays_what_was_asked_exactly_once_over_a_kill(
     assert job.ends(job.run()) == 0, job.told()
     large = [n for n in range(3_000) if n % 3 == 0]
     assert job.partitions()["rejects"].sum() == len(large)
-    asked = f"request 1: {len(large)} rejects; no job runs, the next one does it\n"
+    asked = f"request 1: {len(large):,} rejects; no job runs, the next one does it\n"
     pending = "request 1 is pending: replay all rejects; no job runs, the next one does it\n"
     for told in (asked, pending + asked):
         assert invoke("rejects", "replay", "--data-dir", str(job.data)) == told
@@ -315,7 +315,7 @@ def test_job_deletes_what_was_asked_exactly_once_over_a_kill(
     assert job.ends(job.run()) == 0, job.told()
     before = sum(n % 3 == 0 for n in range(2_000))
     told = invoke("rejects", "delete", "--yes", "--data-dir", str(job.data))
-    assert told.endswith(f"request 1: {before} rejects; no job runs, the next one does it\n")
+    assert told.endswith(f"request 1: {before:,} rejects; no job runs, the next one does it\n")
     (events / "a.ndjson").write_bytes(b"".join(lines))
     job.settings["BATCH_ROWS"] = "50"
     killed = job.run()

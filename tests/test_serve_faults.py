@@ -183,7 +183,7 @@ def test_no_process_is_left_however_the_server_ends(start: Start, number: int) -
         assert client.recv(65536)
         server.until("forebay_serve_busy", 1)
         workers = server.children
-        assert len(workers) == 3
+        assert len(workers) in (3, 4)  # the one that compiles ends when it is done
         code = server.stop(number)
     assert ended(workers)
     codes: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 130}
