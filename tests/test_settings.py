@@ -357,8 +357,8 @@ def test_a_column_may_have_several_paths_and_so_may_the_upload_time(write: Write
         ),
         (
             'schema = "none"',
-            'dedup_key: expected at least one column, because schema = "none" has no key of its own,'
-            " got none",
+            'dedup_key: expected at least one column, because schema = "none" has no key of its'
+            " own, got none",
         ),
         (
             'columns = [{name = "a", paths = ["b", []]}]',
