@@ -78,7 +78,7 @@ def show(partition: str, offset: int, raw: bool, roots: list[Path]) -> None:
     meant = RejectFilter(partitions=(partition,), offsets=(offset,))
     rows = query.open(*roots).rejects(meant).collect().to_dicts()
     if not rows:
-        raise BadInput(f"rejects show: expected a reject at {partition} {offset}, none is there")
+        raise BadInput(f"rejects show: expected a reject at {partition} {offset}, got none")
     for row in rows:
         message = row["message"] or b""
         if raw:

@@ -74,7 +74,7 @@ log = logging.getLogger("forebay.cluster")
 
 
 STEPPED = b"c"
-"""What no worker says: the wall clock has stepped back so far that all must start again."""
+"""What no worker says: the wall clock has stepped back so far that all must restart."""
 _Event = tuple[int, bytes | int] | Heard
 """The run, for an old one's workers may still speak, and what one of its worker processes has said,
 or the exit code with which it has ended; or what was heard of another host."""
@@ -142,7 +142,7 @@ class Cluster:
                 return 1
             if time.monotonic() - started_s > HEALTHY_S:
                 backoff_s = BACKOFF_S
-            log.error("%s; all start again in %.0f s", failure, backoff_s)
+            log.error("%s; all restart in %.0f s", failure, backoff_s)
             if self._stop_within(backoff_s):
                 log.error("stopped before that")
                 return 1
@@ -325,7 +325,7 @@ class Cluster:
             log.warning(
                 "the wall clock stepped back by %.1f s; %s",
                 back_s,
-                "all workers start again, for the engine would wait as long"
+                "all workers restart, as the engine would wait as long"
                 if back_s > RESTART_S
                 else "nothing is read for as long",
             )

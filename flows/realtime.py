@@ -157,6 +157,6 @@ def _require_same_division(found: list[str], owners: Sequence[PartitionKey], cou
     strays += [name for name in found if count and name not in names]
     if strays:
         raise BadInput(
-            f"hash_partitions: this data directory was made with another number than {count}: it"
-            f" has partition {strays[0]}"
+            f"hash_partitions: expected the number that {strays[0]!r} of this data directory was"
+            f" made with, got {count}"
         )

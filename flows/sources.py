@@ -148,7 +148,7 @@ def _growth(
                 "topic %s has %d partitions now; %s",
                 topic,
                 partitions,
-                "all workers start again to read the new ones from their beginning"
+                "all workers restart to read the new ones from their beginning"
                 if restart
                 else "the new ones are read, from their beginning, when this job is started again",
             )

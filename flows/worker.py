@@ -132,7 +132,7 @@ def _told(error: BaseException | None) -> int:
         log.error("%s: %s", type(error).__name__, error)
         return PERMANENT
     if isinstance(error, OSError) and error.errno in _RESOURCE:
-        log.error("%s; what was committed is safe, and the job tries again", error)
+        log.error("%s; what was committed is safe, and the job restarts", error)
     elif isinstance(error, Exception):
         log.error("%s: %s", type(error).__name__, error, exc_info=error)
     else:

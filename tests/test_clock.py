@@ -139,7 +139,7 @@ def test_all_workers_start_again_if_the_clock_steps_back_further_than_a_start_ta
     supervised.send_signal(signal.SIGTERM)
     assert supervised.wait(30) == 0
     told = log.read_text()
-    found = re.findall(r"the wall clock stepped back by (\S+) s; all workers start again", told)
+    found = re.findall(r"the wall clock stepped back by (\S+) s; all workers restart", told)
     assert len(found) == 1
     assert "ERROR" not in told
 
@@ -159,7 +159,7 @@ def test_a_job_whose_clock_steps_goes_on_at_once_and_is_exact(
     stepped.step(BACK_S)
     send(job, [event(number) for number in range(10, 20)])
     job.until(process, lambda found: taken(found) == 20)
-    assert "start again" not in job.log.read_text()
+    assert "all workers restart" not in job.log.read_text()
     stepped.step(-2 * BACK_S)
     since = time.monotonic()
     send(job, [event(number) for number in range(5, 30)])
@@ -167,4 +167,4 @@ def test_a_job_whose_clock_steps_goes_on_at_once_and_is_exact(
     assert time.monotonic() - since < BACK_S / 2
     assert job.stop(process) == 0, job.told()
     assert insert_ids(job) == sorted(f"i{number}" for number in range(30))
-    assert job.log.read_text().count("; all workers start again") == 1
+    assert job.log.read_text().count("; all workers restart") == 1

@@ -145,10 +145,10 @@ def test_a_stop_while_the_job_waits_to_start_again_is_no_success(
     end: str, said: str, run: MakeRun
 ) -> None:
     running = run(f"build {end}")
-    running.until_said("all start again")
+    running.until_said("all restart")
     assert running.stop() == 1
     told = running.log.read_text()
-    assert f"a worker {said}, without a last snapshot; all start again in 1 s" in told
+    assert f"a worker {said}, without a last snapshot; all restart in 1 s" in told
     assert "stopped before that" in told
 
 
@@ -157,7 +157,7 @@ def test_when_one_worker_asks_all_start_again_at_once_with_a_last_snapshot(run: 
     running = run("build stop:0,build again stop:0,build stop:0")
     running.until("runs", 6)
     told = running.log.read_text()
-    assert "all start again" not in told
+    assert "all restart" not in told
     assert "ERROR" not in told
     assert running.done.read_text().count("stops") == 3
     assert running.stop() == 0, running.log.read_text()
@@ -170,7 +170,7 @@ def test_a_worker_that_fails_while_all_are_stopped_to_start_again_has_them_start
 ) -> None:
     running = run(f"build stop:0,build again stop:{code}")
     running.until("runs", 4)
-    assert f"a worker ended with {code}, without a last snapshot; all start again in 1 s" in (
+    assert f"a worker ended with {code}, without a last snapshot; all restart in 1 s" in (
         running.log.read_text()
     )
     assert not Layout(running.data).ended.exists()

@@ -386,7 +386,7 @@ def told(job: Job) -> str:
 
 
 def restarts(job: Job) -> int:
-    return told(job).count("all start again")
+    return told(job).count("all restart")
 
 
 @pytest.mark.parametrize(

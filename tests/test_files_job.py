@@ -69,7 +69,7 @@ def test_a_file_that_is_cut_short_leaves_the_others_whole_and_is_named_at_the_en
     assert 0 < len(read) < 3000
     assert len(found) - len(read) == 60_000
     assert str(cut) in job.told().rpartition("the input has ended")[2]
-    assert "start again" not in job.told()
+    assert "all restart" not in job.told()
     assert Layout(job.data).ended.exists()
 
     cut.write_bytes(whole)

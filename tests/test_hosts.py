@@ -390,7 +390,7 @@ def test_when_a_worker_of_one_host_fails_all_hosts_start_again(
     steps[failing] = "build exit:1"
     running = shams(",".join(steps))
     running.until(f"{1 - failing} runs", 2)
-    assert running.told().count("all start again in 1 s") == 2
+    assert running.told().count("all restart in 1 s") == 2
     assert f"host {failing} at" in running.log(1 - failing).read_text()
     for process in running.processes:
         process.send_signal(signal.SIGTERM)

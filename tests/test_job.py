@@ -123,7 +123,7 @@ def test_a_killed_worker_makes_all_start_again(job: Job, load: Generated) -> Non
     victim = children(process.pid)[0]
     os.kill(victim, signal.SIGKILL)
     assert job.ends(process) == 0, job.told()
-    assert "all start again" in job.told()
+    assert "all restart" in job.told()
     assert_exact(job, load)
 
 

@@ -421,7 +421,7 @@ def test_request_is_refused_while_another_is_written(tmp_path: Path) -> None:
         def lock(self, path: Path) -> object:  # type: ignore[override]
             raise BadInput("held")
 
-    with pytest.raises(BadInput, match="another request"):
+    with pytest.raises(BadInput, match="no other request"):
         ask(Busy(), layout, ALL, {})
 
 

@@ -129,10 +129,13 @@ function axes(width, height, labels, [least, most], format, whole) {
   const every = Math.max(1, Math.ceil((labels.length * longest) / (area.right - left)));
   const band = (area.right - left) / Math.max(1, labels.length);
   const x = (at) => left + band * (at + 0.5);
+  let free = 0; // from where on there is room for a label
   labels.forEach((label, at) => {
     if (at % every) return;
     const half = (label.length * LABEL_PX) / 2;
     const middle = Math.min(Math.max(x(at), half), width - half);
+    if (middle - half < free) return;
+    free = middle + half;
     inside.push([s("text", { x: middle, y: height - 5, "text-anchor": "middle" }, label)]);
   });
   return {

@@ -344,7 +344,7 @@ function paths(answer, { period, chosen, user }) {
 export const QUESTIONS = {
   segmentation: {
     title: "Segmentation",
-    about: "How much of one or several events there was, over time.",
+    about: "How often events happened over time, or how many users did them.",
     path: "/v1/segmentation",
     intervals: INTERVALS,
     sql: true,

@@ -92,7 +92,9 @@ def ask(
     try:
         lock = disk.lock(layout.replay / "lock")
     except BadInput as error:
-        raise BadInput(f"{layout.replay}: another request is being written; try again") from error
+        raise BadInput(
+            f"{layout.replay}: expected no other request to be written now, got one: try again"
+        ) from error
     with lock:
         for number in count(1):
             try:
