@@ -34,7 +34,7 @@ through_option = time_option(
 )  # fmt: skip
 
 
-@click.group()
+@click.group(epilog=example("forebay batch run --catch-up"))
 def batch() -> None:
     """Hand days over to a batch layer. Each command may be repeated, and run by any scheduler."""
 

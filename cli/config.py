@@ -33,7 +33,7 @@ from forebay.storage.base.times import DAY_MS, duration_text
 from forebay.storage.formats.columns import arrow_schema
 
 
-@click.group()
+@click.group(epilog=example("forebay config check --connect"))
 def config() -> None:
     """Check or show the settings."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from forebay import __version__
+from forebay.cli.example import example
 from forebay.cli.interrupt import INTERRUPTED, importing
 from forebay.flows.secrets import masked
 from forebay.storage.base.errors import ForebayError
@@ -66,7 +67,11 @@ class _Commands(click.Group):
         return answer
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example('forebay sql "select count(*) from events"'),
+)
 @click.version_option(__version__, prog_name="forebay")
 def main() -> None:
     """Forebay: the real-time layer of a lambda architecture.

@@ -32,7 +32,7 @@ HEADINGS = ("partition", "offset", "broker time", "reason", "message")
 SUFFIXES = (".ndjson", ".jsonl", ".parquet")
 
 
-@click.group()
+@click.group(epilog=example("forebay rejects list --limit 5"))
 def rejects() -> None:
     """List, show, export, replay or delete the messages that could not become events."""
 

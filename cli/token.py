@@ -15,7 +15,7 @@ file_option = click.option(
 )  # fmt: skip
 
 
-@click.group()
+@click.group(epilog=example("forebay token add dashboards"))
 def token() -> None:
     """Add, list or remove the tokens of `forebay serve`."""
 
