@@ -293,7 +293,11 @@ def _options(tables: Mapping[str, Table], interval: Interval | None, ends: bool)
         yield click.option("--week-start", type=days, default=0, help="0, the default, is Monday.")
         yield click.option("--interval", **choice(Interval, default=interval))
     yield click.option(
-        "--zone", default="UTC", show_default=True, help="A time zone, such as Europe/Berlin."
+        "--zone",
+        metavar="ZONE",
+        default="UTC",
+        show_default=True,
+        help="A time zone, such as Europe/Berlin.",
     )
     first = f"  [default: {DAYS} days before, or of the first event]" if ends else ""
     last = "  [default: after the newest event]" if ends else ""

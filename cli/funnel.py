@@ -44,6 +44,7 @@ def exclusions(
 @click.option("--order", **choice(Order))
 @click.option(
     "--window",
+    metavar="DURATION",
     default="1d",
     callback=length,
     show_default=True,
@@ -54,11 +55,16 @@ def exclusions(
 )
 @click.option("--reentry", **choice(Reentry), help="Which entry a path begins with.")
 @click.option(
-    "--resolution", default="1s", callback=length, show_default=True,
+    "--resolution", metavar="DURATION", default="1s", callback=length, show_default=True,
     help="Events at most this far apart are simultaneous.",
 )  # fmt: skip
 @click.option(
-    "--where", "segment", multiple=True, callback=filters, help="A filter on the first step only."
+    "--where",
+    "segment",
+    metavar="FILTER",
+    multiple=True,
+    callback=filters,
+    help="A filter on the first step only.",
 )
 @click.option(
     "--hold", metavar="PROPERTY", help="A property that must have the same value at each step."
@@ -75,7 +81,7 @@ def exclusions(
     help="What an excluded event does: ends a path, or drops its user.",
 )  # fmt: skip
 @click.option(
-    "--attribution", default="entry", callback=attribution, show_default=True,
+    "--attribution", metavar="STEP", default="entry", callback=attribution, show_default=True,
     help=f"Of --by: {', '.join(ATTRIBUTIONS)}, or the number of a step.",
 )  # fmt: skip
 @by_options

@@ -85,8 +85,8 @@ def places_option(
     early: dict[str, Any] = {"is_eager": True, "expose_value": False}
     options = [
         click.option(
-            "--node-timeout", default="60s", show_default=True, **early, callback=seconds,
-            help="Time limit for an answer of a node.",
+            "--node-timeout", metavar="DURATION", default="60s", show_default=True, **early,
+            callback=seconds, help="Time limit for an answer of a node.",
         ),
         click.option(
             "--nodes", multiple=True, metavar="URL", **early, callback=keep,

@@ -79,7 +79,7 @@ def time_ms(text: str) -> int:
 def time_option(name: str, parameter: str, **attributes: Any) -> Callable[[F], F]:
     """The command takes a time, in milliseconds."""
     return click.option(
-        name, parameter, **attributes,
+        name, parameter, **{"metavar": "TIME", **attributes},
         callback=lambda _context, _option, text: None if text is None else time_ms(text),
     )  # fmt: skip
 
@@ -116,17 +116,19 @@ def _size(_context: click.Context, _option: click.Parameter, text: str) -> int:
 
 timeout_option: Callable[[F], F] = click.option(
     "--timeout",
+    metavar="DURATION",
     default="60s",
     show_default=True,
     callback=_seconds,
     help="Time limit for an answer.",
 )
 memory_option: Callable[[F], F] = click.option(
-    "--memory", default=size_text(MEMORY).replace(" ", ""), show_default=True, callback=_size,
-    help="Memory limit of a worker, which is killed if it takes more.",
+    "--memory", metavar="SIZE", default=size_text(MEMORY).replace(" ", ""), show_default=True,
+    callback=_size, help="Memory limit of a worker, which is killed if it takes more.",
 )  # fmt: skip
 time_zone_option: Callable[[F], F] = click.option(
     "--time-zone",
+    metavar="ZONE",
     default="UTC",
     show_default=True,
     help="The time zone of days, in SQL and in Amplitude's API.",

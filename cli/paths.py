@@ -25,10 +25,14 @@ EXAMPLE = "forebay paths search --steps 3 --limit 5 --collapse"
     show_default=True,
     help="How many events each step names.",
 )
-@click.option("--window", default="1d", callback=length, show_default=True)
+@click.option("--window", metavar="DURATION", default="1d", callback=length, show_default=True)
 @click.option("--collapse", is_flag=True, help="Immediate repetitions of an event are one step.")
 @click.option(
-    "--among", multiple=True, callback=events, help="Only these events are steps; repeatable."
+    "--among",
+    metavar="EVENT",
+    multiple=True,
+    callback=events,
+    help="Only these events are steps; repeatable.",
 )
 @question(TABLES, interval=None)
 def paths(asked: Question, start: Event, window: timedelta, **options: Any) -> None:

@@ -59,7 +59,14 @@ EXAMPLE = "forebay retention sign_in purchase --days 7 --table cohorts"
     "--brackets", metavar="DAYS", callback=brackets, help="In place of --days, such as 0,1-3,4-7."
 )
 @click.option("--calendar", is_flag=True, help="Days of the zone, not 24 hours from the start.")
-@click.option("--where", "segment", multiple=True, callback=filters, help="A filter on START only.")
+@click.option(
+    "--where",
+    "segment",
+    metavar="FILTER",
+    multiple=True,
+    callback=filters,
+    help="A filter on START only.",
+)
 @by_options
 @question(TABLES)
 def retention(asked: Question, start: Event, back: Event, **options: Any) -> None:

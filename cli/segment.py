@@ -35,9 +35,18 @@ EXAMPLE = "forebay segment item_view --measure sum --of event_properties.price -
 @click.option("--measure", **choice(Measure))
 @click.option("--of", metavar="PROPERTY", help="Of sum, mean, median, percentile, distinct.")
 @click.option("--percentile", type=click.FloatRange(0, 100), default=90.0, show_default=True)
-@click.option("--formula", help='In place of a measure, such as "UNIQUES(B) / UNIQUES(A)".')
+@click.option(
+    "--formula", metavar="FORMULA", help='In place of a measure, such as "UNIQUES(B) / UNIQUES(A)".'
+)
 @click.option("--compare", is_flag=True, help="Add the table `before`: the preceding period.")
-@click.option("--where", "segment", multiple=True, callback=filters, help="A filter on all events.")
+@click.option(
+    "--where",
+    "segment",
+    metavar="FILTER",
+    multiple=True,
+    callback=filters,
+    help="A filter on all events.",
+)
 @by_options
 @question(TABLES)
 def segment(asked: Question, kinds: list[Event], formula: str | None, **options: Any) -> None:

@@ -24,19 +24,22 @@ def bins(context: click.Context, option: click.Parameter, text: str | None) -> l
 @click.command(epilog=example(EXAMPLE))
 @click.option(
     "--gap",
+    metavar="DURATION",
     callback=length,
     help="The pause after which a new session begins.  [default: sessions by their ids]",
 )
 @click.option("--to-midnight", is_flag=True, help="With --gap, a day of the zone ends them.")
 @click.option(
-    "--longest", default="1d", callback=length, show_default=True,
+    "--longest", metavar="DURATION", default="1d", callback=length, show_default=True,
     help="How far outside the period their events are looked for.",
 )  # fmt: skip
 @click.option(
     "--bins", "bins_ms", metavar="LENGTH,...", callback=bins,
     help="Lower ends of the table lengths, such as 0s,1m,10m.",
 )  # fmt: skip
-@click.option("--where", multiple=True, callback=filters, help="A filter on their events.")
+@click.option(
+    "--where", metavar="FILTER", multiple=True, callback=filters, help="A filter on their events."
+)
 @by_options
 @question(TABLES)
 def sessions(asked: Question, **options: Any) -> None:

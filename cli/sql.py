@@ -62,7 +62,9 @@ WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,37})")
     help="How many rows a table shows.",
 )
 @click.option("--spreadsheet", is_flag=True, help="CSV in which no text is taken for a formula.")
-@click.option("--time-zone", default="UTC", show_default=True, help="The time zone of days.")
+@click.option(
+    "--time-zone", metavar="ZONE", default="UTC", show_default=True, help="The time zone of days."
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),

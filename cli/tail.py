@@ -49,7 +49,9 @@ def names(_context: click.Context, _option: click.Parameter, text: str | None) -
 @click.option(
     "-f", "--follow", is_flag=True, help="Then print events as they arrive, until Ctrl-C."
 )
-@click.option("--where", multiple=True, callback=filters, help="A filter on all events.")
+@click.option(
+    "--where", metavar="FILTER", multiple=True, callback=filters, help="A filter on all events."
+)
 @click.option(
     "--columns", metavar="PROPERTY,...", callback=names,
     help="Of the table, beside the upload time.  [default: event and user]",
