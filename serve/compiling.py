@@ -22,6 +22,8 @@ from forebay.query.analytics.events import Event, Roles
 from forebay.query.analytics.funnel import Exclusion, Order, Reentry, funnel
 from forebay.query.analytics.period import Period
 from forebay.query.analytics.retention import retention
+from forebay.query.analytics.units import order
+from forebay.storage.base.compiled import is_kept
 
 NICENESS = 19
 
@@ -33,10 +35,10 @@ def compile_all() -> None:
     frame = pl.LazyFrame({"user": ["u"] * 3, "event": ["a", "b", "a"], "time": times})
     steps = [Event("a"), Event("b")]
     counts: tuple[Literal["uniques", "totals"], ...] = ("uniques", "totals")
-    for order, reentry, count in product(get_args(Order), get_args(Reentry), counts):
-        if (order, reentry) != ("any", "latest"):
-            exclude = [] if order == "any" else [Exclusion(Event("c"))]
-            funnel(frame, roles, steps, period, order=order, reentry=reentry, count=count,
+    for ordered, reentry, count in product(get_args(Order), get_args(Reentry), counts):
+        if (ordered, reentry) != ("any", "latest"):
+            exclude = [] if ordered == "any" else [Exclusion(Event("c"))]
+            funnel(frame, roles, steps, period, order=ordered, reentry=reentry, count=count,
                    exclude=exclude, resolution=timedelta(seconds=1))  # fmt: skip
     for calendar in (False, True):
         retention(frame, roles, Event("a"), Event("a"), period, days=1, calendar=calendar)
@@ -52,4 +54,5 @@ if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s serve %(levelname)s %(message)s")
     logging.getLogger("forebay.compiled").setLevel(logging.INFO)
     os.nice(NICENESS)
-    compile_all()
+    if is_kept(order):
+        compile_all()

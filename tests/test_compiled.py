@@ -14,7 +14,9 @@ import pytest
 from numba.extending import is_jitted
 
 from forebay.query import analytics
+from forebay.query.analytics.units import order
 from forebay.serve.compiling import compile_all
+from forebay.storage.base.compiled import is_kept
 
 COMPILED = [one.name for one in pkgutil.iter_modules(analytics.__path__) if one.name != "charts"]
 
@@ -75,3 +77,16 @@ def test_a_server_compiles_ahead_all_that_questions_call() -> None:
         < {one.py_func.__name__ for one in functions}
     )
     assert [one.py_func.__name__ for one in called if not one.signatures] == []
+
+
+@pytest.mark.long
+def test_where_code_cannot_be_kept_it_is_not_compiled_ahead() -> None:
+    """As of an installation that is not writable, run without a home: `numba` finds no place."""
+    code = (
+        "import numba.core.caching as caching; caching.CacheImpl._locator_classes = []\n"
+        "from forebay.query.analytics.units import order\n"
+        "from forebay.storage.base.compiled import is_kept; print(is_kept(order))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    assert is_kept(order)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numba
+from numba.core.caching import NullCache
 from numba.core.sigutils import normalize_signature
 
 P = ParamSpec("P")
@@ -41,6 +42,11 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         )
         made = numba.njit(nogil=True)(function)
     return cast(Callable[P, R], made)
+
+
+def is_kept(function: Callable[..., object]) -> bool:
+    """Whether the code of a compiled function is kept for other processes."""
+    return not isinstance(cast(Any, function)._cache, NullCache)
 
 
 def _of_these_types(load: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
