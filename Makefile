@@ -85,4 +85,4 @@ constraints:  ## pin anew what pyproject.toml allows; UPGRADE=--upgrade: everyth
 # Events are in no folder of these.
 clean:  ## remove .venv, build/ and caches
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache \
-	  .hypothesis
+	  .hypothesis .schemathesis

@@ -113,7 +113,7 @@ if [ -e .venv/ready ] && [ "$(head -n 1 .venv/ready)" != "$here" ] || [ -e .venv
   make_venv
 fi
 if [ -e .venv/ready ]; then mv .venv/ready .venv/unfinished; fi
-echo "setup: installing packages into .venv; the first time takes a minute or two" >&2
+echo "setup: installing packages into .venv; the first time takes a few minutes" >&2
 {
   .venv/bin/python -m pip install --quiet --require-hashes -r constraints-dev.txt &&
     .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .

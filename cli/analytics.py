@@ -53,11 +53,12 @@ def _say_what_takes_long() -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """A frame of an answer: the column that its chart shows, and the shape in which it is
-    printed."""
+    """A frame of an answer: the column that its chart shows, the shape in which it is printed, and
+    what is said if it has no row."""
 
     measure: str | None = None
     shape: Callable[[pl.DataFrame], pl.DataFrame] = lambda frame: frame
+    empty: str = "nothing was found"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class Question:
             echo_json({n: readable(f).to_dicts() for n, f in frames.items() if f is not None})
             return
         shown = self.tables[self.table]
-        echo_answer(shown.shape(getattr(found, self.table)), shown.measure, chart=self.chart)
+        table = shown.shape(getattr(found, self.table))
+        echo_answer(table, shown.measure, shown.empty, chart=self.chart)
 
     @cached_property
     def store(self) -> query.Store:

@@ -28,11 +28,14 @@ LABELS = (
 """Columns that say what a row is about."""
 
 
-def echo_answer(table: pl.DataFrame, measure: str | None, *, chart: bool | None) -> None:
-    """Print its first ROWS_MAX rows, and bars for `measure` if asked for, or at a terminal."""
+def echo_answer(
+    table: pl.DataFrame, measure: str | None, empty: str, *, chart: bool | None
+) -> None:
+    """Print its first ROWS_MAX rows, and bars for `measure` if asked for, or at a terminal; `empty`
+    if there is no row."""
     shown = table.drop("others", strict=False).head(ROWS_MAX)
     if not table.height:
-        click.echo("nothing was found", err=True)
+        click.echo(empty, err=True)
         return
     names = [name.removesuffix("_ms") for name in shown.columns]
     columns = [_cells(column) for column in shown]

@@ -139,7 +139,8 @@ def run(day: datetime | None, catch_up: bool, as_json: bool, roots: list[Path]) 
         from forebay.flows.batch import missing_days, run_day
     except ModuleNotFoundError as error:
         raise BadInput(
-            f"batch run: expected the packages of forebay[batch], {error.name} is not installed"
+            f"batch run: expected the extra batch, got no {error.name}:"
+            " pip install 'forebay[batch]'"
         ) from error
     days = missing_days(roots) if day is None else [day.date()]
     for one in days:

@@ -24,6 +24,7 @@ from forebay.flows.settings import (
     load,
     shown,
 )
+from forebay.flows.toml import read_toml
 from forebay.operators.sources.folder import FilesConfig, file_partitions
 from forebay.query.view import take_view
 from forebay.storage.base.disk import Disk
@@ -50,7 +51,10 @@ def check(connect: bool) -> None:
         settings = load()
     except BadInput as error:
         faults = str(error).splitlines()
-    faults += _source_faults(settings)
+    if settings is not None or (
+        _file_is_read() and not any(one.startswith(("files", "FOREBAY_CONFIG")) for one in faults)
+    ):
+        faults += _source_faults(settings)
     faults += [] if settings is None else _data_faults(settings)
     if faults:
         raise BadInput("\n".join(faults))
@@ -95,6 +99,15 @@ def _listed(number: int) -> bool:
     columns = declared("columns", ())
     column = columns[number] if isinstance(columns, list) and number < len(columns) else None
     return isinstance(column, dict) and isinstance(column.get("path"), list)
+
+
+def _file_is_read() -> bool:
+    """Whether the settings file, if there is one, is TOML."""
+    try:
+        read_toml(config_file())
+    except BadInput:
+        return False
+    return True
 
 
 def _source_faults(settings: Settings | None) -> list[str]:

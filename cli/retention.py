@@ -36,15 +36,16 @@ def brackets(
 
 
 def _with_cohorts(overall: pl.DataFrame) -> pl.DataFrame:
-    """Without the days that no cohort has behind it; says how many those are."""
+    """Without the days that no cohort has behind it; says how many those are, unless all."""
     shown = overall.filter(pl.col("out_of") > 0)
-    if days := overall.height - shown.height:
+    if shown.height and (days := overall.height - shown.height):
         told = f"{days} of {overall.height} rows have no complete cohort yet"
         click.echo(f"{told}; --table cohorts shows all", err=True)
     return shown
 
 
-TABLES = {"overall": Table("share", _with_cohorts), "cohorts": Table(shape=_by_day)}
+NONE_YET = "no cohort is complete yet, as the data ends on its day; --table cohorts shows all"
+TABLES = {"overall": Table("share", _with_cohorts, NONE_YET), "cohorts": Table(shape=_by_day)}
 EXAMPLE = "forebay retention sign_in purchase --days 7 --table cohorts"
 
 

@@ -70,7 +70,7 @@ def run(workers: int, named: str | None, host: int | None) -> None:
     from forebay.flows.handshake import shared
     from forebay.flows.hosts import Hosts
     from forebay.flows.open_files import require_open_files
-    from forebay.flows.settings import load, require_source
+    from forebay.flows.settings import config_file, load, require_source
     from forebay.operators.sources.folder import FilesConfig, file_partitions
 
     gc.freeze()
@@ -91,7 +91,10 @@ def run(workers: int, named: str | None, host: int | None) -> None:
         cluster = Cluster(settings.data_dir, workers, hosts=hosts, shared=same, measured=measured)
         code = cluster.run()
     except ForebayError as error:
-        click.echo(f"Error: {error}", err=True)
+        told = str(error)
+        if told.startswith("files.path") and not config_file().is_file():
+            told += f" (the default, as there is no {config_file().absolute()})"
+        click.echo(f"Error: {told}", err=True)
         raise SystemExit(PERMANENT) from error
     if code != PERMANENT:
         from forebay.cli.summary import summary  # reads data, unlike the supervisor

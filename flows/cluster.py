@@ -138,7 +138,7 @@ class Cluster:
             if code in (0, INCOMPLETE, PERMANENT):
                 return code
             if self.stopped:
-                log.error("stopped: %s", failure)
+                log.error("stopped: %s; the next run continues from the last commit", failure)
                 return 1
             if time.monotonic() - started_s > HEALTHY_S:
                 backoff_s = BACKOFF_S

@@ -89,7 +89,7 @@ def document(kinds: Mapping[str, Kind]) -> Json:
             "version": version("forebay"),
             "description": "Events of a data directory, each exactly once, asked over HTTP. Below"
             " /api/2 is Amplitude's Dashboard REST API, whose own documentation describes it;"
-            " Forebay's README says what of it is served.",
+            " docs/amplitude.md says what of it is served.",
         },
         "paths": paths,
         "components": {

@@ -67,6 +67,8 @@ class Checkout:
         copy_context(self.folder)
         for name in ("Makefile", "setup.sh"):
             shutil.copy(ROOT / name, self.folder / name)
+        (self.folder / ".editable").mkdir()
+        (self.folder / ".editable" / "forebay").symlink_to("../forebay")
         (self.folder / "tests").mkdir()
         (self.folder / "benchmarks").mkdir()
         self.pin()
@@ -116,7 +118,7 @@ class Checkout:
         code = "import forebay; print(forebay.__file__)"
         asked = subprocess.run([venv / "python", "-c", code], capture_output=True, **run)  # type: ignore[call-overload]
         tool = subprocess.run([venv / "hatchling", "--help"], capture_output=True, **run)  # type: ignore[call-overload]
-        here = str(self.folder / "forebay" / "__init__.py")
+        here = str(self.folder / ".editable" / "forebay" / "__init__.py")
         return asked.stdout.strip() == here and tool.returncode == 0 and self.ready.exists()
 
     @property

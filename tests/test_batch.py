@@ -332,7 +332,7 @@ def test_without_the_extra_it_is_said_what_is_missing(
     monkeypatch.setenv("FOREBAY_DATA_DIR", str(job.data))
     told = CliRunner().invoke(main, ["batch", "run", "--catch-up"])
     assert told.exit_code == 1
-    assert "expected the packages of forebay[batch], pyiceberg" in told.output
+    assert "expected the extra batch, got no pyiceberg" in told.output
     assert len(told.output.strip().splitlines()) == 1
 
 

@@ -87,7 +87,11 @@ def test_wheel_of_the_source_distribution_is_that_of_the_checkout(
     assert contents(built("wheel", source, tmp_path / "again")) == contents(wheel)
 
 
-def test_editable_install_has_that_one_name_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cloned_here", [False, True])
+def test_editable_install_has_that_one_name_too(tmp_path: Path, cloned_here: bool) -> None:
+    """Also in the folder with a clone, which is named as the package is."""
+    if cloned_here:
+        (tmp_path / "forebay").mkdir()
     code = f"""
         from importlib.util import find_spec
         import forebay
@@ -99,7 +103,7 @@ def test_editable_install_has_that_one_name_too(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, check=True,
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )  # fmt: skip
-    assert done.stdout.splitlines() == [str(ROOT / "forebay" / "__init__.py"), "[]"]
+    assert done.stdout.splitlines() == [str(ROOT / ".editable" / "forebay" / "__init__.py"), "[]"]
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-dev.txt"])
