@@ -129,7 +129,8 @@ function axes(width, height, labels, [least, most], format, whole) {
   const every = Math.max(1, Math.ceil((labels.length * longest) / (area.right - left)));
   const band = (area.right - left) / Math.max(1, labels.length);
   const x = (at) => left + band * (at + 0.5);
-  let free = 0; // from where on there is room for a label
+  // From where on there is room for a label.
+  let free = 0;
   labels.forEach((label, at) => {
     if (at % every) return;
     const half = (label.length * LABEL_PX) / 2;
