@@ -1,6 +1,7 @@
 """Events and filters as they are written on a command line, in the grammar of
 `forebay.query.analytics.grammar`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -17,3 +18,10 @@ def events(_context: click.Context, _option: click.Parameter, given: Any) -> Any
 def filters(_context: click.Context, _option: click.Parameter, given: Any) -> list[Where]:
     """All filters of a repeatable option."""
     return [one for text in given for one in parsed_filters(text)]
+
+
+def where_option(help: str, *name: str) -> Callable[[Any], Any]:
+    """The command takes filters, as the parameter of this name."""
+    return click.option(
+        "--where", *name, metavar="FILTER", multiple=True, callback=filters, help=help
+    )

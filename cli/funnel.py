@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from forebay.cli.analytics import Question, Table, by_options, choice, length, question
-from forebay.cli.event import events, filters
+from forebay.cli.event import events, where_option
 from forebay.cli.example import example
 from forebay.query.analytics import Event, Exclusion
 from forebay.query.analytics.funnel import Order, Reentry
@@ -58,14 +58,7 @@ def exclusions(
     "--resolution", metavar="DURATION", default="1s", callback=length, show_default=True,
     help="Events at most this far apart are simultaneous.",
 )  # fmt: skip
-@click.option(
-    "--where",
-    "segment",
-    metavar="FILTER",
-    multiple=True,
-    callback=filters,
-    help="A filter on the first step only.",
-)
+@where_option("A filter on the first step only.", "segment")
 @click.option(
     "--hold", metavar="PROPERTY", help="A property that must have the same value at each step."
 )

@@ -6,7 +6,7 @@ import click
 import polars as pl
 
 from forebay.cli.analytics import Question, Table, by_options, choice, question
-from forebay.cli.event import events, filters
+from forebay.cli.event import events, where_option
 from forebay.cli.example import example
 from forebay.query.analytics import Event
 
@@ -60,14 +60,7 @@ EXAMPLE = "forebay retention sign_in purchase --days 7 --table cohorts"
     "--brackets", metavar="DAYS", callback=brackets, help="In place of --days, such as 0,1-3,4-7."
 )
 @click.option("--calendar", is_flag=True, help="Days of the zone, not 24 hours from the start.")
-@click.option(
-    "--where",
-    "segment",
-    metavar="FILTER",
-    multiple=True,
-    callback=filters,
-    help="A filter on START only.",
-)
+@where_option("A filter on START only.", "segment")
 @by_options
 @question(TABLES)
 def retention(asked: Question, start: Event, back: Event, **options: Any) -> None:

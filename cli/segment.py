@@ -8,7 +8,7 @@ import click
 import polars as pl
 
 from forebay.cli.analytics import Question, Table, by_options, choice, question
-from forebay.cli.event import events, filters
+from forebay.cli.event import events, where_option
 from forebay.cli.example import example
 from forebay.query.analytics import Event
 from forebay.query.analytics.segmentation import Measure
@@ -39,14 +39,7 @@ EXAMPLE = "forebay segment item_view --measure sum --of event_properties.price -
     "--formula", metavar="FORMULA", help='In place of a measure, such as "UNIQUES(B) / UNIQUES(A)".'
 )
 @click.option("--compare", is_flag=True, help="Add the table `before`: the preceding period.")
-@click.option(
-    "--where",
-    "segment",
-    metavar="FILTER",
-    multiple=True,
-    callback=filters,
-    help="A filter on all events.",
-)
+@where_option("A filter on all events.", "segment")
 @by_options
 @question(TABLES)
 def segment(asked: Question, kinds: list[Event], formula: str | None, **options: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from forebay.cli.analytics import Question, Table, by_options, length, question
-from forebay.cli.event import filters
+from forebay.cli.event import where_option
 from forebay.cli.example import example
 
 TABLES = {"over_time": Table("sessions"), "overall": Table(), "lengths": Table("sessions")}
@@ -37,9 +37,7 @@ def bins(context: click.Context, option: click.Parameter, text: str | None) -> l
     "--bins", "bins_ms", metavar="LENGTH,...", callback=bins,
     help="Lower ends of the table lengths, such as 0s,1m,10m.",
 )  # fmt: skip
-@click.option(
-    "--where", metavar="FILTER", multiple=True, callback=filters, help="A filter on their events."
-)
+@where_option("A filter on their events.")
 @by_options
 @question(TABLES)
 def sessions(asked: Question, **options: Any) -> None:

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 
 import forebay
 from forebay.cli.analytics import properties
-from forebay.cli.event import events, filters
+from forebay.cli.event import events, where_option
 from forebay.cli.example import example
 from forebay.cli.options import data_dirs_option
 from forebay.cli.output import GAP, time_text
@@ -49,9 +49,7 @@ def names(_context: click.Context, _option: click.Parameter, text: str | None) -
 @click.option(
     "-f", "--follow", is_flag=True, help="Then print events as they arrive, until Ctrl-C."
 )
-@click.option(
-    "--where", metavar="FILTER", multiple=True, callback=filters, help="A filter on all events."
-)
+@where_option("A filter on all events.")
 @click.option(
     "--columns", metavar="PROPERTY,...", callback=names,
     help="Of the table, beside the upload time.  [default: event and user]",
