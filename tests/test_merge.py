@@ -6,9 +6,12 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -23,11 +26,13 @@ import pytest
 from forebay.flows.cluster import WORKER_ENVIRONMENT
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
-from forebay.storage.formats import merge
+from forebay.storage.formats import merge, ranges
+from forebay.storage.formats.checksum import PIECE_BYTES, SummedFile
 from forebay.storage.formats.chunk import column_range
 from forebay.storage.formats.log import Extent
 from forebay.storage.formats.log_writer import GrowingLog
-from forebay.storage.formats.merge import SORTED_BY, Group, log_rows, write_sorted
+from forebay.storage.formats.merge import log_rows, write_sorted
+from forebay.storage.formats.ranges import SORTED_BY, SPILL_SUFFIX, Again, Group, Rows
 from forebay.storage.partition.chunks import MERGE_BYTES
 from tests.image import ROOT
 from tests.merge_memory import SCHEMA
@@ -83,7 +88,8 @@ def test_rows_come_out_once_and_in_order_whatever_the_ranges(
     rng = random.Random(seed)
     monkeypatch.setattr(merge, "ROW_GROUP_ROWS", rng.choice([3, 50, 10_000]))
     monkeypatch.setattr(merge, "SHARE", rng.choice([1, 2_000, 1_000_000]))
-    monkeypatch.setattr(merge, "SAMPLES", rng.choice([1, 3, 128]))
+    monkeypatch.setattr(ranges, "READS_MAX", rng.choice([0, 3, 1_000_000]))
+    monkeypatch.setattr(ranges, "SAMPLES", rng.choice([1, 3, 128]))
     rows = rows_of(rng, rng.randrange(1, 400), spread_ms, 60)
     cut = rng.randrange(len(rows) + 1)
     extents = [
@@ -144,6 +150,24 @@ class FullDisk(Disk):
         return file
 
 
+@pytest.mark.parametrize("size", [8, PIECE_BYTES - 1, PIECE_BYTES, 3 * PIECE_BYTES + 77])
+def test_a_checksum_is_that_of_the_bytes_however_they_are_written(
+    tmp_path: Path, size: int
+) -> None:
+    rng = random.Random(size)
+    data, path = rng.randbytes(size), tmp_path / "file"
+    cuts = sorted([0, *(rng.randrange(size) for _ in range(9)), size])
+    with path.open("wb") as file:
+        summed = SummedFile(file)
+        for low, high in pairwise(cuts):
+            summed.write(data[low:high])
+    found = summed.checksum(Disk(), path)
+    assert (found.bytes, found.crc) == (size, zlib.crc32(data))
+    starts = range(0, size, PIECE_BYTES)
+    assert found.piece_crcs == [zlib.crc32(data[at : at + PIECE_BYTES]) for at in starts]
+    found.require_whole(Disk(), path)
+
+
 @pytest.mark.parametrize("room", [0, 100, 3000])
 def test_an_error_of_the_file_keeps_its_number_and_names_the_file(
     tmp_path: Path, room: int
@@ -155,6 +179,58 @@ def test_an_error_of_the_file_keeps_its_number_and_names_the_file(
         )
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(tmp_path / "out")
+
+
+@pytest.fixture
+def shuffled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Group, list[Row]]:
+    """Rows whose ranges each need all parts of the input: they come from the spill."""
+    monkeypatch.setattr(merge, "SHARE", MEMORY // 5_000)
+    monkeypatch.setattr(ranges, "READS_MAX", 1)
+    rows = rows_of(random.Random(5), 500, 1000, 50)
+    return group(tmp_path, [written(tmp_path, rows, 100)], 50), rows
+
+
+def test_shuffled_rows_are_read_twice_however_many_ranges_there_are(
+    tmp_path: Path, shuffled: tuple[Group, list[Row]]
+) -> None:
+    found, rows = shuffled
+    reads: list[object] = []
+
+    def counted(inputs: Rows) -> Rows:
+        def parts(columns: Sequence[str] | None) -> Iterator[tuple[Again, pa.RecordBatch]]:
+            for again, batch in inputs(columns):
+                yield partial(counting, again), batch
+
+        def counting(again: Again) -> pa.RecordBatch:
+            reads.append(again)
+            return again()
+
+        return parts
+
+    given = Group([counted(inputs) for inputs in found.inputs], found.rows, found.row_bytes)
+    write_sorted(Disk(), tmp_path / "out", [given], SCHEMA, MEMORY)
+    assert read(tmp_path / "out") == by_order(rows)
+    assert len(reads) == len(set(reads)) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.1.arrows", "out"]
+
+
+class FlippingDisk(Disk):
+    """Gives back a byte of a spill other than it was written."""
+
+    def read(self, path: Path, start: int = 0, end: int | None = None) -> bytes:
+        data = super().read(path, start, end)
+        return data[:-1] + bytes([data[-1] ^ 1]) if path.suffix == SPILL_SUFFIX else data
+
+
+@pytest.mark.parametrize(
+    ("disk", "error"), [(FullDisk(10_000), OSError), (FlippingDisk(), Corruption)]
+)
+def test_a_spill_that_fails_is_named_and_removed(
+    tmp_path: Path, shuffled: tuple[Group, list[Row]], disk: Disk, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=re.escape(str(tmp_path / "out.spill"))):
+        write_sorted(disk, tmp_path / "out", [shuffled[0]], SCHEMA, MEMORY)
+    assert not (tmp_path / "out.spill").exists()
 
 
 def test_row_groups_are_cut_by_size_and_each_reader_leaves_out_those_that_can_not_match(

@@ -1,14 +1,9 @@
 """Merging: rows of logs or chunks become one Parquet file, sorted, in bounded memory.
 
 The file is sorted by (upload_time, _partition, _offset); Polars sorts and writes it. It comes from
-a stream of frames, each of which holds rows of one *range* of that order, so memory holds one range
-and what Polars is writing, however much is merged:
-
-- Input comes in groups whose upload times don't overlap (blocks of one interval, say), so a group
-  that fits into a range is read once, and is one.
-- For a group that doesn't, the order of all rows is sampled first, which tells where to cut it into
-  ranges. Each range then rereads those parts of the input that have any of its rows: all of them if
-  upload times are shuffled, hardly any twice if they follow the order of arrival.
+a stream of frames, each of which holds rows of one range of that order, so memory holds one range
+and what Polars is writing, however much is merged. Input comes in groups whose upload times don't
+overlap (blocks of one interval, say); `ranges` cuts each where it has more rows than fit.
 
 A row group has ROW_GROUP_BYTES at most, by the largest mean row of any stretch, because Polars cuts
 them by rows. Importing this module imports Polars, which a start of the job does without.
@@ -18,17 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, cast
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from polars.io.plugins import register_io_source
 
 from forebay.storage.base.disk import Disk, naming
@@ -45,10 +36,9 @@ from forebay.storage.formats.log import (
     require_valid,
 )
 from forebay.storage.formats.log_writer import RowBytes
-from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
+from forebay.storage.formats.ranges import POOL, SORTED_BY, Again, Group, Rows, Spill, ranges
 from forebay.storage.formats.state import BlockState
 
-SORTED_BY = (UPLOAD_TIME, PARTITION, OFFSET)
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 131_072, 24 << 20
 ZSTD_LEVEL = 1
 """On such rows no larger than level 3, for two thirds of the time."""
@@ -59,19 +49,6 @@ dozen copies in all stages of encoding. The rest is what allocators keep."""
 FRAMES = 6
 """A row group comes to Polars in so many frames, for a few of them are on their way at any time."""
 PART_ROWS = 8_192
-POOL = pa.default_memory_pool()
-"""Where that lies which is read to be merged. jemalloc, where there is one, gives back at once what
-is not used any more; what others keep to themselves is as much again."""
-if "jemalloc" in pa.supported_memory_backends():
-    POOL = pa.jemalloc_memory_pool()
-    pa.jemalloc_set_decay_ms(0)
-SAMPLES = 128
-"""Rows of a part of the input that are sampled: so exact are the sizes of ranges."""
-
-Again = Callable[[], pa.RecordBatch]
-"""Reads a part of some rows again, with all its columns."""
-Rows = Callable[[Sequence[str] | None], Iterator[tuple[Again, pa.RecordBatch]]]
-"""Rows of one file: reads them part by part, with the columns asked for (None: all that it has)."""
 Complete = Callable[[pa.RecordBatch], pa.RecordBatch]
 """Adds to a batch columns that its file has not."""
 
@@ -153,20 +130,6 @@ def _row_bytes(rows: Rows) -> int:
     return found.value
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows whose upload times don't overlap those of any other group. `rows` is how many there are,
-    `row_bytes` the mean size of a row (see `RowBytes`)."""
-
-    inputs: Sequence[Rows]
-    rows: int
-    row_bytes: int
-
-    @property
-    def bytes(self) -> int:
-        return self.rows * self.row_bytes
-
-
 def write_sorted(
     disk: Disk,
     target: Path,
@@ -189,12 +152,12 @@ def write_sorted(
 
     def frames(*_: object) -> Iterator[pl.DataFrame]:
         for group in groups:
-            for batches in _ranges(group, part_bytes):
+            for batches in ranges(group, part_bytes, spill):
                 yield from _sorted(map(complete, batches), schema, max(1, rows // FRAMES))
                 del batches
 
     source = register_io_source(frames, schema=_frame([], schema).schema, is_pure=True)
-    with naming(target), disk.write(target) as file:
+    with Spill(disk, target) as spill, naming(target), disk.write(target) as file:
         summed = SummedFile(file)
         with _errors_of(summed):
             source.sink_parquet(
@@ -234,109 +197,3 @@ def _sorted(
     ordered = order.is_sorted()  # then a slice is the same, and no copy
     for low in range(0, len(order), rows):
         yield frame[low : low + rows] if ordered else frame[order[low : low + rows]]
-
-
-# -- ranges -------------------------------------------------------------------------------------
-
-Place = tuple[int, str, int]
-"""Of a row in order: upload time in ms, partition and offset."""
-
-
-@dataclass(frozen=True)
-class _InputPart:
-    """A part of the input: what reads it again, and the first and last of its rows in order."""
-
-    again: Again
-    first: Place
-    last: Place
-
-
-def _ranges(group: Group, bytes_max: int) -> Iterator[list[pa.RecordBatch]]:
-    """The rows of a group, range by range, each in any order."""
-    if group.bytes <= bytes_max:
-        yield [batch for rows in group.inputs for _, batch in rows(None)]
-        return
-    parts, samples = _sampled(group)
-    cuts = _cuts(parts, samples, max(1, bytes_max // group.row_bytes))
-    kept: dict[Again, pa.RecordBatch] = {}
-    for low, high in zip([None, *cuts], [*cuts, None], strict=True):
-        found, before, kept = [], kept, {}
-        for part in parts:
-            if (low is None or part.last >= low) and (high is None or part.first < high):
-                batch = before.pop(part.again, None) or part.again()
-                begun = low is not None and part.first < low
-                ends = high is None or part.last < high
-                if not ends and _bytes(kept) + batch.nbytes <= bytes_max // 2:
-                    kept[part.again] = batch
-                found.append(_between(batch, low, high) if begun or not ends else batch)
-                del batch
-        if found:
-            yield found
-
-
-def _bytes(batches: dict[Again, pa.RecordBatch]) -> int:
-    return sum(batch.nbytes for batch in batches.values())
-
-
-def _cuts(
-    parts: Sequence[_InputPart], samples: list[tuple[Place, int]], rows_max: int
-) -> list[Place]:
-    """Where to cut the order of all rows, so that a range has about `rows_max` rows at most; where
-    a part begins, if that leaves the range half of them, because the part is then not cut."""
-    starts, cuts = {part.first for part in parts}, []
-    rows, begun = 0, (0, 0)
-    for number, (place, weight) in enumerate(samples):
-        if place in starts and rows:
-            begun = number, rows
-        if rows + weight > rows_max and rows:
-            number, before = begun if begun[1] * 2 >= rows_max else (number, rows)
-            cuts.append(samples[number][0])
-            rows, begun = rows - before, (0, 0)
-        rows += weight
-    return cuts
-
-
-def _sampled(group: Group) -> tuple[list[_InputPart], list[tuple[Place, int]]]:
-    """The parts of a group; and some of its rows, in order, each with how many it stands for. The
-    first row of each part is among them."""
-    parts, samples = [], []
-    for rows in group.inputs:
-        for again, batch in rows(SORTED_BY):
-            times = _times(batch)
-            ends = [
-                _places(batch, np.flatnonzero(times == end)) for end in (times.min(), times.max())
-            ]
-            parts.append(_InputPart(again, min(ends[0]), max(ends[1])))
-            step = -(-len(times) // SAMPLES)
-            some = _places(batch, np.arange(step // 2, len(times), step))
-            samples += [(parts[-1].first, 0), *((place, step) for place in some)]
-    return parts, sorted(samples)
-
-
-def _times(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
-    """Upload times in ms."""
-    return np.asarray(batch.column(UPLOAD_TIME).cast(pa.int64()))
-
-
-def _places(batch: pa.RecordBatch, rows: npt.NDArray[np.int64]) -> list[Place]:
-    times, partitions, offsets = (batch.column(name).take(pa.array(rows)) for name in SORTED_BY)
-    return list(
-        zip(
-            times.cast(pa.int64()).to_pylist(),
-            partitions.to_pylist(),
-            offsets.to_pylist(),
-            strict=True,
-        )
-    )
-
-
-def _between(batch: pa.RecordBatch, low: Place | None, high: Place | None) -> pa.RecordBatch:
-    """A copy of the rows at or after the one, and before the other."""
-    times, inside = _times(batch), np.ones(batch.num_rows, dtype=bool)
-    for bound, wanted in ((low, False), (high, True)):
-        if bound is not None:
-            before = times < bound[0]
-            same = np.flatnonzero(times == bound[0])
-            before[same] = [place < bound for place in _places(batch, same)]
-            inside &= before == wanted
-    return pc.filter(batch, pa.array(inside), memory_pool=POOL)

@@ -36,7 +36,7 @@ from forebay.storage.partition.expiry import EXPIRED, HANDED_OFF
 from forebay.storage.partition.offer import Offer, Tick
 
 if TYPE_CHECKING:
-    from forebay.storage.formats.merge import Group
+    from forebay.storage.formats.ranges import Group
 
 MERGE_BYTES = 256 << 20
 log = logging.getLogger("forebay.chunks")
