@@ -15,8 +15,9 @@ import base64
 import binascii
 import builtins
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -149,12 +150,11 @@ class SummedFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._bytes = self._crc = 0
+        self._bytes = 0
         self._pieces: list[int] = []
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        self._crc = zlib.crc32(data, self._crc)
         self._sum_pieces(memoryview(data))
         self._bytes += len(data)
         try:
@@ -179,9 +179,41 @@ class SummedFile:
     def checksum(self, disk: Disk, path: Path) -> Checksum:
         """The checksum of all that was written, to `path`."""
         packed = base64.b64encode(np.array(self._pieces, _CRC).tobytes()).decode()
-        whole = Checksum(self._bytes, self._crc, 0, 0, packed)
+        whole = Checksum(self._bytes, whole_crc(self._pieces, self._bytes), 0, 0, packed)
         footer = whole.footer_of(disk, path)
         return replace(whole, footer_bytes=len(footer), footer_crc=zlib.crc32(footer))
+
+
+def whole_crc(crcs: Sequence[int], size: int) -> int:
+    """The CRC-32 of a file of `size` bytes from those of its pieces, without summing it twice.
+
+    A CRC is a polynomial over bits, modulo a fixed one: bytes that follow multiply what was before
+    by x to their bits, and add their own (as in zlib's crc32_combine, by Mark Adler)."""
+    whole = 0
+    for number, crc in enumerate(crcs):
+        following = min(PIECE_BYTES, size - number * PIECE_BYTES)
+        whole = _product(whole, _power(8 * following)) ^ crc
+    return whole
+
+
+@lru_cache(256)
+def _power(exponent: int) -> int:
+    """x to the `exponent`, modulo the polynomial of CRC-32; the highest bit stands for 1."""
+    if exponent == 0:
+        return 1 << 31
+    half = _power(exponent // 2)
+    whole = _product(half, half)
+    return _product(whole, 1 << 30) if exponent % 2 else whole
+
+
+def _product(a: int, b: int) -> int:
+    """The product of two polynomials, modulo that of CRC-32."""
+    found = 0
+    for bit in range(31, -1, -1):
+        if a >> bit & 1:
+            found ^= b
+        b = b >> 1 ^ (0xEDB88320 if b & 1 else 0)
+    return found
 
 
 def _pieces(low: int, high: int) -> range:
