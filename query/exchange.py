@@ -149,7 +149,7 @@ class Wanted:
     `schema` has the columns to read, of which `columns` are returned, for rows for which `where`
     may hold (Substrait, in base64, over the `compared` schema); `declared` are columns that may be
     decoded from messages. `fold`: equal rows may be sent as one row, with their count in an
-    additional column.
+    additional column. `granularity_ms`: times that may be rounded down to a multiple of so many ms.
     """
 
     table: str
@@ -163,6 +163,7 @@ class Wanted:
     rejects: RejectFilter = field(default_factory=RejectFilter)
     metadata: str | None = None
     fold: bool = False
+    granularity_ms: dict[str, SpanMs] = field(default_factory=dict)
     protocol: int = PROTOCOL
 
     def encode(self) -> bytes:

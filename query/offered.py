@@ -76,7 +76,7 @@ def rows_of(
         return REJECT_SCHEMA, batches
     stored = parse_types(wanted.schema)
     schema = arrow_of(polars_schema(stored))
-    if unknown := sorted({*wanted.columns} - {*schema.names}):
+    if unknown := sorted({*wanted.columns, *wanted.granularity_ms} - {*schema.names}):
         raise BadInput(f"scan: columns: expected some of the schema, got {plain(repr(unknown))}")
     answered = pa.schema([schema.field(name) for name in wanted.columns])
     if wanted.table == BATCH:
@@ -88,7 +88,7 @@ def rows_of(
         chunks.require(file)
     found = _filtered(_events(scans, partitions, wanted, stored), wanted.filter(), answered)
     if wanted.fold and can_fold(answered):
-        return with_times(answered), folded(found, answered)
+        return with_times(answered), folded(found, answered, wanted.granularity_ms)
     return answered, found
 
 

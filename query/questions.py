@@ -21,6 +21,7 @@ import polars as pl
 from forebay.query import analytics
 from forebay.query.analytics.events import Event, Roles, Where
 from forebay.query.analytics.funnel import Attribution, Exclusion, Funnel, Order, Reentry
+from forebay.query.analytics.granularity import granularity_of
 from forebay.query.analytics.groups import recent
 from forebay.query.analytics.lifecycle import Lifecycle
 from forebay.query.analytics.paths import Paths
@@ -33,6 +34,7 @@ from forebay.query.analytics.sessions import LENGTHS_MS, Sessions
 from forebay.query.analytics.stickiness import Stickiness
 from forebay.query.analytics.timeline import Timeline
 from forebay.query.dataset import Dataset
+from forebay.query.folded import EXACT, Granularity
 
 Layers = Literal["realtime", "all"]
 T = TypeVar("T")
@@ -64,8 +66,8 @@ class Questions(Dataset):
         """The roles of each partition with events."""
 
     @abstractmethod
-    def scan(self, layers: Layers = "realtime") -> pl.LazyFrame:
-        """All events of a view taken now."""
+    def _scanned(self, layers: Layers, granularity_ms: Granularity) -> pl.LazyFrame:
+        """All events of a view taken now; times may be rounded down to `granularity_ms`."""
 
     def roles(self, **named: str) -> Roles:
         """The columns that have the user, the event, its time and the session, as published by the
@@ -287,9 +289,11 @@ class Questions(Dataset):
         given |= {name: _events(given[name]) for name in kinds if given[name] is not None}
 
         def answer() -> T:
-            frame, roles = self.scan(layers), named or self.roles()
+            roles, asked = named or self.roles(), given
             if interval is not None and given.get("period", ...) is None:
-                return function(frame, roles, **{**given, "period": recent(frame, roles, interval)})
-            return function(frame, roles, **given)
+                period = recent(self._scanned(layers, EXACT), roles, interval)
+                asked = {**given, "period": period}
+            frame = self._scanned(layers, granularity_of(function, asked, roles))
+            return function(frame, roles, **asked)
 
         return self._retried(answer)

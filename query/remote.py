@@ -28,7 +28,7 @@ from forebay.query.exchange import (
     compared,
     substrait,
 )
-from forebay.query.folded import unfolded, with_times
+from forebay.query.folded import EXACT, Granularity, unfolded, with_times
 from forebay.query.node import Asked, Node, ask
 from forebay.query.partition import Partition
 from forebay.storage.base.errors import NodeError
@@ -54,6 +54,7 @@ def remote_events(
     schema: pa.Schema,
     columns: Sequence[str],
     where: pc.Expression | None = None,
+    granularity_ms: Granularity = EXACT,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of other nodes' partitions, with these `columns`: at least all for which `where` may
     hold. `types` has all columns as stored, `schema` as read. Raises NodeError; MissingFile if the
@@ -69,6 +70,7 @@ def remote_events(
         end_ms=between.end_ms,
         where=substrait(where, compared(stored)),
         fold=True,
+        granularity_ms={k: v for k, v in granularity_ms.items() if k in columns},
     )
     asked = []
     for (node, declared), some in _by_node(partitions).items():

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from forebay.query.batches import Between, event_batches
 from forebay.query.cold import scan_cold
+from forebay.query.folded import EXACT, Granularity
 from forebay.query.frames import (
     PolarsSchema,
     arrow_of,
@@ -64,17 +65,18 @@ class Scans:
     iceberg: Mapping[str, str]
     roots: Sequence[Path]
 
-    def table(self, view: View, name: str) -> pl.LazyFrame:
-        """One of TABLES."""
+    def table(self, view: View, name: str, granularity_ms: Granularity = EXACT) -> pl.LazyFrame:
+        """One of TABLES; times of other nodes' events may be rounded down to `granularity_ms`."""
         if name == REJECTS:
             return scan_rejects(view, ALL)
         if name == ALL_EVENTS:
-            return self.all(view)
-        return pl.concat([self._scanned(view, *part) for part in parts(view, name)])
+            return self.all(view, granularity_ms)
+        found = [self._scanned(view, *part, granularity_ms) for part in parts(view, name)]
+        return pl.concat(found)
 
-    def all(self, view: View) -> pl.LazyFrame:
-        """Both layers, each event once."""
-        events, batch = self.table(view, TABLE), self.batch(view)
+    def all(self, view: View, granularity_ms: Granularity = EXACT) -> pl.LazyFrame:
+        """Both layers, each event once; `granularity_ms` as in `table`."""
+        events, batch = self.table(view, TABLE, granularity_ms), self.batch(view)
         if batch is None:
             return events
         return pl.concat([batch, self.late_only(view, batch), events], how="diagonal")
@@ -115,7 +117,13 @@ class Scans:
 
         return scan_frames(frames, schema, "the batch layer's table")
 
-    def _scanned(self, view: View, partitions: list[Partition], between: Between) -> pl.LazyFrame:
+    def _scanned(
+        self,
+        view: View,
+        partitions: list[Partition],
+        between: Between,
+        granularity_ms: Granularity,
+    ) -> pl.LazyFrame:
         """The rows of blocks and chunks."""
         schema = polars_schema(view.schema)
         files = [file for partition in partitions for file in partition.chunk_files]
@@ -129,7 +137,7 @@ class Scans:
             scan_frames(hot, schema, "hot blocks"),
         ]
         if others := remote(partitions):
-            rows.append(scan_nodes(others, between, view.schema))
+            rows.append(scan_nodes(others, between, view.schema, granularity_ms))
         return between.scanned(pl.concat(rows, how="vertical"))
 
     def relation(
@@ -223,14 +231,18 @@ def picked_rejects(view: View, wanted: RejectFilter) -> Iterator[pa.RecordBatch]
     return chain(here, remote_rejects(view.partitions, wanted))
 
 
-def scan_nodes(partitions: list[Partition], between: Between, types: pa.Schema) -> pl.LazyFrame:
-    """The rows of other nodes' partitions between the bounds, lazily; `types` has their columns."""
+def scan_nodes(
+    partitions: list[Partition], between: Between, types: pa.Schema, granularity_ms: Granularity
+) -> pl.LazyFrame:
+    """The rows of other nodes' partitions between the bounds, lazily; `types` has their columns.
+    `granularity_ms` as in `Scans.table`."""
     schema = polars_schema(types)
     read = arrow_of(schema)
 
     def frames(used: PolarsSchema, predicate: pl.Expr | None) -> Iterator[pl.DataFrame]:
         columns, where = list(used) or [OFFSET], pushed(predicate, schema)
-        return map(framed, remote_events(partitions, between, types, read, columns, where))
+        batches = remote_events(partitions, between, types, read, columns, where, granularity_ms)
+        return map(framed, batches)
 
     return scan_frames(frames, schema, "other nodes")
 

@@ -32,6 +32,7 @@ from forebay.query.analytics.roles import published_roles
 from forebay.query.batches import event_batches
 from forebay.query.dataset import NotRead, reader
 from forebay.query.exchange import Offer, Wanted
+from forebay.query.folded import EXACT, Granularity
 from forebay.query.frames import (
     arrow_of,
     exported,
@@ -214,9 +215,13 @@ class Store(Questions):
         if it is kept. Collect it within the grace period. Raises BadInput for other layers, or for
         "all" without the extra `batch`.
         """
+        return self._scanned(layers, EXACT)
+
+    def _scanned(self, layers: Layers, granularity_ms: Granularity) -> pl.LazyFrame:
         if layers not in get_args(Layers):
             raise BadInput(f"layers: expected 'realtime' or 'all', got {layers!r}")
-        return self._scans.table(self._readable(), TABLE if layers == "realtime" else ALL_EVENTS)
+        table = TABLE if layers == "realtime" else ALL_EVENTS
+        return self._scans.table(self._readable(), table, granularity_ms)
 
     def late(self) -> pl.LazyFrame:
         """The late table of a view taken now: events below the boundary that arrived after their

@@ -27,6 +27,7 @@ from polars.testing import assert_frame_equal
 import forebay
 from forebay.cli.main import main
 from forebay.query import Node
+from forebay.query.analytics.period import Period
 from forebay.query.exchange import PROTOCOL, Offer, Wanted
 from forebay.query.folded import can_fold, folded, unfolded, with_times
 from forebay.query.node import places_of
@@ -37,6 +38,7 @@ from tests import forked
 from tests.nodes import NODES, Line, line, nodes
 from tests.nodes import Node as Directory
 from tests.serving import WAIT_S, Server
+from tests.shop import FIRST
 
 QUERIES = (
     "select count(*) as n from events",
@@ -147,9 +149,14 @@ def test_a_stream_has_each_event_once(made: Nodes) -> None:
     assert rejects.height == made.oracle.rejects().collect().height == 2 * NODES
 
 
+HOUR, LAST = timedelta(hours=1), FIRST + timedelta(days=3)
 ASKS: list[Callable[[forebay.Store], pl.DataFrame]] = [
     lambda one: one.segmentation("search", by="country").over_time,
     lambda one: one.segmentation("search").overall,
+    lambda one: one.segmentation("search", Period(FIRST, LAST, "hour", "Asia/Kathmandu")).over_time,
+    lambda one: one.segmentation("search", Period(FIRST + HOUR, LAST, "day"), compare=True).before,
+    lambda one: one.lifecycle().over_time,
+    lambda one: one.stickiness().over_time,
     lambda one: one.funnel(["search", "purchase"], window=timedelta(days=2)).steps,
     lambda one: one.retention("search", days=2).overall,
     lambda one: one.timeline("u1").events,
@@ -184,7 +191,7 @@ def test_only_what_a_query_needs_leaves_a_node(made: Nodes) -> None:
         carried: list[int] = []
         for text in (
             "select * from events",
-            "select who from events",
+            "select id, who from events",
             "select who from events where id = 's0-1'",
             "select who from events where upload_time < timestamptz '2020-01-01'",
         ):
@@ -724,6 +731,28 @@ def test_counts_of_a_kind_cross_the_network_as_counts() -> None:
     assert sum(part.num_rows for batch in sent for part in unfolded(batch)) == 60_000
     other = pa.table([[f"{n}" for n in range(3000)]], schema=schema).to_batches(1000)
     assert [batch.num_rows for batch in folded(iter(other), schema)] == [1000] * 3
+
+
+def test_times_that_a_question_does_not_tell_apart_cross_as_one() -> None:
+    day, hour = datetime(2024, 5, 1, tzinfo=UTC), 3_600_000
+    schema = pa.schema([("at", pa.timestamp("us", "UTC")), ("who", pa.large_string())])
+    rows = [(day + timedelta(seconds=n), f"u{n % 7}") for n in range(20_000)]
+    table = pl.DataFrame(rows, ["at", "who"], orient="row").to_arrow().cast(schema)
+    sent = [*folded(iter(table.to_batches(1000)), schema, {"at": hour})]
+    assert sum(batch.num_rows for batch in sent) == 6 * 7
+    found = pl.concat([pl.DataFrame(part) for batch in sent for part in unfolded(batch)])
+    expected = pl.DataFrame(table).with_columns(pl.col("at").dt.truncate("1h"))
+    assert_frame_equal(found, expected, check_row_order=False)
+
+
+def test_a_row_that_comes_very_often_is_sent_in_parts() -> None:
+    schema = pa.schema([("kind", pa.large_string())])
+    batch = pa.table([["a", "b", *["c"] * 64_000]], schema=schema).to_batches()[0]
+    sent = [*folded(iter([batch] * 50), schema)]
+    assert 1 < sum(batch.num_rows for batch in sent) < 100
+    found = [part for batch in sent for part in unfolded(batch)]
+    counted = pl.concat([pl.DataFrame(part) for part in found])["kind"].value_counts(sort=True)
+    assert sorted(counted.rows()) == [("a", 50), ("b", 50), ("c", 50 * 64_000)]
 
 
 @pytest.mark.parametrize("times", [[0], [-1], [None], [2**40]])

@@ -118,7 +118,7 @@ def segmentation(
     over_time, overall = without_group(by, *series(period))
     before = None
     if compare:
-        (before,) = without_group(by, series(_before(period, now))[0])
+        (before,) = without_group(by, series(preceding(period, now))[0])
     return Segmentation(question, over_time, overall, before)
 
 
@@ -187,7 +187,7 @@ def _check(
         raise BadInput(f"frequency: expected ascending numbers from 1 on, got {frequency!r}")
 
 
-def _before(period: Period, now: datetime | None) -> Period:
+def preceding(period: Period, now: datetime | None) -> Period:
     """The preceding period, cut short where `now` cuts this one."""
     before = period.before
     if now is None or not period.start_ms < ms_of(now) < period.end_ms:
