@@ -5,6 +5,8 @@ BENCH ?= all
 PORT ?= 9092
 KILLS ?= 500
 LONG := long or spark
+# Tests of the tests; `fuzz` runs them.
+MUTANT := mutant
 PARALLEL := -n 3 --dist worksteal
 
 # Where it is set, each process that runs tests would rewrite their assertions anew.
@@ -22,11 +24,11 @@ demo: setup  ## run the real job over a million events, kill it half-way, count
 # On two idle cores in five minutes. Whoever adds a test keeps the budget: the run says at its end
 # what it took. What takes longer, or tries many cases, is of `test-long`.
 test: setup  ## run the tests (those of Kafka need Java 17 and Maven)
-	CPU_BUDGET_S=500 $(BIN)/python -m pytest $(PARALLEL) -m "not ($(LONG))"
+	CPU_BUDGET_S=500 $(BIN)/python -m pytest $(PARALLEL) -m "not ($(LONG) or $(MUTANT))"
 
 test-long: setup  ## run the tests that take long, or install packages, and more cases of others
 	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest $(PARALLEL) --timeout 2700 \
-	  -m "$(LONG) or cases"
+	  -m "($(LONG) or cases) and not $(MUTANT)"
 
 check: setup  ## lint, types, layer contracts
 	$(BIN)/ruff check .

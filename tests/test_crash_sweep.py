@@ -177,20 +177,10 @@ BUG_OF: dict[str, tuple[str, Noticed]] = {
     "rejects replayed": ("forgetful", tells("expected each reject once")),
 }
 """What each story of `forebay verify` is there to find."""
-SLOW = {
-    "each named point",
-    "random moments",
-    "two crashes in a row",
-    "redelivery of an hour ago",
-    "readers during change",
-}
-"""Those that take more than a few seconds on a broken build."""
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(
-    "name", STORIES if LONG else [name for name in STORIES if name not in SLOW]
-)
+@pytest.mark.mutant
+@pytest.mark.parametrize("name", STORIES)
 def test_a_story_of_verify_notices_its_bug(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +201,7 @@ def test_values_of_every_type_go_all_the_way(story: Story, tmp_path: Path) -> No
     assert (fault, row.lost, row.doubled) == ("", 0, 0)
 
 
-@pytest.mark.long
+@pytest.mark.mutant
 @pytest.mark.parametrize("bug", STORIES_OF)
 def test_a_story_shows_a_bug(bug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKEN", bug)
@@ -220,7 +210,7 @@ def test_a_story_shows_a_bug(bug: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert noticed(row, fault), f"{row}\n{fault}"
 
 
-@pytest.mark.long
+@pytest.mark.mutant
 def test_readers_that_are_broken_are_noticed_and_a_sound_one_beside_them_is_not(
     tmp_path: Path,
 ) -> None:
@@ -242,7 +232,10 @@ def test_readers_that_are_broken_are_noticed_and_a_sound_one_beside_them_is_not(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("module", ["forebay.verify.worker", "tests.broken_worker"])
+@pytest.mark.parametrize(
+    "module",
+    ["forebay.verify.worker", pytest.param("tests.broken_worker", marks=pytest.mark.mutant)],
+)
 def test_a_snapshot_of_a_lost_run_is_written_over_and_would_do_no_harm_else(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

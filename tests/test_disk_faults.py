@@ -248,6 +248,7 @@ def test_a_fault_at_any_call_loses_and_doubles_nothing(
         shutil.rmtree(folder)
 
 
+@pytest.mark.mutant
 @pytest.mark.parametrize("method", ["append", "sync"])
 def test_a_build_that_goes_on_after_a_failed_call_is_noticed_here(
     method: str, calls: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

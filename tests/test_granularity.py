@@ -19,7 +19,14 @@ from forebay.query.analytics.granularity import granularity_of
 from forebay.query.analytics.period import Interval, Period
 
 ROLES = Roles("who", "kind", "at")
-TYPES = {"who": pl.String, "kind": pl.String, "at": pl.Datetime("ms", "UTC"), "price": pl.Int64}
+TYPES = pl.Schema(
+    [
+        ("who", pl.String()),
+        ("kind", pl.String()),
+        ("at", pl.Datetime("ms", "UTC")),
+        ("price", pl.Int64()),
+    ]
+)
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 MARCH = datetime(2024, 3, 28, tzinfo=UTC)
 """Three days before clocks change in Europe."""

@@ -202,6 +202,7 @@ BREAKAGES = {
 }
 
 
+@pytest.mark.mutant
 @pytest.mark.parametrize("breakage", BREAKAGES)
 def test_an_fsync_that_is_left_out_is_noticed_here(
     breakage: str, partition: Partition, monkeypatch: pytest.MonkeyPatch

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(0)]
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in claimed() if version != OWN]
-QUICK = "not (long or spark or kafka)"
+QUICK = "not (long or spark or mutant or kafka)"
 TESTS_MIN = 500
 """What must have passed at least, so that a rule that skips all is noticed."""
 
