@@ -58,7 +58,8 @@ class Asking:
             question = await self._question(scope, receive)
             client = Client(receive)
             try:
-                reply = await client.unless_gone(self._answers.ask(question))
+                anew = _anew(Headers(scope=scope))
+                reply = await client.unless_gone(self._answers.ask(question, anew=anew))
                 if reply.stream is not None and scope["http_version"] == "1.0":
                     await _closed(reply)
                     raise Problem(505, "expected HTTP/1.1 for an answer of this size, got 1.0")
@@ -116,6 +117,8 @@ class Asking:
             headers["etag"] = reply.etag
         if reply.whole is not None and not reply.same:
             headers["content-length"] = str(len(reply.whole))
+        if reply.age_s >= 1:
+            headers["age"] = str(int(reply.age_s))
         if reply.missing:
             headers[MISSING] = ", ".join(quote(one, safe=":/[]") for one in reply.missing)
         if reply.same:
@@ -187,6 +190,12 @@ def _known(headers: Headers) -> tuple[str, ...]:
     """The tags of answers that the client has."""
     tags = ",".join(headers.getlist("if-none-match")).split(",")
     return tuple(sorted({one.strip() for one in tags} - {""}))
+
+
+def _anew(headers: Headers) -> bool:
+    """Whether the client wants an answer that is made now (RFC 9111, 5.2.1)."""
+    wanted = ",".join(headers.getlist("cache-control")).casefold().split(",")
+    return not {"no-cache", "no-store", "max-age=0"}.isdisjoint(one.strip() for one in wanted)
 
 
 async def _closed(reply: Reply) -> None:

@@ -1,4 +1,5 @@
-"""Answers, shared by all who ask the same within a second, or while it is being answered.
+"""Answers, shared by all who ask the same within a second, or while it is being answered, or while
+it is followed.
 
 What always holds:
 
@@ -6,8 +7,9 @@ What always holds:
   error in it is a problem. A larger one goes to one client as it is made, no faster than that
   client reads; others who asked the same get a worker each.
 - A question that nobody waits for any more is ended, and so is one that exceeds its time.
-- An answer that is asked for repeatedly is renewed before its second is over, if a worker is free:
-  so the next client need not wait, and no answer gets older for it.
+- An answer that is asked for again and again, as by dashboards, is followed: it is renewed as often
+  as there is a worker for it, and nobody waits for that. Until then, the newest one is given, with
+  its age, for KEPT_S at most.
 - An answer that ends early is never mistaken for a whole one: its stream raises Cut.
 """
 
@@ -33,6 +35,9 @@ SMALL_BYTES = 1 << 20
 SHARED_S = 1.0
 RENEWED_S = 0.7
 """The age at which a shared answer is renewed for later clients."""
+FOLLOWED_S, KEPT_S = 2.0, 30.0
+"""An answer is followed while so much time at most passes between two who ask for it; and how old a
+followed one may get."""
 SHARED_MAX = 64
 """Maximum number of answers that are kept, besides those being sent."""
 OF_THE_QUESTION = (406, 422)
@@ -48,22 +53,24 @@ class Cut(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """The head of an answer, with the nodes that are `missing`, and its content: nothing if the
-    client has it already (`same`), `whole`, or a stream that must be read to its end."""
+    """The head of an answer, with the nodes that are `missing`, its age, and its content: nothing
+    if the client has it already (`same`), `whole`, or a stream that must be read to its end."""
 
     etag: str | None
     missing: tuple[str, ...] = ()
     same: bool = False
     whole: bytes | None = None
     stream: Stream | None = None
+    age_s: float = 0.0
 
 
 class _Running:
-    """One question in progress; `settled` once it is known how it is answered."""
+    """One question in progress; `settled` once it is known how it is answered. `asked_s` is when
+    somebody last asked for it, or was answered."""
 
     def __init__(self, question: Question) -> None:
         self.question = question
-        self.began_s = asyncio.get_running_loop().time()
+        self.began_s = self.asked_s = asyncio.get_running_loop().time()
         self.renewed = False
         self.watchers = 0
         self.settled = asyncio.Event()
@@ -74,6 +81,13 @@ class _Running:
         self.problem: Problem | None = None
         self.large: asyncio.Queue[Frame] | None = None
         self.claimed = False
+
+    def is_current(self, now_s: float) -> bool:
+        """Whether it may still be given to who asks now."""
+        if not self.settled.is_set() or now_s - self.began_s <= SHARED_S:
+            return True
+        followed = now_s - self.asked_s <= FOLLOWED_S and now_s - self.began_s <= KEPT_S
+        return followed and self.problem is None
 
     def serves(self, question: Question) -> bool:
         """Whether its answer also answers that question: not if it failed for a passing reason, and
@@ -120,16 +134,18 @@ class Answers:
         self._shared: dict[bytes, _Running] = {}
         self._renewing: set[asyncio.Task[None]] = set()
 
-    async def ask(self, question: Question) -> Reply:
-        """The answer. The caller must close a stream. Raises Problem."""
+    async def ask(self, question: Question, *, anew: bool = False) -> Reply:
+        """The answer; with `anew`, one that is begun now. The caller must close a stream. Raises
+        Problem."""
         if question.name in FRESH:
             reply = await self._reply(self._started(question), question)
             if question.name in BESIDE:  # earlier answers are out of date from now on
                 self._shared.clear()
             return reply
-        key = question.key
-        running = self._shared.get(key)
-        if running is not None and running.serves(question):
+        key, now_s = question.key, asyncio.get_running_loop().time()
+        running = None if anew else self._shared.get(key)
+        if running is not None and running.is_current(now_s) and running.serves(question):
+            running.asked_s = now_s
             self._metrics.shared.inc()
             self._renew(key, running)
         else:
@@ -154,11 +170,13 @@ class Answers:
         if running.problem is not None:
             raise running.problem
         etag, missing = _head(running)
+        running.asked_s = asyncio.get_running_loop().time()
+        age_s = running.asked_s - running.began_s
         if etag is not None and etag in question.known:
-            return Reply(etag, same=True)
+            return Reply(etag, same=True, age_s=age_s)
         if running.same:  # another client had it, this one does not
             return await self.ask(replace(question, known=()))
-        return Reply(etag, missing, whole=bytes(running.parts))
+        return Reply(etag, missing, whole=bytes(running.parts), age_s=age_s)
 
     def _started(self, question: Question) -> _Running:
         self._metrics.asked.inc()
@@ -167,10 +185,12 @@ class Answers:
         return running
 
     def _renew(self, key: bytes, running: _Running) -> None:
-        """Renew the answer in time, unless all workers are busy."""
+        """Renew the answer in time, if there is a worker for it. One of several is left to other
+        questions."""
         loop = asyncio.get_running_loop()
         old = running.settled.is_set() and loop.time() - running.began_s >= RENEWED_S
-        if old and not running.renewed and running.problem is None and self._pool.free:
+        free = self._pool.free and len(self._renewing) < max(1, self._config.workers - 1)
+        if old and free and not running.renewed and running.problem is None:
             running.renewed = True
             task = asyncio.create_task(self._made_anew(key, running))
             self._renewing.add(task)
@@ -186,12 +206,14 @@ class Answers:
                 made.head, made.parts, made.same = old.head, old.parts, False
             wanted = self._shared.get(key) is old
             if wanted and made.problem is None and made.large is None:
+                made.asked_s = old.asked_s
                 self._share(key, made)
         finally:
+            old.renewed = False
             self._leave(made)
 
     def _share(self, key: bytes, running: _Running) -> None:
-        """Share the answer until it is a second old."""
+        """Share the answer until it is a second old, and while it is followed."""
         self._shared[key] = running
         assert running.task is not None
         loop = asyncio.get_running_loop()
@@ -201,7 +223,11 @@ class Answers:
         )
 
         def forget() -> None:
-            if self._shared.get(key) is running:
+            if self._shared.get(key) is not running:
+                return
+            if running.is_current(loop.time()):
+                loop.call_later(FOLLOWED_S, forget)
+            else:
                 del self._shared[key]
 
         if len(self._shared) > SHARED_MAX:

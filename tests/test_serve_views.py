@@ -248,3 +248,77 @@ def test_who_has_an_answer_makes_nobody_else_do_without(data: Partition) -> None
                 assert (reply.status, reply.body) == (status, body)
     finally:
         server.close()
+
+
+@pytest.mark.executed
+def test_a_followed_answer_is_given_at_once_while_a_new_one_is_made(
+    data: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes; who does not follow it, or wants a new one, waits for that."""
+    monkeypatch.setattr(sharing, "SHARED_S", -1.0)
+    monkeypatch.setattr(sharing, "RENEWED_S", 0.0)
+    monkeypatch.setattr(sharing, "FOLLOWED_S", 1000.0)
+    config, metrics = Config((data.root,), workers=1), Metrics()
+
+    async def run() -> None:
+        async with Pool(config, metrics) as pool:
+            answers = Answers(pool, config, metrics)
+            first = (await answers.ask(question("sql"))).whole
+            more(data)
+            async with pool.lent():  # no worker is free
+                assert (await answers.ask(question("sql"))).whole == first
+                assert not answers._renewing
+            while not pool.free:
+                await asyncio.sleep(0)
+            followed = await answers.ask(question("sql"))
+            assert followed.whole == first
+            assert followed.age_s > 0
+            await asyncio.gather(*answers._renewing)
+            second = (await answers.ask(question("sql"))).whole
+            assert second != first
+            await asyncio.gather(*answers._renewing)
+            more(data)
+            third = (await answers.ask(question("sql"), anew=True)).whole
+            assert third not in (first, second)
+            more(data)
+            monkeypatch.setattr(sharing, "FOLLOWED_S", -1.0)
+            assert (await answers.ask(question("sql"))).whole not in (first, second, third)
+
+    asyncio.run(run())
+
+
+@pytest.mark.executed
+def test_an_answer_of_a_question_that_fails_is_renewed_until_it_is_too_old(
+    data: Partition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "SHARED_S", -1.0)
+    monkeypatch.setattr(sharing, "FOLLOWED_S", 1000.0)
+    monkeypatch.setattr(sharing, "RENEWED_S", 0.0)
+    config, metrics = Config((data.root,), workers=1), Metrics()
+
+    async def run() -> None:
+        async with Pool(config, metrics) as pool:
+            answers = Answers(pool, config, metrics)
+            first = (await answers.ask(question("sql"))).whole
+            for _ in range(2):
+                assert (await answers.ask(question("sql"))).whole == first
+                while not (busy := [one for one in pool._all if one.asked]):
+                    await asyncio.sleep(0)
+                busy[0].process.kill("test")
+                await asyncio.gather(*answers._renewing)
+            monkeypatch.setattr(sharing, "KEPT_S", 0.0)
+            more(data)
+            assert (await answers.ask(question("sql"))).whole != first
+
+    asyncio.run(run())
+
+
+def test_a_client_may_want_an_answer_that_is_made_now(data: Partition) -> None:
+    server = Server(data.root, "--workers", "1")
+    try:
+        for _ in range(3):
+            server.sql(COUNT, **{"Cache-Control": "max-age=0"})
+            server.sql(COUNT, **{"Cache-Control": "Max-Stale=3, no-cache"})
+        assert server.metric("forebay_serve_asked_total") == 6
+    finally:
+        server.close()
