@@ -111,14 +111,14 @@ def test_a_store_is_asked_again_when_a_file_has_gone(
         raise MissingFile("log: expected 100 bytes, no file")
         yield
 
-    def scan(_layers: str) -> pl.LazyFrame:
+    def scan(*_: object) -> pl.LazyFrame:
         scans[0] += 1
         return rows if scans[0] == 3 else scan_frames(gone, schema, "gone")
 
-    monkeypatch.setattr(store, "scan", scan)
+    monkeypatch.setattr(store, "_scanned", scan)
     assert store.funnel(["search"], DAYS).steps["count"].to_list() == [6]
     assert scans == [3]
-    monkeypatch.setattr(store, "scan", lambda *_layers: scan_frames(gone, schema, "gone"))
+    monkeypatch.setattr(store, "_scanned", lambda *_: scan_frames(gone, schema, "gone"))
     with pytest.raises(MissingFile, match="after 5 views"):
         store.funnel(["search"], DAYS)
 
