@@ -8,8 +8,8 @@ What always holds:
   client reads; others who asked the same get a worker each.
 - A question that nobody waits for any more is ended, and so is one that exceeds its time.
 - An answer that is asked for again and again, as by dashboards, is followed: it is renewed as often
-  as there is a worker for it, and nobody waits for that. Until then, the newest one is given, with
-  its age, for KEPT_S at most.
+  as there is a worker for it, and nobody waits long for that: where a new one would take more than
+  QUICK_S, the newest there is is given, with its age, which is KEPT_S at most.
 - An answer that ends early is never mistaken for a whole one: its stream raises Cut.
 """
 
@@ -38,6 +38,8 @@ RENEWED_S = 0.7
 FOLLOWED_S, KEPT_S = 2.0, 30.0
 """An answer is followed while so much time at most passes between two who ask for it; and how old a
 followed one may get."""
+QUICK_S = 0.2
+"""An answer that took no longer is made anew once it is a second old, if a worker is free."""
 SHARED_MAX = 64
 """Maximum number of answers that are kept, besides those being sent."""
 OF_THE_QUESTION = (406, 422)
@@ -65,12 +67,13 @@ class Reply:
 
 
 class _Running:
-    """One question in progress; `settled` once it is known how it is answered. `asked_s` is when
-    somebody last asked for it, or was answered."""
+    """One question in progress; `settled` once it is known how it is answered, `took_s` after it
+    began. `asked_s` is when somebody last asked for it, or was answered."""
 
     def __init__(self, question: Question) -> None:
         self.question = question
         self.began_s = self.asked_s = asyncio.get_running_loop().time()
+        self.took_s = 0.0
         self.renewed = False
         self.watchers = 0
         self.settled = asyncio.Event()
@@ -83,11 +86,18 @@ class _Running:
         self.claimed = False
 
     def is_current(self, now_s: float) -> bool:
-        """Whether it may still be given to who asks now."""
-        if not self.settled.is_set() or now_s - self.began_s <= SHARED_S:
-            return True
+        """Whether it is no older than a shared answer may be."""
+        return not self.settled.is_set() or now_s - self.began_s <= SHARED_S
+
+    def is_followed(self, now_s: float) -> bool:
         followed = now_s - self.asked_s <= FOLLOWED_S and now_s - self.began_s <= KEPT_S
         return followed and self.problem is None
+
+    def end(self) -> None:
+        """Settle it, if it is not."""
+        if not self.settled.is_set():
+            self.took_s = asyncio.get_running_loop().time() - self.began_s
+            self.settled.set()
 
     def serves(self, question: Question) -> bool:
         """Whether its answer also answers that question: not if it failed for a passing reason, and
@@ -144,7 +154,7 @@ class Answers:
             return reply
         key, now_s = question.key, asyncio.get_running_loop().time()
         running = None if anew else self._shared.get(key)
-        if running is not None and running.is_current(now_s) and running.serves(question):
+        if running is not None and self._is_new(running, now_s) and running.serves(question):
             running.asked_s = now_s
             self._metrics.shared.inc()
             self._renew(key, running)
@@ -152,6 +162,11 @@ class Answers:
             running = self._started(question)
             self._share(key, running)
         return await self._reply(running, question)
+
+    def _is_new(self, running: _Running, now_s: float) -> bool:
+        """Whether it may be given to who asks now."""
+        slow = running.took_s > QUICK_S or not self._pool.free
+        return running.is_current(now_s) or (slow and running.is_followed(now_s))
 
     async def _reply(self, running: _Running, question: Question) -> Reply:
         """The reply, once it is known."""
@@ -225,7 +240,7 @@ class Answers:
         def forget() -> None:
             if self._shared.get(key) is not running:
                 return
-            if running.is_current(loop.time()):
+            if running.is_current(loop.time()) or running.is_followed(loop.time()):
                 loop.call_later(FOLLOWED_S, forget)
             else:
                 del self._shared[key]
@@ -265,7 +280,7 @@ class Answers:
             log.exception("a bug")
             self._fail(running, Problem(500, "expected an answer, got an error: see the log"))
         finally:
-            running.settled.set()
+            running.end()
 
     async def _take_in(self, running: _Running, worker: Worker) -> None:
         worker.ask(running.question.encode())
@@ -285,7 +300,7 @@ class Answers:
                     running.large = asyncio.Queue(AHEAD)
                     await running.large.put((DATA, bytes(running.parts)))
                     running.parts.clear()
-                    running.settled.set()
+                    running.end()
             if not worker.asked:
                 return
 

@@ -254,8 +254,9 @@ def test_who_has_an_answer_makes_nobody_else_do_without(data: Partition) -> None
 def test_a_followed_answer_is_given_at_once_while_a_new_one_is_made(
     data: Partition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However long that takes; who does not follow it, or wants a new one, waits for that."""
+    """If that takes long, or no worker is free; who wants a new one, or asks seldom, waits."""
     monkeypatch.setattr(sharing, "SHARED_S", -1.0)
+    monkeypatch.setattr(sharing, "QUICK_S", 0.0)
     monkeypatch.setattr(sharing, "RENEWED_S", 0.0)
     monkeypatch.setattr(sharing, "FOLLOWED_S", 1000.0)
     config, metrics = Config((data.root,), workers=1), Metrics()
@@ -281,8 +282,15 @@ def test_a_followed_answer_is_given_at_once_while_a_new_one_is_made(
             third = (await answers.ask(question("sql"), anew=True)).whole
             assert third not in (first, second)
             more(data)
+            monkeypatch.setattr(sharing, "QUICK_S", 1000.0)
+            fourth = (await answers.ask(question("sql"))).whole
+            assert fourth not in (first, second, third)
+            more(data)
+            async with pool.lent():
+                assert (await answers.ask(question("sql"))).whole == fourth
+            monkeypatch.setattr(sharing, "QUICK_S", 0.0)
             monkeypatch.setattr(sharing, "FOLLOWED_S", -1.0)
-            assert (await answers.ask(question("sql"))).whole not in (first, second, third)
+            assert (await answers.ask(question("sql"))).whole not in (first, second, third, fourth)
 
     asyncio.run(run())
 
@@ -293,6 +301,7 @@ def test_an_answer_of_a_question_that_fails_is_renewed_until_it_is_too_old(
 ) -> None:
     monkeypatch.setattr(sharing, "SHARED_S", -1.0)
     monkeypatch.setattr(sharing, "FOLLOWED_S", 1000.0)
+    monkeypatch.setattr(sharing, "QUICK_S", 0.0)
     monkeypatch.setattr(sharing, "RENEWED_S", 0.0)
     config, metrics = Config((data.root,), workers=1), Metrics()
 
