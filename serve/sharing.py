@@ -35,7 +35,7 @@ SMALL_BYTES = 1 << 20
 SHARED_S = 1.0
 RENEWED_S = 0.7
 """The age at which a shared answer is renewed for later clients."""
-FOLLOWED_S, KEPT_S = 2.0, 30.0
+FOLLOWED_S, KEPT_S = 2.0, 60.0
 """An answer is followed while so much time at most passes between two who ask for it; and how old a
 followed one may get."""
 QUICK_S = 0.2

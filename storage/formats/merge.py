@@ -46,7 +46,7 @@ SHARE = 12
 """A range may have one part in so many of the memory, a row group half of that: there are two
 ranges at a time, for a row group may have rows of both, and of a row group Polars holds half a
 dozen copies in all stages of encoding. The rest is what allocators keep."""
-FRAMES = 3
+FRAMES = 6
 """A row group comes to Polars in so many frames, for a few of them are on their way at any time."""
 PART_ROWS = 8_192
 Complete = Callable[[pa.RecordBatch], pa.RecordBatch]

@@ -37,7 +37,7 @@ is not used any more; what others keep to themselves is as much again."""
 if "jemalloc" in pa.supported_memory_backends():
     POOL = pa.jemalloc_memory_pool()
     pa.jemalloc_set_decay_ms(0)
-SAMPLES = 32
+SAMPLES = 128
 """Rows of a part of the input that are sampled: so exact are the sizes of ranges."""
 READS_MAX = 3
 """The input is read again for its ranges if that reads no row more often on average; to write rows
