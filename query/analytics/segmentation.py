@@ -217,7 +217,10 @@ def _series(
         columns.append((held.cast(pl.Float64, strict=False) if number else held).alias("of"))
     rows = rows.filter(period.within(roles.time)).select(columns)
     rows = rows.with_columns(bucket=period.bucket(pl.col("ms")))
-    if of is None:
+    if measure == "totals":  # for which users need not be told apart
+        events = rows.group_by("group", "bucket").agg(events=pl.len())
+        found = events.collect(engine="streaming")
+    elif of is None:
         found = tallied(rows.drop("ms").collect(engine="streaming"), period.buckets)
     else:
         rows = rows.select("group", "bucket", "of").drop_nulls("of")
