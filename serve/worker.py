@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from forebay.serve.asked import Prepared
 
 PR_SET_PDEATHSIG = 1
-NICENESS = 10
-"""Its priority: a job and a front on the same cores come first."""
 log = logging.getLogger("forebay.serve.worker")
 
 
@@ -164,7 +162,6 @@ def streams() -> tuple[BinaryIO, BinaryIO]:
 
 
 def main() -> None:
-    os.nice(NICENESS)
     given, pipe = streams()
     found = read_frame(given)
     if found is None or found[0] != CONFIG:
