@@ -84,19 +84,25 @@ def paths(
 
 
 def _followed(rows: pl.DataFrame, window_ms: int, collapse: bool) -> pl.DataFrame:
-    """`user`, `step` and `event` from each user's first start event on."""
-    order, units = ordered(rows.select("user"), rows["ms"].to_numpy())
-    mine = rows[order].with_columns(pl.Series("unit", units)).with_row_index("at")
-    begun = mine.filter("starts").unique("unit", keep="first", maintain_order=True)
-    begun = begun.select("unit", first="at", first_ms="ms")
-    mine = mine.join(begun, on="unit", maintain_order="left").filter(
-        (pl.col("at") == pl.col("first")) | ((pl.col("at") > pl.col("first")) & pl.col("among")),
-        pl.col("ms") - pl.col("first_ms") <= window_ms,
+    """`user` (a number now), `step` and `event` from each user's first start event on."""
+    order, users = ordered(rows.select("user"), rows["ms"].to_numpy())
+    flags = rows.select(pl.col("starts", "among").fill_null(False))
+    ms, starts, among = (one.to_numpy()[order] for one in (rows["ms"], *flags))
+    begins, at = np.flatnonzero(starts), np.arange(len(order))
+    begun, nth = np.unique(users[begins], return_index=True)
+    firsts = np.full(users.max(initial=-1) + 1, len(order))
+    firsts[begun] = begins[nth]
+    first = firsts[users]  # beyond all rows for who never starts
+    followed = (at == first) | ((at > first) & among)
+    kept = np.flatnonzero(followed)
+    kept = kept[ms[kept] - ms[first[kept]] <= window_ms]
+    mine = pl.DataFrame(
+        {"user": users[kept], "event": rows["event"][order[kept]], "first": kept == first[kept]}
     )
     if collapse:
-        changed = (pl.col("event") != pl.col("event").shift()) | (pl.col("at") == pl.col("first"))
+        changed = (pl.col("event") != pl.col("event").shift()) | pl.col("first")
         mine = mine.filter(changed.fill_null(True))
-    runs = mine["unit"].rle().struct.field("len").to_numpy() if mine.height else np.array([], int)
+    runs = mine["user"].rle().struct.field("len").to_numpy() if mine.height else np.array([], int)
     begins = np.repeat(np.cumsum(runs, dtype=np.int64) - runs, runs)
     return mine.select("user", pl.Series("step", np.arange(1, mine.height + 1) - begins), "event")
 
