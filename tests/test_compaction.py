@@ -19,6 +19,7 @@ from forebay.storage.base.times import DAY_MS
 from forebay.storage.formats.catalog import Chunk
 from forebay.storage.formats.checksum import Checksum
 from forebay.storage.formats.log_writer import RowBytes
+from forebay.storage.formats.ranges import SPILL_SUFFIX
 from forebay.storage.partition.compaction import (
     CHUNKS_MIN,
     SMALL_BYTES,
@@ -213,6 +214,23 @@ def test_a_damaged_chunk_is_left_alone_and_does_not_stop_what_comes(partition: P
     assert {broken.file, gone.file} <= left.keys()
     assert any(one.blocks[1:] for one in left.values())  # those that came later
     assert not [*partition.layout.chunks(NAME).rglob("*.tmp")]
+
+
+def test_what_a_killed_merge_left_is_removed_after_the_next_start(partition: Partition) -> None:
+    """Its unfinished file, and the spill of shuffled rows."""
+    messages, _ = grow(partition)
+    made = partition.layout.chunks(NAME) / partition.catalog().chunks[0].file
+    left = [made.with_name(f"unfinished.parquet.tmp{suffix}") for suffix in ("", SPILL_SUFFIX)]
+    for path in left:
+        path.write_bytes(b"PAR1")
+    snapshot = confirmed(partition)
+    partition.crash()
+    partition.start(snapshot)
+    partition.tidy(0)
+    assert all(path.exists() for path in left)
+    partition.tidy(GRACE_MS)
+    assert not any(path.exists() for path in left)
+    assert_agrees(partition, judge(messages))
 
 
 def test_a_longer_dedup_window_finds_copies_that_came_under_the_shorter_one(

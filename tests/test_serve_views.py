@@ -250,15 +250,20 @@ def test_who_has_an_answer_makes_nobody_else_do_without(data: Partition) -> None
         server.close()
 
 
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Each answer is old at once, took long, and is followed for ever."""
+    for name, value in (("SHARED_S", -1.0), ("QUICK_S", 0.0), ("RENEWED_S", 0.0),
+                        ("FOLLOWED_S", 1000.0)):  # fmt: skip
+        monkeypatch.setattr(sharing, name, value)
+    return monkeypatch
+
+
 @pytest.mark.executed
 def test_a_followed_answer_is_given_at_once_while_a_new_one_is_made(
-    data: Partition, monkeypatch: pytest.MonkeyPatch
+    data: Partition, followed: pytest.MonkeyPatch
 ) -> None:
     """If that takes long, or no worker is free; who wants a new one, or asks seldom, waits."""
-    monkeypatch.setattr(sharing, "SHARED_S", -1.0)
-    monkeypatch.setattr(sharing, "QUICK_S", 0.0)
-    monkeypatch.setattr(sharing, "RENEWED_S", 0.0)
-    monkeypatch.setattr(sharing, "FOLLOWED_S", 1000.0)
     config, metrics = Config((data.root,), workers=1), Metrics()
 
     async def run() -> None:
@@ -271,9 +276,9 @@ def test_a_followed_answer_is_given_at_once_while_a_new_one_is_made(
                 assert not answers._renewing
             while not pool.free:
                 await asyncio.sleep(0)
-            followed = await answers.ask(question("sql"))
-            assert followed.whole == first
-            assert followed.age_s > 0
+            given = await answers.ask(question("sql"))
+            assert given.whole == first
+            assert given.age_s > 0
             await asyncio.gather(*answers._renewing)
             second = (await answers.ask(question("sql"))).whole
             assert second != first
@@ -282,14 +287,14 @@ def test_a_followed_answer_is_given_at_once_while_a_new_one_is_made(
             third = (await answers.ask(question("sql"), anew=True)).whole
             assert third not in (first, second)
             more(data)
-            monkeypatch.setattr(sharing, "QUICK_S", 1000.0)
+            followed.setattr(sharing, "QUICK_S", 1000.0)
             fourth = (await answers.ask(question("sql"))).whole
             assert fourth not in (first, second, third)
             more(data)
             async with pool.lent():
                 assert (await answers.ask(question("sql"))).whole == fourth
-            monkeypatch.setattr(sharing, "QUICK_S", 0.0)
-            monkeypatch.setattr(sharing, "FOLLOWED_S", -1.0)
+            followed.setattr(sharing, "QUICK_S", 0.0)
+            followed.setattr(sharing, "FOLLOWED_S", -1.0)
             assert (await answers.ask(question("sql"))).whole not in (first, second, third, fourth)
 
     asyncio.run(run())
@@ -297,12 +302,8 @@ def test_a_followed_answer_is_given_at_once_while_a_new_one_is_made(
 
 @pytest.mark.executed
 def test_an_answer_of_a_question_that_fails_is_renewed_until_it_is_too_old(
-    data: Partition, monkeypatch: pytest.MonkeyPatch
+    data: Partition, followed: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "SHARED_S", -1.0)
-    monkeypatch.setattr(sharing, "FOLLOWED_S", 1000.0)
-    monkeypatch.setattr(sharing, "QUICK_S", 0.0)
-    monkeypatch.setattr(sharing, "RENEWED_S", 0.0)
     config, metrics = Config((data.root,), workers=1), Metrics()
 
     async def run() -> None:
@@ -315,7 +316,7 @@ def test_an_answer_of_a_question_that_fails_is_renewed_until_it_is_too_old(
                     await asyncio.sleep(0)
                 busy[0].process.kill("test")
                 await asyncio.gather(*answers._renewing)
-            monkeypatch.setattr(sharing, "KEPT_S", 0.0)
+            followed.setattr(sharing, "KEPT_S", 0.0)
             more(data)
             assert (await answers.ask(question("sql"))).whole != first
 
