@@ -26,7 +26,7 @@ from forebay.query.exchange import (
     WantedPart,
     compared,
 )
-from forebay.query.folded import can_fold, folded, with_times
+from forebay.query.folded import Granularity, can_fold, folded, with_times
 from forebay.query.frames import arrow_of, exported, polars_schema
 from forebay.query.iceberg import scan_table
 from forebay.query.partition import Directory, Partition, VerifiedChunks
@@ -36,7 +36,7 @@ from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.layout import Layout, names_partition
 from forebay.storage.base.text import plain, shortened
-from forebay.storage.base.times import EPOCH, time_of
+from forebay.storage.base.times import DAY_MS, EPOCH, time_of
 from forebay.storage.decoding.from_raw import FromRaw, from_raw_of
 from forebay.storage.formats.boundary import read_boundary
 from forebay.storage.formats.columns import parse_types
@@ -45,6 +45,7 @@ from forebay.storage.formats.schema import UPLOAD_TIME
 from forebay.storage.formats.state import PartitionState
 
 SHOWN_CHARACTERS = 100
+GRANULARITY_MAX_MS = 366 * DAY_MS
 
 
 def offer_of(view: View, version: str) -> Offer:
@@ -76,9 +77,10 @@ def rows_of(
         return REJECT_SCHEMA, batches
     stored = parse_types(wanted.schema)
     schema = arrow_of(polars_schema(stored))
-    if unknown := sorted({*wanted.columns, *wanted.granularity_ms} - {*schema.names}):
+    if unknown := sorted({*wanted.columns} - {*schema.names}):
         raise BadInput(f"scan: columns: expected some of the schema, got {plain(repr(unknown))}")
     answered = pa.schema([schema.field(name) for name in wanted.columns])
+    _require_granularity(wanted.granularity_ms, answered)
     if wanted.table == BATCH:
         return answered, _of_table(scans, disk, roots, wanted, declared)
     files = [file for one in partitions for file in one.chunk_files]
@@ -90,6 +92,17 @@ def rows_of(
     if wanted.fold and can_fold(answered):
         return with_times(answered), folded(found, answered, wanted.granularity_ms)
     return answered, found
+
+
+def _require_granularity(granularity_ms: Granularity, schema: pa.Schema) -> None:
+    """Raise BadInput unless times of these columns can be rounded down to it."""
+    times = {field.name for field in schema if pa.types.is_timestamp(field.type)}
+    for name, ms in granularity_ms.items():
+        if name not in times or ms > GRANULARITY_MAX_MS:
+            raise BadInput(
+                f"scan: granularity_ms: expected at most {GRANULARITY_MAX_MS} of a time among the"
+                f" columns, got {ms} of {plain(repr(name))}"
+            )
 
 
 def _partition(disk: Disk, roots: Sequence[Path], part: WantedPart, declared: FromRaw) -> Partition:

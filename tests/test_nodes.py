@@ -508,6 +508,9 @@ def test_an_offer_does_not_give_away_a_seed(made: Nodes) -> None:
     assert all(seed and seed not in body for seed in seeds)
 
 
+AT = {"columns": ["at"], "schema": {"at": "timestamp[ms, tz=UTC]"}, "fold": True}
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [
@@ -517,6 +520,11 @@ def test_an_offer_does_not_give_away_a_seed(made: Nodes) -> None:
         ({"table": "secrets"}, 422),
         ({"columns": ["none"]}, 422),
         ({"schema": {"id": "list<int>"}}, 422),
+        ({"granularity_ms": {"id": 1000}, "fold": True}, 422),
+        ({"granularity_ms": {"none": 1000}, "fold": True}, 422),
+        ({**AT, "granularity_ms": {"at": 0}}, 422),
+        ({**AT, "granularity_ms": {"at": 2**53 - 1}}, 422),
+        ({**AT, "granularity_ms": {"at": 86_400_000}}, 200),
         ({"where": "AAAA"}, 422),
         ({"where": "%"}, 422),
         ({"protocol": 9}, 422),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, BinaryIO, cast
 
 import orjson
@@ -250,6 +250,17 @@ def test_who_has_an_answer_makes_nobody_else_do_without(data: Partition) -> None
         server.close()
 
 
+def told(data: Partition, story: Callable[[Answers, Pool], Awaitable[None]]) -> None:
+    """Let a story go on, with the answers of one worker."""
+    config, metrics = Config((data.root,), workers=1), Metrics()
+
+    async def run() -> None:
+        async with Pool(config, metrics) as pool:
+            await story(Answers(pool, config, metrics), pool)
+
+    asyncio.run(run())
+
+
 @pytest.fixture
 def followed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Each answer is old at once, took long, and is followed for ever."""
@@ -264,63 +275,57 @@ def test_a_followed_answer_is_given_at_once_while_a_new_one_is_made(
     data: Partition, followed: pytest.MonkeyPatch
 ) -> None:
     """If that takes long, or no worker is free; who wants a new one, or asks seldom, waits."""
-    config, metrics = Config((data.root,), workers=1), Metrics()
 
-    async def run() -> None:
-        async with Pool(config, metrics) as pool:
-            answers = Answers(pool, config, metrics)
-            first = (await answers.ask(question("sql"))).whole
-            more(data)
-            async with pool.lent():  # no worker is free
-                assert (await answers.ask(question("sql"))).whole == first
-                assert not answers._renewing
-            while not pool.free:
-                await asyncio.sleep(0)
-            given = await answers.ask(question("sql"))
-            assert given.whole == first
-            assert given.age_s > 0
-            await asyncio.gather(*answers._renewing)
-            second = (await answers.ask(question("sql"))).whole
-            assert second != first
-            await asyncio.gather(*answers._renewing)
-            more(data)
-            third = (await answers.ask(question("sql"), anew=True)).whole
-            assert third not in (first, second)
-            more(data)
-            followed.setattr(sharing, "QUICK_S", 1000.0)
-            fourth = (await answers.ask(question("sql"))).whole
-            assert fourth not in (first, second, third)
-            more(data)
-            async with pool.lent():
-                assert (await answers.ask(question("sql"))).whole == fourth
-            followed.setattr(sharing, "QUICK_S", 0.0)
-            followed.setattr(sharing, "FOLLOWED_S", -1.0)
-            assert (await answers.ask(question("sql"))).whole not in (first, second, third, fourth)
+    async def story(answers: Answers, pool: Pool) -> None:
+        first = (await answers.ask(question("sql"))).whole
+        more(data)
+        async with pool.lent():  # no worker is free
+            assert (await answers.ask(question("sql"))).whole == first
+            assert not answers._renewing
+        while not pool.free:
+            await asyncio.sleep(0)
+        given = await answers.ask(question("sql"))
+        assert given.whole == first
+        assert given.age_s > 0
+        await asyncio.gather(*answers._renewing)
+        second = (await answers.ask(question("sql"))).whole
+        assert second != first
+        await asyncio.gather(*answers._renewing)
+        more(data)
+        third = (await answers.ask(question("sql"), anew=True)).whole
+        assert third not in (first, second)
+        more(data)
+        followed.setattr(sharing, "QUICK_S", 1000.0)
+        fourth = (await answers.ask(question("sql"))).whole
+        assert fourth not in (first, second, third)
+        more(data)
+        async with pool.lent():
+            assert (await answers.ask(question("sql"))).whole == fourth
+        followed.setattr(sharing, "QUICK_S", 0.0)
+        followed.setattr(sharing, "FOLLOWED_S", -1.0)
+        assert (await answers.ask(question("sql"))).whole not in (first, second, third, fourth)
 
-    asyncio.run(run())
+    told(data, story)
 
 
 @pytest.mark.executed
 def test_an_answer_of_a_question_that_fails_is_renewed_until_it_is_too_old(
     data: Partition, followed: pytest.MonkeyPatch
 ) -> None:
-    config, metrics = Config((data.root,), workers=1), Metrics()
 
-    async def run() -> None:
-        async with Pool(config, metrics) as pool:
-            answers = Answers(pool, config, metrics)
-            first = (await answers.ask(question("sql"))).whole
-            for _ in range(2):
-                assert (await answers.ask(question("sql"))).whole == first
-                while not (busy := [one for one in pool._all if one.asked]):
-                    await asyncio.sleep(0)
-                busy[0].process.kill("test")
-                await asyncio.gather(*answers._renewing)
-            followed.setattr(sharing, "KEPT_S", 0.0)
-            more(data)
-            assert (await answers.ask(question("sql"))).whole != first
+    async def story(answers: Answers, pool: Pool) -> None:
+        first = (await answers.ask(question("sql"))).whole
+        for _ in range(2):
+            assert (await answers.ask(question("sql"))).whole == first
+            while not (busy := [one for one in pool._all if one.asked]):
+                await asyncio.sleep(0)
+            busy[0].process.kill("test")
+            await asyncio.gather(*answers._renewing)
+        followed.setattr(sharing, "KEPT_S", 0.0)
+        more(data)
+        assert (await answers.ask(question("sql"))).whole != first
 
-    asyncio.run(run())
+    told(data, story)
 
 
 def test_a_client_may_want_an_answer_that_is_made_now(data: Partition) -> None:
