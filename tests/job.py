@@ -21,7 +21,10 @@ import polars as pl
 
 import forebay
 from forebay.cli.load import Load, LoadSpec
+from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import BadInput
+from forebay.storage.base.layout import Layout
+from forebay.storage.formats.state import read_manifest
 from tests import engine
 from tests.oracle import Oracle, Place
 
@@ -151,6 +154,13 @@ class Job:
         except BadInput:
             self.data.mkdir(parents=True, exist_ok=True)
             return forebay.open(self.data).partitions()
+
+    def runs(self) -> dict[str, int]:
+        """Which run of its own each partition has published last: a partition goes on from its
+        last snapshot, which is behind what was published before a kill."""
+        layout, disk = Layout(self.data), Disk()
+        states = [read_manifest(disk, layout.manifest(name)) for name in layout.partitions()]
+        return {state.partition: state.incarnation for state in states if state is not None}
 
     def told(self) -> str:
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""

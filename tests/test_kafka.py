@@ -18,10 +18,9 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 import forebay
 from forebay.cli.load import LoadSpec
-from forebay.storage.base.disk import Disk, name_at
+from forebay.storage.base.disk import name_at
 from forebay.storage.base.errors import PERMANENT
 from forebay.storage.base.layout import Layout
-from forebay.storage.formats.state import read_manifest
 from tests.broker import Broker
 from tests.job import Generated, Job, assert_exact, children, generated, taken
 
@@ -72,7 +71,7 @@ def test_produce_ingest_query_restart(job: Job, load: Generated) -> None:
     assert_exact(job, load)
     assert job.stop(process) == 0, job.told()
     process = job.run()
-    job.until(process, lambda _: _runs(job) == {2})
+    job.until(process, lambda _: set(job.runs().values()) == {2})
     assert job.stop(process) == 0, job.told()
     assert_exact(job, load)
 
@@ -130,7 +129,7 @@ def test_crash_between_persist_and_offset_commit_doubles_nothing(job: Job, load:
     assert_exact(job, load)
     job.settings["EPOCH_INTERVAL"] = "100ms"
     process = job.run()
-    job.until(process, lambda _: _runs(job) == {2})
+    job.until(process, lambda _: set(job.runs().values()) == {2})
     job.until(process, lambda found: taken(found) == load.count)
     assert job.stop(process) == 0, job.told()
     assert_exact(job, load)
@@ -262,10 +261,3 @@ def _event(number: int, upload_ms: int) -> bytes:
 def _writing(chunks: Path, known: set[Path]) -> bool:
     """Whether a chunk is being written, or has just been."""
     return any(chunks.rglob("*.tmp")) or bool(set(chunks.rglob("*.parquet")) - known)
-
-
-def _runs(job: Job) -> set[int]:
-    """Which run of its own each partition is in."""
-    layout, files = Layout(job.data), Disk()
-    states = [read_manifest(files, layout.manifest(name)) for name in layout.partitions()]
-    return {state.incarnation for state in states if state is not None}

@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ COUNT = (
 )
 EXPORT = "select _partition as p, _offset, id, repeat('x', 1000) as pad from events"
 PART_BYTES, PAUSE_S = 65_536, 0.1
+SHARED_S = 1.0
+"""How much older an answer may be than its `Age` says, in whole seconds."""
 
 Event = tuple[int, str, int]
 """Offset, key and upload time."""
@@ -114,18 +117,19 @@ class Traffic:
 @dataclass
 class Scene:
     """The server there is now: `starts` is odd while there is none. `steady` is None after a crash
-    of the job until it has read again what it had read; within one such time answers only grow."""
+    of the job until it has read again what it had read, else since when that is so; answers that
+    were begun since then only grow."""
 
     server: Server
     starts: int = 0
-    steady: int | None = 0
+    steady: float | None = field(default_factory=time.monotonic)
     over: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
-    def unsteady(self, number: int) -> Iterator[None]:
+    def unsteady(self) -> Iterator[None]:
         self.steady = None
         yield
-        self.steady = number
+        self.steady = time.monotonic()
 
 
 class Client(threading.Thread):
@@ -141,13 +145,13 @@ class Client(threading.Thread):
         self._scene, self._traffic, self._query = scene, traffic, query
         self._read, self._of = read, of
         self._boundary_ms = 0
-        self._had: dict[tuple[int, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
+        self._had: dict[tuple[float, str], tuple[int, int]] = defaultdict(lambda: (0, 0))
 
     def run(self) -> None:
         while not self._scene.over.is_set():
-            starts, steady = self._scene.starts, self._scene.steady
+            starts, steady, asked_s = self._scene.starts, self._scene.steady, time.monotonic()
             try:
-                status, body = self._ask(self._scene.server)
+                status, age_s, body = self._ask(self._scene.server)
             except (http.client.HTTPException, OSError) as error:
                 self.answers[type(error).__name__] += 1
                 cut = isinstance(error, http.client.IncompleteRead)
@@ -161,10 +165,13 @@ class Client(threading.Thread):
                 if TOLD.get(status, "no such status") not in problem["detail"]:
                     self.faults.append(f"{problem}")
                 continue
+            if steady is not None and asked_s - age_s < steady:
+                steady = None
             self._judge(self._read(body), steady if steady == self._scene.steady else None)
 
-    def _ask(self, server: Server) -> tuple[int, bytes]:
-        """The status and all of the answer, read part by part. Raises what http.client does."""
+    def _ask(self, server: Server) -> tuple[int, float, bytes]:
+        """The status, how old the answer may be, and all of it, read part by part. Raises what
+        http.client does."""
         connection = server.connection()
         try:
             connection.request("GET", self._query)
@@ -174,11 +181,11 @@ class Client(threading.Thread):
                 self._scene.over.wait(0.005)
             if got.length:  # read by parts, http.client takes the end for that of the answer
                 raise http.client.IncompleteRead(bytes(body), got.length)
-            return got.status, bytes(body)
+            return got.status, int(got.headers.get("age", 0)) + SHARED_S, bytes(body)
         finally:
             connection.close()
 
-    def _judge(self, found: Found, steady: int | None) -> None:
+    def _judge(self, found: Found, steady: float | None) -> None:
         at = [ms for ms in self._traffic.exact(found, self._of) if ms >= self._boundary_ms]
         if not at:
             self.faults.append(f"of no moment since {self._boundary_ms}: {found}"[:2000])
@@ -258,13 +265,19 @@ def test_each_answer_is_exact_for_a_moment_whatever_is_killed_and_handed_over(
     job.until(process, lambda found: len(found) == PARTITIONS)
     scene = Scene(Server(job.data, "--workers", "2"))
 
-    def kill_job(number: int) -> None:
+    def kill_job(workers: int) -> None:
         nonlocal process
-        had = read(job.partitions())
-        with scene.unsteady(number):
+        with scene.unsteady():
             job.kill(process)
-            process = job.run(number)
-            job.until(process, lambda found: read(found) >= had)
+            had, runs = read(job.partitions()), job.runs()
+            process = job.run(workers)
+            job.until(
+                process,
+                lambda _: (
+                    all(run > runs[name] for name, run in job.runs().items())
+                    and read(job.partitions()) >= had
+                ),
+            )
 
     def until(share: float) -> None:
         total = HOURS * PER_HOUR
