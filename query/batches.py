@@ -25,7 +25,7 @@ from forebay.query.node import give_up_all
 from forebay.query.partition import ChunkFile, Partition
 from forebay.storage.base.errors import Corruption, MissingFile
 from forebay.storage.base.times import time_of
-from forebay.storage.formats.catalog import Chunk
+from forebay.storage.formats.boundary import Placed
 from forebay.storage.formats.columns import within_years
 from forebay.storage.formats.schema import UPLOAD_TIME
 
@@ -41,9 +41,9 @@ class Between:
     first_ms: int | None = None
     end_ms: int | None = None
 
-    def all_of(self, chunk: Chunk) -> bool:
-        below = self.first_ms is not None and chunk.first_ms < self.first_ms
-        return not below and (self.end_ms is None or chunk.last_ms < self.end_ms)
+    def all_of(self, part: Placed) -> bool:
+        below = self.first_ms is not None and part.first_ms < self.first_ms
+        return not below and (self.end_ms is None or part.last_ms < self.end_ms)
 
     def within(self, other: Between) -> Between:
         """The intersection of both."""

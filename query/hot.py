@@ -1,5 +1,8 @@
 """Hot blocks as a Polars source: each record batch is read once, a column when first asked for.
 
+A filter that few batches have rows for, such as one user's, is asked of its own columns first; of
+the others, these batches alone are decoded, and not kept.
+
 What always holds: a frame has exactly the rows of the extents it was asked for, however much the
 logs have grown since; logs are read forward only, from where the last read ended.
 Thread safety: any thread; reads of one cache take turns.
@@ -9,11 +12,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from forebay.query.frames import PolarsSchema
 from forebay.query.partition import Log, Partition
 from forebay.query.view import View
 from forebay.storage.base.errors import Corruption
@@ -23,6 +29,10 @@ from forebay.storage.formats.schema import OFFSET, RAW
 YIELD_ROWS = 131_072
 PIECE_ROWS = 65_536
 """New rows are joined to a piece of fewer rows, so that no look copies a whole column."""
+FEW = 8
+"""Rows are few if they are in one of so many batches at most."""
+ROW = "row of the log"
+"""A name that no column has."""
 Found = Sequence[tuple[Span, memoryview]]
 
 
@@ -36,32 +46,74 @@ class _HotLog:
         self._found: list[tuple[Span, memoryview]] = []
         self._columns: dict[str, tuple[int, list[pl.Series]]] = {}
         """Per column: its number of batches, and its pieces, which are cut alike in all columns."""
+        self._ends: list[int] = []
+        """The number of rows up to the end of each batch."""
 
     def follow(self, extent: Extent) -> None:
         """Read its new batches. Raises MissingFile or Corruption."""
         self._found += self._reader.follow(extent, torn_ok=True)
 
-    def frame(self, extent: Extent, schema: dict[str, pl.DataType]) -> pl.DataFrame:
-        """The columns of `schema` for the rows in `extent`; null where a column is neither in the
-        log nor can be decoded from its raw."""
+    def frame(self, extent: Extent, schema: PolarsSchema, where: pl.Expr | None) -> pl.DataFrame:
+        """The columns of `schema` for the rows in `extent`, or at least for those that match
+        `where`; null where a column is neither in the log nor can be decoded from its raw."""
         self.follow(extent)
+        if where is not None:
+            tested = {name: schema[name] for name in where.meta.root_names()}
+            if tested and schema.keys() - tested.keys() - self._columns.keys():
+                rows = self._whole(extent, tested).with_row_index(ROW).filter(where)[ROW]
+                if (few := self._few(rows)) is not None:
+                    return self._picked(rows, few, schema)
+        return self._whole(extent, schema)
+
+    def _whole(self, extent: Extent, schema: PolarsSchema) -> pl.DataFrame:
+        """All rows, whose columns are kept."""
         present = self._reader.schema.names if self._reader.schema else []
         self._decode([name for name in {*schema, OFFSET} if name in present], self._reader.decoded)
         self._decode(self.from_raw.lacking(present, schema), self._from_raw)
-        for name in schema.keys() & self._columns.keys():
-            if (dtype := self._columns[name][1][0].dtype) != schema[name]:
-                raise Corruption(
-                    f"log {self._path}: {name}: expected {schema[name]}, got {dtype}", 0
-                )
         known = self._columns.get(OFFSET)
         rows = 0 if known is None else min(extent.rows, sum(map(len, known[1])))
-        columns = [
-            pl.concat(self._columns[name][1]).head(rows)
+        columns = {
+            name: pl.concat(self._columns[name][1]).head(rows)
+            for name in schema
             if name in self._columns
-            else pl.Series(name, [None], dtype).new_from_index(0, rows)
-            for name, dtype in schema.items()
-        ]
-        return pl.DataFrame(columns, height=rows)
+        }
+        return self._framed(columns, schema, rows)
+
+    def _few(self, rows: pl.Series) -> list[int] | None:
+        """The batches that have these rows, if they are few."""
+        ends = pl.Series(self._ends, dtype=pl.UInt32)
+        found = ends.search_sorted(rows, side="right").unique().sort().to_list()
+        return found if FEW * len(found) <= len(self._found) else None
+
+    def _picked(self, rows: pl.Series, few: list[int], schema: PolarsSchema) -> pl.DataFrame:
+        """Some rows, which are in a few batches, of which nothing is kept."""
+        if not few or self._reader.schema is None:
+            return self._framed({}, schema, 0)
+        found, present = [self._found[n] for n in few], self._reader.schema.names
+        columns: dict[str, pl.Series] = {}
+        for names, decoded in (
+            ([name for name in schema if name in present], self._reader.decoded),
+            (self.from_raw.lacking(present, schema), self._from_raw),
+        ):
+            if names:
+                columns |= pl.DataFrame(pa.Table.from_batches(decoded(found, names))).to_dict()
+        edges = [0, *self._ends]
+        held = np.concatenate([np.arange(edges[n], edges[n + 1]) for n in few])
+        at = np.searchsorted(held, rows.to_numpy())
+        return self._framed({n: one.gather(at) for n, one in columns.items()}, schema, len(rows))
+
+    def _framed(
+        self, columns: dict[str, pl.Series], schema: PolarsSchema, rows: int
+    ) -> pl.DataFrame:
+        """These columns as a frame of so many rows. Raises Corruption if one has another type."""
+        for name, column in columns.items():
+            if column.dtype != schema[name]:
+                raise Corruption(
+                    f"log {self._path}: {name}: expected {schema[name]}, got {column.dtype}", 0
+                )
+        nulls = pl.Series([None], dtype=pl.Null).new_from_index(0, rows)
+        held = [columns.get(name, nulls).cast(dtype).alias(name) for name, dtype in schema.items()]
+        return pl.DataFrame(held, height=rows)
 
     def _from_raw(self, found: Found, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for batch in self._reader.decoded(found, [RAW]):
@@ -79,7 +131,11 @@ class _HotLog:
         for done, group in behind.items():
             if done == len(self._found):
                 continue
-            frame = pl.DataFrame(pa.Table.from_batches(decoded(self._found[done:], group)))
+            batches = list(decoded(self._found[done:], group))
+            if OFFSET in group:
+                ends = accumulate((one.num_rows for one in batches), initial=sum(self._ends[-1:]))
+                self._ends += islice(ends, 1, None)
+            frame = pl.DataFrame(pa.Table.from_batches(batches))
             for series in frame.get_columns():
                 _, pieces = self._columns.get(series.name, (0, []))
                 self._columns[series.name] = (len(self._found), _joined(pieces, series))
@@ -109,20 +165,29 @@ class HotCache:
             self._logs = {path: log for path, log in self._logs.items() if path in named}
 
     def frames(
-        self, partitions: Sequence[Partition], schema: dict[str, pl.DataType]
+        self,
+        partitions: Sequence[Partition],
+        schema: PolarsSchema,
+        where: pl.Expr | None = None,
     ) -> Iterator[pl.DataFrame]:
-        """The hot rows, in frames large enough to be worth a call."""
+        """The hot rows, or at least those that match `where`, in frames large enough to be worth a
+        call."""
         held: list[pl.DataFrame] = []
         rows = 0
         for log in (log for partition in partitions for log in partition.block_logs):
             with self._lock:
-                held.append(self._log(log).frame(log.extent, schema))
+                held.append(self._log(log).frame(log.extent, schema, where))
             rows += held[-1].height
             if rows >= YIELD_ROWS:
                 yield pl.concat(held)
                 held, rows = [], 0
         if held:
             yield pl.concat(held)
+
+    def whole(self, log: Log, schema: PolarsSchema) -> pl.DataFrame:
+        """The rows of one log."""
+        with self._lock:
+            return self._log(log).frame(log.extent, schema, None)
 
     def follow(self, partition: Partition) -> None:
         """Read what is new in the partition's logs. Raises MissingFile or Corruption."""

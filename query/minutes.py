@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import polars as pl
 
+from forebay.query.analytics.granularity import Alike
+from forebay.query.analytics.groups import ALIKE
 from forebay.query.scans import Scans
-from forebay.query.tables import TABLE
 from forebay.query.view import View
 from forebay.storage.base.errors import BadInput
 from forebay.storage.base.times import MINUTE_MS, time_of
@@ -27,14 +28,13 @@ def per_minute(scans: Scans, view: View, minutes: int) -> pl.DataFrame:
         return pl.DataFrame(schema={"minute": TIME, "hot": pl.Int64, "cold": pl.Int64})
     last = newest // MINUTE_MS * MINUTE_MS
     first = last - (minutes - 1) * MINUTE_MS
+    alike = Alike(UPLOAD_TIME, MINUTE_MS, first, last + MINUTE_MS)
     grid = pl.DataFrame({"minute": range(first, last + 1, MINUTE_MS)})
     grid = grid.select(pl.col("minute").cast(TIME))
     for name, part in (("hot", _hot(view)), ("cold", _cold(view))):
         time = pl.col(UPLOAD_TIME)
-        rows = scans.table(part, TABLE).filter(time >= time_of(first))
-        found = rows.group_by(minute=time.dt.truncate("1m")).agg(
-            pl.len().cast(pl.Int64).alias(name)
-        )
+        rows = scans.counted(part, alike).filter(time >= time_of(first))
+        found = rows.group_by(minute=time.dt.truncate("1m")).agg(pl.col(ALIKE).sum().alias(name))
         grid = grid.join(found.collect(engine="streaming"), on="minute", how="left")
     return grid.sort("minute").with_columns(pl.col("hot", "cold").fill_null(0))
 

@@ -38,10 +38,11 @@ from forebay.storage.formats.chunk import (
     chunk_metadata,
     columns_outside_years,
     damaged_columns,
+    span_ms,
 )
 from forebay.storage.formats.log import Extent, LogReader, Span
 from forebay.storage.formats.rejects import RejectFilter
-from forebay.storage.formats.schema import OFFSET, PARTITION, RAW
+from forebay.storage.formats.schema import OFFSET, PARTITION, RAW, UPLOAD_TIME
 from forebay.storage.formats.state import BlockState, PartitionState
 
 T = TypeVar("T")
@@ -139,6 +140,13 @@ class ChunkFile:
     def metadata(self) -> pq.FileMetaData:
         """Its footer. Raises MissingFile, or Corruption unless it is as the catalog says."""
         return chunk_metadata(self.disk, self.path, self.chunk)
+
+    def span_ms(self, column: str) -> tuple[int, int] | None:
+        """The first and last time in a column, if that is known without reading it. Raises as
+        `metadata` does."""
+        if column == UPLOAD_TIME:
+            return self.chunk.first_ms, self.chunk.last_ms
+        return span_ms(self.metadata(), column)
 
     def require_whole(self) -> None:
         """Raise MissingFile, or Corruption unless every byte is as written."""

@@ -21,7 +21,7 @@ import polars as pl
 from forebay.query import analytics
 from forebay.query.analytics.events import Event, Roles, Where
 from forebay.query.analytics.funnel import Attribution, Exclusion, Funnel, Order, Reentry
-from forebay.query.analytics.granularity import granularity_of
+from forebay.query.analytics.granularity import Alike, alike_of, granularity_of, properties_of
 from forebay.query.analytics.groups import recent
 from forebay.query.analytics.lifecycle import Lifecycle
 from forebay.query.analytics.paths import Paths
@@ -68,6 +68,11 @@ class Questions(Dataset):
     @abstractmethod
     def _scanned(self, layers: Layers, granularity_ms: Granularity) -> pl.LazyFrame:
         """All events of a view taken now; times may be rounded down to `granularity_ms`."""
+
+    @abstractmethod
+    def _counted(self, alike: Alike, properties: set[str]) -> pl.LazyFrame | None:
+        """The events of the real-time layer for a question about these `properties` that takes
+        events for alike; None if none of them are."""
 
     def roles(self, **named: str) -> Roles:
         """The columns that have the user, the event, its time and the session, as published by the
@@ -293,7 +298,11 @@ class Questions(Dataset):
             if interval is not None and given.get("period", ...) is None:
                 period = recent(self._scanned(layers, EXACT), roles, interval)
                 asked = {**given, "period": period}
-            frame = self._scanned(layers, granularity_of(function, asked, roles))
+            alike, frame = alike_of(function, asked, roles), None
+            if alike is not None and layers == "realtime":
+                frame = self._counted(alike, properties_of(asked))
+            if frame is None:
+                frame = self._scanned(layers, granularity_of(function, asked, roles))
             return function(frame, roles, **asked)
 
         return self._retried(answer)

@@ -6,7 +6,7 @@ the batch layer's rows below them, and late events that the batch layer lacks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -16,9 +16,12 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from forebay.query.analytics.granularity import Alike
+from forebay.query.analytics.groups import ALIKE
 from forebay.query.batches import Between, event_batches
 from forebay.query.cold import scan_cold
 from forebay.query.folded import EXACT, Granularity
+from forebay.query.folds import Folds
 from forebay.query.frames import (
     PolarsSchema,
     arrow_of,
@@ -57,11 +60,13 @@ from forebay.storage.formats.schema import OFFSET, UPLOAD_TIME
 
 @dataclass(frozen=True)
 class Scans:
-    """Makes tables of views, using the verified chunks, the decoded hot logs, and what it takes to
-    read the batch layer's table (`iceberg` properties, and folders that it may be in)."""
+    """Makes tables of views, using the verified chunks, the decoded hot logs, what both were folded
+    to, and what it takes to read the batch layer's table (`iceberg` properties, and folders that it
+    may be in)."""
 
     chunks: VerifiedChunks
     hot: HotCache
+    folds: Folds
     iceberg: Mapping[str, str]
     roots: Sequence[Path]
 
@@ -73,6 +78,30 @@ class Scans:
             return self.all(view, granularity_ms)
         found = [self._scanned(view, *part, granularity_ms) for part in parts(view, name)]
         return pl.concat(found)
+
+    def counted(self, view: View, alike: Alike, properties: Collection[str] = ()) -> pl.LazyFrame:
+        """The table of events for a question about these `properties` that takes events for alike:
+        a row may stand for as many of them as ALIKE says. Who asks once has all of them read."""
+        schema = {**polars_schema(view.schema), ALIKE: pl.Int64()}
+        single = pl.lit(1, pl.Int64).alias(ALIKE)
+        granularity_ms = {alike.time: alike.granularity_ms}
+        if not self.folds.asked_again((alike.rounding, frozenset(properties))):
+            return self.table(view, TABLE, granularity_ms).with_columns(single)
+        [(partitions, between)] = parts(view, TABLE)
+        here = [
+            one.only(partial(_about, alike, between)) for one in partitions if one.remote is None
+        ]
+        rest = [
+            one if one.remote is not None else one.only(lambda part: not between.all_of(part))
+            for one in partitions
+        ]
+
+        def frames(used: PolarsSchema, _: pl.Expr | None) -> Iterator[pl.LazyFrame]:
+            columns = {name: dtype for name, dtype in used.items() if name != ALIKE}
+            return self.folds.frames(here, columns or {OFFSET: pl.Int64()}, alike)
+
+        others = self._scanned(view, rest, between, granularity_ms)
+        return pl.concat([scan_frames(frames, schema, "folds"), others.with_columns(single)])
 
     def all(self, view: View, granularity_ms: Granularity = EXACT) -> pl.LazyFrame:
         """Both layers, each event once; `granularity_ms` as in `table`."""
@@ -130,7 +159,7 @@ class Scans:
 
         def hot(used: PolarsSchema, predicate: pl.Expr | None) -> Iterator[pl.DataFrame]:
             some = pruned(partitions, pushed(predicate, schema), arrow_of(schema))
-            yield from self.hot.frames(some, used)
+            yield from self.hot.frames(some, used, predicate)
 
         rows = [
             *scan_cold(files, schema, self.chunks),
@@ -219,6 +248,12 @@ def by_hour(view: View, start_ms: int, end_ms: int) -> Iterator[tuple[int, pa.Re
         where = (time >= time_of(low)) & (time < time_of(high))
         for batch in event_batches(some, Between(low, high), schema, where):
             yield hour * HOUR_MS, batch
+
+
+def _about(alike: Alike, between: Between, part: Placed) -> bool:
+    """Whether the bounds have all events of a part, and the question may be about some."""
+    times = alike.first_ms, alike.end_ms
+    return between.all_of(part) and (alike.time != UPLOAD_TIME or _overlaps(*times, part))
 
 
 def _overlaps(low_ms: int, high_ms: int, part: Placed) -> bool:

@@ -28,11 +28,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from forebay.query.analytics.granularity import Alike
 from forebay.query.analytics.roles import published_roles
 from forebay.query.batches import event_batches
 from forebay.query.dataset import NotRead, reader
 from forebay.query.exchange import Offer, Wanted
-from forebay.query.folded import EXACT, Granularity
+from forebay.query.folded import EXACT, Granularity, can_fold
+from forebay.query.folds import Folds
 from forebay.query.frames import (
     arrow_of,
     exported,
@@ -136,7 +138,8 @@ class Store(Questions):
         self._answering = threading.local()
         """`lost`: the nodes that the current answer does without, and why; `view`: the view that
         all of it must come from, if any."""
-        self._scans = Scans(self._chunks, self._cache, dict(iceberg or {}), roots)
+        self._folds = Folds(self._chunks, self._cache)
+        self._scans = Scans(self._chunks, self._cache, self._folds, dict(iceberg or {}), roots)
         self.last_view = self.view()
         """The view of the last answer; not part of the public interface."""
 
@@ -168,6 +171,7 @@ class Store(Questions):
                 partial=self._partial, without=getattr(self._answering, "lost", None),
             )  # fmt: skip
             self._cache.keep(view)
+            self._folds.keep(view)
             self._chunks.keep(file.path for file in view.chunk_files)
         self.last_view = view
         return view
@@ -222,6 +226,14 @@ class Store(Questions):
             raise BadInput(f"layers: expected 'realtime' or 'all', got {layers!r}")
         table = TABLE if layers == "realtime" else ALL_EVENTS
         return self._scans.table(self._readable(), table, granularity_ms)
+
+    def _counted(self, alike: Alike, properties: set[str]) -> pl.LazyFrame | None:
+        view = self._readable()
+        if not properties <= set(view.schema.names):  # some are in `raw`
+            return None
+        columns = [view.schema.field(name) for name in sorted(properties)]
+        foldable = can_fold(pa.schema(columns))
+        return self._scans.counted(view, alike, properties) if foldable else None
 
     def late(self) -> pl.LazyFrame:
         """The late table of a view taken now: events below the boundary that arrived after their

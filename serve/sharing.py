@@ -33,8 +33,9 @@ from forebay.serve.wire import CUT, DATA, END, HEAD, PROBLEM, SAME, Frame
 
 SMALL_BYTES = 1 << 20
 SHARED_S = 1.0
-RENEWED_S = 0.7
-"""The age at which a shared answer is renewed for later clients."""
+RENEWED_S, PAUSE = 0.7, 4.0
+"""The age at which a shared answer is renewed for later clients; if it took long, so many times as
+long, so that whoever follows it takes a quarter of a worker at most."""
 FOLLOWED_S, KEPT_S = 2.0, 60.0
 """An answer is followed while so much time at most passes between two who ask for it; and how old a
 followed one may get."""
@@ -203,7 +204,8 @@ class Answers:
         """Renew the answer in time, if there is a worker for it. One of several is left to other
         questions."""
         loop = asyncio.get_running_loop()
-        old = running.settled.is_set() and loop.time() - running.began_s >= RENEWED_S
+        until_s = running.began_s + max(RENEWED_S, PAUSE * running.took_s)
+        old = running.settled.is_set() and loop.time() >= until_s
         free = self._pool.free and len(self._renewing) < max(1, self._config.workers - 1)
         if old and free and not running.renewed and running.problem is None:
             running.renewed = True

@@ -181,6 +181,19 @@ def test_a_filter_sees_what_was_decoded(store: Stored, engine: str) -> None:
     assert opened.scan().filter(pl.col("n").is_null()).head(3).collect().height == 3
 
 
+def test_a_filter_with_few_rows_sees_what_was_decoded(
+    store: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forebay.query.hot.FEW", 1)
+    expected = store[1]
+    opened = forebay.open(store[0].last_view.nodes[0].root)
+    for offset in expected[OFFSET].sample(20, seed=1):
+        said = expected.filter(pl.col(OFFSET) == offset)["said"].item()
+        wanted = (pl.col(OFFSET) == offset) & pl.col("said").eq_missing(said)
+        found = opened.scan().filter(wanted).collect()
+        assert_frame_equal(found, expected.filter(wanted))
+
+
 def test_groups_are_the_same_in_sql_and_polars_over_old_and_new(store: Stored) -> None:
     opened, expected = store
     counted = expected.group_by("user").agg(n=pl.len().cast(pl.Int64), sum=pl.col("real").sum())

@@ -44,10 +44,13 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     frames = HotCache.frames
 
     def noted(
-        self: HotCache, partitions: Sequence[Partition], schema: dict[str, pl.DataType]
+        self: HotCache,
+        partitions: Sequence[Partition],
+        schema: dict[str, pl.DataType],
+        where: pl.Expr | None = None,
     ) -> Iterator[pl.DataFrame]:
         blocks.append(sum(len(one.hot) for one in partitions))
-        return frames(self, partitions, schema)
+        return frames(self, partitions, schema, where)
 
     monkeypatch.setattr(HotCache, "frames", noted)
     return blocks

@@ -209,8 +209,8 @@ def test_what_is_asked_again_is_made_anew_before_its_second_is_over(
     data: Partition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a worker that is free, so that nobody waits; what has not changed is not sent again."""
-    monkeypatch.setattr(sharing, "SHARED_S", 1000.0)
-    monkeypatch.setattr(sharing, "RENEWED_S", 0.0)
+    for name, value in (("SHARED_S", 1000.0), ("RENEWED_S", 0.0), ("PAUSE", 0.0)):
+        monkeypatch.setattr(sharing, name, value)
     config, metrics = Config((data.root,), workers=1), Metrics()
 
     async def run() -> None:
@@ -265,7 +265,7 @@ def told(data: Partition, story: Callable[[Answers, Pool], Awaitable[None]]) -> 
 def followed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Each answer is old at once, took long, and is followed for ever."""
     for name, value in (("SHARED_S", -1.0), ("QUICK_S", 0.0), ("RENEWED_S", 0.0),
-                        ("FOLLOWED_S", 1000.0)):  # fmt: skip
+                        ("FOLLOWED_S", 1000.0), ("PAUSE", 0.0)):  # fmt: skip
         monkeypatch.setattr(sharing, name, value)
     return monkeypatch
 
@@ -304,6 +304,27 @@ def test_a_followed_answer_is_given_at_once_while_a_new_one_is_made(
         followed.setattr(sharing, "QUICK_S", 0.0)
         followed.setattr(sharing, "FOLLOWED_S", -1.0)
         assert (await answers.ask(question("sql"))).whole not in (first, second, third, fourth)
+
+    told(data, story)
+
+
+@pytest.mark.executed
+def test_what_takes_long_is_renewed_the_more_seldom(
+    data: Partition, followed: pytest.MonkeyPatch
+) -> None:
+    """So that those who follow it leave the machine to others."""
+
+    async def story(answers: Answers, _: Pool) -> None:
+        first = (await answers.ask(question("sql"))).whole
+        more(data)
+        followed.setattr(sharing, "PAUSE", 1e6)
+        for _ in range(2):
+            assert (await answers.ask(question("sql"))).whole == first
+            assert not answers._renewing
+        followed.setattr(sharing, "PAUSE", 1e-6)
+        assert (await answers.ask(question("sql"))).whole == first
+        await asyncio.gather(*answers._renewing)
+        assert (await answers.ask(question("sql"))).whole != first
 
     told(data, story)
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from copy import copy
 from pathlib import Path
+
+from isal.isal_zlib import crc32
 
 from forebay.operators.sources.unpack import packed, unpack
 from forebay.storage.base.errors import BadInput, Corruption, ForebayError
@@ -56,14 +57,14 @@ class Trace:
     def add(self, text: bytes) -> None:
         """`text` was read next."""
         if self.bytes < WINDOW_BYTES:
-            self._head = zlib.crc32(text[: WINDOW_BYTES - self.bytes], self._head)
+            self._head = crc32(text[: WINDOW_BYTES - self.bytes], self._head)
         self.bytes += len(text)
         self._tail = (self._tail + text[-WINDOW_BYTES:])[-WINDOW_BYTES:]
 
     @property
     def checksums(self) -> tuple[int, int]:
         if self._checked[0] != self.bytes:
-            self._checked = self.bytes, zlib.crc32(self._tail)
+            self._checked = self.bytes, crc32(self._tail)
         return self._head, self._checked[1]
 
 

@@ -11,10 +11,11 @@ import hashlib
 import logging
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from isal.isal_zlib import crc32
 
 from forebay.operators.process import note_unread
 from forebay.storage.base.errors import BadInput
@@ -61,7 +62,7 @@ def file_partitions(config: FilesConfig) -> dict[PartitionKey, Path]:
 
 def file_key(name: str) -> PartitionKey:
     """The partition of this name, whether its file exists or not."""
-    return PartitionKey(name, zlib.crc32(name.encode()))
+    return PartitionKey(name, crc32(name.encode()))
 
 
 def _below(config: FilesConfig) -> Iterator[tuple[str, Path]]:

@@ -20,6 +20,8 @@ from forebay.storage.base.text import did_you_mean
 from forebay.storage.base.times import now_ms, time_of
 
 OTHERS = "(others)"
+ALIKE = "events alike"
+"""A column that a frame may have: of how many events a row is. No column of events is called so."""
 DAYS = 30
 """Length of the default period."""
 GROUPS_MAX = 1000

@@ -26,6 +26,7 @@ import polars as pl
 from forebay.query.analytics.answer import Answer
 from forebay.query.analytics.events import Event, Roles, Where, filtered, property_of
 from forebay.query.analytics.groups import (
+    ALIKE,
     GROUP,
     filled,
     group_of,
@@ -213,12 +214,15 @@ def _series(
     columns = [pl.col(roles.user).alias("user"), ms_of_time(roles), group_of(by, schema)]
     if of is not None:
         held = property_of(of, schema)
-        number = measure != "distinct" and not schema.get(of, pl.String()).is_numeric()
-        columns.append((held.cast(pl.Float64, strict=False) if number else held).alias("of"))
+        text = measure != "distinct" and not schema.get(of, pl.String()).is_numeric()
+        columns.append((held.cast(pl.Float64, strict=False) if text else held).alias("of"))
+    if ALIKE in schema:
+        columns.append(pl.col(ALIKE))
     rows = rows.filter(period.within(roles.time)).select(columns)
     rows = rows.with_columns(bucket=period.bucket(pl.col("ms")))
     if measure == "totals":  # for which users need not be told apart
-        events = rows.group_by("group", "bucket").agg(events=pl.len())
+        number = pl.len() if ALIKE not in schema else pl.col(ALIKE).sum()
+        events = rows.group_by("group", "bucket").agg(events=number)
         found = events.collect(engine="streaming")
     elif of is None:
         found = tallied(rows.drop("ms").collect(engine="streaming"), period.buckets)

@@ -15,12 +15,12 @@ refused.
 from __future__ import annotations
 
 import re
-import zlib
 from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
 import orjson
+from isal.isal_zlib import crc32
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import SchemaValidator
 
@@ -54,7 +54,7 @@ def encode(kind: str, version: int, body: object) -> bytes:
     head = b'{"forebay":"%b","version":%d,"crc":"%08x","body":' % (
         kind.encode(),
         version,
-        zlib.crc32(data),
+        crc32(data),
     )
     return b"".join((head, data, b"}"))
 
@@ -111,7 +111,7 @@ def _body(kind: str, version: int, data: bytes, name: str) -> tuple[int, bytes]:
             f" {int(match[2])}"
         )
     body = data[match.end() : -1]
-    if zlib.crc32(body) != int(match[3], 16):
+    if crc32(body) != int(match[3], 16):
         start, end = match.end(), len(data) - 1
         raise Corruption(f"{name}: checksum of bytes {start}..{end} does not match", start)
     return match.end(), body

@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import binascii
 import builtins
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from isal.isal_zlib import crc32
 
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
@@ -75,7 +75,7 @@ class Checksum:
         start = self.footer_start
         self.require_size(disk, path)
         footer = _read(disk, path, start, self.bytes)
-        if zlib.crc32(footer) != self.footer_crc:
+        if crc32(footer) != self.footer_crc:
             raise Corruption(
                 f"chunk {path}: checksum of the footer, bytes {start}..{self.bytes}, does not"
                 " match",
@@ -102,7 +102,7 @@ class Checksum:
         as written."""
         crcs = self.piece_crcs
         for number in sorted({n for low, high in ranges for n in _pieces(low, high)}):
-            if zlib.crc32(self._piece(disk, path, number)) != crcs[number]:
+            if crc32(self._piece(disk, path, number)) != crcs[number]:
                 low, high = self._range(number)
                 raise Corruption(
                     f"chunk {path}: checksum of bytes {low}..{high} does not match", low
@@ -111,7 +111,7 @@ class Checksum:
     def damaged(self, disk: Disk, path: Path) -> list[tuple[int, int]]:
         """The pieces that are not as written. Raises MissingFile."""
         crcs = enumerate(self.piece_crcs) if self.pieces else ()
-        wrong = [n for n, crc in crcs if zlib.crc32(self._piece(disk, path, n)) != crc]
+        wrong = [n for n, crc in crcs if crc32(self._piece(disk, path, n)) != crc]
         return [self._range(number) for number in wrong]
 
     def footer_of(self, disk: Disk, path: Path) -> builtins.bytes:
@@ -135,11 +135,11 @@ class Checksum:
         for number, start in enumerate(range(0, self.bytes, PIECE_BYTES)):
             end = min(start + PIECE_BYTES, self.bytes)
             data = _read(disk, path, start, end)
-            if pieces and zlib.crc32(data) != pieces[number]:
+            if pieces and crc32(data) != pieces[number]:
                 raise Corruption(
                     f"chunk {path}: checksum of bytes {start}..{end} does not match", start
                 )
-            crc = zlib.crc32(data, crc)
+            crc = crc32(data, crc)
         if crc != self.crc:
             raise Corruption(f"chunk {path}: checksum of bytes 0..{self.bytes} does not match", 0)
 
@@ -170,7 +170,7 @@ class SummedFile:
             part = data[: PIECE_BYTES - within]
             if number == len(self._pieces):
                 self._pieces.append(0)
-            self._pieces[number] = zlib.crc32(part, self._pieces[number])
+            self._pieces[number] = crc32(part, self._pieces[number])
             data, at = data[len(part) :], at + len(part)
 
     def flush(self) -> None:
@@ -181,7 +181,7 @@ class SummedFile:
         packed = base64.b64encode(np.array(self._pieces, _CRC).tobytes()).decode()
         whole = Checksum(self._bytes, whole_crc(self._pieces, self._bytes), 0, 0, packed)
         footer = whole.footer_of(disk, path)
-        return replace(whole, footer_bytes=len(footer), footer_crc=zlib.crc32(footer))
+        return replace(whole, footer_bytes=len(footer), footer_crc=crc32(footer))
 
 
 def whole_crc(crcs: Sequence[int], size: int) -> int:

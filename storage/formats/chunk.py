@@ -193,6 +193,21 @@ def columns_outside_years(metadata: pq.FileMetaData) -> frozenset[str]:
     return frozenset(found)
 
 
+def span_ms(metadata: pq.FileMetaData, column: str) -> tuple[int, int] | None:
+    """The first and last time in a column; None unless the statistics of all row groups say so."""
+    schema = metadata.schema.to_arrow_schema()
+    at = schema.get_field_index(column)
+    if at < 0 or not pa.types.is_timestamp(schema.types[at]):
+        return None
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    found = [one.column(at).statistics for one in groups]
+    if not all(known is not None and known.has_min_max for known in found):
+        return None
+    per_second = PER_SECOND[schema.types[at].unit]
+    first, last = min(one.min_raw for one in found), max(one.max_raw for one in found)
+    return first * 1000 // per_second, last * 1000 // per_second
+
+
 def _as_stored(type: pa.DataType) -> pa.DataType:
     """Parquet has no timestamps in seconds."""
     seconds = pa.types.is_timestamp(type) and type.unit == "s"

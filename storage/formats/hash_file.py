@@ -16,10 +16,10 @@ log is read. If `hashes.hash_keys` or `KeyHash` ever changed, so would the first
 from __future__ import annotations
 
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
+from isal.isal_zlib import crc32
 
 from forebay.storage.base.disk import Appender, Disk
 from forebay.storage.base.layout import hash_file_name
@@ -35,7 +35,7 @@ _HEADER_BYTES, _HASH = _CRC.size + _PLACE.size, np.dtype("<u8")
 def first_line(hash: Hash) -> bytes:
     """What a file of such hashes begins with."""
     if isinstance(hash, KeyHash) and hash.seed:
-        return b"hashes2 %08x\n" % zlib.crc32(hash.seed.encode())
+        return b"hashes2 %08x\n" % crc32(hash.seed.encode())
     return MAGIC
 
 
@@ -55,7 +55,7 @@ class HashWriter:
             return
         place = (span.start, span.end, span.start_crc, span.end_crc)
         body = _PLACE.pack(len(hashes), *place) + hashes.astype(_HASH).tobytes()
-        record = _CRC.pack(zlib.crc32(body)) + body
+        record = _CRC.pack(crc32(body)) + body
         try:
             if self._file is None:
                 self._file = self._disk.create(self._folder / hash_file_name(span.file))
@@ -85,7 +85,7 @@ def read_hashes(
         count, *place = _PLACE.unpack_from(data, at + _CRC.size)
         span = Span(extent.file, *place)
         end = at + _HEADER_BYTES + count * _HASH.itemsize
-        if end > len(data) or zlib.crc32(memoryview(data)[at + _CRC.size : end]) != crc:
+        if end > len(data) or crc32(memoryview(data)[at + _CRC.size : end]) != crc:
             return None
         if last and (last.end, last.end_crc) != (span.start, span.start_crc):
             return None

@@ -15,13 +15,13 @@ An incarnation's log is one file; a block that lived through restarts has severa
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
+from isal.isal_zlib import crc32
 
 from forebay.storage.base.disk import Disk
 from forebay.storage.base.errors import Corruption, MissingFile
@@ -32,8 +32,8 @@ from forebay.storage.formats.columns import require_plain, within_years
 CHECKSUM, ZEROS = b"crc32:", b"00000000"
 PIECE_BYTES = 4 << 20
 """What is read at once of a log that is read in pieces."""
-STRETCH_BYTES = 1 << 20
-"""Messages that are copied at once before they are decoded: that holds Python's lock."""
+HEAD_BYTES = 1 << 20
+"""What is read at once to find the schema of a log."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class LogReader:
     def skip(self, extent: Extent) -> None:
         """Continue after an extent. Only its schema is read; the rest is not verified. Raises
         MissingFile or Corruption."""
-        size = STRETCH_BYTES
+        size = HEAD_BYTES
         while extent.bytes:
             data = self._read(min(size, extent.bytes))
             source = pa.BufferReader(pa.py_buffer(data))
@@ -154,7 +154,7 @@ class LogReader:
     def _require(self, data: bytes, extent: Extent) -> None:
         """Raise Corruption unless `data` is what the extent says: where it begins to differ, no
         one can tell."""
-        crc = zlib.crc32(data, self._crc)
+        crc = crc32(data, self._crc)
         if crc != extent.crc:
             raise Corruption(
                 f"log {self._path}: expected checksum {extent.crc:#010x} for bytes"
@@ -173,15 +173,15 @@ class LogReader:
             if base == 0:
                 self.schema = _read_schema(source)
                 self._prefix = data[: source.tell()]
-                crc = zlib.crc32(self._prefix)
+                crc = crc32(self._prefix)
             while source.tell() < len(data):
                 start = source.tell()
                 ipc.read_message(source)
                 end = source.tell()
                 message = view[start:end]
-                if torn and each and not _is_whole(message, zlib.crc32(self._prefix)):
+                if torn and each and not _is_whole(message, crc32(self._prefix)):
                     return
-                before, crc = crc, zlib.crc32(message, crc)
+                before, crc = crc, crc32(message, crc)
                 yield Span(self._name, base + start, base + end, before, crc), message
         except (pa.ArrowException, ValueError, EOFError, OSError) as error:
             if not torn:
@@ -204,34 +204,46 @@ class LogReader:
         if not found or self.schema is None:
             return
         columns = self.schema.names if columns is None else columns
-        (first, message), (last, last_message) = found[0], found[-1]
-        texts: Iterable[bytes | memoryview]
-        if first.start == len(self._prefix) and last_message.obj is message.obj:
-            texts = [memoryview(message.obj)[: last.end]]  # as `follow` read it, from the start on
-        else:
-            texts = _stretches(self._prefix, (message for _, message in found))
+        stream = _Stream([self._prefix, *(message for _, message in found)])
         spans = [span for span, _ in found]
-        yield from _decode(self._path, texts, self.schema, spans, columns, self._pool)
+        yield from _decode(self._path, stream, self.schema, spans, columns, self._pool)
+
+
+class _Stream:
+    """The schema and messages of a log, for Arrow to read one behind the other: none is copied."""
+
+    closed = False
+
+    def __init__(self, messages: Iterable[bytes | memoryview]) -> None:
+        self._messages = iter(messages)
+        self._rest = memoryview(b"")
+
+    def read(self, size: int) -> memoryview:
+        """The next `size` bytes, but none beyond the message that they begin in."""
+        if not self._rest:
+            self._rest = memoryview(next(self._messages, b""))
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return part
 
 
 def _decode(
     path: Path,
-    texts: Iterable[bytes | memoryview],
+    stream: _Stream,
     schema: pa.Schema,
     spans: Sequence[Span],
     columns: Sequence[str],
     pool: pa.MemoryPool | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The batches of the spans in `texts`, each of which begins as the file does. Raises Corruption
-    with the offset of the first that can't be read."""
+    """The batches of the spans, which a stream has after their schema. Raises Corruption with the
+    offset of the first that can't be read."""
     wanted = sorted(schema.get_field_index(name) for name in columns)
     options = ipc.IpcReadOptions(included_fields=wanted, use_threads=False)
     done = 0
     try:
-        for text in texts:
-            for batch in ipc.open_stream(pa.py_buffer(text), options=options, memory_pool=pool):
-                yield within_years(batch.select(list(columns)))
-                done += 1
+        source = pa.PythonFile(stream, mode="r")
+        for batch in ipc.open_stream(source, options=options, memory_pool=pool):
+            yield within_years(batch.select(list(columns)))
+            done += 1
     except (pa.ArrowException, OSError, MemoryError) as error:
         at = spans[done].start
         raise Corruption(
@@ -261,22 +273,8 @@ def _is_whole(message: memoryview, prefix_crc: int) -> bool:
     """Whether a message, and what stands before all, is as it was written."""
     digits, crc = digits_of(message), prefix_crc
     for part in (message[: digits.start], ZEROS, message[digits.stop :]):
-        crc = zlib.crc32(part, crc)
+        crc = crc32(part, crc)
     return b"%08x" % crc == message[digits]
-
-
-def _stretches(prefix: bytes, messages: Iterable[memoryview]) -> Iterator[bytes]:
-    """Messages one after the other, STRETCH_BYTES or little more at a time after the prefix."""
-    held: list[bytes | memoryview] = [prefix]
-    size = 0
-    for message in messages:
-        held.append(message)
-        size += len(message)
-        if size >= STRETCH_BYTES:
-            yield b"".join(held)
-            held, size = [prefix], 0
-    if size:
-        yield b"".join(held)
 
 
 def read_log(
@@ -302,7 +300,7 @@ def schema_of_span(disk: Disk, folder: Path, span: Span) -> pa.Schema:
     schema, prefix = _head(disk, path)
     message = memoryview(disk.read(path, span.start, span.end))
     try:
-        whole = _is_whole(message, zlib.crc32(prefix))
+        whole = _is_whole(message, crc32(prefix))
     except (ValueError, IndexError):
         whole = False
     if not whole:
@@ -350,10 +348,10 @@ def read_span(
             f"log {folder / span.file}: expected bytes up to {span.end}, file is short",
             span.start + len(data),
         )
-    if zlib.crc32(data, span.start_crc) != span.end_crc:
+    if crc32(data, span.start_crc) != span.end_crc:
         raise Corruption(
             f"log {folder / span.file}: checksum of bytes {span.start}..{span.end} does not match",
             span.start,
         )
-    text = schema.serialize().to_pybytes() + data
-    return next(_decode(folder / span.file, [text], schema, [span], columns, pool))
+    stream = _Stream([schema.serialize().to_pybytes(), data])
+    return next(_decode(folder / span.file, stream, schema, [span], columns, pool))

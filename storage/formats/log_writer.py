@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
+from isal.isal_zlib import crc32
 
 from forebay.storage.base.disk import Appender, Disk
 from forebay.storage.formats.log import CHECKSUM, ZEROS, Extent, LogReader, Span, digits_of
@@ -30,7 +30,7 @@ class LogWriter:
         self._file: Appender = disk.create(folder / name)
         self._schema = schema
         self._prefix = schema.serialize().to_pybytes()
-        self._prefix_crc = zlib.crc32(self._prefix)
+        self._prefix_crc = crc32(self._prefix)
         self.extent = Extent(name, 0, 0, 0)
         self.dirty = True
 
@@ -49,8 +49,8 @@ class LogWriter:
             start, start_crc = len(self._prefix), self._prefix_crc
             message = data[start:]
         digits = digits_of(message)
-        message[digits] = b"%08x" % zlib.crc32(message, self._prefix_crc)
-        end, end_crc = last.bytes + len(data), zlib.crc32(message, start_crc)
+        message[digits] = b"%08x" % crc32(message, self._prefix_crc)
+        end, end_crc = last.bytes + len(data), crc32(message, start_crc)
         self._file.append(data)
         self.dirty = True
         self.extent = Extent(last.file, end, last.rows + batch.num_rows, end_crc)
@@ -62,7 +62,7 @@ class LogWriter:
         data = b"".join(messages) if last.bytes else b"".join((self._prefix, *messages))
         self._file.append(data)
         self.dirty = True
-        crc = zlib.crc32(data, last.crc)
+        crc = crc32(data, last.crc)
         self.extent = Extent(last.file, last.bytes + len(data), last.rows + rows, crc)
 
     def sync(self) -> None:

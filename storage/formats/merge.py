@@ -42,7 +42,7 @@ from forebay.storage.formats.state import BlockState
 ROW_GROUP_ROWS, ROW_GROUP_BYTES = 131_072, 24 << 20
 ZSTD_LEVEL = 1
 """On such rows no larger than level 3, for two thirds of the time."""
-SHARE = 12
+SHARE = 16
 """A range may have one part in so many of the memory, a row group half of that: there are two
 ranges at a time, for a row group may have rows of both, and of a row group Polars holds half a
 dozen copies in all stages of encoding. The rest is what allocators keep."""

@@ -9,13 +9,13 @@ hashed again when it is needed. Two payloads that differ share a hash once in 2*
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from isal.isal_zlib import crc32
 
 from forebay.storage.base.compiled import compiled
 from forebay.storage.formats.hashes import K1, K2, U64, fold_bytes
@@ -61,7 +61,7 @@ def hash_payload(columns: pa.RecordBatch) -> U64:
         first = np.int64(column.offset)
         validity = column.buffers()[0] if column.null_count else None
         bits = _NO_BITS if validity is None else np.frombuffer(validity, np.uint8)
-        seed = np.uint64((zlib.crc32(name.encode()) + 1) * int(K2) % 2**64)
+        seed = np.uint64((crc32(name.encode()) + 1) * int(K2) % 2**64)
         if pa.types.is_string(column.type):
             _, offsets, data = column.buffers()
             bounds = np.frombuffer(offsets, np.int32)[first : first + len(column) + 1]

@@ -12,7 +12,6 @@ where to cut it. What follows depends on how rows lie in the input:
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc as ipc
+from isal.isal_zlib import crc32
 
 from forebay.storage.base.disk import Disk, naming
 from forebay.storage.base.errors import Corruption
@@ -36,7 +36,7 @@ POOL = pa.default_memory_pool()
 is not used any more; what others keep to themselves is as much again."""
 if "jemalloc" in pa.supported_memory_backends():
     POOL = pa.jemalloc_memory_pool()
-    pa.jemalloc_set_decay_ms(0)
+    pa.jemalloc_set_decay_ms(1000)
 SAMPLES = 128
 """Rows of a part of the input that are sampled: so exact are the sizes of ranges."""
 READS_MAX = 3
@@ -119,12 +119,12 @@ class Spill:
             raise AssertionError("bug: a spill without a file")
         self._file.write(data)
         start, self._bytes = self._bytes, self._bytes + data.size
-        return start, self._bytes, zlib.crc32(data)
+        return start, self._bytes, crc32(data)
 
     def _read(self, start: int, end: int, crc: int) -> pa.RecordBatch:
         with naming(self._path):
             data = self._disk.read(self._path, start, end)
-        if zlib.crc32(data) != crc:
+        if crc32(data) != crc:
             raise Corruption(
                 f"spill {self._path}: checksum of bytes {start}..{end} does not match", start
             )

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import errno
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from isal.isal_zlib import crc32
 from pydantic import Field
 
 from forebay.storage.base import record
@@ -76,11 +76,11 @@ class Head:
 
     @classmethod
     def of(cls, content: bytes) -> Head:
-        return cls(len(content), zlib.crc32(content))
+        return cls(len(content), crc32(content))
 
     def begins(self, content: bytes) -> bool:
         """Whether `content` begins like this; false for an empty file."""
-        return 0 < self.size <= len(content) and zlib.crc32(content[: self.size]) == self.crc
+        return 0 < self.size <= len(content) and crc32(content[: self.size]) == self.crc
 
 
 @dataclass(frozen=True)
