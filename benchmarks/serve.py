@@ -38,7 +38,7 @@ from benchmarks.topic import Topic, broker, generated
 from forebay.storage.base.times import now_ms, time_of, utc_text
 
 EVENTS = 1_000_000
-SECONDS, WARM_S = 60.0, 10.0
+SECONDS, WARM_S = 60.0, 60.0
 SHARE = 0.5
 CLIENTS = 20
 REFRESH_S = 1.0

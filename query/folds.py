@@ -101,9 +101,10 @@ class Folds:
     def _may_have(self, file: ChunkFile, alike: Alike) -> bool:
         """Whether a chunk may have events of the times that the question is about."""
         key = file.path, alike.time
-        if key not in self._spans:
-            self._spans[key] = file.span_ms(alike.time)
-        span = self._spans[key]
+        known = self._spans  # which `keep` replaces
+        if key not in known:
+            known[key] = file.span_ms(alike.time)
+        span = known[key]
         return span is None or (span[0] < alike.end_ms and span[1] >= alike.first_ms)
 
     def _of_chunk(

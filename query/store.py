@@ -229,11 +229,12 @@ class Store(Questions):
 
     def _counted(self, alike: Alike, properties: set[str]) -> pl.LazyFrame | None:
         view = self._readable()
-        if not properties <= set(view.schema.names):  # some are in `raw`
+        names = sorted({*properties, *filter(None, [alike.masked])})
+        if not set(names) <= set(view.schema.names):  # some are in `raw`
             return None
-        columns = [view.schema.field(name) for name in sorted(properties)]
-        foldable = can_fold(pa.schema(columns))
-        return self._scans.counted(view, alike, properties) if foldable else None
+        if not can_fold(pa.schema([view.schema.field(name) for name in names])):
+            return None
+        return self._scans.counted(view, alike, properties)
 
     def late(self) -> pl.LazyFrame:
         """The late table of a view taken now: events below the boundary that arrived after their

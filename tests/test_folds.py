@@ -88,7 +88,7 @@ def test_answers_are_those_of_all_rows_over_the_life_of_blocks(
         if number == 7:
             hand_off(one.root, 1, START_MS + at_ms // 3)
         for _ in range(2):
-            counted += same(store, question(chance), chance.choice([ROLES, ON_ARRIVAL]))
+            counted += same(store, question(chance), chance.choice([ROLES, ON_ARRIVAL, NUMBERED]))
         minutes(store)
     view = store.last_view
     assert one.catalog().chunks
@@ -96,7 +96,7 @@ def test_answers_are_those_of_all_rows_over_the_life_of_blocks(
     assert counted > 100
 
 
-ON_ARRIVAL = Roles("id", "text", UPLOAD_TIME)
+ON_ARRIVAL, NUMBERED = Roles("id", "text", UPLOAD_TIME), Roles("number", "text", "at_us")
 
 
 @pytest.fixture

@@ -314,7 +314,8 @@ def test_what_takes_long_is_renewed_the_more_seldom(
 ) -> None:
     """So that those who follow it leave the machine to others."""
 
-    async def story(answers: Answers, _: Pool) -> None:
+    async def story(answers: Answers, pool: Pool) -> None:
+        assert pool.free
         first = (await answers.ask(question("sql"))).whole
         more(data)
         followed.setattr(sharing, "PAUSE", 1e6)
