@@ -3,7 +3,7 @@
 The greatest rate is that at which the job works off a topic that already holds the events, two
 hours of them. Then a sender sends at half of that rate, with the present as upload time, while
 twenty clients ask `forebay serve` for ten panels each, every second, with the tags of the answers
-that they have; before that, one client does so until all is warm.
+that they have; one of them does so for a minute before the others, so that all is warm.
 Broker, sender, job, server and clients share the machine, which they would not do elsewhere.
 
 An answer's time is from the request to its last byte. Freshness is the age of the newest event that
@@ -116,13 +116,14 @@ def _measured(topic: Topic, folder: Path) -> dict[str, Any]:
     count = round(rate * (WARM_S + SECONDS))
     sender = _sender(topic, count, rate, folder)
     job.child.wait_until(lambda: taken(job.data) > topic.messages, TIMEOUT_S)
-    asked = panels(time_of(now_ms()))
-    asyncio.run(_follow([Dashboard(asked, server.port, 0.0)], Watched(job.data, WARM_S)))
-    before = server.counters()
-    dashboards = [Dashboard(asked, server.port, n / CLIENTS) for n in range(CLIENTS)]
-    watched = Watched(job.data, SECONDS)
+    asked, start_s = panels(time_of(now_ms())), time.monotonic() + WARM_S
+    watched = Watched(job.data, start_s, server)
+    dashboards = [
+        Dashboard(asked, server.port, start_s, n * REFRESH_S / CLIENTS - (0 if n else WARM_S))
+        for n in range(CLIENTS)
+    ]
     asyncio.run(_follow(dashboards, watched))
-    computed = server.counters() - before
+    computed = server.counters() - watched.computed
     sender.wait(TIMEOUT_S)
     wanted = topic.messages + count
     job.child.wait_until(lambda: taken(job.data) >= wanted, TIMEOUT_S)
@@ -205,16 +206,21 @@ class Answered:
 
 
 class Watched:
-    """What the job has published, sampled now and then for so many seconds: `lags` in messages, and
-    `ages_s` of the newest event."""
+    """What the job has published, sampled now and then for SECONDS from `start_s` on: `lags` in
+    messages, and `ages_s` of the newest event. `computed` answers were there before."""
 
-    def __init__(self, data: Path, seconds: float) -> None:
+    def __init__(self, data: Path, start_s: float, server: _Server) -> None:
         self.lags: list[int] = []
         self.ages_s: list[float] = []
-        self.end_s = time.monotonic() + seconds
+        self.computed = 0
+        self.end_s = start_s + SECONDS
+        self._start_s = start_s
+        self._server = server
         self._store = forebay.open(data)
 
     async def follow(self) -> None:
+        await asyncio.sleep(self._start_s - time.monotonic())
+        self.computed = await asyncio.to_thread(self._server.counters)
         while time.monotonic() < self.end_s:
             found = await asyncio.to_thread(self._store.partitions)
             self.lags.append(int(found["lag"].sum()))
@@ -225,15 +231,16 @@ class Watched:
 
 
 class Dashboard:
-    """One client: a connection for each panel, each of which it asks for once a second, `phase_s`
-    after the others; `ages_s` are the ages of the newest event that it was shown."""
+    """One client: a connection for each panel, each of which it asks for once a second, first
+    `phase_s` after `start_s`. What it asks for from then on counts; `ages_s` are the ages of the
+    newest event that it was shown."""
 
-    def __init__(self, asked: Mapping[str, str], port: int, phase_s: float) -> None:
+    def __init__(self, asked: Mapping[str, str], port: int, start_s: float, phase_s: float) -> None:
         self.answers: list[Answered] = []
         self.ages_s: list[float] = []
         self._asked = asked
         self._port = port
-        self._phase_s = phase_s
+        self._start_s, self._phase_s = start_s, phase_s
 
     async def follow(self, end_s: float) -> None:
         async with asyncio.TaskGroup() as group:
@@ -242,18 +249,19 @@ class Dashboard:
 
     async def _refresh(self, panel: str, path: str, end_s: float) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-        due_s, tag = time.monotonic() + self._phase_s, ""
+        due_s, tag = self._start_s + self._phase_s, ""
         try:
             while due_s < end_s:
-                await asyncio.sleep(due_s - time.monotonic())
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                 began_s = time.monotonic()
                 known = f"If-None-Match: {tag}\r\n" if tag else ""
                 writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{known}\r\n".encode())
                 status, headers, body = await _reply(reader)
                 ended_s = time.monotonic()
-                self.answers.append(Answered(panel, status, ended_s - began_s))
                 tag = headers.get("etag", "")
-                if panel == NEWEST and status == 200:
+                if began_s >= self._start_s:
+                    self.answers.append(Answered(panel, status, ended_s - began_s))
+                if panel == NEWEST and status == 200 and began_s >= self._start_s:
                     newest = datetime.fromisoformat(orjson.loads(body)[0]["at"])
                     self.ages_s.append(time.time() - newest.timestamp())
                 # A client that waits for longer than a second asks again at the next one.
