@@ -7,9 +7,9 @@ What always holds:
   error in it is a problem. A larger one goes to one client as it is made, no faster than that
   client reads; others who asked the same get a worker each.
 - A question that nobody waits for any more is ended, and so is one that exceeds its time.
-- An answer that is asked for again and again, as by dashboards, is followed: it is renewed as often
-  as there is a worker for it, and nobody waits long for that: where a new one would take more than
-  QUICK_S, the newest there is is given, with its age, which is KEPT_S at most.
+- An answer that is asked for again and again, as by dashboards, is followed: it is renewed beside
+  who asks, and nobody waits for that longer than QUICK_S: then the newest there is is given, with
+  its age, which is KEPT_S at most. What takes long to renew leaves a worker to other questions.
 - An answer that ends early is never mistaken for a whole one: its stream raises Cut.
 """
 
@@ -40,7 +40,7 @@ FOLLOWED_S, KEPT_S = 2.0, 60.0
 """An answer is followed while so much time at most passes between two who ask for it; and how old a
 followed one may get."""
 QUICK_S = 0.2
-"""An answer that took no longer is made anew once it is a second old, if a worker is free."""
+"""Whoever asks for a followed answer that took no longer waits so long for a new one."""
 SHARED_MAX = 64
 """Maximum number of answers that are kept, besides those being sent."""
 OF_THE_QUESTION = (406, 422)
@@ -75,7 +75,7 @@ class _Running:
         self.question = question
         self.began_s = self.asked_s = asyncio.get_running_loop().time()
         self.took_s = 0.0
-        self.renewed = False
+        self.renewal: asyncio.Task[None] | None = None
         self.watchers = 0
         self.settled = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
@@ -144,6 +144,8 @@ class Answers:
         self._metrics = metrics
         self._shared: dict[bytes, _Running] = {}
         self._renewing: set[asyncio.Task[None]] = set()
+        self._slow = 0
+        """How many renewals are in progress that take long."""
 
     async def ask(self, question: Question, *, anew: bool = False) -> Reply:
         """The answer; with `anew`, one that is begun now. The caller must close a stream. Raises
@@ -155,19 +157,24 @@ class Answers:
             return reply
         key, now_s = question.key, asyncio.get_running_loop().time()
         running = None if anew else self._shared.get(key)
-        if running is not None and self._is_new(running, now_s) and running.serves(question):
-            running.asked_s = now_s
-            self._metrics.shared.inc()
-            self._renew(key, running)
-        else:
-            running = self._started(question)
-            self._share(key, running)
+        if running is not None and running.serves(question):
+            current = running.is_current(now_s)
+            if current or running.is_followed(now_s):
+                running.asked_s = now_s
+                self._metrics.shared.inc()
+                self._renew(key, running)
+                if not current and running.renewal is not None and running.took_s <= QUICK_S:
+                    await asyncio.wait([running.renewal], timeout=QUICK_S)
+                    running = self._newest(key, running, question)
+                return await self._reply(running, question)
+        running = self._started(question)
+        self._share(key, running)
         return await self._reply(running, question)
 
-    def _is_new(self, running: _Running, now_s: float) -> bool:
-        """Whether it may be given to who asks now."""
-        slow = running.took_s > QUICK_S or not self._pool.free
-        return running.is_current(now_s) or (slow and running.is_followed(now_s))
+    def _newest(self, key: bytes, running: _Running, question: Question) -> _Running:
+        """What there is by now in place of an answer."""
+        newer = self._shared.get(key, running)
+        return newer if newer.settled.is_set() and newer.serves(question) else running
 
     async def _reply(self, running: _Running, question: Question) -> Reply:
         """The reply, once it is known."""
@@ -201,19 +208,19 @@ class Answers:
         return running
 
     def _renew(self, key: bytes, running: _Running) -> None:
-        """Renew the answer in time, if there is a worker for it. One of several is left to other
-        questions."""
-        loop = asyncio.get_running_loop()
+        """Renew the answer in time, if there is a worker for it. One of several is left to what
+        does not take long."""
+        loop, slow = asyncio.get_running_loop(), running.took_s > QUICK_S
         until_s = running.began_s + max(RENEWED_S, PAUSE * running.took_s)
         old = running.settled.is_set() and loop.time() >= until_s
-        free = self._pool.free and len(self._renewing) < max(1, self._config.workers - 1)
-        if old and free and not running.renewed and running.problem is None:
-            running.renewed = True
-            task = asyncio.create_task(self._made_anew(key, running))
-            self._renewing.add(task)
-            task.add_done_callback(self._renewing.discard)
+        free = self._pool.free and not (slow and self._slow >= max(1, self._config.workers - 1))
+        if old and free and running.renewal is None and running.problem is None:
+            running.renewal = asyncio.create_task(self._made_anew(key, running, slow))
+            self._slow += slow
+            self._renewing.add(running.renewal)
+            running.renewal.add_done_callback(self._renewing.discard)
 
-    async def _made_anew(self, key: bytes, old: _Running) -> None:
+    async def _made_anew(self, key: bytes, old: _Running, slow: bool) -> None:
         etag, _ = _head(old)
         made = self._started(replace(old.question, known=() if etag is None else (etag,)))
         made.watchers += 1
@@ -226,7 +233,8 @@ class Answers:
                 made.asked_s = old.asked_s
                 self._share(key, made)
         finally:
-            old.renewed = False
+            old.renewal = None
+            self._slow -= slow
             self._leave(made)
 
     def _share(self, key: bytes, running: _Running) -> None:

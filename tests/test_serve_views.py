@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, BinaryIO, cast
@@ -304,6 +306,31 @@ def test_a_followed_answer_is_given_at_once_while_a_new_one_is_made(
         followed.setattr(sharing, "QUICK_S", 0.0)
         followed.setattr(sharing, "FOLLOWED_S", -1.0)
         assert (await answers.ask(question("sql"))).whole not in (first, second, third, fourth)
+
+    told(data, story)
+
+
+@pytest.mark.executed
+def test_nobody_waits_for_a_renewal_that_turns_out_to_take_long(
+    data: Partition, followed: pytest.MonkeyPatch
+) -> None:
+
+    async def story(answers: Answers, pool: Pool) -> None:
+        first = (await answers.ask(question("sql"))).whole
+        more(data)
+        [kept] = answers._shared.values()
+        kept.took_s = 0.0  # so that it is expected to be quick
+        followed.setattr(sharing, "QUICK_S", 0.05)
+        [worker] = {one for one in pool._all if not one.asked}
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                assert (await answers.ask(question("sql"))).whole == first
+            assert len(answers._renewing) == 1
+        finally:
+            os.kill(worker.process.pid, signal.SIGCONT)
+        await asyncio.gather(*answers._renewing)
+        assert (await answers.ask(question("sql"))).whole != first
 
     told(data, story)
 
