@@ -59,7 +59,7 @@ class Folds:
         self._chunks, self._hot = chunks, hot
         self._kept: dict[tuple[Path, Hashable], _Fold] = {}
         """Last used last."""
-        self._spans: dict[tuple[Path, str], tuple[int, int] | None] = {}
+        self._spans: dict[tuple[Path, Hashable], tuple[int, int] | None] = {}
         self._asked: dict[Hashable, None] = {}
         """Last asked last."""
         self._bytes = 0
@@ -100,7 +100,7 @@ class Folds:
 
     def _may_have(self, file: ChunkFile, alike: Alike) -> bool:
         """Whether a chunk may have events of the times that the question is about."""
-        key = file.path, alike.time
+        key = file.path, (_version(file), alike.time)
         known = self._spans  # which `keep` replaces
         if key not in known:
             known[key] = file.span_ms(alike.time)
@@ -111,7 +111,8 @@ class Folds:
         self, file: ChunkFile, columns: PolarsSchema, alike: Alike
     ) -> pl.DataFrame | pl.LazyFrame:
         """The fold of a chunk, or its rows."""
-        key = file.path, (file.from_raw if file.lacking else None, tuple(columns), alike.rounding)
+        declared = file.from_raw if file.lacking else None
+        key = file.path, (_version(file), declared, tuple(columns.items()), alike.rounding)
         fold = self._known(key)
         if fold is not None and fold.frame is not None:
             return fold.frame
@@ -127,7 +128,7 @@ class Folds:
 
     def _of_log(self, log: Log, columns: PolarsSchema, alike: Alike) -> list[pl.DataFrame]:
         """The fold of a block's log, and the rows that are not folded yet."""
-        key = log.path, (log.from_raw, tuple(columns), alike.rounding)
+        key = log.path, (log.from_raw, tuple(columns.items()), alike.rounding)
         rows, fold = self._hot.whole(log, columns), self._known(key)
         if fold is None or fold.rows > rows.height:  # of a newer view
             fold = _Fold(0, None)
@@ -157,6 +158,11 @@ class Folds:
             self._kept[key] = fold
             while self._bytes > KEPT_BYTES and len(self._kept) > 1:
                 self._bytes -= self._kept.pop(next(iter(self._kept))).bytes
+
+
+def _version(file: ChunkFile) -> int:
+    """What another file of the same name has not, if the data directory was recreated."""
+    return file.chunk.checksum.crc
 
 
 def _pays(folded: int, rows: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -21,6 +22,9 @@ from forebay.query.analytics.period import Period
 from forebay.query.analytics.segmentation import Measure
 from forebay.query.cold import scan_cold
 from forebay.query.partition import ChunkFile
+from forebay.query.store import of_one_view
+from forebay.query.view import View
+from forebay.storage.base.errors import MissingFile
 from forebay.storage.formats.schema import UPLOAD_TIME
 from tests.lane import Lane, Lanes, events, hand_off, time
 from tests.partition import SPAN_MS, START_MS, event
@@ -142,6 +146,27 @@ def test_who_asks_again_has_only_what_is_new_read(
     one.take(*events(EVENTS, 10, 6 * SPAN_MS)).publish()
     assert count(day) == [row["text"] for row in one.published].count("t1 é") > kinds.count("t1 é")
     assert sum(read) == 10
+
+
+def test_a_chunk_that_is_gone_meanwhile_is_a_missing_file(lane: Lanes, tmp_path: Path) -> None:
+    one = grown(lane())
+    [path, *_] = [one.layout.chunks(one.name) / chunk.file for chunk in one.catalog().chunks]
+    store = forebay.open(one.root)
+    day = Period(START, START + timedelta(days=1))
+
+    def count() -> float:
+        found = store.segmentation(Event(), day, roles=ROLES, measure="totals")
+        return float(found.overall["value"].sum())
+
+    def without(_: View) -> None:
+        path.rename(tmp_path / "chunk")
+        with pytest.raises((MissingFile, FileNotFoundError)):
+            count()
+        (tmp_path / "chunk").rename(path)
+
+    first = count()
+    of_one_view(store, without)
+    assert count() == count() == first > 0
 
 
 def test_chunks_of_other_times_are_not_read(lane: Lanes, read: list[int]) -> None:
