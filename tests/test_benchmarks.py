@@ -127,7 +127,7 @@ def test_serve_answers_every_panel_while_ingest_goes_on(monkeypatch: pytest.Monk
     monkeypatch.setattr(serve, "WARM_S", 2.0)
     entry = check(serve.run, 20_000).forebay
     assert entry["failed"] == 0
-    assert entry["computed"] < entry["answers"] / serve.CLIENTS + 10
+    assert entry["computed"] < entry["answers"] / 4
     assert len(entry["runs"][0]["panels"]) == 10
 
 
