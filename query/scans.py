@@ -20,7 +20,7 @@ from forebay.query.analytics.granularity import Alike
 from forebay.query.analytics.groups import ALIKE
 from forebay.query.batches import Between, event_batches
 from forebay.query.cold import scan_cold
-from forebay.query.folded import EXACT, Granularity
+from forebay.query.folded import EXACT, Granularity, can_fold
 from forebay.query.folds import Folds
 from forebay.query.frames import (
     PolarsSchema,
@@ -208,6 +208,14 @@ class Scans:
         # If the engine needs no column, it asks for the first one.
         first = {UPLOAD_TIME: dtypes[UPLOAD_TIME], **dtypes}
         return relation_of(name, parts(view, name), files, hot, viewed_of(first), others, read)
+
+
+def can_count(view: View, alike: Alike, properties: Collection[str]) -> bool:
+    """Whether a question about these properties can be answered by `Scans.counted`: none of them is
+    in `raw`, or has values that may differ and be equal."""
+    names = {*properties, *filter(None, [alike.masked])}
+    held = [field for field in view.schema if field.name in names]
+    return len(held) == len(names) and can_fold(pa.schema(held))
 
 
 def parts(view: View, table: str) -> list[Part]:

@@ -33,7 +33,7 @@ from forebay.query.analytics.roles import published_roles
 from forebay.query.batches import event_batches
 from forebay.query.dataset import NotRead, reader
 from forebay.query.exchange import Offer, Wanted
-from forebay.query.folded import EXACT, Granularity, can_fold
+from forebay.query.folded import EXACT, Granularity
 from forebay.query.folds import Folds
 from forebay.query.frames import (
     arrow_of,
@@ -56,7 +56,7 @@ from forebay.query.receipt import (
     whole_files_of,
 )
 from forebay.query.remote import remote, remote_events
-from forebay.query.scans import Scans, parts, picked_rejects, scan_rejects
+from forebay.query.scans import Scans, can_count, parts, picked_rejects, scan_rejects
 from forebay.query.tables import (
     ALL_EVENTS,
     LATE,
@@ -229,12 +229,11 @@ class Store(Questions):
 
     def _counted(self, alike: Alike, properties: set[str]) -> pl.LazyFrame | None:
         view = self._readable()
-        names = sorted({*properties, *filter(None, [alike.masked])})
-        if not set(names) <= set(view.schema.names):  # some are in `raw`
-            return None
-        if not can_fold(pa.schema([view.schema.field(name) for name in names])):
-            return None
-        return self._scans.counted(view, alike, properties)
+        return (
+            self._scans.counted(view, alike, properties)
+            if can_count(view, alike, properties)
+            else None
+        )
 
     def late(self) -> pl.LazyFrame:
         """The late table of a view taken now: events below the boundary that arrived after their
