@@ -228,12 +228,8 @@ class Store(Questions):
         return self._scans.table(self._readable(), table, granularity_ms)
 
     def _counted(self, alike: Alike, properties: set[str]) -> pl.LazyFrame | None:
-        view = self._readable()
-        return (
-            self._scans.counted(view, alike, properties)
-            if can_count(view, alike, properties)
-            else None
-        )
+        asked = self._readable(), alike, properties
+        return self._scans.counted(*asked) if can_count(*asked) else None
 
     def late(self) -> pl.LazyFrame:
         """The late table of a view taken now: events below the boundary that arrived after their
