@@ -32,8 +32,8 @@ from forebay.storage.formats.schema import OFFSET, PARTITION, UPLOAD_TIME
 
 SORTED_BY = (UPLOAD_TIME, PARTITION, OFFSET)
 POOL = pa.default_memory_pool()
-"""Where that lies which is read to be merged. jemalloc, where there is one, gives back at once what
-is not used any more; what others keep to themselves is as much again."""
+"""Where that lies which is read to be merged. jemalloc, where there is one, gives back within about
+a second what is not used any more; what others keep to themselves is as much again."""
 if "jemalloc" in pa.supported_memory_backends():
     POOL = pa.jemalloc_memory_pool()
     pa.jemalloc_set_decay_ms(1000)
